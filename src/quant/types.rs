@@ -1,0 +1,256 @@
+//! The type table: every tensor type a GGUF file may name, with its block geometry.
+//!
+//! It knows sizes and names, not how a block is encoded. The ids and sizes are those of
+//! `ggml_type` and `type_traits` in the reference implementation (`ggml.h`, `ggml.c`).
+
+use std::fmt;
+use std::str::FromStr;
+
+/// A tensor type of the GGUF format. The discriminant is the id that files carry.
+///
+/// Ids 4, 5, 31 to 33 and 36 to 38 belonged to types that were withdrawn; they have no variant.
+#[allow(non_camel_case_types)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+#[rustfmt::skip]
+pub enum QuantType {
+    /// IEEE binary32.
+    F32 = 0,
+    /// IEEE binary16.
+    F16 = 1,
+    /// 4 bits, one scale for 32 weights.
+    Q4_0 = 2,
+    /// 4 bits, scale and minimum for 32 weights.
+    Q4_1 = 3,
+    /// 5 bits, one scale for 32 weights.
+    Q5_0 = 6,
+    /// 5 bits, scale and minimum for 32 weights.
+    Q5_1 = 7,
+    /// 8 bits, one scale for 32 weights.
+    Q8_0 = 8,
+    /// 8 bits with block sums; exists for activations only.
+    Q8_1 = 9,
+    /// 2 bits, 4-bit scales and minima for 16 weights.
+    Q2_K = 10,
+    /// 3 bits, 6-bit scales for 16 weights.
+    Q3_K = 11,
+    /// 4 bits, 6-bit scales and minima for 32 weights.
+    Q4_K = 12,
+    /// 5 bits, 6-bit scales and minima for 32 weights.
+    Q5_K = 13,
+    /// 6 bits, 8-bit scales for 16 weights.
+    Q6_K = 14,
+    /// 8 bits with block sums; exists for activations only.
+    Q8_K = 15,
+    /// 256-point lattice in 8 dimensions, 4-bit scales for 32 weights.
+    IQ2_XXS = 16,
+    /// 512-point lattice in 8 dimensions, 4-bit scales for 16 weights.
+    IQ2_XS = 17,
+    /// 256-point lattice in 4 dimensions.
+    IQ3_XXS = 18,
+    /// 2048-point ternary lattice in 8 dimensions, 3-bit scales for 32 weights.
+    IQ1_S = 19,
+    /// 4-bit codebook, one scale for 32 weights.
+    IQ4_NL = 20,
+    /// 512-point lattice in 4 dimensions.
+    IQ3_S = 21,
+    /// 1024-point lattice in 8 dimensions.
+    IQ2_S = 22,
+    /// 4-bit codebook, 6-bit scales for 32 weights.
+    IQ4_XS = 23,
+    /// 8-bit integers.
+    I8 = 24,
+    /// 16-bit integers.
+    I16 = 25,
+    /// 32-bit integers.
+    I32 = 26,
+    /// 64-bit integers.
+    I64 = 27,
+    /// IEEE binary64.
+    F64 = 28,
+    /// 2048-point ternary lattice in 8 dimensions, 3-bit scales for 16 weights.
+    IQ1_M = 29,
+    /// The upper half of a binary32.
+    BF16 = 30,
+    /// Ternary, five weights to a byte.
+    TQ1_0 = 34,
+    /// Ternary, four weights to a byte.
+    TQ2_0 = 35,
+    /// E2M1 with a power-of-two scale for 32 weights (OCP microscaling).
+    MXFP4 = 39,
+    /// E2M1 with a UE4M3 scale for 16 weights.
+    NVFP4 = 40,
+    /// Signs, one scale for 128 weights.
+    Q1_0 = 41,
+    /// Ternary, one scale for 64 weights.
+    Q2_0 = 42,
+}
+
+/// How many ids the format defines, withdrawn ones included (`GGML_TYPE_COUNT`).
+pub const TYPE_ID_COUNT: u32 = 43;
+
+struct Row {
+    ty: QuantType,
+    name: &'static str,
+    block_len: usize,
+    block_bytes: usize,
+}
+
+#[rustfmt::skip]
+const TABLE: [Row; 35] = {
+    use QuantType::*;
+    const fn row(ty: QuantType, name: &'static str, block_len: usize, block_bytes: usize) -> Row {
+        Row { ty, name, block_len, block_bytes }
+    }
+    [
+        row(F32, "F32", 1, 4),
+        row(F16, "F16", 1, 2),
+        row(Q4_0, "Q4_0", 32, 18),
+        row(Q4_1, "Q4_1", 32, 20),
+        row(Q5_0, "Q5_0", 32, 22),
+        row(Q5_1, "Q5_1", 32, 24),
+        row(Q8_0, "Q8_0", 32, 34),
+        row(Q8_1, "Q8_1", 32, 36),
+        row(Q2_K, "Q2_K", 256, 84),
+        row(Q3_K, "Q3_K", 256, 110),
+        row(Q4_K, "Q4_K", 256, 144),
+        row(Q5_K, "Q5_K", 256, 176),
+        row(Q6_K, "Q6_K", 256, 210),
+        row(Q8_K, "Q8_K", 256, 292),
+        row(IQ2_XXS, "IQ2_XXS", 256, 66),
+        row(IQ2_XS, "IQ2_XS", 256, 74),
+        row(IQ3_XXS, "IQ3_XXS", 256, 98),
+        row(IQ1_S, "IQ1_S", 256, 50),
+        row(IQ4_NL, "IQ4_NL", 32, 18),
+        row(IQ3_S, "IQ3_S", 256, 110),
+        row(IQ2_S, "IQ2_S", 256, 82),
+        row(IQ4_XS, "IQ4_XS", 256, 136),
+        row(I8, "I8", 1, 1),
+        row(I16, "I16", 1, 2),
+        row(I32, "I32", 1, 4),
+        row(I64, "I64", 1, 8),
+        row(F64, "F64", 1, 8),
+        row(IQ1_M, "IQ1_M", 256, 56),
+        row(BF16, "BF16", 1, 2),
+        row(TQ1_0, "TQ1_0", 256, 54),
+        row(TQ2_0, "TQ2_0", 256, 66),
+        row(MXFP4, "MXFP4", 32, 17),
+        row(NVFP4, "NVFP4", 64, 36),
+        row(Q1_0, "Q1_0", 128, 18),
+        row(Q2_0, "Q2_0", 64, 18),
+    ]
+};
+
+impl QuantType {
+    /// Every type, in the order of its id.
+    pub fn all() -> impl Iterator<Item = Self> {
+        TABLE.iter().map(|row| row.ty)
+    }
+
+    fn row(self) -> &'static Row {
+        TABLE.iter().find(|row| row.ty == self).expect("the table has a row for every variant")
+    }
+
+    /// The type of an id as stored in files; `None` for withdrawn and unknown ids.
+    pub fn from_id(id: u32) -> Option<Self> {
+        TABLE.iter().map(|row| row.ty).find(|ty| ty.id() == id)
+    }
+
+    /// The id stored in files.
+    pub fn id(self) -> u32 {
+        self as u32
+    }
+
+    /// The name as users spell it, for example `Q4_K`.
+    pub fn name(self) -> &'static str {
+        self.row().name
+    }
+
+    /// Weights in a block.
+    pub fn block_len(self) -> usize {
+        self.row().block_len
+    }
+
+    /// Bytes of a block.
+    pub fn block_bytes(self) -> usize {
+        self.row().block_bytes
+    }
+
+    /// Bits that one weight occupies, scales included.
+    pub fn bits_per_weight(self) -> f64 {
+        let row = self.row();
+        row.block_bytes as f64 * 8.0 / row.block_len as f64
+    }
+
+    /// Bytes of a row of `n_per_row` weights; `None` if the row is no whole number of blocks
+    /// or its size does not fit.
+    pub fn row_bytes(self, n_per_row: usize) -> Option<usize> {
+        let row = self.row();
+        if !n_per_row.is_multiple_of(row.block_len) {
+            return None;
+        }
+        (n_per_row / row.block_len).checked_mul(row.block_bytes)
+    }
+
+    /// Whether the type stores blocks of codes with scales, as opposed to plain numbers
+    /// (`ggml_is_quantized`).
+    pub fn is_quantized(self) -> bool {
+        self.block_len() > 1
+    }
+}
+
+impl fmt::Display for QuantType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A word that names no tensor type.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown tensor type `{0}`")]
+pub struct UnknownType(pub String);
+
+impl FromStr for QuantType {
+    type Err = UnknownType;
+
+    /// Accepts the name in any case (`Q4_K`, `q4_k`).
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        TABLE
+            .iter()
+            .find(|row| row.name.eq_ignore_ascii_case(s))
+            .map(|row| row.ty)
+            .ok_or_else(|| UnknownType(s.to_owned()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_and_names_round_trip() {
+        let all: Vec<_> = QuantType::all().collect();
+        assert_eq!(all.len(), 35);
+        for ty in all {
+            assert_eq!(QuantType::from_id(ty.id()), Some(ty));
+            assert_eq!(ty.name().to_lowercase().parse(), Ok(ty));
+            assert_eq!(format!("{ty:?}"), ty.name());
+        }
+    }
+
+    #[test]
+    fn withdrawn_ids_have_no_type() {
+        let live = (0..TYPE_ID_COUNT).filter_map(QuantType::from_id).count();
+        assert_eq!(live, 35);
+        for id in [4, 5, 31, 32, 33, 36, 37, 38, 43, u32::MAX] {
+            assert_eq!(QuantType::from_id(id), None);
+        }
+    }
+
+    #[test]
+    fn row_sizes_are_whole_blocks() {
+        assert_eq!(QuantType::Q4_K.row_bytes(512), Some(288));
+        assert_eq!(QuantType::Q4_K.row_bytes(320), None);
+        assert_eq!(QuantType::F64.row_bytes(usize::MAX), None);
+    }
+}
