@@ -6,5 +6,6 @@
 #![deny(missing_docs)]
 
 pub mod model;
+pub mod monitor;
 pub mod quant;
 pub mod source;

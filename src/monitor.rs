@@ -1,0 +1,19 @@
+//! How long work tells its caller how far it is, and learns that it should stop.
+//!
+//! The library neither prints nor catches signals; whoever calls it passes a [`Monitor`].
+
+/// Watches a piece of work from outside, from many threads at once.
+pub trait Monitor: Sync {
+    /// `amount` more of the work is done, in the unit that the work's documentation names.
+    fn advance(&self, amount: u64);
+
+    /// Whether the work should end at the next opportunity, with an error and nothing left behind.
+    fn cancelled(&self) -> bool {
+        false
+    }
+}
+
+/// Watches nothing and never cancels.
+impl Monitor for () {
+    fn advance(&self, _amount: u64) {}
+}
