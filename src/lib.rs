@@ -2,10 +2,11 @@
 //! and measures what the quantization costs.
 //!
 //! The rooms, each knowing only those after it: [`model`] (what the models are), [`source`]
-//! (where weights are read from), [`quant`] (block formats).
+//! (where weights are read from), [`gguf`] (the container), [`quant`] (block formats).
 #![deny(missing_docs)]
 
-pub mod model;
+pub mod gguf;
+mod mapping;
 pub mod monitor;
 pub mod quant;
-pub mod source;
+pub mod recipe;

@@ -1,0 +1,107 @@
+//! What can be wrong with a GGUF file.
+
+use std::path::PathBuf;
+
+/// A file that cannot be read as GGUF, or cannot be written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GgufError {
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file or folder.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// The file does not begin with `GGUF`.
+    #[error("{}: not a GGUF file", path.display())]
+    Magic {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A version that is not read.
+    #[error("{}: GGUF version {version} is not readable: {why}", path.display())]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        version: u32,
+        /// Why not.
+        why: &'static str,
+    },
+    /// The file ends inside its header.
+    #[error("{}: the file ends inside {what}; it is cut short or damaged", path.display())]
+    Truncated {
+        /// The file.
+        path: PathBuf,
+        /// The part of the header that is incomplete.
+        what: String,
+    },
+    /// A metadata entry that breaks the format.
+    #[error("{}: metadata key `{key}`: {what}", path.display())]
+    Key {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A key whose value has another type than needed.
+    #[error("metadata key `{key}` is {found}, expected {expected}")]
+    KeyType {
+        /// The key.
+        key: String,
+        /// The type needed.
+        expected: &'static str,
+        /// The type found.
+        found: String,
+    },
+    /// A tensor that breaks the format.
+    #[error("{}: tensor `{tensor}`: {what}", path.display())]
+    Tensor {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A tensor that cannot be laid out.
+    #[error("tensor `{tensor}` cannot be stored: {what}")]
+    Layout {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        what: String,
+    },
+    /// The output exists already.
+    #[error("{}: exists already; give another name, or --force to replace it", path.display())]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
+    /// The disk filled up while writing.
+    #[error(
+        "{}: the disk is full; free some room or write to another disk (nothing was kept)",
+        path.display()
+    )]
+    DiskFull {
+        /// The output.
+        path: PathBuf,
+    },
+}
+
+impl GgufError {
+    /// An I/O error on `path`.
+    pub(super) fn io(path: &std::path::Path, error: std::io::Error) -> Self {
+        let path = path.to_owned();
+        match error.kind() {
+            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
+                Self::DiskFull { path }
+            }
+            _ => Self::Io { path, error },
+        }
+    }
+}

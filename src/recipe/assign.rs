@@ -1,0 +1,216 @@
+//! From a request to a type for each tensor (`llama_tensor_get_type` and its helpers).
+
+use super::file_type::FileType;
+use super::mix::{Facts, Position, Role, choose};
+use crate::quant::QuantType;
+use std::collections::HashMap;
+
+/// A tensor as the rules see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'a> {
+    /// Name in GGUF's spelling.
+    pub name: &'a str,
+    /// Extents, innermost first.
+    pub dims: &'a [u64],
+    /// The type that it keeps when it is not quantized.
+    pub source: QuantType,
+}
+
+/// What is asked for beside the mix, as llama-quantize's options.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Give every tensor that is quantized the mix's default type.
+    pub pure: bool,
+    /// Whether an importance matrix is given, which some mixes ask.
+    pub imatrix: bool,
+    /// Leave `output.weight` as it is.
+    pub leave_output_tensor: bool,
+    /// A type for `output.weight`.
+    pub output_tensor_type: Option<QuantType>,
+    /// A type for `token_embd.weight`.
+    pub token_embedding_type: Option<QuantType>,
+}
+
+/// Why a tensor gets its type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It is never quantized: a norm, a bias, a router.
+    Kept,
+    /// The mix's default type.
+    Default,
+    /// A rule of the mix.
+    Mix,
+    /// An option names the type.
+    Requested,
+    /// Its rows are no whole number of the wanted type's blocks.
+    Fallback {
+        /// The type that does not fit.
+        wanted: QuantType,
+    },
+}
+
+/// A tensor's type and the reason for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Assignment {
+    /// The type.
+    pub ty: QuantType,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// A request that cannot be met.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum RecipeError {
+    /// No block of this or a similar type fits the row.
+    #[error(
+        "tensor `{tensor}`: rows of {n_per_row} weights are no whole number of {wanted} blocks of \
+         {}, and no other type takes its place; ask for another type",
+        wanted.block_len()
+    )]
+    NoFallback {
+        /// The tensor.
+        tensor: String,
+        /// Weights in a row.
+        n_per_row: u64,
+        /// The type asked for.
+        wanted: QuantType,
+    },
+    /// The type makes no sense without an importance matrix.
+    #[error("tensor `{tensor}`: {ty} in a {file_type} file needs an importance matrix (--imatrix)")]
+    NeedsImatrix {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        ty: QuantType,
+        /// The mix.
+        file_type: FileType,
+    },
+}
+
+/// Chooses a type for every tensor. `tensors` must be in the order of the output file, which some
+/// rules count in (see [`output_order`]).
+///
+/// # Errors
+/// A type that fits no row, or one that needs an importance matrix when there is none.
+pub fn assign(
+    tensors: &[Shape],
+    file_type: FileType,
+    facts: &Facts,
+    options: &Options,
+) -> Result<Vec<Assignment>, RecipeError> {
+    let n_attn_v = tensors.iter().filter(|t| Role::of(t.name) == Role::AttnV).count() as u32;
+    let mut seen: HashMap<&'static str, u32> = HashMap::new();
+    tensors
+        .iter()
+        .map(|tensor| {
+            let role = Role::of(tensor.name);
+            let mut position = |key| {
+                let count = seen.entry(key).or_default();
+                *count += 1;
+                Position { count: *count - 1, of: facts.n_layer, layer: layer_of(tensor.name) }
+            };
+            let assigned = if !is_quantized(tensor, options) {
+                Assignment { ty: tensor.source, reason: Reason::Kept }
+            } else if let Some(ty) = requested(role, options) {
+                if !fits(tensor, ty) {
+                    return Err(no_fallback(tensor, ty));
+                }
+                Assignment { ty, reason: Reason::Requested }
+            } else {
+                let default = file_type.default_type();
+                let mixed = (default.is_quantized() && !options.pure)
+                    .then(|| {
+                        let at = match role {
+                            Role::AttnV => Position { of: n_attn_v, ..position("attn_v") },
+                            Role::FfnDown => position("ffn_down"),
+                            Role::FfnGate => position("ffn_gate"),
+                            Role::FfnUp => position("ffn_up"),
+                            _ => Position { count: 0, of: facts.n_layer, layer: None },
+                        };
+                        choose(file_type, role, tensor.dims, at, facts, options.imatrix)
+                    })
+                    .flatten()
+                    .filter(|&ty| ty != default);
+                let wanted = mixed.unwrap_or(default);
+                let reason = if mixed.is_some() { Reason::Mix } else { Reason::Default };
+                match fallback(tensor, wanted)? {
+                    ty if ty == wanted => Assignment { ty, reason },
+                    ty => Assignment { ty, reason: Reason::Fallback { wanted } },
+                }
+            };
+            if !options.imatrix && needs_imatrix(role, assigned, file_type) {
+                let tensor = tensor.name.to_owned();
+                return Err(RecipeError::NeedsImatrix { tensor, ty: assigned.ty, file_type });
+            }
+            Ok(assigned)
+        })
+        .collect()
+}
+
+/// Sorts as llama-quantize orders its output: tensors outside of the layers first, then layer by
+/// layer, by the bytes of the name within each (`weight_name_comparer`).
+pub fn output_order(a: &str, b: &str) -> std::cmp::Ordering {
+    layer_of(a).cmp(&layer_of(b)).then_with(|| a.cmp(b))
+}
+
+/// The layer number in `blk.N.…`.
+fn layer_of(name: &str) -> Option<u32> {
+    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+}
+
+/// `tensor_allows_quantization`, for the names that occur in this family.
+fn is_quantized(tensor: &Shape, options: &Options) -> bool {
+    let n_dims = tensor.dims.iter().rposition(|&d| d > 1).map_or(1, |i| i + 1);
+    n_dims >= 2
+        && tensor.name.ends_with("weight")
+        && !tensor.name.contains("_norm.weight")
+        && !tensor.name.contains("ffn_gate_inp.weight")
+        && !(options.leave_output_tensor && tensor.name == "output.weight")
+}
+
+fn requested(role: Role, options: &Options) -> Option<QuantType> {
+    match role {
+        Role::Output => options.output_tensor_type,
+        Role::TokenEmbedding => options.token_embedding_type,
+        _ => None,
+    }
+}
+
+/// `tensor_type_fallback`: a type with smaller blocks where the row does not fit.
+fn fallback(tensor: &Shape, wanted: QuantType) -> Result<QuantType, RecipeError> {
+    use QuantType::*;
+    if fits(tensor, wanted) {
+        return Ok(wanted);
+    }
+    let smaller = match wanted {
+        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
+        Q2_0 | Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
+        Q4_K => Q5_0,
+        Q5_K => Q5_1,
+        Q6_K => Q8_0,
+        small if small.block_len() <= 32 => small,
+        _ => return Err(no_fallback(tensor, wanted)),
+    };
+    Ok(if fits(tensor, smaller) { smaller } else { F16 })
+}
+
+fn fits(tensor: &Shape, ty: QuantType) -> bool {
+    tensor.dims[0].is_multiple_of(ty.block_len() as u64)
+}
+
+fn no_fallback(tensor: &Shape, wanted: QuantType) -> RecipeError {
+    RecipeError::NoFallback { tensor: tensor.name.to_owned(), n_per_row: tensor.dims[0], wanted }
+}
+
+/// `tensor_requires_imatrix`.
+fn needs_imatrix(role: Role, assigned: Assignment, file_type: FileType) -> bool {
+    use QuantType::*;
+    assigned.reason != Reason::Kept
+        && !matches!(role, Role::Output | Role::TokenEmbedding)
+        && match assigned.ty {
+            IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
+            Q2_K => file_type == FileType::Q2_K_S,
+            _ => false,
+        }
+}

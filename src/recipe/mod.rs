@@ -1,0 +1,11 @@
+//! Which type each tensor gets: the named mixes, options, and what happens to rows that fit no block.
+//!
+//! This room decides on names and shapes alone; it never sees a weight.
+
+mod assign;
+mod file_type;
+mod mix;
+
+pub use assign::{Assignment, Options, Reason, RecipeError, Shape, assign, output_order};
+pub use file_type::{FileType, UnknownFileType};
+pub use mix::Facts;
