@@ -1,5 +1,12 @@
 //! Hyper-parameters, the one description that converter and forward pass share.
 
+use super::config::Config;
+use super::deepseek2;
+use super::error::ModelError;
+use super::keys::Reader;
+use crate::gguf::Metadata;
+use std::path::Path;
+
 /// A model architecture, named as GGUF's `general.architecture` does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Arch {
@@ -16,13 +23,62 @@ impl Arch {
     }
 }
 
+impl Hparams {
+    /// Reads them from a checkpoint's config.json.
+    ///
+    /// # Errors
+    /// An unsupported class, or a setting that is missing or of the wrong kind.
+    pub fn from_config(config: &Config) -> Result<Self, ModelError> {
+        match config.architecture()? {
+            "DeepseekV3ForCausalLM" => deepseek2::hparams(config),
+            other => Err(ModelError::Architecture {
+                path: config.path().to_owned(),
+                found: other.to_owned(),
+                supported: "DeepseekV3ForCausalLM (DeepSeek-R1, R1-Zero, V3)",
+            }),
+        }
+    }
+
+    /// Reads them from a GGUF file's metadata. `path` is for error messages.
+    ///
+    /// # Errors
+    /// An unsupported architecture, or a key that is missing or of the wrong type.
+    pub fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self, ModelError> {
+        match metadata.str("general.architecture")? {
+            Some("deepseek2") => deepseek2::from_keys(&Reader { path, prefix: "deepseek2", metadata }),
+            other => Err(ModelError::Architecture {
+                path: path.to_owned(),
+                found: other.unwrap_or("none").to_owned(),
+                supported: "deepseek2",
+            }),
+        }
+    }
+
+    /// Writes the architecture's keys and `general.file_type` in the reference converter's order.
+    ///
+    /// # Errors
+    /// A setting of the wrong kind in `config`, which decides which optional keys there are.
+    pub fn write_keys(
+        &self,
+        config: &Config,
+        file_type: u32,
+        metadata: &mut Metadata,
+    ) -> Result<(), ModelError> {
+        match self.arch {
+            Arch::DeepSeek2 => deepseek2::write_keys(self, config, file_type, metadata),
+        }
+    }
+}
+
 /// Everything about a model that is not a weight.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Hparams {
     /// The architecture.
     pub arch: Arch,
-    /// Layers that take part in the forward pass (a multi-token-prediction layer does not).
+    /// Layers that take part in the forward pass.
     pub n_layer: u32,
+    /// Multi-token-prediction layers stored after them, which do not.
+    pub n_nextn: u32,
     /// Longest context the model was made for, in tokens.
     pub context_length: u32,
     /// Width of the residual stream.
@@ -78,20 +134,22 @@ pub struct Yarn {
     pub beta_fast: f32,
     /// Rotations below which a dimension is interpolated in full.
     pub beta_slow: f32,
-    /// Attention temperature coefficient of the rotary part (`mscale`). GGUF does not store it;
-    /// files are read as if it equalled `mscale_all_dim`, which holds for every published model.
-    pub mscale: f32,
-    /// Attention temperature coefficient of the whole score (`mscale_all_dim`); 0 where absent.
+    /// Factor on the cosines and sines. transformers computes it as
+    /// [`mscale`]`(factor, mscale) / mscale(factor, mscale_all_dim)`, which is 1 for every
+    /// published model. GGUF does not store it: it is 1 where `mscale_all_dim` is not 0.
+    pub attention_factor: f32,
+    /// Coefficient of the attention temperature (`mscale_all_dim`): scores are multiplied by
+    /// [`mscale`]`(factor, mscale_all_dim)` squared. 0 where absent.
     pub mscale_all_dim: f32,
 }
 
-/// How router scores become probabilities.
+/// How router scores become probabilities. The discriminants are those of `expert_gating_func`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gating {
     /// Softmax over all experts (V2).
-    Softmax,
+    Softmax = 1,
     /// Sigmoid of each expert (V3, R1).
-    Sigmoid,
+    Sigmoid = 2,
 }
 
 /// Mixture of experts.
@@ -117,4 +175,10 @@ pub struct Moe {
     pub norm_weights: bool,
     /// Factor on the chosen experts' weights.
     pub weights_scale: f32,
+}
+
+/// YaRN's attention temperature for a context `factor` times as long: `0.1 k ln(factor) + 1`
+/// (Peng et al., arXiv:2309.00071, equation 22; transformers' `yarn_get_mscale`).
+pub fn mscale(factor: f32, k: f32) -> f32 {
+    if factor <= 1.0 { 1.0 } else { (0.1 * f64::from(k) * f64::from(factor).ln() + 1.0) as f32 }
 }

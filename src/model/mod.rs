@@ -1,5 +1,103 @@
 //! What a model of the R1 family is: hyper-parameters, tensor names and shapes.
+//!
+//! One description serves the converter, which writes it, and the forward pass, which runs it.
+//! Whether a model comes from a checkpoint or from a GGUF file, its tensors are seen here under
+//! GGUF's names and in GGUF's shapes.
 
+mod checkpoint;
+mod config;
+mod deepseek2;
+mod error;
+mod general;
 mod hparams;
+mod keys;
+mod model_id;
 
-pub use hparams::{Arch, Attention, Gating, Hparams, Moe, Rope, Yarn};
+pub use checkpoint::CheckpointModel;
+pub use config::{Config, RopeConfig};
+pub use error::ModelError;
+pub use general::{ParamCounts, general_metadata};
+pub use hparams::{Arch, Attention, Gating, Hparams, Moe, Rope, Yarn, mscale};
+
+use crate::gguf::Metadata;
+use crate::source::{GgufSource, Source};
+use std::path::Path;
+
+/// What becomes of multi-token-prediction layers, which the forward pass does not use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mtp {
+    /// Leave them out, as the reference converter does.
+    #[default]
+    Drop,
+    /// Keep them as `blk.N.nextn.*`.
+    Keep,
+}
+
+/// A model opened for reading, whatever it is stored as.
+pub enum Model {
+    /// A Hugging Face checkpoint folder.
+    Checkpoint(Box<CheckpointModel>),
+    /// A GGUF file.
+    Gguf(Box<GgufModel>),
+}
+
+/// A model in a GGUF file.
+pub struct GgufModel {
+    hparams: Hparams,
+    source: GgufSource,
+}
+
+impl GgufModel {
+    /// Opens a GGUF file of a supported architecture.
+    ///
+    /// # Errors
+    /// When the file is damaged or its metadata does not describe such a model.
+    pub fn open(path: &Path) -> Result<Self, ModelError> {
+        let source = GgufSource::open(path)?;
+        let hparams = Hparams::from_metadata(path, source.file().metadata())?;
+        Ok(Self { hparams, source })
+    }
+
+    /// The file's metadata.
+    pub fn metadata(&self) -> &Metadata {
+        self.source.file().metadata()
+    }
+}
+
+impl Model {
+    /// Opens a checkpoint folder or a GGUF file.
+    ///
+    /// # Errors
+    /// Whatever is wrong with it, as far as headers tell.
+    pub fn open(path: &Path, mtp: Mtp) -> Result<Self, ModelError> {
+        if path.is_dir() {
+            Ok(Self::Checkpoint(Box::new(CheckpointModel::open(path, mtp)?)))
+        } else {
+            Ok(Self::Gguf(Box::new(GgufModel::open(path)?)))
+        }
+    }
+
+    /// Its hyper-parameters.
+    pub fn hparams(&self) -> &Hparams {
+        match self {
+            Self::Checkpoint(model) => model.hparams(),
+            Self::Gguf(model) => &model.hparams,
+        }
+    }
+
+    /// Its tensors.
+    pub fn source(&self) -> &dyn Source {
+        match self {
+            Self::Checkpoint(model) => model.as_ref(),
+            Self::Gguf(model) => &model.source,
+        }
+    }
+
+    /// Bytes of its weights as stored.
+    pub fn n_bytes(&self) -> u64 {
+        match self {
+            Self::Checkpoint(model) => model.n_bytes(),
+            Self::Gguf(model) => model.source.file().tensors().iter().map(|t| t.n_bytes()).sum(),
+        }
+    }
+}

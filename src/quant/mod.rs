@@ -2,7 +2,13 @@
 //!
 //! This room knows numbers and bytes. It does not know files, tensors' names or models.
 
+mod codec;
 mod error;
+pub mod float;
+pub mod fp8;
+mod k;
+mod search;
+mod simple;
 mod types;
 
 pub use error::QuantError;

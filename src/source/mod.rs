@@ -3,9 +3,13 @@
 //! A source is a list of named tensors whose rows can be had as `f32` or, where they are stored
 //! plainly, as bytes. It does not know what the tensors mean.
 
+mod checkpoint;
 mod error;
+mod gguf;
 
-pub use error::SourceError;
+pub use checkpoint::Checkpoint;
+pub use error::{CheckpointError, SourceError};
+pub use gguf::GgufSource;
 
 use crate::quant::QuantType;
 use std::ops::Range;
@@ -74,6 +78,10 @@ pub trait Source: Send + Sync {
     /// The stored bytes of whole rows, where the tensor is stored as its [`Dtype::Gguf`] says and
     /// in this order; `None` where rows have to be computed.
     fn raw_rows(&self, tensor: usize, rows: Range<u64>) -> Option<&[u8]>;
+
+    /// Says that these rows will not be read again soon, so that their pages need not stay in
+    /// memory. A hint without effect on what is read.
+    fn release(&self, _tensor: usize, _rows: Range<u64>) {}
 
     /// The index of a tensor.
     fn find(&self, name: &str) -> Option<usize> {

@@ -1,0 +1,230 @@
+//! `requant convert`: a checkpoint to a GGUF file, and what it cost.
+
+use super::evaluate::{Evaluation, Text};
+use super::progress::Progress;
+use super::{evaluate, threads, units};
+use crate::convert::{Intermediate, Plan, Settings};
+use crate::model::{CheckpointModel, Mtp};
+use crate::quant::QuantType;
+use crate::recipe::{FileType, Options, Reason};
+use anyhow::{Context, bail};
+use clap::ValueEnum;
+use std::path::PathBuf;
+
+/// Convert a checkpoint folder to a GGUF file in one streaming pass.
+///
+/// The checkpoint's FP8, BF16, F16 or F32 weights are read once and written once, without an
+/// intermediate file; memory does not grow with the model. By default the output's tensors are
+/// those of convert_hf_to_gguf.py --outtype bf16 followed by llama-quantize, byte for byte.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \\\n    \
+                        --type Q4_K_M --evaluate wiki.test.raw")]
+pub struct Args {
+    /// Checkpoint folder: config.json, tokenizer.json and safetensors files
+    checkpoint: PathBuf,
+    /// GGUF file to write
+    output: PathBuf,
+    /// Type of the output, named as llama-quantize names it
+    #[arg(long = "type", short, value_name = "TYPE")]
+    file_type: FileType,
+    /// Give every tensor the type's default instead of its mix
+    #[arg(long)]
+    pure: bool,
+    /// Leave output.weight unquantized
+    #[arg(long)]
+    leave_output_tensor: bool,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    output_tensor_type: Option<QuantType>,
+    /// Type of token_embd.weight
+    #[arg(long, value_name = "TYPE")]
+    token_embedding_type: Option<QuantType>,
+    /// Precision on the way to a quantized type: bf16 gives the bytes of the two-step way, f32
+    /// quantizes the exact FP8 x scale products
+    #[arg(long, value_enum, default_value = "bf16")]
+    intermediate: Precision,
+    /// Multi-token-prediction layers: drop them, as the reference converter does, or keep them
+    #[arg(long, value_enum, default_value = "drop")]
+    mtp: MtpArg,
+    /// Name of the pre-tokenizer (tokenizer.ggml.pre), if it is not recognised
+    #[arg(long, value_name = "NAME")]
+    tokenizer_pre: Option<String>,
+    /// Then measure the perplexity of checkpoint and output on this text
+    #[arg(long, value_name = "FILE")]
+    evaluate: Option<PathBuf>,
+    /// Evaluate only the first N chunks of the text
+    #[arg(long, value_name = "N", requires = "evaluate")]
+    chunks: Option<usize>,
+    /// Show the plan and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Replace an existing output
+    #[arg(long, short)]
+    force: bool,
+    /// Threads [default: all processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Print plan and evaluation as JSON on standard output
+    #[arg(long)]
+    json: bool,
+    /// Show neither plan nor progress
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Precision {
+    Bf16,
+    F32,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MtpArg {
+    Drop,
+    Keep,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    if !args.checkpoint.is_dir() {
+        bail!("{}: not a folder; convert reads a checkpoint folder", args.checkpoint.display());
+    }
+    let mtp = match args.mtp {
+        MtpArg::Drop => Mtp::Drop,
+        MtpArg::Keep => Mtp::Keep,
+    };
+    let model = CheckpointModel::open(&args.checkpoint, mtp)?;
+    let settings = Settings {
+        file_type: args.file_type,
+        recipe: Options {
+            pure: args.pure,
+            imatrix: false,
+            leave_output_tensor: args.leave_output_tensor,
+            output_tensor_type: args.output_tensor_type,
+            token_embedding_type: args.token_embedding_type,
+        },
+        intermediate: match args.intermediate {
+            Precision::Bf16 => Intermediate::Bf16,
+            Precision::F32 => Intermediate::F32,
+        },
+        tokenizer_pre: args.tokenizer_pre.clone(),
+        threads: threads(args.threads.map(usize::from)),
+    };
+    let plan = Plan::of_checkpoint(&model, &settings)?;
+    // The text is read first: a typo in its name should not cost a conversion.
+    let text = args.evaluate.as_deref().map(Text::read).transpose()?;
+    if !args.quiet {
+        eprint!("{}", describe(&model, &plan, args));
+    }
+    if !args.dry_run {
+        plan.check_output(&args.output, args.force)?;
+        let progress =
+            Progress::start("convert", plan.n_weights(), "weights", plan.file_size(), args.quiet);
+        plan.run(&model, &args.output, args.force, &progress)?;
+        progress.finish();
+    }
+    let evaluation = match text.filter(|_| !args.dry_run) {
+        Some(text) => Some(evaluate_both(args, model, &text, settings.threads)?),
+        None => None,
+    };
+    if args.json {
+        let json = serde_json::json!({
+            "output": args.output,
+            "file_bytes": plan.file_size(),
+            "weights": plan.n_weights(),
+            "bits_per_weight": plan.bits_per_weight(),
+            "peak_memory_bound": plan.peak_memory(),
+            "evaluation": evaluation.as_ref().map(Evaluation::json),
+        });
+        println!("{json:#}");
+    } else if let Some(evaluation) = evaluation {
+        println!("{}", evaluation.table());
+    }
+    Ok(())
+}
+
+fn evaluate_both(
+    args: &Args,
+    model: CheckpointModel,
+    text: &Text,
+    threads: usize,
+) -> anyhow::Result<Evaluation> {
+    let source = crate::model::Model::Checkpoint(Box::new(model));
+    let result = crate::model::Model::open(&args.output, Mtp::Drop)
+        .with_context(|| format!("reading {} back", args.output.display()))?;
+    let options = evaluate::Options { ctx: 512, chunks: args.chunks, threads, quiet: args.quiet };
+    evaluate::compare(
+        ("source", &args.checkpoint, &source),
+        (&args.file_type.to_string(), &args.output, &result),
+        text,
+        &options,
+    )
+}
+
+/// The plan as people read it.
+fn describe(model: &CheckpointModel, plan: &Plan, args: &Args) -> String {
+    use std::fmt::Write;
+    let mut out = String::new();
+    let hparams = model.hparams();
+    let line = |out: &mut String, name: &str, text: String| {
+        let _ = writeln!(out, "{name:<10} {text}");
+    };
+    line(
+        &mut out,
+        "source",
+        format!(
+            "{} ({}, {} layers, {} shards, {})",
+            args.checkpoint.display(),
+            hparams.arch.name(),
+            hparams.n_layer,
+            model.n_shards(),
+            units::bytes(model.n_bytes())
+        ),
+    );
+    line(
+        &mut out,
+        "output",
+        format!(
+            "{} ({}, {:.2} bits per weight, {} = {} bytes)",
+            args.output.display(),
+            args.file_type,
+            plan.bits_per_weight(),
+            units::bytes(plan.file_size()),
+            plan.file_size()
+        ),
+    );
+    let mut types: Vec<(QuantType, usize)> = Vec::new();
+    for tensor in plan.tensors() {
+        match types.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
+            Some((_, n)) => *n += 1,
+            None => types.push((tensor.ty, 1)),
+        }
+    }
+    types.sort();
+    let types: Vec<String> = types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+    let weights = units::count(plan.n_weights() as f64);
+    let tensors = plan.tensors().len();
+    line(&mut out, "tensors", format!("{tensors} ({}), {weights} weights", types.join(", ")));
+    let mtp = match (hparams.n_nextn, model.dropped().len()) {
+        (0, 0) => "none in the checkpoint".to_owned(),
+        (0, n) => format!("dropped with {n} tensors; --mtp keep stores it"),
+        (n, _) => format!("{n} kept"),
+    };
+    line(&mut out, "MTP layer", mtp);
+    let free = plan.free_disk(&args.output).map_or_else(String::new, |free| {
+        format!(", {} free", units::bytes(free))
+    });
+    line(&mut out, "memory", format!("at most {}", units::bytes(plan.peak_memory())));
+    line(&mut out, "disk", format!("{}{free}", units::bytes(plan.file_size())));
+    for tensor in plan.tensors() {
+        if let Reason::Fallback { wanted } = tensor.reason {
+            let why = format!(
+                "{} instead of {wanted}: rows of {} are no whole number of its blocks of {}",
+                tensor.ty,
+                tensor.dims[0],
+                wanted.block_len()
+            );
+            line(&mut out, "fallback", format!("{} gets {why}", tensor.name));
+        }
+    }
+    out
+}

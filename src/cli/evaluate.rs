@@ -1,0 +1,178 @@
+//! Perplexity of models on a text: shared by `perplexity` and `convert --evaluate`.
+
+use super::progress::Progress;
+use super::units;
+use crate::eval::{Paired, Perplexity, PerplexityOptions, perplexity};
+use crate::model::Model;
+use crate::tokenizer::{Tokenizer, Vocab};
+use anyhow::{Context, bail};
+use comfy_table::{CellAlignment, Table, presets};
+use std::path::{Path, PathBuf};
+
+/// A text to evaluate on.
+pub struct Text {
+    path: PathBuf,
+    text: String,
+}
+
+impl Text {
+    /// Reads a UTF-8 file.
+    pub fn read(path: &Path) -> anyhow::Result<Self> {
+        let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
+        match String::from_utf8(bytes) {
+            Ok(text) => Ok(Self { path: path.to_owned(), text }),
+            Err(error) => {
+                let at = error.utf8_error().valid_up_to();
+                bail!("{}: not UTF-8 text (byte {at}); is this the right file?", path.display())
+            }
+        }
+    }
+}
+
+/// How to evaluate.
+pub struct Options {
+    /// Tokens per chunk.
+    pub ctx: usize,
+    /// Chunks at most.
+    pub chunks: Option<usize>,
+    /// Threads.
+    pub threads: usize,
+    /// No progress.
+    pub quiet: bool,
+}
+
+/// Perplexity of one model.
+pub fn run(
+    what: &'static str,
+    path: &Path,
+    model: &Model,
+    text: &Text,
+    options: &Options,
+) -> anyhow::Result<Perplexity> {
+    let tokenizer = tokenizer(model).with_context(|| path.display().to_string())?;
+    let tokens = tokenizer.encode(&text.text).with_context(|| text.path.display().to_string())?;
+    let needed = 2 * options.ctx;
+    if tokens.len() < needed {
+        bail!(
+            "{}: {} tokens, but chunks of {} need at least {needed}; use a longer text or a \
+             smaller --ctx",
+            text.path.display(),
+            tokens.len(),
+            options.ctx
+        );
+    }
+    let bos = if tokenizer.add_bos() { tokenizer.bos() } else { None };
+    let settings = PerplexityOptions {
+        ctx: options.ctx,
+        chunks: options.chunks,
+        bos,
+        ..PerplexityOptions::default()
+    };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+    let runner = crate::eval::Model::new(model.hparams(), model.source())
+        .with_context(|| path.display().to_string())?;
+    let work = settings.work(tokens.len(), model.hparams());
+    let progress = Progress::start(what, work, "token-layers", 0, options.quiet);
+    let result = pool
+        .install(|| perplexity(&runner, &tokens, &settings, &progress))
+        .with_context(|| path.display().to_string())?;
+    progress.finish();
+    Ok(result)
+}
+
+fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
+    Ok(match model {
+        Model::Checkpoint(model) => {
+            let vocab = Vocab::from_checkpoint(model.dir(), &model.config().json(), None)?;
+            Tokenizer::from_checkpoint(model.dir(), &vocab)?
+        }
+        Model::Gguf(model) => Tokenizer::from_vocab(&Vocab::read(model.metadata())?)?,
+    })
+}
+
+/// A model measured against its source.
+pub struct Evaluation {
+    text: PathBuf,
+    rows: [Row; 2],
+    paired: Paired,
+}
+
+struct Row {
+    name: String,
+    path: PathBuf,
+    n_bytes: u64,
+    bits_per_weight: f64,
+    perplexity: Perplexity,
+}
+
+/// Evaluates two models on the same text, chunk by chunk the same tokens.
+pub fn compare(
+    source: (&str, &Path, &Model),
+    result: (&str, &Path, &Model),
+    text: &Text,
+    options: &Options,
+) -> anyhow::Result<Evaluation> {
+    let row = |what, (name, path, model): (&str, &Path, &Model)| -> anyhow::Result<Row> {
+        let n_weights: u64 = model.source().tensors().iter().map(|t| t.n_elements()).sum();
+        Ok(Row {
+            name: name.to_owned(),
+            path: path.to_owned(),
+            n_bytes: model.n_bytes(),
+            bits_per_weight: model.n_bytes() as f64 * 8.0 / n_weights.max(1) as f64,
+            perplexity: run(what, path, model, text, options)?,
+        })
+    };
+    let rows = [row("evaluate source", source)?, row("evaluate result", result)?];
+    let paired = Paired::new(&rows[0].perplexity, &rows[1].perplexity)?;
+    Ok(Evaluation { text: text.path.clone(), rows, paired })
+}
+
+impl Evaluation {
+    /// For people.
+    pub fn table(&self) -> String {
+        let mut table = Table::new();
+        table.load_preset(presets::NOTHING);
+        table.set_header(["", "bits/weight", "size", "perplexity"]);
+        for row in &self.rows {
+            table.add_row([
+                row.name.clone(),
+                format!("{:.2}", row.bits_per_weight),
+                units::bytes(row.n_bytes),
+                format!("{:.4} ± {:.4}", row.perplexity.perplexity, row.perplexity.perplexity_error),
+            ]);
+        }
+        for column in table.column_iter_mut().skip(1) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+        let (p, first) = (&self.paired, &self.rows[0].perplexity);
+        format!(
+            "{table}\n\ndifference of perplexity, paired  {:+.4} ± {:.4}  ({:+.3} % ± {:.3} %)\n\
+             {} tokens scored in {} chunks of {}",
+            p.difference,
+            p.difference_error,
+            100.0 * (p.ratio - 1.0),
+            100.0 * p.ratio_error,
+            first.tokens_scored,
+            first.nll_per_chunk.len(),
+            self.text.display(),
+        )
+    }
+
+    /// For scripts.
+    pub fn json(&self) -> serde_json::Value {
+        let row = |row: &Row| {
+            serde_json::json!({
+                "model": row.path,
+                "bytes": row.n_bytes,
+                "bits_per_weight": row.bits_per_weight,
+                "perplexity": row.perplexity,
+            })
+        };
+        serde_json::json!({
+            "text": self.text,
+            "source": row(&self.rows[0]),
+            "result": row(&self.rows[1]),
+            "paired": self.paired,
+        })
+    }
+}

@@ -1,0 +1,65 @@
+//! `requant perplexity`: how well a model predicts a text.
+
+use super::evaluate::{self, Text};
+use super::threads;
+use crate::model::{Model, Mtp};
+use std::path::PathBuf;
+
+/// Perplexity of a checkpoint folder or a GGUF file on a text.
+///
+/// The text is cut into chunks as llama-perplexity cuts it, and the second half of each chunk is
+/// scored. Activations are f32 throughout; weights are used exactly as stored.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  requant perplexity DeepSeek-R1-Q4_K_M.gguf \
+                        --text wiki.test.raw --json")]
+pub struct Args {
+    /// Checkpoint folder or GGUF file
+    model: PathBuf,
+    /// Text file
+    #[arg(long, short = 'f', value_name = "FILE")]
+    text: PathBuf,
+    /// Tokens per chunk
+    #[arg(long, short, value_name = "N", default_value_t = 512,
+          value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
+    ctx: u32,
+    /// Evaluate only the first N chunks
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+    /// Threads [default: all processors]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    threads: Option<u16>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let text = Text::read(&args.text)?;
+    let model = Model::open(&args.model, Mtp::Drop)?;
+    let options = evaluate::Options {
+        ctx: args.ctx as usize,
+        chunks: args.chunks.map(|n| n as usize),
+        threads: threads(args.threads.map(usize::from)),
+        quiet: args.quiet,
+    };
+    let result = evaluate::run("perplexity", &args.model, &model, &text, &options)?;
+    if args.json {
+        let mut json = serde_json::to_value(&result)?;
+        json["model"] = serde_json::json!(args.model);
+        json["text"] = serde_json::json!(args.text);
+        json["ctx"] = serde_json::json!(args.ctx);
+        println!("{json:#}");
+    } else {
+        println!("perplexity = {:.4} ± {:.5}", result.perplexity, result.perplexity_error);
+        println!(
+            "mean NLL   = {:.6} over {} tokens in {} chunks",
+            result.mean_nll,
+            result.tokens_scored,
+            result.nll_per_chunk.len()
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,56 @@
+//! What can go wrong between a model and its GGUF file.
+
+use crate::gguf::GgufError;
+use crate::model::ModelError;
+use crate::quant::QuantError;
+use crate::recipe::RecipeError;
+use crate::source::SourceError;
+use crate::tokenizer::TokenizerError;
+use std::path::PathBuf;
+
+/// A conversion that cannot be planned or carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ConvertError {
+    /// The model's description.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+    /// The model's vocabulary.
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    /// The types asked for.
+    #[error(transparent)]
+    Recipe(#[from] RecipeError),
+    /// Reading weights.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// The output file.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A row that cannot be encoded.
+    #[error("tensor `{tensor}` as {ty}: {error}")]
+    Encode {
+        /// The tensor in GGUF's spelling; rows are counted from its first.
+        tensor: String,
+        /// The type it was to have.
+        ty: crate::quant::QuantType,
+        /// What is wrong with the row.
+        error: QuantError,
+    },
+    /// Less room than the output needs.
+    #[error(
+        "{}: the output needs {needed} bytes and {free} are free; free some room or choose \
+         another folder", path.display()
+    )]
+    DiskSpace {
+        /// The output's folder.
+        path: PathBuf,
+        /// Bytes of the output.
+        needed: u64,
+        /// Bytes free.
+        free: u64,
+    },
+    /// The work was cancelled from outside.
+    #[error("interrupted; nothing was written under the output's name")]
+    Cancelled,
+}

@@ -1,0 +1,190 @@
+//! What a conversion will do, known from headers alone.
+
+use super::error::ConvertError;
+use super::metadata;
+use crate::gguf::{Layout, Metadata};
+use crate::model::CheckpointModel;
+use crate::quant::QuantType;
+use crate::recipe::{self, Assignment, Facts, FileType, Reason, Shape};
+use crate::source::Source;
+
+/// The precision that weights pass through on their way to a quantized type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intermediate {
+    /// BF16, as in a file written by the reference converter with `--outtype bf16`, whose bytes
+    /// are then reproduced.
+    #[default]
+    Bf16,
+    /// The exact products of FP8 value and scale.
+    F32,
+}
+
+/// What is asked of a conversion.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The mix.
+    pub file_type: FileType,
+    /// Options on top of the mix.
+    pub recipe: recipe::Options,
+    /// The precision on the way.
+    pub intermediate: Intermediate,
+    /// GGUF's name of the pre-tokenizer, where it is not to be recognised.
+    pub tokenizer_pre: Option<String>,
+    /// Threads that read, quantize and write; at least one.
+    pub threads: usize,
+}
+
+/// A tensor of the output.
+#[derive(Clone, Debug)]
+pub struct PlannedTensor {
+    /// Its index in the source.
+    pub source: usize,
+    /// Name.
+    pub name: String,
+    /// Extents, innermost first.
+    pub dims: Vec<u64>,
+    /// The type it has on the way, and keeps where it is not quantized.
+    pub stored: QuantType,
+    /// The type it gets.
+    pub ty: QuantType,
+    /// Why.
+    pub reason: Reason,
+}
+
+impl PlannedTensor {
+    /// Elements.
+    pub fn n_elements(&self) -> u64 {
+        self.dims.iter().product()
+    }
+
+    /// Rows, over all matrices.
+    pub fn n_rows(&self) -> u64 {
+        self.dims.iter().skip(1).product()
+    }
+}
+
+/// Everything about the output but its weights.
+pub struct Plan {
+    pub(super) tensors: Vec<PlannedTensor>,
+    pub(super) metadata: Metadata,
+    pub(super) layout: Layout,
+    pub(super) threads: usize,
+}
+
+/// Elements that a worker reads, quantizes and writes at a time, unless a single row is longer.
+pub(super) const UNIT_ELEMENTS: u64 = 1 << 20;
+
+/// What the program takes beside its buffers: code, allocator, thread stacks, mapped headers.
+const BASE_MEMORY: u64 = 48 << 20;
+
+impl Plan {
+    /// Plans the conversion of a checkpoint.
+    ///
+    /// # Errors
+    /// A vocabulary that cannot be converted, or types that fit no tensor.
+    pub fn of_checkpoint(
+        model: &CheckpointModel,
+        settings: &Settings,
+    ) -> Result<Self, ConvertError> {
+        let metadata = metadata::of_checkpoint(model, settings)?;
+        let hparams = model.hparams();
+        let facts = Facts {
+            n_layer: hparams.n_layer + hparams.n_nextn,
+            n_head: hparams.attention.n_head,
+            n_head_kv: 1,
+            n_expert: hparams.moe.as_ref().map_or(0, |moe| moe.n_expert),
+            tied: model.find("output.weight").is_none(),
+        };
+        let stored = |name: &str, dims: &[u64]| stored_type(name, dims, settings.intermediate);
+        Self::new(model, stored, metadata, &facts, settings)
+    }
+
+    fn new(
+        source: &dyn Source,
+        stored: impl Fn(&str, &[u64]) -> QuantType,
+        metadata: Metadata,
+        facts: &Facts,
+        settings: &Settings,
+    ) -> Result<Self, ConvertError> {
+        let metas = source.tensors();
+        let mut order: Vec<usize> = (0..metas.len()).collect();
+        order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
+        let shapes: Vec<Shape> = order
+            .iter()
+            .map(|&i| {
+                let meta = &metas[i];
+                let source = stored(&meta.name, &meta.dims);
+                Shape { name: &meta.name, dims: &meta.dims, source }
+            })
+            .collect();
+        let assigned = recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?;
+        let tensors: Vec<PlannedTensor> = order
+            .iter()
+            .zip(shapes.iter().zip(assigned))
+            .map(|(&source, (shape, Assignment { ty, reason }))| PlannedTensor {
+                source,
+                name: shape.name.to_owned(),
+                dims: shape.dims.to_vec(),
+                stored: shape.source,
+                ty,
+                reason,
+            })
+            .collect();
+        let infos = tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.ty));
+        let layout = Layout::new(&metadata, infos)?;
+        Ok(Self { tensors, metadata, layout, threads: settings.threads.max(1) })
+    }
+
+    /// The tensors in the order of the file.
+    pub fn tensors(&self) -> &[PlannedTensor] {
+        &self.tensors
+    }
+
+    /// The metadata of the file.
+    pub fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    /// Bytes of the output file.
+    pub fn file_size(&self) -> u64 {
+        self.layout.file_size()
+    }
+
+    /// Weights in all tensors together.
+    pub fn n_weights(&self) -> u64 {
+        self.tensors.iter().map(PlannedTensor::n_elements).sum()
+    }
+
+    /// Bits per weight, over all tensors.
+    pub fn bits_per_weight(&self) -> f64 {
+        let bytes: u64 = (0..self.tensors.len()).map(|i| self.layout.n_bytes(i)).sum();
+        bytes as f64 * 8.0 / self.n_weights().max(1) as f64
+    }
+
+    /// An upper bound on the resident memory of the run, in bytes.
+    pub fn peak_memory(&self) -> u64 {
+        let unit = self.tensors.iter().map(unit_elements).max().unwrap_or(0);
+        // A unit is held as stored (at most 4 bytes a weight), as f32, once more as f32 where it
+        // is transposed, and encoded (at most 4 bytes a weight).
+        let workers = self.threads as u64 * unit * 16;
+        // The header is held in the metadata, in the layout, and in the source's own tables.
+        BASE_MEMORY + workers + 8 * self.layout.header().len() as u64
+    }
+}
+
+/// Elements of the largest unit of a tensor.
+pub(super) fn unit_elements(tensor: &PlannedTensor) -> u64 {
+    UNIT_ELEMENTS.max(tensor.dims[0]).min(tensor.n_elements())
+}
+
+/// The type of a tensor in the reference converter's output (`ModelBase.prepare_tensors`).
+fn stored_type(name: &str, dims: &[u64], intermediate: Intermediate) -> QuantType {
+    let precise = dims.len() <= 1
+        || name.ends_with("_norm.weight")
+        || name.ends_with("ffn_gate_inp.weight")
+        || !name.ends_with(".weight");
+    match intermediate {
+        Intermediate::Bf16 if !precise => QuantType::BF16,
+        _ => QuantType::F32,
+    }
+}

@@ -1,0 +1,306 @@
+//! A checkpoint seen under GGUF's tensor names and in GGUF's shapes.
+//!
+//! Experts appear stacked, `kv_b_proj` split into its key and value parts; values are computed
+//! row by row from the checkpoint when they are read.
+
+use super::config::Config;
+use super::deepseek2;
+use super::error::ModelError;
+use super::hparams::Hparams;
+use super::Mtp;
+use crate::source::{Checkpoint, Source, SourceError, TensorMeta};
+use std::collections::{HashMap, HashSet};
+use std::ops::Range;
+use std::path::Path;
+
+/// How a GGUF tensor is made of checkpoint tensors, by name.
+pub(super) enum Piece {
+    /// The tensor as it is.
+    Whole(String),
+    /// One tensor per matrix: `{prefix}{index}{suffix}`.
+    Stack { prefix: String, suffix: String },
+    /// Of every `head_rows` rows, those from `first` on.
+    HeadRows { from: String, head_rows: u64, first: u64 },
+    /// Of every `head_rows` rows the leading ones, each head transposed.
+    HeadsTransposed { from: String, head_rows: u64 },
+}
+
+/// A GGUF tensor that the architecture calls for.
+pub(super) struct Wanted {
+    pub name: String,
+    /// Innermost first.
+    pub dims: Vec<u64>,
+    pub piece: Piece,
+    pub optional: bool,
+}
+
+impl Wanted {
+    pub fn whole(name: &str, from: &str, dims: impl Into<Vec<u64>>) -> Self {
+        let piece = Piece::Whole(from.to_owned());
+        Self { name: name.to_owned(), dims: dims.into(), piece, optional: false }
+    }
+}
+
+/// [`Piece`] with names resolved to the checkpoint's tensor indices.
+enum Resolved {
+    Whole(usize),
+    Stack(Vec<usize>),
+    HeadRows { from: usize, head_rows: u64, first: u64 },
+    HeadsTransposed { from: usize, head_rows: u64 },
+}
+
+/// A checkpoint of a supported architecture.
+pub struct CheckpointModel {
+    config: Config,
+    hparams: Hparams,
+    checkpoint: Checkpoint,
+    metas: Vec<TensorMeta>,
+    pieces: Vec<Resolved>,
+    by_name: HashMap<String, usize>,
+    dropped: Vec<String>,
+}
+
+/// Buffers that some exporters store and no model needs.
+const IGNORED: [&str; 3] = [".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"];
+
+impl CheckpointModel {
+    /// Opens a checkpoint folder and finds every tensor that its configuration calls for.
+    ///
+    /// # Errors
+    /// A damaged checkpoint, an unsupported class, a tensor that is missing, of another shape
+    /// than the configuration says, or without a place in the architecture.
+    pub fn open(dir: &Path, mtp: Mtp) -> Result<Self, ModelError> {
+        let config = Config::open(dir)?;
+        let mut hparams = Hparams::from_config(&config)?;
+        let n_nextn = hparams.n_nextn;
+        if mtp == Mtp::Drop {
+            hparams.n_nextn = 0;
+        }
+        let checkpoint = Checkpoint::open(dir)?;
+        let mut model = Self {
+            config,
+            hparams,
+            checkpoint,
+            metas: Vec::new(),
+            pieces: Vec::new(),
+            by_name: HashMap::new(),
+            dropped: Vec::new(),
+        };
+        let mut used = HashSet::new();
+        // transformers' default is untied for V3, tied for no class served here.
+        let tied = model.config.bool_opt("tie_word_embeddings")?.unwrap_or(false);
+        for wanted in deepseek2::wanted_outside(&model.hparams, tied) {
+            model.add(wanted, &mut used)?;
+        }
+        for layer in 0..model.hparams.n_layer + model.hparams.n_nextn {
+            for wanted in deepseek2::wanted_in_layer(&model.hparams, layer) {
+                model.add(wanted, &mut used)?;
+            }
+        }
+        let kept = model.hparams.n_layer + model.hparams.n_nextn;
+        for (i, meta) in model.checkpoint.tensors().iter().enumerate() {
+            if used.contains(&i) {
+                continue;
+            }
+            let beyond = layer_of(&meta.name)
+                .is_some_and(|layer| (kept..model.hparams.n_layer + n_nextn).contains(&layer));
+            let tied_head = tied && meta.name == "lm_head.weight";
+            if beyond || tied_head || IGNORED.iter().any(|suffix| meta.name.ends_with(suffix)) {
+                model.dropped.push(meta.name.clone());
+            } else {
+                return Err(ModelError::UnknownTensor {
+                    path: model.checkpoint.file_of(i).to_owned(),
+                    tensor: meta.name.clone(),
+                });
+            }
+        }
+        Ok(model)
+    }
+
+    fn add(&mut self, wanted: Wanted, used: &mut HashSet<usize>) -> Result<(), ModelError> {
+        let Wanted { name, dims, piece, optional } = wanted;
+        let mut find = |from: &str, expected: &[u64]| -> Result<Option<usize>, ModelError> {
+            let Some(i) = self.checkpoint.find(from) else {
+                return if optional {
+                    Ok(None)
+                } else {
+                    Err(ModelError::MissingTensor {
+                        path: self.checkpoint.dir().to_owned(),
+                        tensor: from.to_owned(),
+                    })
+                };
+            };
+            let found = &self.checkpoint.tensors()[i].dims;
+            if found != expected {
+                return Err(ModelError::Shape {
+                    path: self.checkpoint.file_of(i).to_owned(),
+                    tensor: from.to_owned(),
+                    found: found.iter().rev().copied().collect(),
+                    expected: expected.iter().rev().copied().collect(),
+                });
+            }
+            used.insert(i);
+            Ok(Some(i))
+        };
+        let resolved = match piece {
+            Piece::Whole(from) => match find(&from, &dims)? {
+                Some(i) => Resolved::Whole(i),
+                None => return Ok(()),
+            },
+            Piece::Stack { prefix, suffix } => {
+                let mut indices = Vec::new();
+                for expert in 0..dims[2] {
+                    indices.extend(find(&format!("{prefix}{expert}{suffix}"), &dims[..2])?);
+                }
+                Resolved::Stack(indices)
+            }
+            Piece::HeadRows { from, head_rows, first } => {
+                match find(&from, &[dims[0], head_rows * dims[2]])? {
+                    Some(from) => Resolved::HeadRows { from, head_rows, first },
+                    None => return Ok(()),
+                }
+            }
+            Piece::HeadsTransposed { from, head_rows } => {
+                match find(&from, &[dims[1], head_rows * dims[2]])? {
+                    Some(from) => Resolved::HeadsTransposed { from, head_rows },
+                    None => return Ok(()),
+                }
+            }
+        };
+        let first = match &resolved {
+            Resolved::Stack(all) => all.first().copied(),
+            Resolved::Whole(i)
+            | Resolved::HeadRows { from: i, .. }
+            | Resolved::HeadsTransposed { from: i, .. } => Some(*i),
+        };
+        let Some(first) = first else { return Ok(()) };
+        let dtype = self.checkpoint.tensors()[first].dtype;
+        self.by_name.insert(name.clone(), self.metas.len());
+        self.metas.push(TensorMeta { name, dims, dtype });
+        self.pieces.push(resolved);
+        Ok(())
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        self.checkpoint.dir()
+    }
+
+    /// Its configuration.
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Its hyper-parameters.
+    pub fn hparams(&self) -> &Hparams {
+        &self.hparams
+    }
+
+    /// Checkpoint tensors that are left out: multi-token-prediction layers, a tied output matrix,
+    /// and buffers that no model needs.
+    pub fn dropped(&self) -> &[String] {
+        &self.dropped
+    }
+
+    /// Bytes of all shards together.
+    pub fn n_bytes(&self) -> u64 {
+        self.checkpoint.n_bytes()
+    }
+
+    /// How many shards there are.
+    pub fn n_shards(&self) -> usize {
+        self.checkpoint.n_shards()
+    }
+
+    /// Calls `each` with the checkpoint tensor, its rows and the output elements for every
+    /// contiguous run of the rows asked for.
+    fn runs(
+        &self,
+        tensor: usize,
+        rows: Range<u64>,
+        mut each: impl FnMut(usize, Range<u64>, Range<usize>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let meta = &self.metas[tensor];
+        let n = meta.n_per_row() as usize;
+        let per_matrix = meta.dims.get(1).copied().unwrap_or(1);
+        let mut row = rows.start;
+        while row < rows.end {
+            let (matrix, in_matrix) = (row / per_matrix, row % per_matrix);
+            let (from, first, available) = match &self.pieces[tensor] {
+                Resolved::Whole(i) => (*i, row, rows.end - row),
+                Resolved::Stack(all) => (all[matrix as usize], in_matrix, per_matrix - in_matrix),
+                Resolved::HeadRows { from, head_rows, first } => {
+                    (*from, matrix * head_rows + first + in_matrix, per_matrix - in_matrix)
+                }
+                // A transposed row is a column of its head: each needs all of the head's rows.
+                Resolved::HeadsTransposed { from, head_rows } => {
+                    (*from, matrix * head_rows, per_matrix - in_matrix)
+                }
+            };
+            let count = available.min(rows.end - row);
+            let at = (row - rows.start) as usize * n;
+            let stored = match &self.pieces[tensor] {
+                Resolved::HeadsTransposed { .. } => first..first + meta.dims[0],
+                _ => first..first + count,
+            };
+            each(from, stored, at..at + count as usize * n)?;
+            row += count;
+        }
+        Ok(())
+    }
+}
+
+/// The layer number in `model.layers.N.…`.
+fn layer_of(name: &str) -> Option<u32> {
+    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
+}
+
+impl Source for CheckpointModel {
+    fn tensors(&self) -> &[TensorMeta] {
+        &self.metas
+    }
+
+    fn read_rows(&self, tensor: usize, first_row: u64, out: &mut [f32]) -> Result<(), SourceError> {
+        let meta = &self.metas[tensor];
+        let n = meta.n_per_row() as usize;
+        let rows = first_row..first_row + (out.len() / n) as u64;
+        let transposed = matches!(self.pieces[tensor], Resolved::HeadsTransposed { .. });
+        let mut head = Vec::new();
+        let mut row = first_row;
+        self.runs(tensor, rows, |from, stored, range| {
+            let out = &mut out[range];
+            if !transposed {
+                return self.checkpoint.read_rows(from, stored.start, out);
+            }
+            let width = meta.dims[1] as usize;
+            head.resize(n * width, 0.0);
+            self.checkpoint.read_rows(from, stored.start, &mut head)?;
+            let first_column = (row % meta.dims[1]) as usize;
+            for (i, out) in out.chunks_exact_mut(n).enumerate() {
+                for (j, value) in out.iter_mut().enumerate() {
+                    *value = head[j * width + first_column + i];
+                }
+            }
+            row += (out.len() / n) as u64;
+            Ok(())
+        })
+    }
+
+    /// Rows are always computed here: what a plain tensor's bytes would save is not worth a
+    /// second path.
+    fn raw_rows(&self, _tensor: usize, _rows: Range<u64>) -> Option<&[u8]> {
+        None
+    }
+
+    fn release(&self, tensor: usize, rows: Range<u64>) {
+        let released = self.runs(tensor, rows, |from, stored, _| {
+            self.checkpoint.release(from, stored);
+            Ok(())
+        });
+        debug_assert!(released.is_ok(), "releasing pages reads nothing");
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+}

@@ -1,0 +1,346 @@
+//! The `deepseek2` architecture: DeepSeek V2, V3 and R1.
+//!
+//! Three translations of one model: config.json to [`Hparams`], hyper-parameters to GGUF keys and
+//! back, and GGUF tensors to the checkpoint tensors they are made of.
+
+use super::checkpoint::{Piece, Wanted};
+use super::config::Config;
+use super::error::ModelError;
+use super::hparams::{Arch, Attention, Gating, Hparams, Moe, Rope, Yarn, mscale};
+use super::keys::Keys;
+use crate::gguf::Metadata;
+
+/// Reads the hyper-parameters of a `DeepseekV3ForCausalLM`. Defaults for absent settings are those
+/// of transformers' `DeepseekV3Config`.
+pub(super) fn hparams(config: &Config) -> Result<Hparams, ModelError> {
+    let n_layer = config.u32("num_hidden_layers")?;
+    let n_expert = config.u32_or("n_routed_experts", Some(256))?;
+    let moe = match n_expert {
+        None | Some(0) => None,
+        Some(n_expert) => Some(Moe {
+            leading_dense: config.u32_or("first_k_dense_replace", Some(3))?.unwrap_or(0),
+            n_expert,
+            n_used: config.u32_or("num_experts_per_tok", Some(8))?.unwrap_or(0),
+            n_shared: config.u32_or("n_shared_experts", Some(1))?.unwrap_or(0),
+            n_group: config.u32_or("n_group", Some(8))?.unwrap_or(0),
+            n_group_used: config.u32_or("topk_group", Some(4))?.unwrap_or(0),
+            n_ff: config.u32("moe_intermediate_size")?,
+            gating: gating(config)?,
+            norm_weights: config.bool_opt("norm_topk_prob")?.unwrap_or(true),
+            weights_scale: config.f32_opt("routed_scaling_factor")?.unwrap_or(2.5),
+        }),
+    };
+    let hparams = Hparams {
+        arch: Arch::DeepSeek2,
+        n_layer,
+        n_nextn: config.u32_opt("num_nextn_predict_layers")?.unwrap_or(0),
+        context_length: config.u32_or("max_position_embeddings", Some(4096))?.unwrap_or(0),
+        n_embd: config.u32("hidden_size")?,
+        n_ff: config.u32("intermediate_size")?,
+        n_vocab: config.u32("vocab_size")?,
+        rms_eps: config.f32_opt("rms_norm_eps")?.unwrap_or(1e-6),
+        attention: Attention {
+            n_head: config.u32("num_attention_heads")?,
+            q_lora_rank: config.u32_or("q_lora_rank", Some(1536))?,
+            kv_lora_rank: config.u32("kv_lora_rank")?,
+            qk_nope: config.u32("qk_nope_head_dim")?,
+            qk_rope: config.u32("qk_rope_head_dim")?,
+            v_head: config.u32("v_head_dim")?,
+        },
+        rope: rope(config)?,
+        moe,
+    };
+    Ok(hparams)
+}
+
+/// The router's scoring. V3's class has no other than the sigmoid; the setting is often absent.
+fn gating(config: &Config) -> Result<Gating, ModelError> {
+    match config.str_opt("scoring_func")? {
+        None | Some("sigmoid") => Ok(Gating::Sigmoid),
+        Some(_) => Err(config.bad("scoring_func", "\"sigmoid\"")),
+    }
+}
+
+fn rope(config: &Config) -> Result<Rope, ModelError> {
+    let rope = config.rope()?;
+    let yarn = match rope.kind()? {
+        None => None,
+        Some("yarn") => {
+            let factor = rope.f32_opt("factor")?.ok_or_else(|| rope.bad("factor", "a number"))?;
+            let all_dim = rope.f32_opt("mscale_all_dim")?.unwrap_or(0.0);
+            // transformers' `_compute_yarn_parameters`: both coefficients or neither.
+            let attention_factor = match (rope.f32_opt("attention_factor")?, rope.f32_opt("mscale")?) {
+                (Some(factor), _) => factor,
+                (None, Some(k)) if k != 0.0 && all_dim != 0.0 => {
+                    mscale(factor, k) / mscale(factor, all_dim)
+                }
+                _ => mscale(factor, 1.0),
+            };
+            Some(Yarn {
+                factor,
+                original_context: rope.original_context()?,
+                beta_fast: rope.f32_opt("beta_fast")?.unwrap_or(32.0),
+                beta_slow: rope.f32_opt("beta_slow")?.unwrap_or(1.0),
+                attention_factor,
+                mscale_all_dim: all_dim,
+            })
+        }
+        Some(_) => return Err(rope.bad("type", "\"yarn\" or none")),
+    };
+    Ok(Rope { freq_base: rope.theta()?.unwrap_or(10000.0), yarn })
+}
+
+/// Layer counts that llama.cpp takes for a "lite" model, which has no `q_lora_rank` key
+/// (`llama_model_deepseek2::load_arch_hparams`).
+const LITE_LAYERS: [u32; 2] = [26, 27];
+
+/// Writes the `deepseek2.*` keys, and `general.file_type`, in the reference converter's order
+/// (`DeepseekV2Model.set_gguf_parameters` and its base class).
+pub(super) fn write_keys(
+    hparams: &Hparams,
+    config: &Config,
+    file_type: u32,
+    metadata: &mut Metadata,
+) -> Result<(), ModelError> {
+    let a = &hparams.attention;
+    let mut keys = Keys::new(hparams.arch, metadata);
+    keys.set("block_count", hparams.n_layer + hparams.n_nextn);
+    keys.set("context_length", hparams.context_length);
+    keys.set("embedding_length", hparams.n_embd);
+    keys.set("feed_forward_length", hparams.n_ff);
+    keys.set("attention.head_count", a.n_head);
+    // Latent attention is multi-query attention with one wide head.
+    keys.set("attention.head_count_kv", 1u32);
+    let rope = config.rope()?;
+    if let Some(yarn) = &hparams.rope.yarn {
+        keys.set("rope.scaling.type", "yarn");
+        keys.set("rope.scaling.factor", yarn.factor);
+        keys.set("rope.scaling.original_context_length", yarn.original_context);
+        for (key, settings) in [
+            ("rope.scaling.yarn_ext_factor", &["extrapolation_factor"][..]),
+            ("rope.scaling.yarn_attn_factor", &["attention_factor", "attn_factor"]),
+            ("rope.scaling.yarn_beta_fast", &["beta_fast"]),
+            ("rope.scaling.yarn_beta_slow", &["beta_slow"]),
+        ] {
+            for setting in settings {
+                if let Some(value) = rope.f32_opt(setting)? {
+                    keys.set(key, value);
+                    break;
+                }
+            }
+        }
+    }
+    keys.set("rope.freq_base", hparams.rope.freq_base);
+    keys.set("attention.layer_norm_rms_epsilon", hparams.rms_eps);
+    if let Some(moe) = &hparams.moe {
+        keys.set("expert_count", moe.n_expert);
+        keys.set("expert_used_count", moe.n_used);
+        if moe.n_group > 0 {
+            keys.set("expert_group_count", moe.n_group);
+            keys.set("expert_group_used_count", moe.n_group_used);
+        }
+        keys.set("expert_gating_func", moe.gating as u32);
+    }
+    keys.set("attention.key_length", a.kv_lora_rank + a.qk_rope);
+    keys.set("attention.value_length", a.kv_lora_rank);
+    keys.general("general.file_type", file_type);
+    let leading = hparams.moe.as_ref().map_or(hparams.n_layer, |moe| moe.leading_dense);
+    keys.set("leading_dense_block_count", leading);
+    keys.set("vocab_size", hparams.n_vocab);
+    match a.q_lora_rank {
+        Some(rank) => keys.set("attention.q_lora_rank", rank),
+        // llama.cpp refuses a file without the key unless the layer count is a lite model's.
+        None if !LITE_LAYERS.contains(&hparams.n_layer) => keys.set("attention.q_lora_rank", 0u32),
+        None => {}
+    }
+    keys.set("attention.kv_lora_rank", a.kv_lora_rank);
+    keys.set("attention.key_length_mla", a.qk_nope + a.qk_rope);
+    keys.set("attention.value_length_mla", a.v_head);
+    let moe = hparams.moe.as_ref();
+    keys.set("expert_feed_forward_length", moe.map_or(hparams.n_ff, |moe| moe.n_ff));
+    keys.set("expert_shared_count", moe.map_or(0, |moe| moe.n_shared));
+    if let Some(moe) = moe {
+        keys.set("expert_weights_scale", moe.weights_scale);
+        if moe.norm_weights {
+            keys.set("expert_weights_norm", true);
+        }
+    }
+    keys.set("rope.dimension_count", a.qk_rope);
+    if let Some(all_dim) = rope.f64_opt("mscale_all_dim")? {
+        keys.set("rope.scaling.yarn_log_multiplier", (0.1 * all_dim) as f32);
+    }
+    if hparams.n_nextn > 0 {
+        keys.set("nextn_predict_layers", hparams.n_nextn);
+    }
+    Ok(())
+}
+
+/// Reads the keys that [`write_keys`] writes.
+pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelError> {
+    let n_nextn = keys.u32_or("nextn_predict_layers", 0)?;
+    let blocks = keys.u32("block_count")?;
+    let qk_rope = keys.u32("rope.dimension_count")?;
+    let key_length = keys.u32("attention.key_length_mla")?;
+    let yarn = match keys.str_opt("rope.scaling.type")? {
+        None | Some("none") => None,
+        Some("yarn") => {
+            let factor = keys.f32("rope.scaling.factor")?;
+            // The converter stores a tenth of the coefficient.
+            let all_dim = keys.f32_or("rope.scaling.yarn_log_multiplier", 0.0)? / 0.1;
+            Some(Yarn {
+                factor,
+                original_context: keys.u32("rope.scaling.original_context_length")?,
+                beta_fast: keys.f32_or("rope.scaling.yarn_beta_fast", 32.0)?,
+                beta_slow: keys.f32_or("rope.scaling.yarn_beta_slow", 1.0)?,
+                attention_factor: if all_dim == 0.0 { mscale(factor, 1.0) } else { 1.0 },
+                mscale_all_dim: all_dim,
+            })
+        }
+        Some(_) => return Err(keys.bad("rope.scaling.type")),
+    };
+    let n_expert = keys.u32_or("expert_count", 0)?;
+    let moe = (n_expert > 0)
+        .then(|| {
+            Ok::<_, ModelError>(Moe {
+                leading_dense: keys.u32_or("leading_dense_block_count", 0)?,
+                n_expert,
+                n_used: keys.u32("expert_used_count")?,
+                n_shared: keys.u32_or("expert_shared_count", 0)?,
+                n_group: keys.u32_or("expert_group_count", 0)?,
+                n_group_used: keys.u32_or("expert_group_used_count", 0)?,
+                n_ff: keys.u32("expert_feed_forward_length")?,
+                gating: match keys.u32_or("expert_gating_func", Gating::Softmax as u32)? {
+                    1 => Gating::Softmax,
+                    2 => Gating::Sigmoid,
+                    _ => return Err(keys.bad("expert_gating_func")),
+                },
+                norm_weights: keys.bool_or("expert_weights_norm", false)?,
+                weights_scale: keys.f32_or("expert_weights_scale", 1.0)?,
+            })
+        })
+        .transpose()?;
+    Ok(Hparams {
+        arch: Arch::DeepSeek2,
+        n_layer: blocks.checked_sub(n_nextn).ok_or_else(|| keys.bad("nextn_predict_layers"))?,
+        n_nextn,
+        context_length: keys.u32("context_length")?,
+        n_embd: keys.u32("embedding_length")?,
+        n_ff: keys.u32("feed_forward_length")?,
+        n_vocab: keys.n_vocab()?,
+        rms_eps: keys.f32("attention.layer_norm_rms_epsilon")?,
+        attention: Attention {
+            n_head: keys.u32("attention.head_count")?,
+            q_lora_rank: Some(keys.u32_or("attention.q_lora_rank", 0)?).filter(|&rank| rank > 0),
+            kv_lora_rank: keys.u32("attention.kv_lora_rank")?,
+            qk_nope: key_length
+                .checked_sub(qk_rope)
+                .ok_or_else(|| keys.bad("attention.key_length_mla"))?,
+            qk_rope,
+            v_head: keys.u32("attention.value_length_mla")?,
+        },
+        rope: Rope { freq_base: keys.f32_or("rope.freq_base", 10000.0)?, yarn },
+        moe,
+    })
+}
+
+/// The tensors outside of the layers.
+pub(super) fn wanted_outside(hparams: &Hparams, tied: bool) -> Vec<Wanted> {
+    let (embd, vocab) = (u64::from(hparams.n_embd), u64::from(hparams.n_vocab));
+    let mut wanted = vec![
+        Wanted::whole("token_embd.weight", "model.embed_tokens.weight", [embd, vocab]),
+        Wanted::whole("output_norm.weight", "model.norm.weight", [embd]),
+    ];
+    if !tied {
+        wanted.push(Wanted::whole("output.weight", "lm_head.weight", [embd, vocab]));
+    }
+    wanted
+}
+
+/// The tensors of layer `layer`, with the checkpoint tensors they are made of
+/// (`DeepseekV2Model.modify_tensors`).
+pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
+    let a = &hparams.attention;
+    let [embd, ff, heads] = [hparams.n_embd, hparams.n_ff, a.n_head].map(u64::from);
+    let [kv_lora, nope, rope, v] = [a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head].map(u64::from);
+    let gguf = |name: &str| format!("blk.{layer}.{name}");
+    let hf = |name: &str| format!("model.layers.{layer}.{name}");
+    let mut wanted = Vec::new();
+    let mut whole = |name: &str, from: &str, dims: &[u64]| {
+        wanted.push(Wanted::whole(&gguf(name), &hf(from), dims.to_vec()));
+    };
+    whole("attn_norm.weight", "input_layernorm.weight", &[embd]);
+    let q_dims = |input| [input, heads * (nope + rope)];
+    match a.q_lora_rank.map(u64::from) {
+        Some(rank) => {
+            whole("attn_q_a.weight", "self_attn.q_a_proj.weight", &[embd, rank]);
+            whole("attn_q_a_norm.weight", "self_attn.q_a_layernorm.weight", &[rank]);
+            whole("attn_q_b.weight", "self_attn.q_b_proj.weight", &q_dims(rank));
+        }
+        None => whole("attn_q.weight", "self_attn.q_proj.weight", &q_dims(embd)),
+    }
+    whole("attn_kv_a_mqa.weight", "self_attn.kv_a_proj_with_mqa.weight", &[embd, kv_lora + rope]);
+    whole("attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", &[kv_lora]);
+    whole("attn_output.weight", "self_attn.o_proj.weight", &[heads * v, embd]);
+    whole("ffn_norm.weight", "post_attention_layernorm.weight", &[embd]);
+    match hparams.moe.as_ref().filter(|moe| layer >= moe.leading_dense) {
+        None => {
+            whole("ffn_gate.weight", "mlp.gate_proj.weight", &[embd, ff]);
+            whole("ffn_up.weight", "mlp.up_proj.weight", &[embd, ff]);
+            whole("ffn_down.weight", "mlp.down_proj.weight", &[ff, embd]);
+        }
+        Some(moe) => {
+            let [experts, shared] = [moe.n_expert, moe.n_shared].map(u64::from);
+            let ff = u64::from(moe.n_ff);
+            whole("ffn_gate_inp.weight", "mlp.gate.weight", &[embd, experts]);
+            if moe.gating == Gating::Sigmoid {
+                whole("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", &[experts]);
+            }
+            if shared > 0 {
+                let ff = ff * shared;
+                whole("ffn_gate_shexp.weight", "mlp.shared_experts.gate_proj.weight", &[embd, ff]);
+                whole("ffn_up_shexp.weight", "mlp.shared_experts.up_proj.weight", &[embd, ff]);
+                whole("ffn_down_shexp.weight", "mlp.shared_experts.down_proj.weight", &[ff, embd]);
+            }
+            for (name, from, [columns, rows]) in [
+                ("ffn_gate_exps.weight", "gate_proj.weight", [embd, ff]),
+                ("ffn_up_exps.weight", "up_proj.weight", [embd, ff]),
+                ("ffn_down_exps.weight", "down_proj.weight", [ff, embd]),
+            ] {
+                wanted.push(Wanted {
+                    name: gguf(name),
+                    dims: vec![columns, rows, experts],
+                    piece: Piece::Stack { prefix: hf("mlp.experts."), suffix: format!(".{from}") },
+                    optional: false,
+                });
+            }
+        }
+    }
+    let kv_b = |name: &str, dims: [u64; 3], piece: fn(String, u64, u64) -> Piece| Wanted {
+        name: gguf(name),
+        dims: dims.to_vec(),
+        piece: piece(hf("self_attn.kv_b_proj.weight"), nope, v),
+        optional: false,
+    };
+    wanted.push(kv_b("attn_k_b.weight", [nope, kv_lora, heads], |from, nope, v| {
+        Piece::HeadsTransposed { from, head_rows: nope + v }
+    }));
+    wanted.push(kv_b("attn_v_b.weight", [kv_lora, v, heads], |from, nope, v| {
+        Piece::HeadRows { from, head_rows: nope + v, first: nope }
+    }));
+    if layer >= hparams.n_layer {
+        let vocab = u64::from(hparams.n_vocab);
+        for (name, from, dims, optional) in [
+            ("eh_proj", "eh_proj", vec![2 * embd, embd], false),
+            ("enorm", "enorm", vec![embd], false),
+            ("hnorm", "hnorm", vec![embd], false),
+            ("embed_tokens", "embed_tokens", vec![embd, vocab], true),
+            ("shared_head_head", "shared_head.head", vec![embd, vocab], true),
+            ("shared_head_norm", "shared_head.norm", vec![embd], true),
+        ] {
+            let name = gguf(&format!("nextn.{name}.weight"));
+            let from = hf(&format!("{from}.weight"));
+            wanted.push(Wanted { optional, ..Wanted::whole(&name, &from, dims) });
+        }
+    }
+    wanted
+}

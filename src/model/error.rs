@@ -1,0 +1,102 @@
+//! What can be wrong with a model's description.
+
+use crate::gguf::GgufError;
+use crate::source::CheckpointError;
+use std::path::PathBuf;
+
+/// A model that cannot be described, or whose tensors are not what its description says.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ModelError {
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A JSON file that is not a JSON object.
+    #[error("{}: not a JSON object: {error}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        error: serde_json::Error,
+    },
+    /// A model card that cannot be read.
+    #[error("{}: the front matter {what}; mend or remove it", path.display())]
+    ModelCard {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The checkpoint cannot be opened.
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    /// The GGUF file cannot be opened or lacks metadata.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// A setting that is missing or of the wrong kind.
+    #[error("{}: `{key}` is {found}, expected {expected}", path.display())]
+    Config {
+        /// The config file.
+        path: PathBuf,
+        /// The setting.
+        key: String,
+        /// What it says, or `missing`.
+        found: String,
+        /// What it should be.
+        expected: &'static str,
+    },
+    /// A metadata key that the architecture needs.
+    #[error("{}: metadata key `{key}` is missing or makes no sense", path.display())]
+    Key {
+        /// The GGUF file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+    },
+    /// An architecture that is not supported.
+    #[error("{}: architecture `{found}` is not supported; supported: {supported}", path.display())]
+    Architecture {
+        /// The file that names it.
+        path: PathBuf,
+        /// The architecture.
+        found: String,
+        /// Those that are supported.
+        supported: &'static str,
+    },
+    /// A tensor that the description calls for does not exist.
+    #[error("{}: tensor `{tensor}` is missing, the model's config calls for it", path.display())]
+    MissingTensor {
+        /// The checkpoint folder or file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+    /// A tensor has another shape than the description says.
+    #[error(
+        "{}: tensor `{tensor}` has shape {found:?}, the model's config calls for {expected:?}",
+        path.display()
+    )]
+    Shape {
+        /// The file that holds it.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape, outermost first.
+        found: Vec<u64>,
+        /// The shape called for.
+        expected: Vec<u64>,
+    },
+    /// A tensor that the description has no place for.
+    #[error("{}: tensor `{tensor}` has no place in this architecture", path.display())]
+    UnknownTensor {
+        /// The file that holds it.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+    },
+}

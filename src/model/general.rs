@@ -1,0 +1,331 @@
+//! The `general.*` keys: what a model calls itself, gathered from its model card, its
+//! configuration and its folder's name as the reference converter gathers them
+//! (`gguf-py/gguf/metadata.py`, `ModelBase.prepare_metadata`).
+
+use super::error::ModelError;
+use super::model_id::{ModelId, title};
+use crate::gguf::{Metadata, Value};
+use serde_json::Value as Json;
+use std::collections::HashMap;
+use std::path::Path;
+use yaml_rust2::{Yaml, YamlLoader};
+
+/// Parameter counts as the size label shows them (`GGUFWriter.get_total_parameter_count`).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ParamCounts {
+    /// All parameters.
+    total: u64,
+    /// Parameters outside of stacked experts.
+    shared: u64,
+    /// Parameters of one expert, over all layers.
+    expert: u64,
+    /// Experts summed over the stacked tensors, and the number of such tensors.
+    experts: (u64, u64),
+}
+
+impl ParamCounts {
+    /// Counts a tensor by its name in GGUF's spelling; `dims` innermost first.
+    pub fn add(&mut self, name: &str, dims: &[u64]) {
+        let size: u64 = dims.iter().product();
+        self.total += size;
+        match dims.get(2).filter(|&&n| n > 0 && name.contains("_exps.")) {
+            Some(&n_expert) => {
+                self.expert += size / n_expert;
+                self.experts.0 += n_expert;
+                self.experts.1 += 1;
+            }
+            None => self.shared += size,
+        }
+    }
+
+    /// For example `671B` or `256x20B`.
+    fn size_label(&self) -> String {
+        match self.experts.0.checked_div(self.experts.1) {
+            Some(n) if n > 0 => format!("{n}x{}", rounded(self.shared + self.expert)),
+            _ => rounded(self.total),
+        }
+    }
+}
+
+/// A count with two significant digits at least (`model_weight_count_rounded_notation`).
+fn rounded(n: u64) -> String {
+    let (scale, suffix) = match n {
+        n if n > 1_000_000_000_000 => (1e-12, "T"),
+        n if n > 1_000_000_000 => (1e-9, "B"),
+        n if n > 1_000_000 => (1e-6, "M"),
+        _ => (1e-3, "K"),
+    };
+    let scaled = n as f64 * scale;
+    let whole = scaled.round_ties_even() as u64;
+    let digits = if whole == 0 { 0 } else { whole.to_string().len() };
+    format!("{scaled:.*}{suffix}", 2usize.saturating_sub(digits))
+}
+
+/// Sampling settings of generation_config.json, in the order of their keys.
+const SAMPLING: [(&str, &[&str], Kind); 12] = [
+    ("sequence", &["sequence"], Kind::Text),
+    ("top_k", &["top_k"], Kind::Int),
+    ("top_p", &["top_p"], Kind::Float),
+    ("min_p", &["min_p"], Kind::Float),
+    ("xtc_probability", &["xtc_probability"], Kind::Float),
+    ("xtc_threshold", &["xtc_threshold"], Kind::Float),
+    ("temp", &["temperature"], Kind::Float),
+    ("penalty_last_n", &["penalty_last_n"], Kind::Int),
+    ("penalty_repeat", &["penalty_repeat", "repetition_penalty"], Kind::Float),
+    ("mirostat", &["mirostat"], Kind::Int),
+    ("mirostat_tau", &["mirostat_tau"], Kind::Float),
+    ("mirostat_eta", &["mirostat_eta"], Kind::Float),
+];
+
+#[derive(Clone, Copy)]
+enum Kind {
+    Text,
+    Int,
+    Float,
+}
+
+/// Text fields in the order of their keys, each with the model card's names for it.
+const FIELDS: [(&str, &[&str]); 16] = [
+    ("name", &["name", "model_name"]),
+    ("author", &["author", "model_author", "model_creator"]),
+    ("version", &["version", "model_version"]),
+    ("organization", &["organization", "model_organization"]),
+    ("finetune", &["finetune", "model_finetune"]),
+    ("basename", &["basename", "model_basename", "model_type"]),
+    ("description", &["description", "model_description"]),
+    ("quantized_by", &[]),
+    ("size_label", &["size_label", "model_size_label"]),
+    ("license", &["license"]),
+    ("license.name", &["license_name"]),
+    ("license.link", &["license_link"]),
+    ("source.url", &["url", "model_url"]),
+    ("source.doi", &["doi", "model_doi"]),
+    ("source.uuid", &["uuid", "model_uuid"]),
+    ("source.repo_url", &["repo_url", "model_repo_url"]),
+];
+
+/// Models and data sets that the model card names: key, the card's names for the list.
+const ORIGINS: [(&str, &[&str]); 2] = [
+    ("base_model", &["base_model", "base_models", "base_model_sources"]),
+    ("dataset", &["datasets", "dataset", "dataset_sources"]),
+];
+
+const ORIGIN_FIELDS: [&str; 9] =
+    ["name", "author", "version", "organization", "description", "url", "doi", "uuid", "repo_url"];
+
+/// Lists of words: key, the card's names for them.
+const LISTS: [(&str, [&str; 2]); 2] =
+    [("tags", ["tags", "pipeline_tag"]), ("languages", ["languages", "language"])];
+
+/// Writes `general.architecture`, `general.type` and everything that is known about the model's
+/// name and origin, in the reference converter's order.
+///
+/// # Errors
+/// A model card whose front matter is not YAML.
+pub fn general_metadata(
+    dir: &Path,
+    architecture: &str,
+    config: &Json,
+    counts: &ParamCounts,
+    metadata: &mut Metadata,
+) -> Result<(), ModelError> {
+    metadata.set("general.architecture", architecture);
+    metadata.set("general.type", "model");
+    sampling(dir, metadata);
+    let card = model_card(dir)?;
+    let mut fields: HashMap<&str, String> = HashMap::new();
+    for (field, names) in FIELDS {
+        if let Some(text) = names.iter().find_map(|name| text_of(&card[*name])) {
+            fields.insert(field, text);
+        }
+    }
+    // A path on somebody's disk is no name; an identifier has one slash at most.
+    let from_config = config["_name_or_path"].as_str().filter(|id| id.matches('/').count() <= 1);
+    let folder = dir.canonicalize().ok().or_else(|| Some(dir.to_owned()));
+    let from_folder = match dir.file_name() {
+        Some(name) => Some(name.to_string_lossy().into_owned()),
+        None => folder.and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned())),
+    };
+    for id in [from_config.map(str::to_owned), from_folder].into_iter().flatten() {
+        let id = ModelId::parse(&id, counts.total);
+        for (field, value) in [
+            ("name", Some(title(&id.name))),
+            ("organization", id.organization.as_deref().map(title)),
+            ("basename", id.basename),
+            ("finetune", id.finetune),
+            ("version", id.version),
+            ("size_label", id.size_label),
+        ] {
+            if let Some(value) = value {
+                fields.entry(field).or_insert(value);
+            }
+        }
+    }
+    if counts.total > 0 {
+        fields.entry("size_label").or_insert_with(|| counts.size_label());
+    }
+    for (field, _) in FIELDS {
+        if let Some(value) = fields.remove(field).filter(|value| !value.is_empty()) {
+            metadata.set(&format!("general.{field}"), value);
+        }
+    }
+    for (key, names) in ORIGINS {
+        origins(key, names, &card, counts.total, metadata);
+    }
+    for (key, names) in LISTS {
+        let words: Vec<String> = names.iter().flat_map(|name| strings_of(&card[*name])).collect();
+        if !words.is_empty() {
+            metadata.set(&format!("general.{key}"), words.into_iter().collect::<Value>());
+        }
+    }
+    Ok(())
+}
+
+fn sampling(dir: &Path, metadata: &mut Metadata) {
+    // Models without, or with a broken, generation_config.json have no settings to hand on.
+    let Some(config) = std::fs::read(dir.join("generation_config.json"))
+        .ok()
+        .and_then(|bytes| serde_json::from_slice::<Json>(&bytes).ok())
+    else {
+        return;
+    };
+    for (key, names, kind) in SAMPLING {
+        let Some(value) = names.iter().find_map(|name| config.get(name).filter(|v| !v.is_null()))
+        else {
+            continue;
+        };
+        let value: Option<Value> = match kind {
+            Kind::Text => value.as_str().filter(|s| !s.is_empty()).map(Value::from),
+            Kind::Int => value.as_i64().and_then(|n| i32::try_from(n).ok()).map(Value::from),
+            Kind::Float => value.as_f64().map(|x| Value::from(x as f32)),
+        };
+        if let Some(value) = value {
+            metadata.set(&format!("general.sampling.{key}"), value);
+        }
+    }
+}
+
+/// The YAML front matter of README.md; `Yaml::BadValue` where there is none.
+fn model_card(dir: &Path) -> Result<Yaml, ModelError> {
+    let path = dir.join("README.md");
+    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(Yaml::BadValue) };
+    let mut lines = text.lines();
+    if lines.next() != Some("---") {
+        return Ok(Yaml::BadValue);
+    }
+    let mut front = String::new();
+    for line in lines.take_while(|line| *line != "---") {
+        front += &line.replace('\t', "  ");
+        front.push('\n');
+    }
+    let bad = |what: String| ModelError::ModelCard { path: path.clone(), what };
+    // Aliases could make a short text stand for an unbounded one; no model card needs them.
+    if has_word(&front, '&') && has_word(&front, '*') {
+        return Err(bad("uses YAML aliases".to_owned()));
+    }
+    let mut documents =
+        YamlLoader::load_from_str(&front).map_err(|error| bad(error.to_string()))?;
+    Ok(documents.drain(..).next().unwrap_or(Yaml::BadValue))
+}
+
+/// Whether a word begins with this character, as anchors and aliases do.
+fn has_word(yaml: &str, mark: char) -> bool {
+    yaml.split(|c: char| c.is_whitespace() || matches!(c, '[' | ',' | '{'))
+        .any(|word| word.len() > 1 && word.starts_with(mark))
+}
+
+fn text_of(yaml: &Yaml) -> Option<String> {
+    match yaml {
+        Yaml::String(s) | Yaml::Real(s) => Some(s.clone()),
+        Yaml::Integer(n) => Some(n.to_string()),
+        Yaml::Boolean(b) => Some(b.to_string()),
+        Yaml::Array(list) => {
+            let words: Vec<String> = list.iter().filter_map(text_of).collect();
+            Some(words.join(","))
+        }
+        _ => None,
+    }
+}
+
+/// A word, or a list of words.
+fn strings_of(yaml: &Yaml) -> Vec<String> {
+    match yaml {
+        Yaml::Array(list) => list.iter().filter_map(text_of).collect(),
+        other => text_of(other).into_iter().collect(),
+    }
+}
+
+fn origins(key: &str, names: &[&str], card: &Yaml, total: u64, metadata: &mut Metadata) {
+    let Some(value) = names.iter().map(|name| &card[*name]).find(|value| !value.is_badvalue())
+    else {
+        return;
+    };
+    let entries: &[Yaml] = match value {
+        Yaml::Array(list) => list,
+        Yaml::String(_) => std::slice::from_ref(value),
+        _ => &[],
+    };
+    metadata.set(&format!("general.{key}.count"), entries.len() as u32);
+    for (i, entry) in entries.iter().enumerate() {
+        let mut fields: HashMap<&str, String> = HashMap::new();
+        match entry {
+            Yaml::String(id) => origin_of_id(id, total, &mut fields),
+            Yaml::Hash(_) => {
+                for field in ORIGIN_FIELDS {
+                    fields.extend(text_of(&entry[field]).map(|text| (field, text)));
+                }
+            }
+            _ => {}
+        }
+        for field in ORIGIN_FIELDS {
+            if let Some(value) = fields.remove(field).filter(|value| !value.is_empty()) {
+                metadata.set(&format!("general.{key}.{i}.{field}"), value);
+            }
+        }
+    }
+}
+
+fn origin_of_id(id: &str, total: u64, fields: &mut HashMap<&str, String>) {
+    const HUB: &str = "https://huggingface.co/";
+    let is_url = ["http://", "https://", "ssh://"].iter().any(|scheme| id.starts_with(scheme));
+    let hub_id = match is_url {
+        true => {
+            fields.insert("repo_url", id.to_owned());
+            let path = id.strip_prefix(HUB).or_else(|| id.strip_prefix("http://huggingface.co/"));
+            path.filter(|p| p.split('/').count() == 2 && p.split('/').all(|part| !part.is_empty()))
+        }
+        false => Some(id),
+    };
+    let Some(hub_id) = hub_id else { return };
+    let parsed = ModelId::parse(hub_id, total);
+    fields.insert("name", title(&parsed.name));
+    if let Some(organization) = &parsed.organization {
+        fields.insert("organization", title(organization));
+        if !is_url {
+            fields.insert("repo_url", format!("{HUB}{organization}/{}", parsed.name));
+        }
+    }
+    fields.extend(parsed.version.map(|version| ("version", version)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn size_labels_have_two_digits_at_least() {
+        assert_eq!(rounded(671_026_419_200), "671B");
+        assert_eq!(rounded(1_543_714_304), "1.5B");
+        assert_eq!(rounded(135_000_000), "135M");
+        assert_eq!(rounded(999_999), "1000K");
+        assert_eq!(rounded(400), "0.40K");
+    }
+
+    #[test]
+    fn experts_are_counted_once() {
+        let mut counts = ParamCounts::default();
+        counts.add("token_embd.weight", &[100, 10_000]);
+        counts.add("blk.1.ffn_up_exps.weight", &[1000, 1000, 8]);
+        assert_eq!(counts.size_label(), "8x2.0M");
+    }
+}

@@ -1,0 +1,467 @@
+//! Hugging Face checkpoints: safetensors files, sharded or single, plain or block-scaled FP8.
+//!
+//! It knows how such a folder is stored, not what model it holds. Everything that the headers can
+//! tell is checked on opening; only values remain for reading.
+
+use super::error::{CheckpointError, SourceError};
+use crate::mapping::Mapping;
+use super::{Dtype, Source, TensorMeta};
+use crate::quant::{QuantError, QuantType, fp8};
+use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
+use serde_json::Value;
+use std::collections::{BTreeSet, HashMap};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+
+const INDEX: &str = "model.safetensors.index.json";
+const SCALE_SUFFIX: &str = "_scale_inv";
+
+/// An opened checkpoint folder. Tensors are sorted by name, shapes are innermost first, and the
+/// `weight_scale_inv` companions are folded into the tensors that they scale.
+pub struct Checkpoint {
+    dir: PathBuf,
+    shards: Vec<Shard>,
+    metas: Vec<TensorMeta>,
+    places: Vec<Place>,
+    by_name: HashMap<String, usize>,
+}
+
+struct Shard {
+    path: PathBuf,
+    map: Mapping,
+}
+
+/// Where a tensor's bytes lie.
+struct Place {
+    shard: usize,
+    bytes: Range<usize>,
+    scale: Option<Scale>,
+}
+
+/// One f32 factor for every `block[0]` rows and `block[1]` columns (torch order).
+struct Scale {
+    shard: usize,
+    bytes: Range<usize>,
+    dtype: QuantType,
+    block: [usize; 2],
+    per_row: usize,
+}
+
+/// A tensor as its shard's header describes it.
+struct Stored {
+    shard: usize,
+    info: TensorInfo,
+    bytes: Range<usize>,
+}
+
+impl Checkpoint {
+    /// Opens the folder, maps every shard and checks headers, index and scales against each other.
+    ///
+    /// # Errors
+    /// Missing or cut shards, tensors that the index places where they are not, unknown dtypes,
+    /// scales of the wrong shape: each naming file and tensor.
+    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+        let config = read_json(&dir.join("config.json"))?;
+        let block = fp8_block(dir, &config)?;
+        let (names, weight_map) = shard_names(dir)?;
+        let mut shards = Vec::with_capacity(names.len());
+        let mut stored: HashMap<String, Stored> = HashMap::new();
+        for file in &names {
+            let path = dir.join(file);
+            let map = match Mapping::open(&path) {
+                Ok(map) => map,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                    return Err(CheckpointError::MissingShard { path });
+                }
+                Err(error) => return Err(CheckpointError::Io { path, error }),
+            };
+            let (header_len, header) = read_header(&path, map.bytes())?;
+            let shard = shards.len();
+            for (name, info) in header.tensors() {
+                let start = 8 + header_len + info.data_offsets.0;
+                let bytes = start..8 + header_len + info.data_offsets.1;
+                let entry = Stored { shard, info: info.clone(), bytes };
+                if let Some(weight_map) = &weight_map {
+                    match weight_map.get(&name) {
+                        None => return Err(CheckpointError::NotInIndex { path, tensor: name }),
+                        Some(place) if place != file => {
+                            return Err(CheckpointError::WrongShard {
+                                tensor: name,
+                                indexed: dir.join(place),
+                                found: path,
+                            });
+                        }
+                        Some(_) => {}
+                    }
+                }
+                if let Some(first) = stored.insert(name.clone(), entry) {
+                    let first: &Shard = &shards[first.shard];
+                    return Err(CheckpointError::Duplicate {
+                        tensor: name,
+                        first: first.path.clone(),
+                        second: path,
+                    });
+                }
+            }
+            shards.push(Shard { path, map });
+        }
+        for (tensor, file) in weight_map.iter().flatten() {
+            if !stored.contains_key(tensor) {
+                return Err(CheckpointError::NotInShard {
+                    path: dir.join(file),
+                    tensor: tensor.clone(),
+                });
+            }
+        }
+        Self::assemble(dir, shards, stored, block)
+    }
+
+    fn assemble(
+        dir: &Path,
+        shards: Vec<Shard>,
+        mut stored: HashMap<String, Stored>,
+        block: Option<[usize; 2]>,
+    ) -> Result<Self, CheckpointError> {
+        let mut names: Vec<String> = stored.keys().cloned().collect();
+        names.sort_unstable();
+        let mut checkpoint = Self {
+            dir: dir.to_owned(),
+            shards,
+            metas: Vec::new(),
+            places: Vec::new(),
+            by_name: HashMap::new(),
+        };
+        for name in names {
+            let path = |shard: usize| checkpoint.shards[shard].path.clone();
+            if let Some(weight) = name.strip_suffix(SCALE_SUFFIX) {
+                // Names are visited in order, so the weight has been placed before its scale.
+                let scaled = checkpoint.by_name.get(weight);
+                if scaled.is_none_or(|&i| checkpoint.metas[i].dtype != Dtype::F8E4M3) {
+                    let path = path(stored[&name].shard);
+                    return Err(CheckpointError::StrayScale { path, tensor: name });
+                }
+                continue;
+            }
+            let Some(Stored { shard, info, bytes }) = stored.remove(&name) else { continue };
+            let dtype = match info.dtype {
+                StDtype::F32 => Dtype::Gguf(QuantType::F32),
+                StDtype::F16 => Dtype::Gguf(QuantType::F16),
+                StDtype::BF16 => Dtype::Gguf(QuantType::BF16),
+                StDtype::F8_E4M3 => Dtype::F8E4M3,
+                other => {
+                    return Err(CheckpointError::Dtype {
+                        path: path(shard),
+                        tensor: name,
+                        dtype: format!("{other:?}"),
+                    });
+                }
+            };
+            let scale = match dtype {
+                Dtype::F8E4M3 => {
+                    let name_of_scale = format!("{name}{SCALE_SUFFIX}");
+                    let Some(found) = stored.get(&name_of_scale) else {
+                        return Err(CheckpointError::MissingScale {
+                            path: path(shard),
+                            tensor: name,
+                        });
+                    };
+                    let Some(block) = block else {
+                        return Err(CheckpointError::NoBlockSize {
+                            path: dir.join("config.json"),
+                            tensor: name,
+                        });
+                    };
+                    Some(scale_of(&name, &info, found, block, || path(found.shard))?)
+                }
+                Dtype::Gguf(_) => None,
+            };
+            let dims = info.shape.iter().rev().map(|&d| d as u64).collect();
+            checkpoint.by_name.insert(name.clone(), checkpoint.metas.len());
+            checkpoint.metas.push(TensorMeta { name, dims, dtype });
+            checkpoint.places.push(Place { shard, bytes, scale });
+        }
+        Ok(checkpoint)
+    }
+
+    /// The folder.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// The file that a tensor lies in.
+    pub fn file_of(&self, tensor: usize) -> &Path {
+        &self.shards[self.places[tensor].shard].path
+    }
+
+    /// Bytes of all shards together.
+    pub fn n_bytes(&self) -> u64 {
+        self.shards.iter().map(|s| s.map.bytes().len() as u64).sum()
+    }
+
+    /// How many shards there are.
+    pub fn n_shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// Bytes per row as stored.
+    fn row_bytes(&self, tensor: usize) -> usize {
+        let rows = self.metas[tensor].n_rows() as usize;
+        self.places[tensor].bytes.len().checked_div(rows).unwrap_or(0)
+    }
+
+    fn read_fp8(
+        &self,
+        tensor: usize,
+        scale: &Scale,
+        first_row: usize,
+        out: &mut [f32],
+    ) -> Result<(), SourceError> {
+        let meta = &self.metas[tensor];
+        let n = meta.n_per_row() as usize;
+        let place = &self.places[tensor];
+        let data = &self.shards[place.shard].map.bytes()[place.bytes.clone()];
+        let scales = &self.shards[scale.shard].map.bytes()[scale.bytes.clone()];
+        let width = scale.dtype.block_bytes();
+        let mut factors = vec![0f32; scale.per_row];
+        let mut factors_of = usize::MAX;
+        for (i, row) in out.chunks_exact_mut(n).enumerate() {
+            let r = first_row + i;
+            let block_row = r / scale.block[0];
+            if block_row != factors_of {
+                let at = block_row * scale.per_row * width;
+                let bytes = &scales[at..at + scale.per_row * width];
+                scale
+                    .dtype
+                    .decode_rows(bytes, scale.per_row, &mut factors)
+                    .map_err(|error| self.decode_error(tensor, error))?;
+                if let Some(column) = factors.iter().position(|f| !f.is_finite()) {
+                    return Err(SourceError::Scale {
+                        path: self.shards[scale.shard].path.clone(),
+                        tensor: format!("{}{SCALE_SUFFIX}", meta.name),
+                        row: block_row as u64,
+                        column: column as u64,
+                        value: factors[column],
+                    });
+                }
+                factors_of = block_row;
+            }
+            let bytes = &data[r * n..(r + 1) * n];
+            let blocks = bytes.chunks(scale.block[1]).zip(row.chunks_mut(scale.block[1]));
+            for (b, ((bytes, row), &factor)) in blocks.zip(&factors).enumerate() {
+                if let Err(at) = fp8::decode_scaled(bytes, factor, row) {
+                    return Err(SourceError::Fp8Nan {
+                        path: self.shards[place.shard].path.clone(),
+                        tensor: meta.name.clone(),
+                        row: r as u64,
+                        column: (b * scale.block[1] + at) as u64,
+                    });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn decode_error(&self, tensor: usize, error: QuantError) -> SourceError {
+        SourceError::Decode {
+            path: self.file_of(tensor).to_owned(),
+            tensor: self.metas[tensor].name.clone(),
+            error,
+        }
+    }
+}
+
+impl Source for Checkpoint {
+    fn tensors(&self) -> &[TensorMeta] {
+        &self.metas
+    }
+
+    fn read_rows(&self, tensor: usize, first_row: u64, out: &mut [f32]) -> Result<(), SourceError> {
+        let n = self.metas[tensor].n_per_row() as usize;
+        if out.is_empty() || n == 0 {
+            return Ok(());
+        }
+        if let Some(scale) = &self.places[tensor].scale {
+            return self.read_fp8(tensor, scale, first_row as usize, out);
+        }
+        let rows = first_row..first_row + (out.len() / n) as u64;
+        let bytes = self.raw_rows(tensor, rows).expect("unscaled tensors are stored plainly");
+        let Dtype::Gguf(ty) = self.metas[tensor].dtype else {
+            unreachable!("FP8 tensors have a scale")
+        };
+        ty.decode_rows(bytes, n, out).map_err(|error| self.decode_error(tensor, error))
+    }
+
+    fn raw_rows(&self, tensor: usize, rows: Range<u64>) -> Option<&[u8]> {
+        let place = &self.places[tensor];
+        if place.scale.is_some() {
+            return None;
+        }
+        let row = self.row_bytes(tensor);
+        let data = &self.shards[place.shard].map.bytes()[place.bytes.clone()];
+        Some(&data[rows.start as usize * row..rows.end as usize * row])
+    }
+
+    fn release(&self, tensor: usize, rows: Range<u64>) {
+        let place = &self.places[tensor];
+        let row = self.row_bytes(tensor);
+        let start = place.bytes.start;
+        let range = start + rows.start as usize * row..start + rows.end as usize * row;
+        self.shards[place.shard].map.release(range);
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+}
+
+fn read_json(path: &Path) -> Result<Value, CheckpointError> {
+    let bytes = std::fs::read(path)
+        .map_err(|error| CheckpointError::Io { path: path.to_owned(), error })?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| CheckpointError::Json { path: path.to_owned(), error })
+}
+
+/// `quantization_config.weight_block_size`, where the checkpoint is block-scaled FP8.
+fn fp8_block(dir: &Path, config: &Value) -> Result<Option<[usize; 2]>, CheckpointError> {
+    let Some(quantization) = config.get("quantization_config").filter(|v| !v.is_null()) else {
+        return Ok(None);
+    };
+    let bad = |found: &Value, key: &'static str, expected: &'static str| {
+        Err(CheckpointError::Quantization {
+            path: dir.join("config.json"),
+            key,
+            found: found.to_string(),
+            expected,
+        })
+    };
+    let method = &quantization["quant_method"];
+    if method != "fp8" {
+        return bad(method, "quant_method", "\"fp8\"");
+    }
+    let size = &quantization["weight_block_size"];
+    if size.is_null() {
+        return Ok(None);
+    }
+    let numbers: Option<Vec<usize>> = size
+        .as_array()
+        .map(|a| a.iter().filter_map(Value::as_u64).map(|n| n as usize).collect());
+    match numbers.as_deref() {
+        Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Some([rows, columns])),
+        _ => bad(size, "weight_block_size", "two positive integers"),
+    }
+}
+
+type WeightMap = HashMap<String, String>;
+
+/// The shard files in order, and the index where there is one.
+fn shard_names(dir: &Path) -> Result<(Vec<String>, Option<WeightMap>), CheckpointError> {
+    let index = dir.join(INDEX);
+    if index.is_file() {
+        let json = read_json(&index)?;
+        let malformed =
+            |what| CheckpointError::Index { path: index.clone(), what: String::from(what) };
+        let map = json["weight_map"].as_object().ok_or_else(|| malformed("has no `weight_map`"))?;
+        let mut weight_map = WeightMap::with_capacity(map.len());
+        for (tensor, file) in map {
+            let file = file.as_str().ok_or_else(|| malformed("names a file that is no string"))?;
+            if Path::new(file).file_name().is_none_or(|name| name != file) {
+                return Err(malformed("names a file outside of the checkpoint's folder"));
+            }
+            weight_map.insert(tensor.clone(), file.to_owned());
+        }
+        let files: BTreeSet<String> = weight_map.values().cloned().collect();
+        return Ok((files.into_iter().collect(), Some(weight_map)));
+    }
+    let entries = std::fs::read_dir(dir)
+        .map_err(|error| CheckpointError::Io { path: dir.to_owned(), error })?;
+    let mut names: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .collect();
+    names.sort_unstable();
+    let is_shard = |n: &&String| n.starts_with("model") && n.ends_with(".safetensors");
+    let files: Vec<String> = names.iter().filter(is_shard).cloned().collect();
+    if files.is_empty() {
+        return Err(match names.iter().find(|n| n.ends_with(".bin") || n.ends_with(".pth")) {
+            Some(pickle) => CheckpointError::PytorchOnly { path: dir.join(pickle) },
+            None => CheckpointError::NoShards { dir: dir.to_owned() },
+        });
+    }
+    if let Some(of) = files.iter().find(|f| f.contains("-of-")) {
+        // Without the index nothing says whether all shards are here.
+        let promised = of.rsplit("-of-").next().and_then(|s| s.strip_suffix(".safetensors"));
+        if promised.and_then(|n| n.parse().ok()) != Some(files.len()) {
+            return Err(CheckpointError::Index {
+                path: index,
+                what: format!("is missing, and `{of}` promises other shards than are here"),
+            });
+        }
+    }
+    Ok((files, None))
+}
+
+fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata), CheckpointError> {
+    SafeTensors::read_metadata(bytes).map_err(|error| {
+        let path = path.to_owned();
+        match &error {
+            SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
+                CheckpointError::Truncated { path, length: bytes.len() as u64 }
+            }
+            SafeTensorError::InvalidHeaderDeserialization(_) => match unknown_dtype(bytes) {
+                Some((tensor, dtype)) => CheckpointError::Dtype { path, tensor, dtype },
+                None => CheckpointError::Header { path, error },
+            },
+            _ => CheckpointError::Header { path, error },
+        }
+    })
+}
+
+/// The tensor whose dtype made the header unreadable; the parser's own message does not name it.
+fn unknown_dtype(bytes: &[u8]) -> Option<(String, String)> {
+    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?) as usize;
+    let header: Value = serde_json::from_slice(bytes.get(8..8usize.checked_add(length)?)?).ok()?;
+    header.as_object()?.iter().filter(|(name, _)| *name != "__metadata__").find_map(|(name, t)| {
+        let dtype = t.get("dtype")?;
+        serde_json::from_value::<StDtype>(dtype.clone()).is_err().then(|| {
+            (name.clone(), dtype.as_str().map_or_else(|| dtype.to_string(), str::to_owned))
+        })
+    })
+}
+
+fn scale_of(
+    tensor: &str,
+    weight: &TensorInfo,
+    scale: &Stored,
+    block: [usize; 2],
+    path: impl Fn() -> PathBuf,
+) -> Result<Scale, CheckpointError> {
+    let &[rows, columns] = weight.shape.as_slice() else {
+        return Err(CheckpointError::Fp8Shape {
+            path: path(),
+            tensor: tensor.to_owned(),
+            shape: weight.shape.clone(),
+        });
+    };
+    let expected = vec![rows.div_ceil(block[0]), columns.div_ceil(block[1])];
+    if scale.info.shape != expected {
+        return Err(CheckpointError::ScaleShape {
+            path: path(),
+            tensor: format!("{tensor}{SCALE_SUFFIX}"),
+            found: scale.info.shape.clone(),
+            expected,
+        });
+    }
+    let dtype = match scale.info.dtype {
+        StDtype::F32 => QuantType::F32,
+        StDtype::BF16 => QuantType::BF16,
+        StDtype::F16 => QuantType::F16,
+        other => {
+            return Err(CheckpointError::Dtype {
+                path: path(),
+                tensor: format!("{tensor}{SCALE_SUFFIX}"),
+                dtype: format!("{other:?}"),
+            });
+        }
+    };
+    let bytes = scale.bytes.clone();
+    Ok(Scale { shard: scale.shard, bytes, dtype, block, per_row: expected[1] })
+}

@@ -1,0 +1,94 @@
+//! Text to tokens with the `tokenizers` crate, from tokenizer.json or from GGUF metadata alone.
+
+use super::error::TokenizerError;
+use super::pre::Pre;
+use super::vocab::{TokenType, Vocab};
+use serde_json::{Value, json};
+use std::path::Path;
+
+/// Makes tokens of text.
+pub struct Tokenizer {
+    engine: tokenizers::Tokenizer,
+    bos: Option<u32>,
+    add_bos: bool,
+}
+
+impl Tokenizer {
+    /// From a checkpoint's tokenizer.json. `vocab` is what was read from the same folder.
+    ///
+    /// # Errors
+    /// The file cannot be read, or the engine refuses it.
+    pub fn from_checkpoint(dir: &Path, vocab: &Vocab) -> Result<Self, TokenizerError> {
+        let json = super::checkpoint::read_json(&dir.join("tokenizer.json"))?;
+        Self::new(&json, vocab)
+    }
+
+    /// From what a GGUF file holds.
+    ///
+    /// # Errors
+    /// A pre-tokenizer whose rules are not known, or merges that do not fit the tokens.
+    pub fn from_vocab(vocab: &Vocab) -> Result<Self, TokenizerError> {
+        let pre =
+            Pre::named(&vocab.pre).ok_or_else(|| TokenizerError::NoRules(vocab.pre.clone()))?;
+        let mut tokens = serde_json::Map::new();
+        let mut added: Vec<Value> = Vec::new();
+        for (id, (token, ty)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
+            match ty {
+                TokenType::Control | TokenType::UserDefined => added.push(json!({
+                    "id": id, "content": token, "single_word": false, "lstrip": false,
+                    "rstrip": false, "normalized": false, "special": *ty == TokenType::Control,
+                })),
+                TokenType::Unused => {}
+                _ => drop(tokens.insert(token.clone(), id.into())),
+            }
+        }
+        // An added token keeps its id only if the model knows it.
+        for token in &added {
+            if let Some(content) = token["content"].as_str() {
+                tokens.insert(content.to_owned(), token["id"].clone());
+            }
+        }
+        let json = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+            "normalizer": null, "pre_tokenizer": pre.section(), "post_processor": null,
+            "decoder": null,
+            "model": {
+                "type": "BPE", "dropout": null, "unk_token": null,
+                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+                "byte_fallback": false, "ignore_merges": pre.ignore_merges,
+                "vocab": tokens, "merges": vocab.merges,
+            },
+        });
+        Self::new(&json, vocab)
+    }
+
+    fn new(json: &Value, vocab: &Vocab) -> Result<Self, TokenizerError> {
+        let engine = tokenizers::Tokenizer::from_bytes(json.to_string())
+            .map_err(|error| TokenizerError::Engine(error.to_string()))?;
+        Ok(Self { engine, bos: vocab.special("bos"), add_bos: vocab.add_bos() })
+    }
+
+    /// The tokens of a text, with the BOS token before them where the vocabulary says so. Special
+    /// tokens in the text are text, as in llama-perplexity.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let encoding = self
+            .engine
+            .encode_fast(text, false)
+            .map_err(|error| TokenizerError::Engine(error.to_string()))?;
+        let bos = self.bos.filter(|_| self.add_bos);
+        Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+    }
+
+    /// The BOS token.
+    pub fn bos(&self) -> Option<u32> {
+        self.bos
+    }
+
+    /// Whether sequences begin with it.
+    pub fn add_bos(&self) -> bool {
+        self.add_bos
+    }
+}

@@ -1,0 +1,74 @@
+//! What can be wrong with a vocabulary.
+
+use crate::gguf::GgufError;
+use std::path::PathBuf;
+
+/// A vocabulary that cannot be read or used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TokenizerError {
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A file that is not JSON.
+    #[error("{}: not valid JSON: {error}", path.display())]
+    Json {
+        /// The file.
+        path: PathBuf,
+        /// What the parser said.
+        error: serde_json::Error,
+    },
+    /// A tokenizer of another kind than byte-level BPE.
+    #[error("{}: tokenizer model `{found}` is not supported, byte-level BPE is", path.display())]
+    Kind {
+        /// The file.
+        path: PathBuf,
+        /// What it says.
+        found: String,
+    },
+    /// A tokenizer.json that contradicts itself or the model.
+    #[error("{}: {what}", path.display())]
+    Vocabulary {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
+    },
+    /// A pre-tokenizer without a known name.
+    #[error(
+        "{}: the pre-tokenizer is none of the known ones ({known}); if you know its GGUF name, \
+         give it with --tokenizer-pre NAME",
+        path.display()
+    )]
+    UnknownPre {
+        /// The file.
+        path: PathBuf,
+        /// The known names.
+        known: String,
+    },
+    /// A pre-tokenizer that text cannot be split with here.
+    #[error(
+        "tokenizer.ggml.pre is `{0}`, whose rules are not known here; text can be tokenized from \
+         the checkpoint's tokenizer.json instead"
+    )]
+    NoRules(String),
+    /// Metadata that holds no complete vocabulary.
+    #[error("metadata key `{key}`: {what}")]
+    Key {
+        /// The key.
+        key: &'static str,
+        /// What is wrong.
+        what: String,
+    },
+    /// A metadata key of the wrong type.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
+    /// The tokenizers crate refused.
+    #[error("tokenizing: {0}")]
+    Engine(String),
+}

@@ -1,0 +1,133 @@
+//! Pre-tokenizers: how text is split before merges apply, recognised by what tokenizer.json says
+//! and named as GGUF names them.
+
+use serde_json::Value;
+
+/// One way to split text.
+pub(super) struct Pre {
+    /// The value of `tokenizer.ggml.pre`.
+    pub name: &'static str,
+    /// Regular expressions applied in turn, each to the pieces that the one before left; as
+    /// tokenizer.json spells them, with `\r` and `\n` as escapes.
+    splits: &'static [&'static str],
+    /// A token whose presence tells two tokenizers of the same rules apart.
+    marker: Option<&'static str>,
+    /// Whether a piece that is a token is taken whole, whatever the merges say.
+    pub ignore_merges: bool,
+}
+
+const HAN: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
+const DEEPSEEK_V3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// The regular expression that the ByteLevel step applies by itself.
+const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
+
+/// The first that fits is taken, so the more particular ones come first.
+const KNOWN: [Pre; 5] = [
+    Pre {
+        name: "deepseek-v3",
+        splits: &[r"\p{N}{1,3}", HAN, DEEPSEEK_V3],
+        marker: None,
+        ignore_merges: false,
+    },
+    Pre {
+        name: "deepseek-r1-qwen",
+        splits: &[QWEN2],
+        marker: Some("<｜begin▁of▁sentence｜>"),
+        ignore_merges: false,
+    },
+    Pre { name: "qwen2", splits: &[QWEN2], marker: None, ignore_merges: false },
+    Pre { name: "llama-bpe", splits: &[LLAMA3], marker: None, ignore_merges: true },
+    Pre { name: "gpt-2", splits: &[GPT2], marker: None, ignore_merges: false },
+];
+
+impl Pre {
+    /// The pre-tokenizer of this name.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        KNOWN.iter().find(|pre| pre.name == name)
+    }
+
+    /// All known names.
+    pub fn names() -> String {
+        KNOWN.map(|pre| pre.name).join(", ")
+    }
+
+    /// Recognises the `pre_tokenizer` section of a tokenizer.json; `has_token` tells whether a
+    /// token is in the vocabulary.
+    pub fn recognise(section: &Value, has_token: impl Fn(&str) -> bool) -> Option<&'static Self> {
+        let splits = splits_of(section)?;
+        KNOWN.iter().find(|pre| {
+            pre.splits.iter().copied().eq(splits.iter().map(String::as_str))
+                && pre.marker.is_none_or(&has_token)
+        })
+    }
+
+    /// A `pre_tokenizer` section that splits so.
+    #[cfg(feature = "eval")]
+    pub fn section(&self) -> Value {
+        let mut steps: Vec<Value> = self
+            .splits
+            .iter()
+            .map(|split| {
+                serde_json::json!({
+                    "type": "Split", "pattern": {"Regex": split},
+                    "behavior": "Isolated", "invert": false,
+                })
+            })
+            .collect();
+        steps.push(serde_json::json!({
+            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+            "use_regex": false,
+        }));
+        serde_json::json!({"type": "Sequence", "pretokenizers": steps})
+    }
+}
+
+/// The regular expressions of a section that does nothing but split and map bytes.
+fn splits_of(section: &Value) -> Option<Vec<String>> {
+    let steps = match section["type"].as_str()? {
+        "Sequence" => section["pretokenizers"].as_array()?.as_slice(),
+        _ => std::slice::from_ref(section),
+    };
+    let (last, splits) = steps.split_last()?;
+    if last["type"] != "ByteLevel" || last["add_prefix_space"] == true {
+        return None;
+    }
+    let mut found = Vec::new();
+    for split in splits {
+        let plain = split["type"] == "Split"
+            && split["behavior"] == "Isolated"
+            && split["invert"] != true;
+        let regex = split["pattern"]["Regex"].as_str().filter(|_| plain)?;
+        found.push(regex.replace('\r', r"\r").replace('\n', r"\n"));
+    }
+    // Absent means true, in files older than the switch.
+    if last["use_regex"] != false {
+        found.push(GPT2.to_owned());
+    }
+    Some(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    #[cfg(feature = "eval")]
+    fn every_known_section_is_recognised() {
+        for pre in &KNOWN {
+            let found = Pre::recognise(&pre.section(), |token| Some(token) == pre.marker);
+            assert_eq!(found.map(|p| p.name), Some(pre.name));
+        }
+    }
+
+    #[test]
+    fn byte_level_alone_splits_as_gpt2_does() {
+        let section = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": true});
+        assert_eq!(Pre::recognise(&section, |_| false).map(|p| p.name), Some("gpt-2"));
+        let section = json!({"type": "Whitespace"});
+        assert!(Pre::recognise(&section, |_| false).is_none());
+    }
+}
