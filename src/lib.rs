@@ -1,12 +1,17 @@
 //! Converts DeepSeek-R1 family checkpoints to GGUF in one streaming pass with bounded memory,
 //! and measures what the quantization costs.
 //!
-//! The rooms, each knowing only those after it: [`convert`] (the pipeline), [`recipe`] (which
+//! The rooms, each knowing only those after it: `cli` (the program), `eval` (the forward pass and
+//! what it measures), [`convert`] (the pipeline), [`recipe`] (which
 //! type each tensor gets), [`model`] (what the models are), [`tokenizer`] (vocabularies),
 //! [`source`] (where weights are read from), [`gguf`] (the container), [`quant`] (block formats).
 #![deny(missing_docs)]
 
+#[cfg(feature = "cli")]
+pub mod cli;
 pub mod convert;
+#[cfg(feature = "eval")]
+pub mod eval;
 pub mod gguf;
 mod mapping;
 pub mod model;

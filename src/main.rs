@@ -1,1 +1,5 @@
-fn main() {}
+//! The `requant` program: see [`requant::cli`].
+
+fn main() -> std::process::ExitCode {
+    requant::cli::main()
+}

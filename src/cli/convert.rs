@@ -210,9 +210,9 @@ fn describe(model: &CheckpointModel, plan: &Plan, args: &Args) -> String {
         (n, _) => format!("{n} kept"),
     };
     line(&mut out, "MTP layer", mtp);
-    let free = plan.free_disk(&args.output).map_or_else(String::new, |free| {
-        format!(", {} free", units::bytes(free))
-    });
+    let free = plan
+        .free_disk(&args.output)
+        .map_or_else(String::new, |free| format!(", {} free", units::bytes(free)));
     line(&mut out, "memory", format!("at most {}", units::bytes(plan.peak_memory())));
     line(&mut out, "disk", format!("{}{free}", units::bytes(plan.file_size())));
     for tensor in plan.tensors() {

@@ -6,7 +6,6 @@ use crate::eval::{Paired, Perplexity, PerplexityOptions, perplexity};
 use crate::model::Model;
 use crate::tokenizer::{Tokenizer, Vocab};
 use anyhow::{Context, bail};
-use comfy_table::{CellAlignment, Table, presets};
 use std::path::{Path, PathBuf};
 
 /// A text to evaluate on.
@@ -130,23 +129,17 @@ pub fn compare(
 impl Evaluation {
     /// For people.
     pub fn table(&self) -> String {
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
-        table.set_header(["", "bits/weight", "size", "perplexity"]);
+        let mut table = format!("{:<10}{:>13}{:>13}{:>24}\n", "", "bits/weight", "size", "perplexity");
         for row in &self.rows {
-            table.add_row([
-                row.name.clone(),
-                format!("{:.2}", row.bits_per_weight),
-                units::bytes(row.n_bytes),
-                format!("{:.4} ± {:.4}", row.perplexity.perplexity, row.perplexity.perplexity_error),
-            ]);
-        }
-        for column in table.column_iter_mut().skip(1) {
-            column.set_cell_alignment(CellAlignment::Right);
+            let p = &row.perplexity;
+            let perplexity = format!("{:.4} ± {:.4}", p.perplexity, p.perplexity_error);
+            let size = units::bytes(row.n_bytes);
+            let bits = format!("{:.2}", row.bits_per_weight);
+            table += &format!("{:<10}{bits:>13}{size:>13}{perplexity:>24}\n", row.name);
         }
         let (p, first) = (&self.paired, &self.rows[0].perplexity);
         format!(
-            "{table}\n\ndifference of perplexity, paired  {:+.4} ± {:.4}  ({:+.3} % ± {:.3} %)\n\
+            "{table}\ndifference of perplexity, paired  {:+.4} ± {:.4}  ({:+.3} % ± {:.3} %)\n\
              {} tokens scored in {} chunks of {}",
             p.difference,
             p.difference_error,

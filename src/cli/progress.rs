@@ -26,7 +26,13 @@ pub struct Progress {
 impl Progress {
     /// Starts showing `total` units of work named `unit`. Where `bytes` is not 0, it is the amount
     /// that will have been written in the end.
-    pub fn start(what: &'static str, total: u64, unit: &'static str, bytes: u64, quiet: bool) -> Self {
+    pub fn start(
+        what: &'static str,
+        total: u64,
+        unit: &'static str,
+        bytes: u64,
+        quiet: bool,
+    ) -> Self {
         let terminal = std::io::stderr().is_terminal();
         let target = match terminal && !quiet {
             true => ProgressDrawTarget::stderr(),

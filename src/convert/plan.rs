@@ -2,11 +2,12 @@
 
 use super::error::ConvertError;
 use super::metadata;
-use crate::gguf::{Layout, Metadata};
+use crate::gguf::{Layout, Metadata, Writer};
 use crate::model::CheckpointModel;
 use crate::quant::QuantType;
 use crate::recipe::{self, Assignment, Facts, FileType, Reason, Shape};
 use crate::source::Source;
+use std::path::Path;
 
 /// The precision that weights pass through on their way to a quantized type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -159,6 +160,31 @@ impl Plan {
     pub fn bits_per_weight(&self) -> f64 {
         let bytes: u64 = (0..self.tensors.len()).map(|i| self.layout.n_bytes(i)).sum();
         bytes as f64 * 8.0 / self.n_weights().max(1) as f64
+    }
+
+    /// Refuses an output that cannot succeed, before any weight is read: one that exists (without
+    /// `force`), a folder that does not, too little room.
+    ///
+    /// # Errors
+    /// As said, naming what to do.
+    pub fn check_output(&self, output: &Path, force: bool) -> Result<(), ConvertError> {
+        Writer::check(output, force)?;
+        match self.free_disk(output) {
+            Some(free) if free < self.file_size() => Err(ConvertError::DiskSpace {
+                path: output.to_owned(),
+                needed: self.file_size(),
+                free,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Bytes free where the output goes; `None` where the system does not say.
+    pub fn free_disk(&self, output: &Path) -> Option<u64> {
+        let folder =
+            output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let stat = rustix::fs::statvfs(folder).ok()?;
+        Some(stat.f_bavail * stat.f_frsize)
     }
 
     /// An upper bound on the resident memory of the run, in bytes.

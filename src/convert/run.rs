@@ -34,7 +34,8 @@ impl Plan {
         std::thread::scope(|scope| {
             for _ in 0..self.threads {
                 scope.spawn(|| {
-                    let mut worker = Worker { source, writer: &writer, weights: vec![], bytes: vec![] };
+                    let mut worker =
+                        Worker { source, writer: &writer, weights: vec![], bytes: vec![] };
                     while failure.lock().is_ok_and(|f| f.is_none()) {
                         let Some((tensor, rows)) = units.lock().ok().and_then(|mut u| u.next())
                         else {
@@ -108,9 +109,10 @@ impl Worker<'_> {
             ty: tensor.ty,
             error: shift_row(error, rows.start),
         };
-        let row_bytes = tensor.ty.row_bytes(n_per_row).ok_or_else(|| {
-            encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row })
-        })?;
+        let row_bytes = tensor
+            .ty
+            .row_bytes(n_per_row)
+            .ok_or_else(|| encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row }))?;
         self.weights.resize(n_rows * n_per_row, 0.0);
         self.bytes.resize(n_rows * row_bytes, 0);
         self.source.read_rows(tensor.source, rows.start, &mut self.weights)?;

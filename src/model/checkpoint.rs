@@ -3,11 +3,11 @@
 //! Experts appear stacked, `kv_b_proj` split into its key and value parts; values are computed
 //! row by row from the checkpoint when they are read.
 
+use super::Mtp;
 use super::config::Config;
 use super::deepseek2;
 use super::error::ModelError;
 use super::hparams::Hparams;
-use super::Mtp;
 use crate::source::{Checkpoint, Source, SourceError, TensorMeta};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;

@@ -21,8 +21,8 @@ impl Config {
     /// When the file cannot be read or is no JSON object.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
-        let bytes = std::fs::read(&path)
-            .map_err(|error| ModelError::Io { path: path.clone(), error })?;
+        let bytes =
+            std::fs::read(&path).map_err(|error| ModelError::Io { path: path.clone(), error })?;
         match serde_json::from_slice(&bytes) {
             Ok(json) => Ok(Self { path, json }),
             Err(error) => Err(ModelError::Json { path, error }),
@@ -77,9 +77,7 @@ impl Config {
 
     /// An optional number.
     pub fn f32_opt(&self, key: &str) -> Result<Option<f32>, ModelError> {
-        self.get(key)
-            .map(|v| finite(v).ok_or_else(|| self.bad(key, "a finite number")))
-            .transpose()
+        self.get(key).map(|v| finite(v).ok_or_else(|| self.bad(key, "a finite number"))).transpose()
     }
 
     /// An optional switch.
@@ -94,7 +92,8 @@ impl Config {
 
     /// The rotary settings, whichever way they are spelled.
     pub fn rope(&self) -> Result<RopeConfig<'_>, ModelError> {
-        let key = if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
+        let key =
+            if self.get("rope_parameters").is_some() { "rope_parameters" } else { "rope_scaling" };
         let nested = match self.get(key) {
             None => None,
             Some(Value::Object(map)) => Some(map),

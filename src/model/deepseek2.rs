@@ -69,13 +69,14 @@ fn rope(config: &Config) -> Result<Rope, ModelError> {
             let factor = rope.f32_opt("factor")?.ok_or_else(|| rope.bad("factor", "a number"))?;
             let all_dim = rope.f32_opt("mscale_all_dim")?.unwrap_or(0.0);
             // transformers' `_compute_yarn_parameters`: both coefficients or neither.
-            let attention_factor = match (rope.f32_opt("attention_factor")?, rope.f32_opt("mscale")?) {
-                (Some(factor), _) => factor,
-                (None, Some(k)) if k != 0.0 && all_dim != 0.0 => {
-                    mscale(factor, k) / mscale(factor, all_dim)
-                }
-                _ => mscale(factor, 1.0),
-            };
+            let attention_factor =
+                match (rope.f32_opt("attention_factor")?, rope.f32_opt("mscale")?) {
+                    (Some(factor), _) => factor,
+                    (None, Some(k)) if k != 0.0 && all_dim != 0.0 => {
+                        mscale(factor, k) / mscale(factor, all_dim)
+                    }
+                    _ => mscale(factor, 1.0),
+                };
             Some(Yarn {
                 factor,
                 original_context: rope.original_context()?,
@@ -324,8 +325,10 @@ pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
     wanted.push(kv_b("attn_k_b.weight", [nope, kv_lora, heads], |from, nope, v| {
         Piece::HeadsTransposed { from, head_rows: nope + v }
     }));
-    wanted.push(kv_b("attn_v_b.weight", [kv_lora, v, heads], |from, nope, v| {
-        Piece::HeadRows { from, head_rows: nope + v, first: nope }
+    wanted.push(kv_b("attn_v_b.weight", [kv_lora, v, heads], |from, nope, v| Piece::HeadRows {
+        from,
+        head_rows: nope + v,
+        first: nope,
     }));
     if layer >= hparams.n_layer {
         let vocab = u64::from(hparams.n_vocab);

@@ -45,7 +45,9 @@ impl Hparams {
     /// An unsupported architecture, or a key that is missing or of the wrong type.
     pub fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self, ModelError> {
         match metadata.str("general.architecture")? {
-            Some("deepseek2") => deepseek2::from_keys(&Reader { path, prefix: "deepseek2", metadata }),
+            Some("deepseek2") => {
+                deepseek2::from_keys(&Reader { path, prefix: "deepseek2", metadata })
+            }
             other => Err(ModelError::Architecture {
                 path: path.to_owned(),
                 found: other.unwrap_or("none").to_owned(),

@@ -40,9 +40,8 @@ fn full(pattern: &str) -> Regex {
 
 static VERSION: LazyLock<Regex> = LazyLock::new(|| full(r"(v|iter)?\d+([.]\d+)*"));
 static QUANT_TYPE: LazyLock<Regex> = LazyLock::new(|| full(r"i?q\d(_\w)*|b?fp?(16|32)"));
-static SIZE: LazyLock<Regex> = LazyLock::new(|| {
-    full(r"((A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl)")
-});
+static SIZE: LazyLock<Regex> =
+    LazyLock::new(|| full(r"((A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl)"));
 static FINETUNE: LazyLock<Regex> = LazyLock::new(|| full("chat|instruct|vision|lora"));
 
 impl ModelId {

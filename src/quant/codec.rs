@@ -24,7 +24,11 @@ impl QuantType {
             && imatrix.len() != n_per_row
         {
             let what = "importance matrix";
-            return Err(QuantError::BufferLength { what, expected: n_per_row, found: imatrix.len() });
+            return Err(QuantError::BufferLength {
+                what,
+                expected: n_per_row,
+                found: imatrix.len(),
+            });
         }
         if let Some(at) = rows.iter().position(|v| !v.is_finite()) {
             let (row, column) = (at / n_per_row, at % n_per_row);

@@ -4,8 +4,8 @@
 //! tell is checked on opening; only values remain for reading.
 
 use super::error::{CheckpointError, SourceError};
-use crate::mapping::Mapping;
 use super::{Dtype, Source, TensorMeta};
+use crate::mapping::Mapping;
 use crate::quant::{QuantError, QuantType, fp8};
 use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
 use serde_json::Value;
@@ -342,9 +342,8 @@ fn fp8_block(dir: &Path, config: &Value) -> Result<Option<[usize; 2]>, Checkpoin
     if size.is_null() {
         return Ok(None);
     }
-    let numbers: Option<Vec<usize>> = size
-        .as_array()
-        .map(|a| a.iter().filter_map(Value::as_u64).map(|n| n as usize).collect());
+    let numbers: Option<Vec<usize>> =
+        size.as_array().map(|a| a.iter().filter_map(Value::as_u64).map(|n| n as usize).collect());
     match numbers.as_deref() {
         Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Some([rows, columns])),
         _ => bad(size, "weight_block_size", "two positive integers"),
@@ -374,9 +373,8 @@ fn shard_names(dir: &Path) -> Result<(Vec<String>, Option<WeightMap>), Checkpoin
     }
     let entries = std::fs::read_dir(dir)
         .map_err(|error| CheckpointError::Io { path: dir.to_owned(), error })?;
-    let mut names: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .collect();
+    let mut names: Vec<String> =
+        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.sort_unstable();
     let is_shard = |n: &&String| n.starts_with("model") && n.ends_with(".safetensors");
     let files: Vec<String> = names.iter().filter(is_shard).cloned().collect();

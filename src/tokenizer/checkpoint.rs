@@ -56,8 +56,8 @@ impl Vocab {
 }
 
 pub(super) fn read_json(path: &Path) -> Result<Value, TokenizerError> {
-    let bytes = std::fs::read(path)
-        .map_err(|error| TokenizerError::Io { path: path.to_owned(), error })?;
+    let bytes =
+        std::fs::read(path).map_err(|error| TokenizerError::Io { path: path.to_owned(), error })?;
     serde_json::from_slice(&bytes)
         .map_err(|error| TokenizerError::Json { path: path.to_owned(), error })
 }
@@ -132,10 +132,9 @@ impl Reader<'_> {
         let has_token = |token: &str| added.iter().any(|a| a["content"] == token);
         match Pre::recognise(&self.json["pre_tokenizer"], has_token) {
             Some(pre) => Ok(pre.name.to_owned()),
-            None => Err(TokenizerError::UnknownPre {
-                path: self.path.to_owned(),
-                known: Pre::names(),
-            }),
+            None => {
+                Err(TokenizerError::UnknownPre { path: self.path.to_owned(), known: Pre::names() })
+            }
         }
     }
 
@@ -146,18 +145,20 @@ impl Reader<'_> {
         };
         list.iter()
             .enumerate()
-            .map(|(rank, merge)| match merge {
-                Value::String(merge) => Some(merge.clone()),
-                Value::Array(pair) => match pair.as_slice() {
-                    // A space inside a part would read as the space between them.
-                    [Value::String(a), Value::String(b)] => {
-                        Some(format!("{} {}", a.replace(' ', "Ġ"), b.replace(' ', "Ġ")))
-                    }
+            .map(|(rank, merge)| {
+                match merge {
+                    Value::String(merge) => Some(merge.clone()),
+                    Value::Array(pair) => match pair.as_slice() {
+                        // A space inside a part would read as the space between them.
+                        [Value::String(a), Value::String(b)] => {
+                            Some(format!("{} {}", a.replace(' ', "Ġ"), b.replace(' ', "Ġ")))
+                        }
+                        _ => None,
+                    },
                     _ => None,
-                },
-                _ => None,
-            }
-            .ok_or_else(|| self.error(format!("merge {rank} is no pair of tokens"))))
+                }
+                .ok_or_else(|| self.error(format!("merge {rank} is no pair of tokens")))
+            })
             .collect()
     }
 }

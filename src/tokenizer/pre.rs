@@ -96,9 +96,8 @@ fn splits_of(section: &Value) -> Option<Vec<String>> {
     }
     let mut found = Vec::new();
     for split in splits {
-        let plain = split["type"] == "Split"
-            && split["behavior"] == "Isolated"
-            && split["invert"] != true;
+        let plain =
+            split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true;
         let regex = split["pattern"]["Regex"].as_str().filter(|_| plain)?;
         found.push(regex.replace('\r', r"\r").replace('\n', r"\n"));
     }

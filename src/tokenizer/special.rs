@@ -243,9 +243,8 @@ fn separator(
     if a["Sequence"]["id"] != "A" || b["Sequence"]["id"] != "B" || middle.is_empty() {
         return;
     }
-    let separates = |i: usize| {
-        special_of(middle.get(i)).is_some_and(|token| names.is(token, ["sep", "eos"]))
-    };
+    let separates =
+        |i: usize| special_of(middle.get(i)).is_some_and(|token| names.is(token, ["sep", "eos"]));
     let adds = (separates(0) && last.is_none()) || (middle.len() == 2 && separates(1));
     add.set("sep", adds);
     if adds
@@ -272,7 +271,8 @@ fn chat_templates(
             let mut extra: Vec<_> = std::fs::read_dir(dir.join("additional_chat_templates"))
                 .map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect())
                 .unwrap_or_default();
-            extra.retain(|path: &std::path::PathBuf| path.extension().is_some_and(|x| x == "jinja"));
+            extra
+                .retain(|path: &std::path::PathBuf| path.extension().is_some_and(|x| x == "jinja"));
             extra.sort();
             for path in extra {
                 let name = path.file_stem().unwrap_or_default().to_string_lossy();

@@ -1,0 +1,62 @@
+//! What can go wrong in a forward pass.
+
+use crate::source::SourceError;
+
+/// A forward pass that cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvalError {
+    /// A tensor that the architecture needs.
+    #[error("tensor `{0}` is missing")]
+    MissingTensor(String),
+    /// A tensor of another shape than the hyper-parameters say.
+    #[error("tensor `{tensor}` has dimensions {found:?}, expected {expected:?}")]
+    Shape {
+        /// The tensor.
+        tensor: String,
+        /// Its extents, innermost first.
+        found: Vec<u64>,
+        /// The extents needed.
+        expected: Vec<u64>,
+    },
+    /// Hyper-parameters that no forward pass can be made of.
+    #[error("{0}")]
+    Hparams(String),
+    /// Reading weights.
+    #[error(transparent)]
+    Source(#[from] SourceError),
+    /// A token that the model has no embedding for.
+    #[error("token {token} is beyond the model's vocabulary of {n_vocab}")]
+    Token {
+        /// The token.
+        token: u32,
+        /// Tokens in the vocabulary.
+        n_vocab: u32,
+    },
+    /// An activation that is NaN or infinite.
+    #[error(
+        "layer {layer}: the output of the {part} is not finite at token {token}; a weight is damaged or out of range"
+    )]
+    NotFinite {
+        /// The layer; the number of layers for the output layer.
+        layer: u32,
+        /// Which part of the layer.
+        part: &'static str,
+        /// Token in the batch.
+        token: usize,
+    },
+    /// A text too short.
+    #[error("{found} tokens are too few, two chunks of {ctx} are needed")]
+    TooShort {
+        /// Tokens.
+        found: usize,
+        /// Tokens per chunk.
+        ctx: usize,
+    },
+    /// Two results that do not belong to the same text.
+    #[error("results over {0} and {1} tokens cannot be paired")]
+    Unpaired(usize, usize),
+    /// The work was cancelled from outside.
+    #[error("interrupted")]
+    Cancelled,
+}

@@ -1,0 +1,271 @@
+//! The model as a stack of layers over a source of weights.
+
+use super::attention::{Attention, Query};
+use super::error::EvalError;
+use super::feed_forward::{FeedForward, Gated};
+use super::linear::Matrix;
+use super::norm::rms_norm;
+use super::rope::Rotary;
+use crate::model::{Gating, Hparams};
+use crate::source::Source;
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView2, Axis};
+
+/// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
+pub struct Model<'a> {
+    hparams: &'a Hparams,
+    source: &'a dyn Source,
+    rotary: Rotary,
+}
+
+/// Rows of the output matrix that one task takes.
+const VOCAB_TILE: usize = 1024;
+
+impl<'a> Model<'a> {
+    /// Checks that `source` has the tensors that `hparams` call for.
+    ///
+    /// # Errors
+    /// A tensor that is missing or of another shape, naming it.
+    pub fn new(hparams: &'a Hparams, source: &'a dyn Source) -> Result<Self, EvalError> {
+        if let Some(moe) = &hparams.moe {
+            let groups = moe.n_group.max(1);
+            if !moe.n_expert.is_multiple_of(groups)
+                || moe.n_group_used > groups
+                || moe.n_used > moe.n_expert
+                || (groups > 1 && moe.n_used > moe.n_expert / groups * moe.n_group_used)
+            {
+                return Err(EvalError::Hparams(format!(
+                    "{} of {} experts cannot be chosen from {} of {groups} groups",
+                    moe.n_used, moe.n_expert, moe.n_group_used
+                )));
+            }
+        }
+        if !hparams.attention.qk_rope.is_multiple_of(2) {
+            return Err(EvalError::Hparams("an odd number of dimensions cannot rotate".into()));
+        }
+        let rotary = Rotary::new(&hparams.rope, hparams.attention.qk_rope as usize);
+        let model = Self { hparams, source, rotary };
+        let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
+        model.matrix("token_embd.weight", embd, vocab)?;
+        model.output()?;
+        model.tensor("output_norm.weight", &[embd])?;
+        for layer in 0..hparams.n_layer {
+            model.attention(layer, false)?;
+            model.feed_forward(layer, false)?;
+            for norm in ["attn_norm", "ffn_norm"] {
+                model.tensor(&format!("blk.{layer}.{norm}.weight"), &[embd])?;
+            }
+        }
+        Ok(model)
+    }
+
+    /// The hyper-parameters.
+    pub fn hparams(&self) -> &Hparams {
+        self.hparams
+    }
+
+    /// The tensor of this name, if its extents (innermost first) are these.
+    fn tensor(&self, name: &str, dims: &[usize]) -> Result<usize, EvalError> {
+        let tensor =
+            self.source.find(name).ok_or_else(|| EvalError::MissingTensor(name.to_owned()))?;
+        let found = &self.source.tensors()[tensor].dims;
+        // Files may leave out trailing extents of 1.
+        let extent = |i: usize| found.get(i).copied().unwrap_or(1);
+        let n = dims.len().max(found.len());
+        if (0..n).any(|i| extent(i) != dims.get(i).map_or(1, |&d| d as u64)) {
+            return Err(EvalError::Shape {
+                tensor: name.to_owned(),
+                found: found.clone(),
+                expected: dims.iter().map(|&d| d as u64).collect(),
+            });
+        }
+        Ok(tensor)
+    }
+
+    fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
+        let tensor = self.tensor(name, &[columns, rows])?;
+        Ok(Matrix { source: self.source, tensor, first_row: 0, rows, columns })
+    }
+
+    fn stack(&self, name: &str, dims: [usize; 3]) -> Result<Matrix<'a>, EvalError> {
+        let [columns, rows, _] = dims;
+        let tensor = self.tensor(name, &dims)?;
+        Ok(Matrix { source: self.source, tensor, first_row: 0, rows, columns })
+    }
+
+    /// A vector's values; empty when only its presence is checked.
+    fn vector(&self, name: &str, n: usize, read: bool) -> Result<Vec<f32>, EvalError> {
+        let tensor = self.tensor(name, &[n])?;
+        let mut values = vec![0.0; if read { n } else { 0 }];
+        if read {
+            self.source.read_rows(tensor, 0, &mut values)?;
+        }
+        Ok(values)
+    }
+
+    fn attention(&self, layer: u32, read: bool) -> Result<Attention<'a>, EvalError> {
+        let a = &self.hparams.attention;
+        let [embd, heads, kv_lora, nope, rope, v] =
+            [self.hparams.n_embd, a.n_head, a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head]
+                .map(|n| n as usize);
+        let name = |tensor: &str| format!("blk.{layer}.{tensor}.weight");
+        let query = match a.q_lora_rank.map(|rank| rank as usize) {
+            None => Query::Direct(self.matrix(&name("attn_q"), embd, heads * (nope + rope))?),
+            Some(rank) => Query::LowRank {
+                a: self.matrix(&name("attn_q_a"), embd, rank)?,
+                norm: self.vector(&name("attn_q_a_norm"), rank, read)?,
+                b: self.matrix(&name("attn_q_b"), rank, heads * (nope + rope))?,
+            },
+        };
+        Ok(Attention {
+            query,
+            kv_a: self.matrix(&name("attn_kv_a_mqa"), embd, kv_lora + rope)?,
+            kv_a_norm: self.vector(&name("attn_kv_a_norm"), kv_lora, read)?,
+            k_b: self.stack(&name("attn_k_b"), [nope, kv_lora, heads])?,
+            v_b: self.stack(&name("attn_v_b"), [kv_lora, v, heads])?,
+            output: self.matrix(&name("attn_output"), heads * v, embd)?,
+        })
+    }
+
+    fn feed_forward(&self, layer: u32, read: bool) -> Result<FeedForward<'a>, EvalError> {
+        let embd = self.hparams.n_embd as usize;
+        let name = |tensor: &str| format!("blk.{layer}.{tensor}.weight");
+        let gated = |suffix: &str, ff: usize| -> Result<Gated<'a>, EvalError> {
+            Ok(Gated {
+                gate: self.matrix(&name(&format!("ffn_gate{suffix}")), embd, ff)?,
+                up: self.matrix(&name(&format!("ffn_up{suffix}")), embd, ff)?,
+                down: self.matrix(&name(&format!("ffn_down{suffix}")), ff, embd)?,
+            })
+        };
+        let Some(moe) = self.hparams.moe.as_ref().filter(|moe| layer >= moe.leading_dense) else {
+            return Ok(FeedForward::Dense(gated("", self.hparams.n_ff as usize)?));
+        };
+        let [experts, shared, ff] = [moe.n_expert, moe.n_shared, moe.n_ff].map(|n| n as usize);
+        let bias = match moe.gating {
+            Gating::Softmax => None,
+            Gating::Sigmoid => {
+                Some(self.vector(&format!("blk.{layer}.exp_probs_b.bias"), experts, read)?)
+            }
+        };
+        Ok(FeedForward::Experts {
+            router: self.matrix(&name("ffn_gate_inp"), embd, experts)?,
+            bias,
+            routed: Gated {
+                gate: self.stack(&name("ffn_gate_exps"), [embd, ff, experts])?,
+                up: self.stack(&name("ffn_up_exps"), [embd, ff, experts])?,
+                down: self.stack(&name("ffn_down_exps"), [ff, embd, experts])?,
+            },
+            shared: if shared > 0 { Some(gated("_shexp", ff * shared)?) } else { None },
+        })
+    }
+
+    /// The output matrix; the token embedding where they are tied.
+    fn output(&self) -> Result<Matrix<'a>, EvalError> {
+        let tied = self.source.find("output.weight").is_none();
+        let name = if tied { "token_embd.weight" } else { "output.weight" };
+        self.matrix(name, self.hparams.n_embd as usize, self.hparams.n_vocab as usize)
+    }
+
+    /// Embeddings of tokens, one row each.
+    ///
+    /// # Errors
+    /// A token beyond the vocabulary.
+    pub fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, EvalError> {
+        let (embd, n_vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab);
+        let matrix = self.matrix("token_embd.weight", embd, n_vocab as usize)?;
+        let mut states = Array2::zeros((tokens.len(), embd));
+        for (mut row, &token) in states.rows_mut().into_iter().zip(tokens) {
+            if token >= n_vocab {
+                return Err(EvalError::Token { token, n_vocab });
+            }
+            row.assign(&matrix.decode(token as usize, 1)?.row(0));
+        }
+        Ok(states)
+    }
+
+    /// Passes states, one row a token in chunks of `ctx`, through a layer.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, or a result that is not finite.
+    pub fn layer(&self, layer: u32, states: &mut Array2<f32>, ctx: usize) -> Result<(), EvalError> {
+        let (embd, eps) = (self.hparams.n_embd as usize, self.hparams.rms_eps);
+        let norm = |name: &str, states: &Array2<f32>| -> Result<Array2<f32>, EvalError> {
+            let weight = self.vector(&format!("blk.{layer}.{name}.weight"), embd, true)?;
+            Ok(rms_norm(states.view(), &weight, eps))
+        };
+        let attention = self.attention(layer, true)?;
+        let x = norm("attn_norm", states)?;
+        *states += &attention.run(self.hparams, &self.rotary, x.view(), ctx)?;
+        finite(states, layer, "attention")?;
+        let feed_forward = self.feed_forward(layer, true)?;
+        let x = norm("ffn_norm", states)?;
+        *states += &feed_forward.run(self.hparams.moe.as_ref(), x.view())?;
+        finite(states, layer, "feed-forward network")
+    }
+
+    /// The states after the last layer, normalised for the output matrix.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn output_norm(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        let weight = self.vector("output_norm.weight", self.hparams.n_embd as usize, true)?;
+        Ok(rms_norm(states, &weight, self.hparams.rms_eps))
+    }
+
+    /// Logits of normalised states, one row a token, one column a token of the vocabulary.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn logits(&self, normed: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        self.output()?.apply(normed)
+    }
+
+    /// Negative log-likelihood in nats of each row's target. The vocabulary is taken in tiles, so
+    /// that the logits of all tokens never exist at once; sums are f64.
+    ///
+    /// # Errors
+    /// Weights that cannot be read, or logits that are not finite.
+    pub fn nll(&self, normed: ArrayView2<f32>, targets: &[u32]) -> Result<Vec<f64>, EvalError> {
+        let output = self.output()?;
+        let tiles: Vec<usize> = (0..output.rows).step_by(VOCAB_TILE).collect();
+        // For each tile and row: largest logit, sum of exponentials below it, the target's logit.
+        let parts: Vec<Vec<(f32, f64, Option<f32>)>> = tiles
+            .par_iter()
+            .map(|&first| {
+                let rows = VOCAB_TILE.min(output.rows - first);
+                let tile = Matrix { first_row: first as u64, rows, ..output };
+                let logits = tile.apply_here(normed)?;
+                Ok(logits
+                    .axis_iter(Axis(0))
+                    .zip(targets)
+                    .map(|(row, &target)| {
+                        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                        let sum = row.iter().map(|&l| f64::from(l - max).exp()).sum();
+                        let target = (target as usize).checked_sub(first);
+                        (max, sum, target.and_then(|t| row.get(t)).copied())
+                    })
+                    .collect())
+            })
+            .collect::<Result<_, EvalError>>()?;
+        (0..targets.len())
+            .map(|i| {
+                let max = parts.iter().map(|tile| tile[i].0).fold(f32::NEG_INFINITY, f32::max);
+                let sum: f64 =
+                    parts.iter().map(|tile| tile[i].1 * f64::from(tile[i].0 - max).exp()).sum();
+                let target = parts.iter().find_map(|tile| tile[i].2);
+                let nll = target.map(|l| sum.ln() - f64::from(l - max)).unwrap_or(f64::NAN);
+                let layer = self.hparams.n_layer;
+                let error = EvalError::NotFinite { layer, part: "output matrix", token: i };
+                if nll.is_finite() { Ok(nll) } else { Err(error) }
+            })
+            .collect()
+    }
+}
+
+fn finite(states: &Array2<f32>, layer: u32, part: &'static str) -> Result<(), EvalError> {
+    let bad = states.rows().into_iter().position(|row| !row.iter().all(|v| v.is_finite()));
+    match bad {
+        None => Ok(()),
+        Some(token) => Err(EvalError::NotFinite { layer, part, token }),
+    }
+}

@@ -1,0 +1,232 @@
+//! Perplexity by llama-perplexity's rules, and the paired comparison of two results.
+
+use super::error::EvalError;
+use super::model::Model;
+use crate::model::Hparams;
+use crate::monitor::Monitor;
+use ndarray::s;
+use serde::Serialize;
+
+/// How a text is cut and scored.
+#[derive(Clone, Debug)]
+pub struct PerplexityOptions {
+    /// Tokens per chunk.
+    pub ctx: usize,
+    /// Chunks at most, from the beginning of the text.
+    pub chunks: Option<usize>,
+    /// Takes the place of every chunk's first token, where the vocabulary begins sequences so.
+    pub bos: Option<u32>,
+    /// Bytes that intermediate results of a layer may take, roughly.
+    pub memory: usize,
+}
+
+impl Default for PerplexityOptions {
+    fn default() -> Self {
+        Self { ctx: 512, chunks: None, bos: None, memory: 512 << 20 }
+    }
+}
+
+impl PerplexityOptions {
+    fn n_chunks(&self, n_tokens: usize) -> usize {
+        (n_tokens / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
+    }
+
+    /// The work that [`perplexity`] will report to its monitor: tokens times layers, the output
+    /// matrix counting as one layer.
+    pub fn work(&self, n_tokens: usize, hparams: &Hparams) -> u64 {
+        let tokens = self.n_chunks(n_tokens) * self.ctx;
+        tokens as u64 * (u64::from(hparams.n_layer) + 1)
+    }
+
+    /// Chunks that pass through a layer together.
+    fn batch(&self, hparams: &Hparams) -> usize {
+        let a = &hparams.attention;
+        let heads = a.n_head as usize * (a.qk_nope + a.qk_rope + 2 * a.v_head) as usize;
+        let moe = hparams.moe.as_ref();
+        let ff = hparams.n_ff.max(moe.map_or(0, |moe| moe.n_ff * moe.n_shared.max(moe.n_used)));
+        let per_token = heads + 3 * ff as usize + 6 * hparams.n_embd as usize;
+        (self.memory / (4 * per_token * self.ctx)).max(1)
+    }
+}
+
+/// How well a model predicts a text.
+#[derive(Clone, Debug, Serialize)]
+pub struct Perplexity {
+    /// `exp(mean_nll)`.
+    pub perplexity: f64,
+    /// Its standard error, `perplexity` times that of `mean_nll`.
+    pub perplexity_error: f64,
+    /// Mean negative log-likelihood of the scored tokens, in nats.
+    pub mean_nll: f64,
+    /// How many tokens were scored.
+    pub tokens_scored: usize,
+    /// Sum of the negative log-likelihoods of each chunk's scored tokens, in nats.
+    pub nll_per_chunk: Vec<f64>,
+    /// Negative log-likelihood of every scored token, chunk after chunk.
+    #[serde(skip)]
+    pub nll: Vec<f64>,
+}
+
+impl Perplexity {
+    fn new(nll_per_chunk: Vec<f64>, nll: Vec<f64>) -> Self {
+        let (mean_nll, error) = mean(&nll);
+        let perplexity = mean_nll.exp();
+        Self {
+            perplexity,
+            perplexity_error: perplexity * error,
+            mean_nll,
+            tokens_scored: nll.len(),
+            nll_per_chunk,
+            nll,
+        }
+    }
+}
+
+/// Mean and standard error of the mean, tokens taken as independent
+/// (`perplexity` in llama-perplexity; the variance there is the population's, divided by `n - 1`).
+fn mean(values: &[f64]) -> (f64, f64) {
+    let n = values.len() as f64;
+    let mean = values.iter().sum::<f64>() / n;
+    let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
+    (mean, if n > 1.0 { (variance / (n - 1.0)).sqrt() } else { 0.0 })
+}
+
+/// Perplexity of `tokens`: chunks of `ctx` tokens are run on their own, and the second half of
+/// each predicts its next token, but for the last (`perplexity` in llama-perplexity).
+///
+/// The monitor counts tokens times layers.
+///
+/// # Errors
+/// A text shorter than two chunks, weights that cannot be read, results that are not finite.
+pub fn perplexity(
+    model: &Model,
+    tokens: &[u32],
+    options: &PerplexityOptions,
+    monitor: &dyn Monitor,
+) -> Result<Perplexity, EvalError> {
+    let ctx = options.ctx;
+    if tokens.len() < 2 * ctx || ctx < 4 {
+        return Err(EvalError::TooShort { found: tokens.len(), ctx });
+    }
+    let n_chunks = options.n_chunks(tokens.len());
+    let mut batches = Vec::new();
+    for batch in tokens[..n_chunks * ctx].chunks(ctx * options.batch(model.hparams())) {
+        let mut input = batch.to_vec();
+        if let Some(bos) = options.bos {
+            input.iter_mut().step_by(ctx).for_each(|token| *token = bos);
+        }
+        batches.push((batch, model.embed(&input)?));
+    }
+    let advance = |batch: &[u32]| -> Result<(), EvalError> {
+        monitor.advance(batch.len() as u64);
+        if monitor.cancelled() { Err(EvalError::Cancelled) } else { Ok(()) }
+    };
+    for layer in 0..model.hparams().n_layer {
+        for (batch, states) in &mut batches {
+            model.layer(layer, states, ctx)?;
+            advance(batch)?;
+        }
+    }
+    let scored = ctx / 2..ctx - 1;
+    let mut nll = Vec::with_capacity(n_chunks * scored.len());
+    let mut nll_per_chunk = Vec::with_capacity(n_chunks);
+    for (batch, states) in &batches {
+        for (i, chunk) in batch.chunks(ctx).enumerate() {
+            let rows = i * ctx + scored.start..i * ctx + scored.end;
+            let normed = model.output_norm(states.slice(s![rows, ..]))?;
+            let of_chunk = model.nll(normed.view(), &chunk[scored.start + 1..])?;
+            nll_per_chunk.push(of_chunk.iter().sum());
+            nll.extend(of_chunk);
+        }
+        advance(batch)?;
+    }
+    Ok(Perplexity::new(nll_per_chunk, nll))
+}
+
+/// The difference between two models on the same tokens. Pairing token by token removes what the
+/// text itself contributes to the uncertainty.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Paired {
+    /// Mean difference of the negative log-likelihoods, result less source: the logarithm of the
+    /// ratio of the perplexities.
+    pub ln_ratio: f64,
+    /// Its standard error.
+    pub ln_ratio_error: f64,
+    /// Perplexity of the result divided by that of the source.
+    pub ratio: f64,
+    /// Its standard error, `ratio` times that of its logarithm.
+    pub ratio_error: f64,
+    /// Perplexity of the result less that of the source.
+    pub difference: f64,
+    /// Its standard error, from both errors and their covariance.
+    pub difference_error: f64,
+}
+
+impl Paired {
+    /// Pairs two results (`kl_divergence` in llama-perplexity: "Mean ln(PPL(Q)/PPL(base))" and
+    /// the lines after it).
+    ///
+    /// # Errors
+    /// The results are not over the same number of tokens.
+    pub fn new(source: &Perplexity, result: &Perplexity) -> Result<Self, EvalError> {
+        let n = source.nll.len();
+        if n != result.nll.len() || n == 0 {
+            return Err(EvalError::Unpaired(n, result.nll.len()));
+        }
+        let pairs = || source.nll.iter().zip(&result.nll);
+        let (ln_ratio, ln_ratio_error) = mean(&pairs().map(|(s, r)| r - s).collect::<Vec<_>>());
+        let ratio = ln_ratio.exp();
+        // The error of PPL_r - PPL_s to first order: that of the mean of PPL_r·r - PPL_s·s.
+        let (p_s, p_r) = (source.perplexity, result.perplexity);
+        let (_, difference_error) =
+            mean(&pairs().map(|(s, r)| p_r * r - p_s * s).collect::<Vec<_>>());
+        Ok(Self {
+            ln_ratio,
+            ln_ratio_error,
+            ratio,
+            ratio_error: ratio * ln_ratio_error,
+            difference: p_r - p_s,
+            difference_error,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn result(nll: &[f64]) -> Perplexity {
+        Perplexity::new(vec![nll.iter().sum()], nll.to_vec())
+    }
+
+    #[test]
+    fn perplexity_and_its_error_by_hand() {
+        let p = result(&[1.0, 3.0]);
+        assert_eq!(p.mean_nll, 2.0);
+        assert_eq!(p.perplexity, 2f64.exp());
+        // Population variance 1, divided by n - 1 = 1.
+        assert_eq!(p.perplexity_error, 2f64.exp());
+    }
+
+    #[test]
+    fn pairing_removes_what_both_share() {
+        let paired = Paired::new(&result(&[1.0, 5.0, 2.0]), &result(&[1.5, 5.5, 2.5])).unwrap();
+        assert_eq!((paired.ln_ratio, paired.ln_ratio_error), (0.5, 0.0));
+        assert_eq!(paired.ratio, 0.5f64.exp());
+        assert!(Paired::new(&result(&[1.0]), &result(&[1.0, 2.0])).is_err());
+    }
+
+    #[test]
+    fn the_error_of_the_difference_follows_from_both_errors_and_their_covariance() {
+        let (s, r) = (result(&[1.0, 2.0, 4.0]), result(&[1.5, 1.0, 4.5]));
+        let n = 3.0;
+        let cov = (s.nll.iter().zip(&r.nll).map(|(a, b)| a * b).sum::<f64>() / n
+            - s.mean_nll * r.mean_nll)
+            / (n - 1.0);
+        let expected = (s.perplexity_error.powi(2) + r.perplexity_error.powi(2)
+            - 2.0 * s.perplexity * r.perplexity * cov)
+            .sqrt();
+        let paired = Paired::new(&s, &r).unwrap();
+        assert!((paired.difference_error - expected).abs() < 1e-9 * expected);
+    }
+}
