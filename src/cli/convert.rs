@@ -25,7 +25,7 @@ pub struct Args {
     /// GGUF file to write
     output: PathBuf,
     /// Type of the output, named as llama-quantize names it
-    #[arg(long = "type", short, value_name = "TYPE")]
+    #[arg(long = "type", short = 't', value_name = "TYPE")]
     file_type: FileType,
     /// Give every tensor the type's default instead of its mix
     #[arg(long)]
