@@ -176,8 +176,8 @@ fn describe(model: &CheckpointModel, plan: &Plan, args: &Args) -> String {
             args.checkpoint.display(),
             hparams.arch.name(),
             hparams.n_layer,
-            model.n_shards(),
-            units::bytes(model.n_bytes())
+            model.checkpoint().n_shards(),
+            units::bytes(model.checkpoint().n_bytes())
         ),
     );
     line(

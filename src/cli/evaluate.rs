@@ -129,7 +129,8 @@ pub fn compare(
 impl Evaluation {
     /// For people.
     pub fn table(&self) -> String {
-        let mut table = format!("{:<10}{:>13}{:>13}{:>24}\n", "", "bits/weight", "size", "perplexity");
+        let mut table =
+            format!("{:<10}{:>13}{:>13}{:>24}\n", "", "bits/weight", "size", "perplexity");
         for row in &self.rows {
             let p = &row.perplexity;
             let perplexity = format!("{:.4} ± {:.4}", p.perplexity, p.perplexity_error);

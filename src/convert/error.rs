@@ -2,9 +2,9 @@
 
 use crate::gguf::GgufError;
 use crate::model::ModelError;
-use crate::quant::QuantError;
+use crate::quant::{QuantError, QuantType};
 use crate::recipe::RecipeError;
-use crate::source::SourceError;
+use crate::source::{Origin, SourceError};
 use crate::tokenizer::TokenizerError;
 use std::path::PathBuf;
 
@@ -28,12 +28,14 @@ pub enum ConvertError {
     #[error(transparent)]
     Gguf(#[from] GgufError),
     /// A row that cannot be encoded.
-    #[error("tensor `{tensor}` as {ty}: {error}")]
+    #[error("{origin} cannot become {ty} in `{tensor}`: {error}")]
     Encode {
-        /// The tensor in GGUF's spelling; rows are counted from its first.
+        /// Where the row was read.
+        origin: Origin,
+        /// The tensor of the output; rows are counted from its first.
         tensor: String,
         /// The type it was to have.
-        ty: crate::quant::QuantType,
+        ty: QuantType,
         /// What is wrong with the row.
         error: QuantError,
     },

@@ -104,10 +104,18 @@ impl Worker<'_> {
     ) -> Result<u64, ConvertError> {
         let n_per_row = tensor.dims[0] as usize;
         let n_rows = (rows.end - rows.start) as usize;
-        let encode_error = |error| ConvertError::Encode {
-            tensor: tensor.name.clone(),
-            ty: tensor.ty,
-            error: shift_row(error, rows.start),
+        let encode_error = |error| {
+            let error = shift_row(error, rows.start);
+            let row = match error {
+                QuantError::NotFinite { row, .. } => row as u64,
+                _ => rows.start,
+            };
+            ConvertError::Encode {
+                origin: self.source.origin(tensor.source, row),
+                tensor: tensor.name.clone(),
+                ty: tensor.ty,
+                error,
+            }
         };
         let row_bytes = tensor
             .ty

@@ -8,7 +8,7 @@ use super::config::Config;
 use super::deepseek2;
 use super::error::ModelError;
 use super::hparams::Hparams;
-use crate::source::{Checkpoint, Source, SourceError, TensorMeta};
+use crate::source::{Checkpoint, Origin, Source, SourceError, TensorMeta};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -58,6 +58,8 @@ pub struct CheckpointModel {
     pieces: Vec<Resolved>,
     by_name: HashMap<String, usize>,
     dropped: Vec<String>,
+    /// Bytes of the checkpoint tensors that are not dropped, scales included.
+    n_bytes: u64,
 }
 
 /// Buffers that some exporters store and no model needs.
@@ -72,7 +74,6 @@ impl CheckpointModel {
     pub fn open(dir: &Path, mtp: Mtp) -> Result<Self, ModelError> {
         let config = Config::open(dir)?;
         let mut hparams = Hparams::from_config(&config)?;
-        let n_nextn = hparams.n_nextn;
         if mtp == Mtp::Drop {
             hparams.n_nextn = 0;
         }
@@ -85,6 +86,7 @@ impl CheckpointModel {
             pieces: Vec::new(),
             by_name: HashMap::new(),
             dropped: Vec::new(),
+            n_bytes: 0,
         };
         let mut used = HashSet::new();
         // transformers' default is untied for V3, tied for no class served here.
@@ -100,10 +102,10 @@ impl CheckpointModel {
         let kept = model.hparams.n_layer + model.hparams.n_nextn;
         for (i, meta) in model.checkpoint.tensors().iter().enumerate() {
             if used.contains(&i) {
+                model.n_bytes += model.checkpoint.stored_bytes(i);
                 continue;
             }
-            let beyond = layer_of(&meta.name)
-                .is_some_and(|layer| (kept..model.hparams.n_layer + n_nextn).contains(&layer));
+            let beyond = layer_of(&meta.name).is_some_and(|layer| layer >= kept);
             let tied_head = tied && meta.name == "lm_head.weight";
             if beyond || tied_head || IGNORED.iter().any(|suffix| meta.name.ends_with(suffix)) {
                 model.dropped.push(meta.name.clone());
@@ -202,14 +204,14 @@ impl CheckpointModel {
         &self.dropped
     }
 
-    /// Bytes of all shards together.
-    pub fn n_bytes(&self) -> u64 {
-        self.checkpoint.n_bytes()
+    /// The checkpoint as it is stored.
+    pub fn checkpoint(&self) -> &Checkpoint {
+        &self.checkpoint
     }
 
-    /// How many shards there are.
-    pub fn n_shards(&self) -> usize {
-        self.checkpoint.n_shards()
+    /// Bytes of the weights as stored, scales included and dropped tensors left out.
+    pub fn n_bytes(&self) -> u64 {
+        self.n_bytes
     }
 
     /// Calls `each` with the checkpoint tensor, its rows and the output elements for every
@@ -298,6 +300,16 @@ impl Source for CheckpointModel {
             Ok(())
         });
         debug_assert!(released.is_ok(), "releasing pages reads nothing");
+    }
+
+    fn origin(&self, tensor: usize, row: u64) -> Origin {
+        let mut origin = None;
+        let found = self.runs(tensor, row..row + 1, |from, stored, _| {
+            origin = Some(self.checkpoint.origin(from, stored.start));
+            Ok(())
+        });
+        debug_assert!(found.is_ok(), "finding a row reads nothing");
+        origin.expect("a row lies in some tensor")
     }
 
     fn find(&self, name: &str) -> Option<usize> {

@@ -4,7 +4,7 @@
 //! tell is checked on opening; only values remain for reading.
 
 use super::error::{CheckpointError, SourceError};
-use super::{Dtype, Source, TensorMeta};
+use super::{Dtype, Origin, Source, TensorMeta};
 use crate::mapping::Mapping;
 use crate::quant::{QuantError, QuantType, fp8};
 use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
@@ -198,6 +198,12 @@ impl Checkpoint {
         self.shards.iter().map(|s| s.map.bytes().len() as u64).sum()
     }
 
+    /// Bytes of a tensor as stored, its scales included.
+    pub fn stored_bytes(&self, tensor: usize) -> u64 {
+        let place = &self.places[tensor];
+        (place.bytes.len() + place.scale.as_ref().map_or(0, |s| s.bytes.len())) as u64
+    }
+
     /// How many shards there are.
     pub fn n_shards(&self) -> usize {
         self.shards.len()
@@ -307,6 +313,11 @@ impl Source for Checkpoint {
         let start = place.bytes.start;
         let range = start + rows.start as usize * row..start + rows.end as usize * row;
         self.shards[place.shard].map.release(range);
+    }
+
+    fn origin(&self, tensor: usize, _row: u64) -> Origin {
+        let tensor_name = self.metas[tensor].name.clone();
+        Origin { path: self.file_of(tensor).to_owned(), tensor: tensor_name }
     }
 
     fn find(&self, name: &str) -> Option<usize> {

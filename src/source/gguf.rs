@@ -1,6 +1,6 @@
 //! A GGUF file as a source of weights.
 
-use super::{Dtype, Source, SourceError, TensorMeta};
+use super::{Dtype, Origin, Source, SourceError, TensorMeta};
 use crate::gguf::{GgufError, GgufFile};
 use std::ops::Range;
 use std::path::Path;
@@ -72,6 +72,10 @@ impl Source for GgufSource {
 
     fn release(&self, tensor: usize, rows: Range<u64>) {
         self.file.release(tensor, self.bytes_of(tensor, rows));
+    }
+
+    fn origin(&self, tensor: usize, _row: u64) -> Origin {
+        Origin { path: self.file.path().to_owned(), tensor: self.metas[tensor].name.clone() }
     }
 
     fn find(&self, name: &str) -> Option<usize> {

@@ -13,6 +13,7 @@ pub use gguf::GgufSource;
 
 use crate::quant::QuantType;
 use std::ops::Range;
+use std::path::PathBuf;
 
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +61,21 @@ impl TensorMeta {
     }
 }
 
+/// Where a row is stored, for messages.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The file.
+    pub path: PathBuf,
+    /// The tensor in that file's own spelling.
+    pub tensor: String,
+}
+
+impl std::fmt::Display for Origin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: tensor `{}`", self.path.display(), self.tensor)
+    }
+}
+
 /// Named tensors, readable row by row from many threads at once.
 pub trait Source: Send + Sync {
     /// Every tensor, in the source's own order. Indices into this slice name tensors below.
@@ -82,6 +98,9 @@ pub trait Source: Send + Sync {
     /// Says that these rows will not be read again soon, so that their pages need not stay in
     /// memory. A hint without effect on what is read.
     fn release(&self, _tensor: usize, _rows: Range<u64>) {}
+
+    /// Where a row is stored.
+    fn origin(&self, tensor: usize, row: u64) -> Origin;
 
     /// The index of a tensor.
     fn find(&self, name: &str) -> Option<usize> {
