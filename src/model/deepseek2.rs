@@ -33,7 +33,11 @@ pub(super) fn hparams(config: &Config) -> Result<Hparams, ModelError> {
     let hparams = Hparams {
         arch: Arch::DeepSeek2,
         n_layer,
-        n_nextn: config.u32_opt("num_nextn_predict_layers")?.unwrap_or(0),
+        // transformers 5 has another word for it.
+        n_nextn: match config.u32_opt("num_nextn_predict_layers")? {
+            Some(n) => n,
+            None => config.u32_opt("num_mtp_layers")?.unwrap_or(0),
+        },
         context_length: config.u32_or("max_position_embeddings", Some(4096))?.unwrap_or(0),
         n_embd: config.u32("hidden_size")?,
         n_ff: config.u32("intermediate_size")?,

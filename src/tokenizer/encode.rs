@@ -19,7 +19,14 @@ impl Tokenizer {
     /// # Errors
     /// The file cannot be read, or the engine refuses it.
     pub fn from_checkpoint(dir: &Path, vocab: &Vocab) -> Result<Self, TokenizerError> {
-        let json = super::checkpoint::read_json(&dir.join("tokenizer.json"))?;
+        let mut json = super::checkpoint::read_json(&dir.join("tokenizer.json"))?;
+        for token in json["added_tokens"].as_array_mut().into_iter().flatten() {
+            // Tokens that steer the model are not always marked so.
+            let id = token["id"].as_u64().and_then(|id| usize::try_from(id).ok());
+            if id.and_then(|id| vocab.types.get(id)) == Some(&TokenType::Control) {
+                token["special"] = true.into();
+            }
+        }
         Self::new(&json, vocab)
     }
 
@@ -63,8 +70,9 @@ impl Tokenizer {
     }
 
     fn new(json: &Value, vocab: &Vocab) -> Result<Self, TokenizerError> {
-        let engine = tokenizers::Tokenizer::from_bytes(json.to_string())
+        let mut engine = tokenizers::Tokenizer::from_bytes(json.to_string())
             .map_err(|error| TokenizerError::Engine(error.to_string()))?;
+        engine.set_encode_special_tokens(true);
         Ok(Self { engine, bos: vocab.special("bos"), add_bos: vocab.add_bos() })
     }
 

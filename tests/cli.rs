@@ -1,0 +1,134 @@
+//! The program as its users see it: the README's command, streams, exit codes.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use assert_cmd::cargo::CommandCargoExt;
+use common::{HELDOUT, TINY_R1};
+use requant::gguf::GgufFile;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+fn requant(args: &[&str]) -> Output {
+    Command::cargo_bin("requant").unwrap().args(args).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn the_main_job_plans_converts_and_measures() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("tiny-r1-Q4_K_M.gguf");
+    let path = output.to_str().unwrap();
+    let args = ["convert", TINY_R1, path, "--type", "Q4_K_M", "--evaluate", HELDOUT];
+    let run = requant(&[&args[..], &["--chunks", "4"]].concat());
+    let (out, err) = (text(&run.stdout), text(&run.stderr));
+    assert_eq!(run.status.code(), Some(0), "{err}");
+    let size = std::fs::metadata(&output).unwrap().len();
+    assert!(err.contains(&format!("= {size} bytes")), "the plan is exact: {err}");
+    assert!(err.contains("--mtp keep"), "{err}");
+    assert!(err.contains("Q5_0 instead of Q4_K"), "{err}");
+    assert!(out.contains("Q4_K_M") && out.contains("±") && out.contains("1020 tokens"), "{out}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+
+    let again = requant(&args);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(text(&again.stderr).contains("--force"));
+    assert_eq!(std::fs::metadata(&output).unwrap().len(), size);
+}
+
+#[test]
+fn json_is_alone_on_standard_output() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let path = output.to_str().unwrap();
+    let args = ["convert", TINY_R1, path, "-t", "q8_0", "--json", "--evaluate", HELDOUT];
+    let run = requant(&[&args[..], &["--chunks", "2"]].concat());
+    let json: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(json["file_bytes"], std::fs::metadata(&output).unwrap().len());
+    assert!(json["evaluation"]["paired"]["difference_error"].as_f64().unwrap() > 0.0);
+
+    let run = requant(&["perplexity", path, "--text", HELDOUT, "--chunks", "2", "--json"]);
+    let json: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    assert_eq!(json["nll_per_chunk"].as_array().unwrap().len(), 2);
+    assert_eq!(json["tokens_scored"], 510);
+    let mean = json["mean_nll"].as_f64().unwrap();
+    assert!((json["perplexity"].as_f64().unwrap() / mean.exp() - 1.0).abs() < 1e-12);
+    assert!(json["perplexity_error"].as_f64().unwrap() > 0.0);
+}
+
+#[test]
+fn bad_usage_exits_with_2_and_failure_with_1() {
+    for args in [
+        &["convert", TINY_R1][..],
+        &["convert", TINY_R1, "out.gguf", "--type", "Q4KM"],
+        &["perplexity", TINY_R1],
+        &["frobnicate"],
+    ] {
+        let run = requant(args);
+        assert_eq!(run.status.code(), Some(2), "{args:?}");
+        assert!(run.stdout.is_empty());
+    }
+    for args in [
+        &["convert", "no/such/folder", "out.gguf", "--type", "Q8_0"][..],
+        &["perplexity", "no/such/file.gguf", "--text", HELDOUT],
+        &["perplexity", HELDOUT, "--text", HELDOUT],
+        &["perplexity", TINY_R1, "--text", "no/such/text"],
+        &["perplexity", TINY_R1, "--text", "tests/fixtures/reference/imatrix.dat"],
+        &["convert", TINY_R1, "/no/such/folder/out.gguf", "--type", "Q8_0", "-q"],
+    ] {
+        let run = requant(args);
+        let err = text(&run.stderr);
+        assert_eq!(run.status.code(), Some(1), "{args:?}");
+        assert!(err.starts_with("requant: ") && err.lines().count() == 1, "{err}");
+    }
+}
+
+#[test]
+fn a_dry_run_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.gguf");
+    let run = requant(&["convert", TINY_R1, path.to_str().unwrap(), "-t", "Q4_0", "--dry-run"]);
+    assert_eq!(run.status.code(), Some(0));
+    assert!(text(&run.stderr).contains("memory"));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+}
+
+#[test]
+fn a_kept_prediction_layer_is_in_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.gguf");
+    let path = path.to_str().unwrap();
+    let run = requant(&["convert", TINY_R1, path, "-t", "Q8_0", "--mtp", "keep", "-q"]);
+    assert_eq!(run.status.code(), Some(0));
+    let file = GgufFile::open(Path::new(path)).unwrap();
+    assert!(file.find("blk.3.nextn.eh_proj.weight").is_some());
+    assert_eq!(file.metadata().u32("deepseek2.block_count").unwrap(), Some(4));
+    assert_eq!(file.metadata().u32("deepseek2.nextn_predict_layers").unwrap(), Some(1));
+    let run = requant(&["perplexity", path, "--text", HELDOUT, "--chunks", "1"]);
+    assert_eq!(run.status.code(), Some(0), "the forward pass leaves it out");
+}
+
+#[test]
+#[cfg(unix)]
+fn interrupting_leaves_nothing_under_the_outputs_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let args = ["convert", TINY_R1, output.to_str().unwrap(), "-t", "Q6_K", "--threads", "1"];
+    let mut child =
+        Command::cargo_bin("requant").unwrap().args(args).stderr(Stdio::null()).spawn().unwrap();
+    // As soon as the temporary file exists.
+    while std::fs::read_dir(dir.path()).unwrap().count() == 0 {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it began to write");
+        std::thread::yield_now();
+    }
+    let id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
+    match child.wait().unwrap().code() {
+        Some(130) => assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0),
+        // The signal came after the last weight.
+        code => assert_eq!((code, output.exists()), (Some(0), true)),
+    }
+}

@@ -1,0 +1,100 @@
+//! What several integration tests need.
+#![allow(dead_code)]
+
+use requant::convert::{Intermediate, Plan, Settings};
+use requant::gguf::GgufFile;
+use requant::model::{CheckpointModel, Mtp};
+use requant::recipe::{FileType, Options};
+use sha2::{Digest, Sha256};
+use std::path::{Path, PathBuf};
+
+pub const TINY_R1: &str = "tests/fixtures/tiny-r1";
+pub const HELDOUT: &str = "tests/fixtures/text/heldout.txt";
+
+pub fn settings(file_type: FileType) -> Settings {
+    Settings {
+        file_type,
+        recipe: Options::default(),
+        intermediate: Intermediate::Bf16,
+        tokenizer_pre: None,
+        threads: 2,
+    }
+}
+
+pub fn convert(settings: &Settings, output: &Path) {
+    let model = CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
+    let plan = Plan::of_checkpoint(&model, settings).unwrap();
+    plan.run(&model, output, false, &()).unwrap();
+    assert_eq!(std::fs::metadata(output).unwrap().len(), plan.file_size());
+}
+
+/// Type and SHA-256 of every tensor of a file, in its order.
+pub fn hashes(path: &Path) -> Vec<(String, String, String)> {
+    let file = GgufFile::open(path).unwrap();
+    (0..file.tensors().len())
+        .map(|i| {
+            let info = &file.tensors()[i];
+            let hash = Sha256::digest(file.tensor_data(i));
+            let hash = hash.iter().map(|b| format!("{b:02x}")).collect();
+            (info.name.clone(), info.ty.to_string(), hash)
+        })
+        .collect()
+}
+
+pub fn json(path: &str) -> serde_json::Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// A copy of the fixture checkpoint to damage. Files are links until they are replaced.
+pub struct Copy(tempfile::TempDir);
+
+impl Copy {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let source = std::fs::canonicalize(TINY_R1).unwrap();
+        for entry in std::fs::read_dir(&source).unwrap() {
+            let entry = entry.unwrap();
+            std::os::unix::fs::symlink(entry.path(), dir.path().join(entry.file_name())).unwrap();
+        }
+        Self(dir)
+    }
+
+    pub fn path(&self) -> &Path {
+        self.0.path()
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+
+    pub fn remove(&self, name: &str) {
+        std::fs::remove_file(self.file(name)).unwrap();
+    }
+
+    /// Replaces a file by an edited copy.
+    pub fn edit(&self, name: &str, edit: impl FnOnce(&mut Vec<u8>)) {
+        let mut bytes = std::fs::read(self.file(name)).unwrap();
+        edit(&mut bytes);
+        self.remove(name);
+        std::fs::write(self.file(name), bytes).unwrap();
+    }
+
+    /// Replaces text in a file.
+    pub fn replace(&self, name: &str, from: &str, to: &str) {
+        self.edit(name, |bytes| {
+            let at = bytes.windows(from.len()).position(|w| w == from.as_bytes()).unwrap();
+            bytes.splice(at..at + from.len(), to.bytes());
+        });
+    }
+
+    /// Overwrites bytes of a tensor's data, from `at` on.
+    pub fn poke(&self, shard: &str, tensor: &str, at: usize, value: &[u8]) {
+        self.edit(shard, |bytes| {
+            let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+            let header: serde_json::Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+            let start = header[tensor]["data_offsets"][0].as_u64().unwrap() as usize;
+            let at = 8 + length + start + at;
+            bytes[at..at + value.len()].copy_from_slice(value);
+        });
+    }
+}

@@ -1,0 +1,131 @@
+//! The forward pass against transformers in f32, and against llama-perplexity.
+#![cfg(feature = "eval")]
+
+mod common;
+
+use common::{HELDOUT, TINY_R1, json};
+use ndarray::{ArrayView2, s};
+use requant::eval::{Model, Paired, Perplexity, PerplexityOptions, perplexity};
+use requant::model::{self, Mtp};
+use requant::tokenizer::{Tokenizer, Vocab};
+use safetensors::SafeTensors;
+use std::path::Path;
+
+fn open(path: &str) -> model::Model {
+    model::Model::open(Path::new(path), Mtp::Drop).unwrap()
+}
+
+fn tokens() -> Vec<u32> {
+    let dir = Path::new(TINY_R1);
+    let vocab = Vocab::from_checkpoint(dir, &json("tests/fixtures/tiny-r1/config.json"), None);
+    let tokenizer = Tokenizer::from_checkpoint(dir, &vocab.unwrap()).unwrap();
+    tokenizer.encode(&std::fs::read_to_string(HELDOUT).unwrap()).unwrap()
+}
+
+fn evaluate(model: &model::Model, chunks: Option<usize>) -> Perplexity {
+    let runner = Model::new(model.hparams(), model.source()).unwrap();
+    let options = PerplexityOptions { bos: Some(0), chunks, ..PerplexityOptions::default() };
+    perplexity(&runner, &tokens(), &options, &()).unwrap()
+}
+
+#[test]
+fn likelihoods_equal_transformers() {
+    let reference = &json("tests/fixtures/reference/transformers.json")["heldout.txt"];
+    let found = evaluate(&open(TINY_R1), None);
+    let expected = reference["nll_per_chunk"].as_array().unwrap();
+    assert_eq!(found.nll_per_chunk.len(), expected.len());
+    for (chunk, (found, expected)) in found.nll_per_chunk.iter().zip(expected).enumerate() {
+        let expected = expected.as_f64().unwrap();
+        let error = (found - expected).abs() / expected;
+        assert!(error < 1e-5, "chunk {chunk}: {found} instead of {expected}");
+    }
+    assert_eq!(found.tokens_scored, 75 * 255);
+    let ppl = reference["perplexity"].as_f64().unwrap();
+    assert!((found.perplexity / ppl - 1.0).abs() < 1e-6);
+}
+
+#[test]
+fn states_and_logits_equal_transformers() {
+    let bytes = std::fs::read("tests/fixtures/reference/transformers-chunk0.safetensors").unwrap();
+    let reference = SafeTensors::deserialize(&bytes).unwrap();
+    let floats = |name: &str| -> Vec<f32> {
+        let data = reference.tensor(name).unwrap().data();
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let chunk: Vec<u32> = {
+        let tensor = reference.tensor("tokens").unwrap();
+        let width = tensor.data().len() / 512;
+        let number = |b: &[u8]| u32::from_le_bytes(b[..4].try_into().unwrap());
+        tensor.data().chunks_exact(width).map(number).collect()
+    };
+    let opened = open(TINY_R1);
+    let model = Model::new(opened.hparams(), opened.source()).unwrap();
+    let positions = s![256..264, ..];
+    // Some states reach into the hundreds, so the bound follows their scale; logits have an
+    // absolute one.
+    let close = |found: ArrayView2<f32>, expected: &[f32], what: &str, bound: f32| {
+        assert_eq!(found.len(), expected.len(), "{what}");
+        for (found, expected) in found.iter().zip(expected) {
+            assert!((found - expected).abs() < bound, "{what}: {found} instead of {expected}");
+        }
+    };
+    let mut states = model.embed(&chunk).unwrap();
+    for layer in 0..3 {
+        close(
+            states.slice(positions),
+            &floats(&format!("hidden.{layer}")),
+            "hidden states",
+            [1e-6, 3e-3, 4e-3][layer as usize],
+        );
+        model.layer(layer, &mut states, 512).unwrap();
+    }
+    let normed = model.output_norm(states.slice(positions)).unwrap();
+    close(normed.view(), &floats("hidden.3"), "output norm", 1e-3);
+    let logits = model.logits(normed.view()).unwrap();
+    close(logits.view(), &floats("logits"), "logits", 1e-3);
+}
+
+#[test]
+fn perplexity_of_a_gguf_file_is_llama_perplexitys() {
+    let found = evaluate(&open("tests/fixtures/reference/tiny-r1-bf16.gguf"), None);
+    let reference = json("tests/fixtures/reference/llama-perplexity.json");
+    let [ppl, error] = [0, 1].map(|i| reference["BF16"][i].as_f64().unwrap());
+    // llama-perplexity rounds activations to BF16 on this file.
+    assert!((found.perplexity / ppl - 1.0).abs() < 5e-4, "{} against {ppl}", found.perplexity);
+    assert!((found.perplexity_error / error - 1.0).abs() < 1e-2);
+}
+
+#[test]
+fn rounding_the_checkpoint_to_bf16_costs_next_to_nothing() {
+    let source = evaluate(&open(TINY_R1), Some(8));
+    let rounded = evaluate(&open("tests/fixtures/reference/tiny-r1-bf16.gguf"), Some(8));
+    let paired = Paired::new(&source, &rounded).unwrap();
+    assert!(paired.ln_ratio.abs() < 4.0 * paired.ln_ratio_error + 1e-6, "{paired:?}");
+    assert!(paired.difference_error < source.perplexity_error / 10.0);
+}
+
+#[test]
+fn threads_and_batches_do_not_change_the_result() {
+    let model = open(TINY_R1);
+    let runner = Model::new(model.hparams(), model.source()).unwrap();
+    let tokens = tokens();
+    let run = |threads, memory| {
+        let options = PerplexityOptions { chunks: Some(4), memory, ..PerplexityOptions::default() };
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| perplexity(&runner, &tokens, &options, &())).unwrap().nll
+    };
+    let expected = run(1, 1 << 30);
+    assert!(expected == run(3, 1 << 30), "threads change the result");
+    let batched = run(2, 1);
+    for (a, b) in expected.iter().zip(&batched) {
+        assert!((a - b).abs() < 1e-4, "batches change the result: {a} and {b}");
+    }
+}
+
+#[test]
+fn tokens_beyond_the_vocabulary_are_refused() {
+    let model = open(TINY_R1);
+    let runner = Model::new(model.hparams(), model.source()).unwrap();
+    let error = perplexity(&runner, &[2048; 1024], &PerplexityOptions::default(), &());
+    assert!(error.unwrap_err().to_string().contains("token 2048"));
+}
