@@ -43,37 +43,43 @@ fn gate(hidden: &mut Array2<f32>, up: &Array2<f32>) {
 /// A layer's feed-forward weights.
 pub(super) enum FeedForward<'a> {
     Dense(Gated<'a>),
-    Experts {
-        router: Matrix<'a>,
-        bias: Option<Vec<f32>>,
-        /// All experts, stacked.
-        routed: Gated<'a>,
-        shared: Option<Gated<'a>>,
-    },
+    Experts(Box<Experts<'a>>),
+}
+
+impl FeedForward<'_> {
+    /// `x` are the normalised inputs.
+    pub fn run(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        match self {
+            Self::Dense(dense) => dense.run(x),
+            Self::Experts(experts) => experts.run(x),
+        }
+    }
+}
+
+/// A mixture of experts.
+pub(super) struct Experts<'a> {
+    pub moe: &'a Moe,
+    pub router: Matrix<'a>,
+    pub bias: Option<Vec<f32>>,
+    /// All experts, stacked.
+    pub routed: Gated<'a>,
+    pub shared: Option<Gated<'a>>,
 }
 
 /// Experts whose outputs wait to be added, at most, for each thread.
 const WAVE: usize = 4;
 
-impl FeedForward<'_> {
-    /// `x` are the normalised inputs.
-    pub fn run(&self, moe: Option<&Moe>, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        let (router, bias, routed, shared, moe) = match (self, moe) {
-            (Self::Experts { router, bias, routed, shared }, Some(moe)) => {
-                (router, bias, routed, shared, moe)
-            }
-            (Self::Dense(dense), _) => return dense.run(x),
-            (Self::Experts { .. }, None) => unreachable!("experts come with their settings"),
-        };
-        let mut out = match shared {
+impl Experts<'_> {
+    fn run(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        let mut out = match &self.shared {
             Some(shared) => shared.run(x)?,
             None => Array2::zeros(x.raw_dim()),
         };
-        let logits = router.apply(x)?;
-        let mut tokens_of: Vec<Vec<(usize, f32)>> = vec![Vec::new(); moe.n_expert as usize];
+        let logits = self.router.apply(x)?;
+        let mut tokens_of: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.moe.n_expert as usize];
         for (token, logits) in logits.axis_iter(Axis(0)).enumerate() {
             let logits = logits.to_vec();
-            for (expert, weight) in route(moe, &logits, bias.as_deref()) {
+            for (expert, weight) in route(self.moe, &logits, self.bias.as_deref()) {
                 tokens_of[expert].push((token, weight));
             }
         }
@@ -84,7 +90,7 @@ impl FeedForward<'_> {
                 .par_iter()
                 .map(|&expert| {
                     let tokens: Vec<usize> = tokens_of[expert].iter().map(|t| t.0).collect();
-                    routed.expert(expert).run_here(x.select(Axis(0), &tokens).view())
+                    self.routed.expert(expert).run_here(x.select(Axis(0), &tokens).view())
                 })
                 .collect::<Result<_, _>>()?;
             for (&expert, output) in wave.iter().zip(&outputs) {

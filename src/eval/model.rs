@@ -2,7 +2,7 @@
 
 use super::attention::{Attention, Query};
 use super::error::EvalError;
-use super::feed_forward::{FeedForward, Gated};
+use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::Rotary;
@@ -147,7 +147,8 @@ impl<'a> Model<'a> {
                 Some(self.vector(&format!("blk.{layer}.exp_probs_b.bias"), experts, read)?)
             }
         };
-        Ok(FeedForward::Experts {
+        Ok(FeedForward::Experts(Box::new(Experts {
+            moe,
             router: self.matrix(&name("ffn_gate_inp"), embd, experts)?,
             bias,
             routed: Gated {
@@ -156,7 +157,7 @@ impl<'a> Model<'a> {
                 down: self.stack(&name("ffn_down_exps"), [ff, embd, experts])?,
             },
             shared: if shared > 0 { Some(gated("_shexp", ff * shared)?) } else { None },
-        })
+        })))
     }
 
     /// The output matrix; the token embedding where they are tied.
@@ -199,7 +200,7 @@ impl<'a> Model<'a> {
         finite(states, layer, "attention")?;
         let feed_forward = self.feed_forward(layer, true)?;
         let x = norm("ffn_norm", states)?;
-        *states += &feed_forward.run(self.hparams.moe.as_ref(), x.view())?;
+        *states += &feed_forward.run(x.view())?;
         finite(states, layer, "feed-forward network")
     }
 
