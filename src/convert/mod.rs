@@ -9,4 +9,4 @@ mod plan;
 mod run;
 
 pub use error::ConvertError;
-pub use plan::{Intermediate, Plan, PlannedTensor, Settings};
+pub use plan::{Importance, Intermediate, Plan, PlannedTensor, Settings};

@@ -39,6 +39,8 @@ mod tests {
                 intermediate: Intermediate::Bf16,
                 tokenizer_pre: None,
                 threads: 2,
+                importance: None,
+                allow_requantize: false,
             };
             let path = dir.path().join(file_type.to_string());
             let plan = Plan::of_checkpoint(&model, &settings).unwrap();
