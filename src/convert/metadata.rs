@@ -2,7 +2,7 @@
 //! llama-quantize hands it on.
 
 use super::error::ConvertError;
-use super::plan::{Importance, Settings};
+use super::settings::{Importance, Settings};
 use crate::gguf::{Array, Metadata, Value};
 use crate::model::{CheckpointModel, ParamCounts, general_metadata};
 use crate::recipe::{Facts, FileType};
