@@ -1,10 +1,12 @@
 //! Multi-head latent attention, with keys and values decompressed for each head.
 
 use super::error::EvalError;
+use super::exponential::softmax;
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
 use crate::model::Hparams;
+use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -25,6 +27,9 @@ pub(super) enum Query<'a> {
     Direct(Matrix<'a>),
     LowRank { a: Matrix<'a>, norm: Vec<f32>, b: Matrix<'a> },
 }
+
+/// Queries that are scored together: against the keys up to the last of them, not all.
+const QUERIES: usize = 64;
 
 impl Attention<'_> {
     /// Attention over chunks of `ctx` tokens, each on its own. `x` are the normalised inputs.
@@ -67,15 +72,22 @@ impl Attention<'_> {
             .try_for_each(|(h, (mut out, q))| -> Result<(), EvalError> {
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
-                let (k_nope, values) = (latent.dot(&k_b), latent.dot(&v_b.t()));
-                for start in (0..x.nrows()).step_by(ctx) {
-                    let chunk = start..(start + ctx).min(x.nrows());
-                    let rows = s![chunk.clone(), ..];
-                    let q = q.slice(rows);
-                    let mut scores = q.slice(s![.., ..nope]).dot(&k_nope.slice(rows).t());
-                    scores += &q.slice(s![.., nope..]).dot(&k_pe.slice(rows).t());
-                    causal_softmax(scores.view_mut(), scale);
-                    out.slice_mut(rows).assign(&scores.dot(&values.slice(rows)));
+                let values = latent.dot(&v_b.t());
+                let mut keys = Array2::zeros((x.nrows(), nope + rope));
+                general_mat_mul(1.0, &latent, &k_b, 0.0, &mut keys.slice_mut(s![.., ..nope]));
+                keys.slice_mut(s![.., nope..]).assign(&k_pe);
+                let mut scores = Array2::zeros((QUERIES, ctx));
+                let blocks = (0..x.nrows()).step_by(ctx).flat_map(|chunk| {
+                    let end = (chunk + ctx).min(x.nrows());
+                    (chunk..end).step_by(QUERIES).map(move |b| (chunk, b, end.min(b + QUERIES)))
+                });
+                for (chunk, first, end) in blocks {
+                    let (rows, seen) = (s![first..end, ..], s![chunk..end, ..]);
+                    let mut scores = scores.slice_mut(s![..end - first, ..end - chunk]);
+                    general_mat_mul(1.0, &q.slice(rows), &keys.slice(seen).t(), 0.0, &mut scores);
+                    causal_softmax(scores.view_mut(), first - chunk, scale);
+                    let mut out = out.slice_mut(rows);
+                    general_mat_mul(1.0, &scores, &values.slice(seen), 0.0, &mut out);
                 }
                 Ok(())
             })?;
@@ -83,24 +95,14 @@ impl Attention<'_> {
     }
 }
 
-/// Softmax of each row over its own position and those before it; the rest becomes 0.
-fn causal_softmax(mut scores: ArrayViewMut2<f32>, scale: f32) {
+/// Softmax of each row over its own position and those before it; the rest becomes 0. The first
+/// row is at position `first`.
+fn causal_softmax(mut scores: ArrayViewMut2<f32>, first: usize, scale: f32) {
     for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
-        let row = row.as_slice_mut().expect("scores are contiguous");
-        let (seen, unseen) = row.split_at_mut(i + 1);
+        let row = row.as_slice_mut().expect("rows are contiguous");
+        let (seen, unseen) = row.split_at_mut(first + i + 1);
         unseen.fill(0.0);
-        let mut max = f32::NEG_INFINITY;
-        for s in seen.iter_mut() {
-            *s *= scale;
-            max = max.max(*s);
-        }
-        let mut sum = 0f64;
-        for s in seen.iter_mut() {
-            *s = (*s - max).exp();
-            sum += f64::from(*s);
-        }
-        let norm = (1.0 / sum) as f32;
-        seen.iter_mut().for_each(|s| *s *= norm);
+        softmax(seen, scale);
     }
 }
 
@@ -111,7 +113,9 @@ mod tests {
     #[test]
     fn positions_attend_to_themselves_and_before() {
         let mut scores = Array2::from_shape_vec((2, 2), vec![5.0, 9.0, 1.0, 1.0]).unwrap();
-        causal_softmax(scores.view_mut(), 0.5);
+        causal_softmax(scores.view_mut(), 0, 0.5);
+        assert_eq!(scores.as_slice().unwrap(), [1.0, 0.0, 0.5, 0.5]);
+        causal_softmax(scores.slice_mut(s![1.., ..]), 1, 1.0);
         assert_eq!(scores.as_slice().unwrap(), [1.0, 0.0, 0.5, 0.5]);
     }
 }

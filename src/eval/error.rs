@@ -53,6 +53,9 @@ pub enum EvalError {
         /// Tokens per chunk.
         ctx: usize,
     },
+    /// Options that no text can satisfy.
+    #[error("nothing to score: chunks need at least 4 tokens, and there must be one chunk")]
+    NothingToScore,
     /// Two results that do not belong to the same text.
     #[error("results over {0} and {1} tokens cannot be paired")]
     Unpaired(usize, usize),

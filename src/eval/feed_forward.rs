@@ -1,6 +1,7 @@
 //! Gated feed-forward layers, dense and as a mixture of experts.
 
 use super::error::EvalError;
+use super::exponential::swiglu;
 use super::linear::Matrix;
 use super::router::route;
 use crate::model::Moe;
@@ -37,7 +38,8 @@ impl<'a> Gated<'a> {
 }
 
 fn gate(hidden: &mut Array2<f32>, up: &Array2<f32>) {
-    hidden.zip_mut_with(up, |g, u| *g = *g / (1.0 + (-*g).exp()) * u);
+    let hidden = hidden.as_slice_mut().expect("products are contiguous");
+    swiglu(hidden, up.as_slice().expect("products are contiguous"));
 }
 
 /// A layer's feed-forward weights.

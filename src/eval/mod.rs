@@ -6,6 +6,7 @@
 
 mod attention;
 mod error;
+mod exponential;
 mod feed_forward;
 mod linear;
 mod model;

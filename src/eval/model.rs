@@ -2,6 +2,7 @@
 
 use super::attention::{Attention, Query};
 use super::error::EvalError;
+use super::exponential::log_sum_parts;
 use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
 use super::norm::rms_norm;
@@ -27,24 +28,8 @@ impl<'a> Model<'a> {
     /// # Errors
     /// A tensor that is missing or of another shape, naming it.
     pub fn new(hparams: &'a Hparams, source: &'a dyn Source) -> Result<Self, EvalError> {
-        if let Some(moe) = &hparams.moe {
-            let groups = moe.n_group.max(1);
-            if !moe.n_expert.is_multiple_of(groups)
-                || moe.n_group_used > groups
-                || moe.n_used > moe.n_expert
-                || (groups > 1 && moe.n_used > moe.n_expert / groups * moe.n_group_used)
-            {
-                return Err(EvalError::Hparams(format!(
-                    "{} of {} experts cannot be chosen from {} of {groups} groups",
-                    moe.n_used, moe.n_expert, moe.n_group_used
-                )));
-            }
-        }
-        if !hparams.attention.qk_rope.is_multiple_of(2) {
-            return Err(EvalError::Hparams("an odd number of dimensions cannot rotate".into()));
-        }
-        let rotary = Rotary::new(&hparams.rope, hparams.attention.qk_rope as usize);
-        let model = Self { hparams, source, rotary };
+        check(hparams)?;
+        let mut model = Self { hparams, source, rotary: Rotary::default() };
         let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
         model.matrix("token_embd.weight", embd, vocab)?;
         model.output()?;
@@ -56,6 +41,8 @@ impl<'a> Model<'a> {
                 model.tensor(&format!("blk.{layer}.{norm}.weight"), &[embd])?;
             }
         }
+        // Only now is it certain that the number of dimensions is a real one.
+        model.rotary = Rotary::new(&hparams.rope, hparams.attention.qk_rope as usize);
         Ok(model)
     }
 
@@ -108,13 +95,15 @@ impl<'a> Model<'a> {
         let [embd, heads, kv_lora, nope, rope, v] =
             [self.hparams.n_embd, a.n_head, a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head]
                 .map(|n| n as usize);
+        // Files may claim any number; one too large matches no tensor.
+        let q_rows = heads.saturating_mul(nope + rope);
         let name = |tensor: &str| format!("blk.{layer}.{tensor}.weight");
         let query = match a.q_lora_rank.map(|rank| rank as usize) {
-            None => Query::Direct(self.matrix(&name("attn_q"), embd, heads * (nope + rope))?),
+            None => Query::Direct(self.matrix(&name("attn_q"), embd, q_rows)?),
             Some(rank) => Query::LowRank {
                 a: self.matrix(&name("attn_q_a"), embd, rank)?,
                 norm: self.vector(&name("attn_q_a_norm"), rank, read)?,
-                b: self.matrix(&name("attn_q_b"), rank, heads * (nope + rope))?,
+                b: self.matrix(&name("attn_q_b"), rank, q_rows)?,
             },
         };
         Ok(Attention {
@@ -123,7 +112,7 @@ impl<'a> Model<'a> {
             kv_a_norm: self.vector(&name("attn_kv_a_norm"), kv_lora, read)?,
             k_b: self.stack(&name("attn_k_b"), [nope, kv_lora, heads])?,
             v_b: self.stack(&name("attn_v_b"), [kv_lora, v, heads])?,
-            output: self.matrix(&name("attn_output"), heads * v, embd)?,
+            output: self.matrix(&name("attn_output"), heads.saturating_mul(v), embd)?,
         })
     }
 
@@ -156,7 +145,11 @@ impl<'a> Model<'a> {
                 up: self.stack(&name("ffn_up_exps"), [embd, ff, experts])?,
                 down: self.stack(&name("ffn_down_exps"), [ff, embd, experts])?,
             },
-            shared: if shared > 0 { Some(gated("_shexp", ff * shared)?) } else { None },
+            shared: if shared > 0 {
+                Some(gated("_shexp", ff.saturating_mul(shared))?)
+            } else {
+                None
+            },
         })))
     }
 
@@ -240,8 +233,7 @@ impl<'a> Model<'a> {
                     .axis_iter(Axis(0))
                     .zip(targets)
                     .map(|(row, &target)| {
-                        let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-                        let sum = row.iter().map(|&l| f64::from(l - max).exp()).sum();
+                        let (max, sum) = log_sum_parts(row.to_slice().expect("contiguous rows"));
                         let target = (target as usize).checked_sub(first);
                         (max, sum, target.and_then(|t| row.get(t)).copied())
                     })
@@ -261,6 +253,46 @@ impl<'a> Model<'a> {
             })
             .collect()
     }
+}
+
+/// Checks what the shapes of tensors do not.
+fn check(hparams: &Hparams) -> Result<(), EvalError> {
+    let a = &hparams.attention;
+    let mut widths = vec![
+        ("embedding width", hparams.n_embd),
+        ("vocabulary", hparams.n_vocab),
+        ("number of heads", a.n_head),
+        ("rank of keys and values", a.kv_lora_rank),
+        ("width of keys", a.qk_nope.saturating_add(a.qk_rope)),
+        ("width of values", a.v_head),
+        ("rank of queries", a.q_lora_rank.unwrap_or(1)),
+    ];
+    let dense = hparams.moe.as_ref().map_or(hparams.n_layer, |moe| moe.leading_dense);
+    if dense > 0 {
+        widths.push(("feed-forward width", hparams.n_ff));
+    }
+    if let Some(moe) = &hparams.moe {
+        widths.push(("width of experts", moe.n_ff));
+        let groups = moe.n_group.max(1);
+        if !moe.n_expert.is_multiple_of(groups)
+            || moe.n_used > moe.n_expert
+            || (groups > 1
+                && (moe.n_group_used > groups
+                    || moe.n_used > moe.n_expert / groups * moe.n_group_used))
+        {
+            return Err(EvalError::Hparams(format!(
+                "{} of {} experts cannot be chosen from {} of {groups} groups",
+                moe.n_used, moe.n_expert, moe.n_group_used
+            )));
+        }
+    }
+    if let Some((what, _)) = widths.iter().find(|(_, n)| *n == 0) {
+        return Err(EvalError::Hparams(format!("the {what} is 0")));
+    }
+    if !a.qk_rope.is_multiple_of(2) {
+        return Err(EvalError::Hparams("an odd number of dimensions cannot rotate".into()));
+    }
+    Ok(())
 }
 
 fn finite(states: &Array2<f32>, layer: u32, part: &'static str) -> Result<(), EvalError> {

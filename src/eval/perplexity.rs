@@ -97,7 +97,7 @@ fn mean(values: &[f64]) -> (f64, f64) {
 /// The monitor counts tokens times layers.
 ///
 /// # Errors
-/// A text shorter than two chunks, weights that cannot be read, results that are not finite.
+/// A text shorter than two chunks, options that leave nothing to score, weights that cannot be read, results that are not finite.
 pub fn perplexity(
     model: &Model,
     tokens: &[u32],
@@ -105,7 +105,10 @@ pub fn perplexity(
     monitor: &dyn Monitor,
 ) -> Result<Perplexity, EvalError> {
     let ctx = options.ctx;
-    if tokens.len() < 2 * ctx || ctx < 4 {
+    if ctx < 4 || options.chunks == Some(0) {
+        return Err(EvalError::NothingToScore);
+    }
+    if tokens.len() / 2 < ctx {
         return Err(EvalError::TooShort { found: tokens.len(), ctx });
     }
     let n_chunks = options.n_chunks(tokens.len());

@@ -4,6 +4,7 @@ use crate::model::{Rope, Yarn, mscale};
 use std::f64::consts::PI;
 
 /// Frequencies of the pairs and the factors that YaRN puts on attention.
+#[derive(Default)]
 pub(super) struct Rotary {
     frequencies: Vec<f32>,
     /// Factor on cosines and sines.
