@@ -77,7 +77,7 @@ fn states_and_logits_equal_transformers() {
             "hidden states",
             [1e-6, 3e-3, 4e-3][layer as usize],
         );
-        model.layer(layer, &mut states, 512).unwrap();
+        model.layer(layer, &mut states, 512, 1 << 28).unwrap();
     }
     let normed = model.output_norm(states.slice(positions)).unwrap();
     close(normed.view(), &floats("hidden.3"), "output norm", 1e-3);

@@ -24,7 +24,7 @@ fn largest_error(name: &str) -> f32 {
     let model = eval::Model::new(opened.hparams(), opened.source()).unwrap();
     let mut states = model.embed(&tokens).unwrap();
     for layer in 0..opened.hparams().n_layer {
-        model.layer(layer, &mut states, tokens.len()).unwrap();
+        model.layer(layer, &mut states, tokens.len(), 1 << 28).unwrap();
     }
     let logits = model.logits(model.output_norm(states.view()).unwrap().view()).unwrap();
     let found: Vec<f32> = logits.rows().into_iter().skip(7).step_by(8).flatten().copied().collect();

@@ -42,7 +42,7 @@ pub enum EvalError {
         layer: u32,
         /// Which part of the layer.
         part: &'static str,
-        /// Token in the batch.
+        /// The token's number in the text, or in the states that were handed over.
         token: usize,
     },
     /// A text too short.
@@ -62,4 +62,14 @@ pub enum EvalError {
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Cancelled,
+}
+
+impl EvalError {
+    /// The error as seen by a caller for whom the states begin at token `first`.
+    pub(super) fn after(mut self, first: usize) -> Self {
+        if let Self::NotFinite { token, .. } = &mut self {
+            *token += first;
+        }
+        self
+    }
 }

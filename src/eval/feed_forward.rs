@@ -6,7 +6,7 @@ use super::linear::Matrix;
 use super::router::route;
 use crate::model::Moe;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Clone, Copy)]
@@ -17,16 +17,28 @@ pub(super) struct Gated<'a> {
 }
 
 impl<'a> Gated<'a> {
-    pub fn run(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        let mut hidden = self.gate.apply(x)?;
-        gate(&mut hidden, &self.up.apply(x)?);
-        self.down.apply(hidden.view())
+    /// Takes `part` rows of `x` at a time, each on all threads.
+    fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Array2<f32>, EvalError> {
+        let mut out = Array2::zeros(x.raw_dim());
+        let parts = x.axis_chunks_iter(Axis(0), part);
+        for (x, mut out) in parts.zip(out.axis_chunks_iter_mut(Axis(0), part)) {
+            let (mut hidden, up) = (self.gate.apply(x)?, self.up.apply(x)?);
+            hidden
+                .axis_iter_mut(Axis(0))
+                .into_par_iter()
+                .zip(up.axis_iter(Axis(0)))
+                .for_each(|(gate, up)| gate_row(gate, up));
+            out.assign(&self.down.apply(hidden.view())?);
+        }
+        Ok(out)
     }
 
-    /// As [`Gated::run`] on the calling thread.
+    /// All rows of `x` on the calling thread.
     fn run_here(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        let mut hidden = self.gate.apply_here(x)?;
-        gate(&mut hidden, &self.up.apply_here(x)?);
+        let (mut hidden, up) = (self.gate.apply_here(x)?, self.up.apply_here(x)?);
+        for (gate, up) in hidden.rows_mut().into_iter().zip(up.rows()) {
+            gate_row(gate, up);
+        }
         self.down.apply_here(hidden.view())
     }
 
@@ -37,9 +49,9 @@ impl<'a> Gated<'a> {
     }
 }
 
-fn gate(hidden: &mut Array2<f32>, up: &Array2<f32>) {
-    let hidden = hidden.as_slice_mut().expect("products are contiguous");
-    swiglu(hidden, up.as_slice().expect("products are contiguous"));
+fn gate_row(mut gate: ArrayViewMut1<f32>, up: ArrayView1<f32>) {
+    let gate = gate.as_slice_mut().expect("rows are contiguous");
+    swiglu(gate, up.as_slice().expect("rows are contiguous"));
 }
 
 /// A layer's feed-forward weights.
@@ -48,19 +60,9 @@ pub(super) enum FeedForward<'a> {
     Experts(Box<Experts<'a>>),
 }
 
-impl FeedForward<'_> {
-    /// `x` are the normalised inputs.
-    pub fn run(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        match self {
-            Self::Dense(dense) => dense.run(x),
-            Self::Experts(experts) => experts.run(x),
-        }
-    }
-}
-
 /// A mixture of experts.
 pub(super) struct Experts<'a> {
-    pub moe: &'a Moe,
+    pub settings: &'a Moe,
     pub router: Matrix<'a>,
     pub bias: Option<Vec<f32>>,
     /// All experts, stacked.
@@ -68,26 +70,38 @@ pub(super) struct Experts<'a> {
     pub shared: Option<Gated<'a>>,
 }
 
-/// Experts whose outputs wait to be added, at most, for each thread.
-const WAVE: usize = 4;
+/// Experts that run at the same time, at most, and whose outputs then wait to be added.
+pub(super) const WAVE: usize = 16;
+
+impl FeedForward<'_> {
+    /// `x` are the normalised inputs. Experts see all of them at once, dense layers `part` rows.
+    pub fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Array2<f32>, EvalError> {
+        match self {
+            Self::Dense(dense) => dense.run_in_parts(x, part),
+            Self::Experts(experts) => experts.run(x, part),
+        }
+    }
+}
 
 impl Experts<'_> {
-    fn run(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Array2<f32>, EvalError> {
         let mut out = match &self.shared {
-            Some(shared) => shared.run(x)?,
+            Some(shared) => shared.run_in_parts(x, part)?,
             None => Array2::zeros(x.raw_dim()),
         };
-        let logits = self.router.apply(x)?;
-        let mut tokens_of: Vec<Vec<(usize, f32)>> = vec![Vec::new(); self.moe.n_expert as usize];
-        for (token, logits) in logits.axis_iter(Axis(0)).enumerate() {
-            let logits = logits.to_vec();
-            for (expert, weight) in route(self.moe, &logits, self.bias.as_deref()) {
+        let routes: Vec<Vec<(usize, f32)>> = (self.router.apply(x)?.axis_iter(Axis(0)))
+            .into_par_iter()
+            .map(|logits| route(self.settings, &logits.to_vec(), self.bias.as_deref()))
+            .collect();
+        let mut tokens_of = vec![Vec::new(); self.settings.n_expert as usize];
+        for (token, route) in routes.iter().enumerate() {
+            for &(expert, weight) in route {
                 tokens_of[expert].push((token, weight));
             }
         }
         // All tokens of an expert in one product; outputs are added in the order of the experts.
         let used: Vec<usize> = (0..tokens_of.len()).filter(|&e| !tokens_of[e].is_empty()).collect();
-        for wave in used.chunks(WAVE * rayon::current_num_threads()) {
+        for wave in used.chunks(WAVE) {
             let outputs: Vec<Array2<f32>> = wave
                 .par_iter()
                 .map(|&expert| {

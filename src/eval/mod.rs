@@ -5,6 +5,7 @@
 //! model. Activations are f32; sums that decide on precision are f64.
 
 mod attention;
+mod budget;
 mod error;
 mod exponential;
 mod feed_forward;

@@ -1,6 +1,7 @@
 //! The model as a stack of layers over a source of weights.
 
 use super::attention::{Attention, Query};
+use super::budget;
 use super::error::EvalError;
 use super::exponential::log_sum_parts;
 use super::feed_forward::{Experts, FeedForward, Gated};
@@ -116,7 +117,7 @@ impl<'a> Model<'a> {
         })
     }
 
-    fn feed_forward(&self, layer: u32, read: bool) -> Result<FeedForward<'a>, EvalError> {
+    fn feed_forward(&self, layer: u32, read: bool) -> Result<FeedForward<'_>, EvalError> {
         let embd = self.hparams.n_embd as usize;
         let name = |tensor: &str| format!("blk.{layer}.{tensor}.weight");
         let gated = |suffix: &str, ff: usize| -> Result<Gated<'a>, EvalError> {
@@ -137,7 +138,7 @@ impl<'a> Model<'a> {
             }
         };
         Ok(FeedForward::Experts(Box::new(Experts {
-            moe,
+            settings: moe,
             router: self.matrix(&name("ffn_gate_inp"), embd, experts)?,
             bias,
             routed: Gated {
@@ -177,23 +178,34 @@ impl<'a> Model<'a> {
         Ok(states)
     }
 
-    /// Passes states, one row a token in chunks of `ctx`, through a layer.
+    /// Passes states, one row a token in chunks of `ctx`, through a layer. Intermediate results
+    /// are kept within about `memory` bytes by taking some chunks after others, all but those of
+    /// the experts, which see all tokens at once.
     ///
     /// # Errors
     /// Weights that cannot be read, or a result that is not finite.
-    pub fn layer(&self, layer: u32, states: &mut Array2<f32>, ctx: usize) -> Result<(), EvalError> {
+    ///
+    /// # Panics
+    /// When `ctx` is 0.
+    pub fn layer(
+        &self,
+        layer: u32,
+        states: &mut Array2<f32>,
+        ctx: usize,
+        memory: usize,
+    ) -> Result<(), EvalError> {
         let (embd, eps) = (self.hparams.n_embd as usize, self.hparams.rms_eps);
-        let norm = |name: &str, states: &Array2<f32>| -> Result<Array2<f32>, EvalError> {
-            let weight = self.vector(&format!("blk.{layer}.{name}.weight"), embd, true)?;
-            Ok(rms_norm(states.view(), &weight, eps))
-        };
-        let attention = self.attention(layer, true)?;
-        let x = norm("attn_norm", states)?;
-        *states += &attention.run(self.hparams, &self.rotary, x.view(), ctx)?;
+        let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), embd, true);
+        let part = budget::part(self.hparams, ctx, memory);
+        let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
+        for mut states in states.axis_chunks_iter_mut(Axis(0), part) {
+            let x = rms_norm(states.view(), &weight, eps);
+            states += &attention.run(self.hparams, &self.rotary, x.view(), ctx)?;
+        }
         finite(states, layer, "attention")?;
         let feed_forward = self.feed_forward(layer, true)?;
-        let x = norm("ffn_norm", states)?;
-        *states += &feed_forward.run(x.view())?;
+        let x = rms_norm(states.view(), &norm("ffn_norm")?, eps);
+        *states += &feed_forward.run(x.view(), part)?;
         finite(states, layer, "feed-forward network")
     }
 
@@ -272,7 +284,7 @@ fn check(hparams: &Hparams) -> Result<(), EvalError> {
         widths.push(("feed-forward width", hparams.n_ff));
     }
     if let Some(moe) = &hparams.moe {
-        widths.push(("width of experts", moe.n_ff));
+        widths.extend([("number of experts", moe.n_expert), ("width of experts", moe.n_ff)]);
         let groups = moe.n_group.max(1);
         if !moe.n_expert.is_multiple_of(groups)
             || moe.n_used > moe.n_expert

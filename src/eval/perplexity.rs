@@ -1,5 +1,6 @@
 //! Perplexity by llama-perplexity's rules, and the paired comparison of two results.
 
+use super::budget;
 use super::error::EvalError;
 use super::model::Model;
 use crate::model::Hparams;
@@ -36,16 +37,6 @@ impl PerplexityOptions {
     pub fn work(&self, n_tokens: usize, hparams: &Hparams) -> u64 {
         let tokens = self.n_chunks(n_tokens) * self.ctx;
         tokens as u64 * (u64::from(hparams.n_layer) + 1)
-    }
-
-    /// Chunks that pass through a layer together.
-    fn batch(&self, hparams: &Hparams) -> usize {
-        let a = &hparams.attention;
-        let heads = a.n_head as usize * (a.qk_nope + a.qk_rope + 2 * a.v_head) as usize;
-        let moe = hparams.moe.as_ref();
-        let ff = hparams.n_ff.max(moe.map_or(0, |moe| moe.n_ff * moe.n_shared.max(moe.n_used)));
-        let per_token = heads + 3 * ff as usize + 6 * hparams.n_embd as usize;
-        (self.memory / (4 * per_token * self.ctx)).max(1)
     }
 }
 
@@ -112,32 +103,35 @@ pub fn perplexity(
         return Err(EvalError::TooShort { found: tokens.len(), ctx });
     }
     let n_chunks = options.n_chunks(tokens.len());
+    let n_batch = ctx * budget::batch(model.hparams(), ctx, options.memory);
     let mut batches = Vec::new();
-    for batch in tokens[..n_chunks * ctx].chunks(ctx * options.batch(model.hparams())) {
+    for (i, batch) in tokens[..n_chunks * ctx].chunks(n_batch).enumerate() {
         let mut input = batch.to_vec();
         if let Some(bos) = options.bos {
             input.iter_mut().step_by(ctx).for_each(|token| *token = bos);
         }
-        batches.push((batch, model.embed(&input)?));
+        batches.push((i * n_batch, batch, model.embed(&input)?));
     }
     let advance = |batch: &[u32]| -> Result<(), EvalError> {
         monitor.advance(batch.len() as u64);
         if monitor.cancelled() { Err(EvalError::Cancelled) } else { Ok(()) }
     };
     for layer in 0..model.hparams().n_layer {
-        for (batch, states) in &mut batches {
-            model.layer(layer, states, ctx)?;
+        for (first, batch, states) in &mut batches {
+            model.layer(layer, states, ctx, options.memory).map_err(|e| e.after(*first))?;
             advance(batch)?;
         }
     }
     let scored = ctx / 2..ctx - 1;
     let mut nll = Vec::with_capacity(n_chunks * scored.len());
     let mut nll_per_chunk = Vec::with_capacity(n_chunks);
-    for (batch, states) in &batches {
+    for (first, batch, states) in &batches {
         for (i, chunk) in batch.chunks(ctx).enumerate() {
             let rows = i * ctx + scored.start..i * ctx + scored.end;
+            let first = first + rows.start;
             let normed = model.output_norm(states.slice(s![rows, ..]))?;
-            let of_chunk = model.nll(normed.view(), &chunk[scored.start + 1..])?;
+            let of_chunk = model.nll(normed.view(), &chunk[scored.start + 1..]);
+            let of_chunk = of_chunk.map_err(|e| e.after(first))?;
             nll_per_chunk.push(of_chunk.iter().sum());
             nll.extend(of_chunk);
         }
