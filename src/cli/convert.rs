@@ -52,7 +52,7 @@ pub struct Args {
     #[arg(long, short)]
     force: bool,
     /// Threads [default: all processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Print plan and evaluation as JSON on standard output
     #[arg(long)]

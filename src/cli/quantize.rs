@@ -34,7 +34,7 @@ pub struct Args {
     #[arg(long, short = 'f')]
     force: bool,
     /// Threads [default: all processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     /// Show neither plan nor progress
     #[arg(long, short = 'q')]
