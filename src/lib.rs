@@ -3,7 +3,7 @@
 //!
 //! The rooms, each knowing only those after it: `cli` (the program), `eval` (the forward pass and
 //! what it measures), [`convert`] (the pipeline), [`recipe`] (which
-//! type each tensor gets), [`model`] (what the models are), [`tokenizer`] (vocabularies),
+//! type each tensor gets), [`imatrix`] (importance matrices), [`model`] (what the models are), [`tokenizer`] (vocabularies),
 //! [`source`] (where weights are read from), [`gguf`] (the container), [`quant`] (block formats).
 #![deny(missing_docs)]
 
@@ -13,6 +13,7 @@ pub mod convert;
 #[cfg(feature = "eval")]
 pub mod eval;
 pub mod gguf;
+pub mod imatrix;
 mod mapping;
 pub mod model;
 pub mod monitor;

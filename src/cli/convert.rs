@@ -2,11 +2,11 @@
 
 use super::evaluate::{Evaluation, Text};
 use super::progress::Progress;
+use super::recipe::{self, line};
 use super::{evaluate, threads, units};
 use crate::convert::{Intermediate, Plan, Settings};
 use crate::model::{CheckpointModel, Mtp};
-use crate::quant::QuantType;
-use crate::recipe::{FileType, Options, Reason};
+use crate::recipe::FileType;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
 use std::path::PathBuf;
@@ -27,18 +27,8 @@ pub struct Args {
     /// Type of the output, named as llama-quantize names it
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     file_type: FileType,
-    /// Give every tensor the type's default instead of its mix
-    #[arg(long)]
-    pure: bool,
-    /// Leave output.weight unquantized
-    #[arg(long)]
-    leave_output_tensor: bool,
-    /// Type of output.weight
-    #[arg(long, value_name = "TYPE")]
-    output_tensor_type: Option<QuantType>,
-    /// Type of token_embd.weight
-    #[arg(long, value_name = "TYPE")]
-    token_embedding_type: Option<QuantType>,
+    #[command(flatten)]
+    recipe: recipe::Args,
     /// Precision on the way to a quantized type: bf16 gives the bytes of the two-step way, f32
     /// quantizes the exact FP8 x scale products
     #[arg(long, value_enum, default_value = "bf16")]
@@ -93,21 +83,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         MtpArg::Keep => Mtp::Keep,
     };
     let model = CheckpointModel::open(&args.checkpoint, mtp)?;
+    let importance = args.recipe.importance()?;
     let settings = Settings {
         file_type: args.file_type,
-        recipe: Options {
-            pure: args.pure,
-            imatrix: false,
-            leave_output_tensor: args.leave_output_tensor,
-            output_tensor_type: args.output_tensor_type,
-            token_embedding_type: args.token_embedding_type,
-        },
+        recipe: args.recipe.options(importance.is_some()),
         intermediate: match args.intermediate {
             Precision::Bf16 => Intermediate::Bf16,
             Precision::F32 => Intermediate::F32,
         },
         tokenizer_pre: args.tokenizer_pre.clone(),
         threads: threads(args.threads.map(usize::from)),
+        importance,
+        allow_requantize: false,
     };
     let plan = Plan::of_checkpoint(&model, &settings)?;
     // The text is read first: a typo in its name should not cost a conversion.
@@ -162,69 +149,24 @@ fn evaluate_both(
 
 /// The plan as people read it.
 fn describe(model: &CheckpointModel, plan: &Plan, args: &Args) -> String {
-    use std::fmt::Write;
     let mut out = String::new();
     let hparams = model.hparams();
-    let line = |out: &mut String, name: &str, text: String| {
-        let _ = writeln!(out, "{name:<10} {text}");
-    };
-    line(
-        &mut out,
-        "source",
-        format!(
-            "{} ({}, {} layers, {} shards, {})",
-            args.checkpoint.display(),
-            hparams.arch.name(),
-            hparams.n_layer,
-            model.checkpoint().n_shards(),
-            units::bytes(model.checkpoint().n_bytes())
-        ),
+    let checkpoint = model.checkpoint();
+    let source = format!(
+        "{} ({}, {} layers, {} shards, {})",
+        args.checkpoint.display(),
+        hparams.arch.name(),
+        hparams.n_layer,
+        checkpoint.n_shards(),
+        units::bytes(checkpoint.n_bytes())
     );
-    line(
-        &mut out,
-        "output",
-        format!(
-            "{} ({}, {:.2} bits per weight, {} = {} bytes)",
-            args.output.display(),
-            args.file_type,
-            plan.bits_per_weight(),
-            units::bytes(plan.file_size()),
-            plan.file_size()
-        ),
-    );
-    let mut types: Vec<(QuantType, usize)> = Vec::new();
-    for tensor in plan.tensors() {
-        match types.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
-            Some((_, n)) => *n += 1,
-            None => types.push((tensor.ty, 1)),
-        }
-    }
-    types.sort();
-    let types: Vec<String> = types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
-    let weights = units::count(plan.n_weights() as f64);
-    let tensors = plan.tensors().len();
-    line(&mut out, "tensors", format!("{tensors} ({}), {weights} weights", types.join(", ")));
+    line(&mut out, "source", &source);
+    recipe::describe(&mut out, plan, &args.output, &args.file_type.to_string());
     let mtp = match (hparams.n_nextn, model.dropped().len()) {
         (0, 0) => "none in the checkpoint".to_owned(),
         (0, n) => format!("dropped with {n} tensors; --mtp keep stores it"),
         (n, _) => format!("{n} kept"),
     };
-    line(&mut out, "MTP layer", mtp);
-    let free = plan
-        .free_disk(&args.output)
-        .map_or_else(String::new, |free| format!(", {} free", units::bytes(free)));
-    line(&mut out, "memory", format!("at most {}", units::bytes(plan.peak_memory())));
-    line(&mut out, "disk", format!("{}{free}", units::bytes(plan.file_size())));
-    for tensor in plan.tensors() {
-        if let Reason::Fallback { wanted } = tensor.reason {
-            let why = format!(
-                "{} instead of {wanted}: rows of {} are no whole number of its blocks of {}",
-                tensor.ty,
-                tensor.dims[0],
-                wanted.block_len()
-            );
-            line(&mut out, "fallback", format!("{} gets {why}", tensor.name));
-        }
-    }
+    line(&mut out, "MTP layer", &mtp);
     out
 }

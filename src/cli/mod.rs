@@ -7,6 +7,8 @@ mod convert;
 mod evaluate;
 mod perplexity;
 mod progress;
+mod quantize;
+mod recipe;
 mod units;
 
 use clap::{Parser, Subcommand};
@@ -26,7 +28,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    Convert(convert::Args),
+    Convert(Box<convert::Args>),
+    Quantize(Box<quantize::Args>),
     Perplexity(perplexity::Args),
 }
 
@@ -40,6 +43,7 @@ pub fn main() -> ExitCode {
     });
     let result = handler.map_err(anyhow::Error::from).and_then(|()| match Cli::parse().command {
         Command::Convert(args) => convert::run(&args),
+        Command::Quantize(args) => quantize::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
     });
     match result {

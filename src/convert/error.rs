@@ -39,6 +39,39 @@ pub enum ConvertError {
         /// What is wrong with the row.
         error: QuantError,
     },
+    /// A tensor that is quantized already.
+    #[error(
+        "tensor `{tensor}` is {from} already and would lose twice as {to}; start from a file of \
+         full precision, or give --allow-requantize"
+    )]
+    Requantize {
+        /// The tensor.
+        tensor: String,
+        /// Its type.
+        from: QuantType,
+        /// The type it was to get.
+        to: QuantType,
+    },
+    /// An entry of the importance matrix that does not fit its tensor.
+    #[error(
+        "the importance matrix has {found} values for `{tensor}`, which needs {expected}; is it this model's?"
+    )]
+    ImportanceLength {
+        /// The tensor.
+        tensor: String,
+        /// Columns, over all matrices.
+        expected: u64,
+        /// Values in the entry.
+        found: usize,
+    },
+    /// A tensor that cannot do without an importance matrix, and has no entry.
+    #[error("the importance matrix has no entry for `{tensor}`, which cannot become {ty} without")]
+    NoImportance {
+        /// The tensor.
+        tensor: String,
+        /// The type it was to get.
+        ty: QuantType,
+    },
     /// Less room than the output needs.
     #[error(
         "{}: the output needs {needed} bytes and {free} are free; free some room or choose \

@@ -2,10 +2,10 @@
 //! llama-quantize hands it on.
 
 use super::error::ConvertError;
-use super::plan::Settings;
-use crate::gguf::Metadata;
+use super::settings::{Importance, Settings};
+use crate::gguf::{Array, Metadata, Value};
 use crate::model::{CheckpointModel, ParamCounts, general_metadata};
-use crate::recipe::FileType;
+use crate::recipe::{Facts, FileType};
 use crate::source::Source;
 use crate::tokenizer::Vocab;
 
@@ -25,14 +25,63 @@ pub(super) fn of_checkpoint(
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     let pre = settings.tokenizer_pre.as_deref();
     Vocab::from_checkpoint(model.dir(), &config.json(), pre)?.write(&mut metadata);
-    finish(&mut metadata, settings.file_type);
+    finish(&mut metadata, settings);
     Ok(metadata)
 }
 
-/// llama-quantize sets these two again, which moves them to the end.
-fn finish(metadata: &mut Metadata, file_type: FileType) {
+/// The metadata of a quantized GGUF file: the source's, less what says that it was split.
+pub(super) fn of_gguf(source: &Metadata, settings: &Settings) -> Metadata {
+    let mut metadata = source.clone();
+    for key in ["split.no", "split.count", "split.tensors.count"] {
+        metadata.remove(key);
+    }
+    finish(&mut metadata, settings);
+    metadata
+}
+
+/// What the rules of the mixes ask about the model in a GGUF file, of whatever architecture.
+pub(super) fn facts(metadata: &Metadata, tied: bool) -> Result<Facts, ConvertError> {
+    let arch = metadata.str("general.architecture")?.unwrap_or_default().to_owned();
+    let first = |key: &str| -> Result<Option<u32>, ConvertError> {
+        let key = format!("{arch}.{key}");
+        // Some architectures have a number for each layer.
+        match metadata.get(&key) {
+            Some(Value::Array(Array::U32(list))) => Ok(list.first().copied()),
+            Some(Value::Array(Array::I32(list))) => Ok(list.first().map(|&n| n.max(0) as u32)),
+            _ => Ok(metadata.u32(&key)?),
+        }
+    };
+    let n_head = first("attention.head_count")?.unwrap_or(0);
+    Ok(Facts {
+        n_layer: first("block_count")?.unwrap_or(0),
+        n_head,
+        n_head_kv: first("attention.head_count_kv")?.unwrap_or(n_head),
+        n_expert: first("expert_count")?.unwrap_or(0),
+        tied,
+    })
+}
+
+/// What llama-quantize sets. Setting again what is there moves it to the end.
+fn finish(metadata: &mut Metadata, settings: &Settings) {
     metadata.set_last("general.quantization_version", QUANTIZATION_VERSION);
-    metadata.set_last("general.file_type", file_type.id());
+    metadata.set_last("general.file_type", settings.file_type.id());
+    let Some(Importance { imatrix, file }) = &settings.importance else { return };
+    if imatrix.entries.is_empty() {
+        return;
+    }
+    metadata.set_last("quantize.imatrix.file", cut(file));
+    if let Some(dataset) = imatrix.datasets.first() {
+        metadata.set_last("quantize.imatrix.dataset", cut(dataset));
+    }
+    metadata.set_last("quantize.imatrix.entries_count", imatrix.entries.len() as u32);
+    if imatrix.chunk_count > 0 {
+        metadata.set_last("quantize.imatrix.chunks_count", imatrix.chunk_count);
+    }
+}
+
+/// The reference keeps these strings in 128 bytes, the last of them 0.
+fn cut(text: &str) -> Value {
+    Value::String(text.as_bytes()[..text.len().min(127)].into())
 }
 
 /// Counts parameters as the converter does for its size label

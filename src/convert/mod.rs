@@ -7,6 +7,8 @@ mod error;
 mod metadata;
 mod plan;
 mod run;
+mod settings;
 
 pub use error::ConvertError;
-pub use plan::{Intermediate, Plan, PlannedTensor, Settings};
+pub use plan::{Plan, PlannedTensor};
+pub use settings::{Importance, Intermediate, Settings};

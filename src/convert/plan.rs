@@ -2,38 +2,15 @@
 
 use super::error::ConvertError;
 use super::metadata;
+use super::settings::{Intermediate, Settings};
 use crate::gguf::{Layout, Metadata, Writer};
+use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::quant::QuantType;
-use crate::recipe::{self, Assignment, Facts, FileType, Reason, Shape};
-use crate::source::Source;
+use crate::recipe::{self, Assignment, Facts, Reason, Shape};
+use crate::source::{Dtype, GgufSource, Source};
 use std::path::Path;
-
-/// The precision that weights pass through on their way to a quantized type.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Intermediate {
-    /// BF16, as in a file written by the reference converter with `--outtype bf16`, whose bytes
-    /// are then reproduced.
-    #[default]
-    Bf16,
-    /// The exact products of FP8 value and scale.
-    F32,
-}
-
-/// What is asked of a conversion.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The mix.
-    pub file_type: FileType,
-    /// Options on top of the mix.
-    pub recipe: recipe::Options,
-    /// The precision on the way.
-    pub intermediate: Intermediate,
-    /// GGUF's name of the pre-tokenizer, where it is not to be recognised.
-    pub tokenizer_pre: Option<String>,
-    /// Threads that read, quantize and write; at least one.
-    pub threads: usize,
-}
+use std::sync::Arc;
 
 /// A tensor of the output.
 #[derive(Clone, Debug)]
@@ -50,6 +27,8 @@ pub struct PlannedTensor {
     pub ty: QuantType,
     /// Why.
     pub reason: Reason,
+    /// Whether its columns are weighed by an importance matrix.
+    pub weighed: bool,
 }
 
 impl PlannedTensor {
@@ -70,6 +49,7 @@ pub struct Plan {
     pub(super) metadata: Metadata,
     pub(super) layout: Layout,
     pub(super) threads: usize,
+    pub(super) imatrix: Option<Arc<Imatrix>>,
 }
 
 /// Elements that a worker reads, quantizes and writes at a time, unless a single row is longer.
@@ -96,13 +76,27 @@ impl Plan {
             n_expert: hparams.moe.as_ref().map_or(0, |moe| moe.n_expert),
             tied: model.find("output.weight").is_none(),
         };
-        let stored = |name: &str, dims: &[u64]| stored_type(name, dims, settings.intermediate);
+        let stored = |i: usize| {
+            let meta = &model.tensors()[i];
+            stored_type(&meta.name, &meta.dims, settings.intermediate)
+        };
         Self::new(model, stored, metadata, &facts, settings)
+    }
+
+    /// Plans the quantization of a GGUF file.
+    ///
+    /// # Errors
+    /// Types that fit no tensor, or tensors that are quantized already.
+    pub fn of_gguf(source: &GgufSource, settings: &Settings) -> Result<Self, ConvertError> {
+        let file = source.file();
+        let metadata = metadata::of_gguf(file.metadata(), settings);
+        let facts = metadata::facts(file.metadata(), source.find("output.weight").is_none())?;
+        Self::new(source, |i| file.tensors()[i].ty, metadata, &facts, settings)
     }
 
     fn new(
         source: &dyn Source,
-        stored: impl Fn(&str, &[u64]) -> QuantType,
+        stored: impl Fn(usize) -> QuantType,
         metadata: Metadata,
         facts: &Facts,
         settings: &Settings,
@@ -114,26 +108,37 @@ impl Plan {
             .iter()
             .map(|&i| {
                 let meta = &metas[i];
-                let source = stored(&meta.name, &meta.dims);
-                Shape { name: &meta.name, dims: &meta.dims, source }
+                Shape { name: &meta.name, dims: &meta.dims, source: stored(i) }
             })
             .collect();
         let assigned = recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?;
-        let tensors: Vec<PlannedTensor> = order
-            .iter()
-            .zip(shapes.iter().zip(assigned))
-            .map(|(&source, (shape, Assignment { ty, reason }))| PlannedTensor {
-                source,
+        let mut tensors = Vec::with_capacity(order.len());
+        for (&source_index, (shape, Assignment { ty, reason })) in
+            order.iter().zip(shapes.iter().zip(assigned))
+        {
+            let changes = ty != shape.source;
+            if changes
+                && !settings.allow_requantize
+                && metas[source_index].dtype == Dtype::Gguf(shape.source)
+                && shape.source.is_quantized()
+            {
+                let tensor = shape.name.to_owned();
+                return Err(ConvertError::Requantize { tensor, from: shape.source, to: ty });
+            }
+            tensors.push(PlannedTensor {
+                source: source_index,
                 name: shape.name.to_owned(),
                 dims: shape.dims.to_vec(),
                 stored: shape.source,
                 ty,
                 reason,
-            })
-            .collect();
+                weighed: changes && is_weighed(shape, ty, settings)?,
+            });
+        }
         let infos = tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.ty));
         let layout = Layout::new(&metadata, infos)?;
-        Ok(Self { tensors, metadata, layout, threads: settings.threads.max(1) })
+        let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
+        Ok(Self { tensors, metadata, layout, threads: settings.threads.max(1), imatrix })
     }
 
     /// The tensors in the order of the file.
@@ -149,6 +154,21 @@ impl Plan {
     /// Bytes of the output file.
     pub fn file_size(&self) -> u64 {
         self.layout.file_size()
+    }
+
+    /// Tensors that are quantized without the importance matrix, which has no entry for them.
+    pub fn unweighed(&self) -> impl Iterator<Item = &str> {
+        let given = self.imatrix.is_some();
+        let tensors = self.tensors.iter();
+        tensors
+            .filter(move |t| given && !t.weighed && t.ty != t.stored && t.ty.is_quantized())
+            .map(|t| t.name.as_str())
+    }
+
+    /// Entries of the importance matrix that no tensor takes.
+    pub fn unused_importance(&self) -> impl Iterator<Item = &str> {
+        let entries = self.imatrix.iter().flat_map(|imatrix| imatrix.entries.keys());
+        entries.map(String::as_str).filter(|&name| !self.tensors.iter().any(|t| t.name == name))
     }
 
     /// Weights in all tensors together.
@@ -195,6 +215,26 @@ impl Plan {
         let workers = self.threads as u64 * unit * 16;
         // The header is held in the metadata, in the layout, and in the source's own tables.
         BASE_MEMORY + workers + 8 * self.layout.header().len() as u64
+    }
+}
+
+/// Whether the importance matrix has an entry for a tensor.
+fn is_weighed(tensor: &Shape, ty: QuantType, settings: &Settings) -> Result<bool, ConvertError> {
+    let Some(importance) = &settings.importance else { return Ok(false) };
+    let expected = tensor.dims[0] * tensor.dims.get(2).copied().unwrap_or(1);
+    match importance.imatrix.entries.get(tensor.name) {
+        Some(values) if values.len() as u64 == expected => Ok(true),
+        // As the reference: embeddings are rows, not products, so their entry fits no column.
+        Some(_) if tensor.name == "token_embd.weight" => Ok(false),
+        Some(values) => Err(ConvertError::ImportanceLength {
+            tensor: tensor.name.to_owned(),
+            expected,
+            found: values.len(),
+        }),
+        None if recipe::needs_imatrix(tensor.name, ty, settings.file_type) => {
+            Err(ConvertError::NoImportance { tensor: tensor.name.to_owned(), ty })
+        }
+        None => Ok(false),
     }
 }
 

@@ -5,6 +5,7 @@
 use super::error::ConvertError;
 use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
 use crate::gguf::Writer;
+use crate::imatrix::Imatrix;
 use crate::monitor::Monitor;
 use crate::quant::{QuantError, QuantType, float};
 use crate::source::Source;
@@ -34,8 +35,13 @@ impl Plan {
         std::thread::scope(|scope| {
             for _ in 0..self.threads {
                 scope.spawn(|| {
-                    let mut worker =
-                        Worker { source, writer: &writer, weights: vec![], bytes: vec![] };
+                    let mut worker = Worker {
+                        source,
+                        writer: &writer,
+                        imatrix: self.imatrix.as_deref(),
+                        weights: Vec::new(),
+                        bytes: Vec::new(),
+                    };
                     while failure.lock().is_ok_and(|f| f.is_none()) {
                         let Some((tensor, rows)) = units.lock().ok().and_then(|mut u| u.next())
                         else {
@@ -90,6 +96,7 @@ impl Plan {
 struct Worker<'a> {
     source: &'a dyn Source,
     writer: &'a Writer,
+    imatrix: Option<&'a Imatrix>,
     weights: Vec<f32>,
     bytes: Vec<u8>,
 }
@@ -121,17 +128,43 @@ impl Worker<'_> {
             .ty
             .row_bytes(n_per_row)
             .ok_or_else(|| encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row }))?;
+        let at = rows.start * row_bytes as u64;
+        if tensor.ty == tensor.stored
+            && let Some(bytes) = self.source.raw_rows(tensor.source, rows.clone())
+        {
+            self.writer.write_at(index, at, bytes)?;
+            self.source.release(tensor.source, rows);
+            return Ok((n_rows * n_per_row) as u64);
+        }
         self.weights.resize(n_rows * n_per_row, 0.0);
         self.bytes.resize(n_rows * row_bytes, 0);
         self.source.read_rows(tensor.source, rows.start, &mut self.weights)?;
         if tensor.stored == QuantType::BF16 {
             float::round_to_bf16(&mut self.weights);
         }
-        tensor
-            .ty
-            .encode_rows(&self.weights, n_per_row, None, &mut self.bytes)
-            .map_err(encode_error)?;
-        self.writer.write_at(index, rows.start * row_bytes as u64, &self.bytes)?;
+        // Every matrix of a stack has an importance of its own.
+        let imatrix = self.imatrix.filter(|_| tensor.weighed);
+        let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
+        let mut first = 0;
+        while first < n_rows {
+            let row = rows.start as usize + first;
+            let (next, importance) = match imatrix {
+                None => (n_rows, None),
+                Some(imatrix) => {
+                    let at = row / per_matrix * n_per_row;
+                    let importance = &imatrix.entries[&tensor.name][at..at + n_per_row];
+                    (n_rows.min(first + per_matrix - row % per_matrix), Some(importance))
+                }
+            };
+            let weights = &self.weights[first * n_per_row..next * n_per_row];
+            let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
+            tensor
+                .ty
+                .encode_rows(weights, n_per_row, importance, bytes)
+                .map_err(|error| encode_error(shift_row(error, first as u64)))?;
+            first = next;
+        }
+        self.writer.write_at(index, at, &self.bytes)?;
         self.source.release(tensor.source, rows);
         Ok(self.weights.len() as u64)
     }

@@ -139,7 +139,10 @@ pub fn assign(
                     ty => Assignment { ty, reason: Reason::Fallback { wanted } },
                 }
             };
-            if !options.imatrix && needs_imatrix(role, assigned, file_type) {
+            if !options.imatrix
+                && assigned.reason != Reason::Kept
+                && needs_imatrix(tensor.name, assigned.ty, file_type)
+            {
                 let tensor = tensor.name.to_owned();
                 return Err(RecipeError::NeedsImatrix { tensor, ty: assigned.ty, file_type });
             }
@@ -203,12 +206,12 @@ fn no_fallback(tensor: &Shape, wanted: QuantType) -> RecipeError {
     RecipeError::NoFallback { tensor: tensor.name.to_owned(), n_per_row: tensor.dims[0], wanted }
 }
 
-/// `tensor_requires_imatrix`.
-fn needs_imatrix(role: Role, assigned: Assignment, file_type: FileType) -> bool {
+/// Whether a tensor of this type makes no sense without an importance matrix
+/// (`tensor_requires_imatrix`).
+pub fn needs_imatrix(name: &str, ty: QuantType, file_type: FileType) -> bool {
     use QuantType::*;
-    assigned.reason != Reason::Kept
-        && !matches!(role, Role::Output | Role::TokenEmbedding)
-        && match assigned.ty {
+    !matches!(Role::of(name), Role::Output | Role::TokenEmbedding)
+        && match ty {
             IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
             Q2_K => file_type == FileType::Q2_K_S,
             _ => false,

@@ -6,6 +6,8 @@ mod assign;
 mod file_type;
 mod mix;
 
-pub use assign::{Assignment, Options, Reason, RecipeError, Shape, assign, output_order};
+pub use assign::{
+    Assignment, Options, Reason, RecipeError, Shape, assign, needs_imatrix, output_order,
+};
 pub use file_type::{FileType, UnknownFileType};
 pub use mix::Facts;

@@ -13,6 +13,7 @@ pub(super) struct Pre {
     /// A token whose presence tells two tokenizers of the same rules apart.
     marker: Option<&'static str>,
     /// Whether a piece that is a token is taken whole, whatever the merges say.
+    #[cfg_attr(not(feature = "eval"), allow(dead_code))]
     pub ignore_merges: bool,
 }
 
@@ -44,6 +45,7 @@ const KNOWN: [Pre; 5] = [
 
 impl Pre {
     /// The pre-tokenizer of this name.
+    #[cfg(feature = "eval")]
     pub fn named(name: &str) -> Option<&'static Self> {
         KNOWN.iter().find(|pre| pre.name == name)
     }

@@ -18,6 +18,8 @@ pub fn settings(file_type: FileType) -> Settings {
         intermediate: Intermediate::Bf16,
         tokenizer_pre: None,
         threads: 2,
+        importance: None,
+        allow_requantize: false,
     }
 }
 

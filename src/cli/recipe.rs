@@ -1,0 +1,125 @@
+//! Options on types that `convert` and `quantize` share, and how a plan is described.
+
+use super::units;
+use crate::convert::{Importance, Plan};
+use crate::imatrix::Imatrix;
+use crate::quant::QuantType;
+use crate::recipe::{Options, Reason};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Which tensor gets which type, beyond the mix.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Give every tensor the type's default instead of its mix
+    #[arg(long)]
+    pure: bool,
+    /// Importance matrix that weighs the columns (GGUF or legacy format)
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Use the importance matrix only for tensors whose name contains this; repeatable
+    #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
+    include_weights: Vec<String>,
+    /// Do not use the importance matrix for tensors whose name contains this; repeatable
+    #[arg(long, value_name = "NAME", requires = "imatrix")]
+    exclude_weights: Vec<String>,
+    /// Leave output.weight unquantized
+    #[arg(long)]
+    leave_output_tensor: bool,
+    /// Type of output.weight
+    #[arg(long, value_name = "TYPE")]
+    output_tensor_type: Option<QuantType>,
+    /// Type of token_embd.weight
+    #[arg(long, value_name = "TYPE")]
+    token_embedding_type: Option<QuantType>,
+}
+
+impl Args {
+    /// The importance matrix, read and filtered.
+    pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
+        let Some(path) = &self.imatrix else { return Ok(None) };
+        let mut imatrix = Imatrix::open(path)?;
+        if !self.exclude_weights.is_empty() {
+            imatrix.exclude(&self.exclude_weights);
+        }
+        if !self.include_weights.is_empty() {
+            imatrix.include(&self.include_weights);
+        }
+        let file = path.to_string_lossy().into_owned();
+        let imatrix = Arc::new(imatrix);
+        Ok((!imatrix.entries.is_empty()).then_some(Importance { imatrix, file }))
+    }
+
+    /// The options as the library takes them.
+    pub fn options(&self, imatrix: bool) -> Options {
+        Options {
+            pure: self.pure,
+            imatrix,
+            leave_output_tensor: self.leave_output_tensor,
+            output_tensor_type: self.output_tensor_type,
+            token_embedding_type: self.token_embedding_type,
+        }
+    }
+}
+
+/// A line of a plan.
+pub fn line(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "{name:<10} {text}");
+}
+
+/// What a plan will write and take, and everything that is not as one would expect.
+pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
+    let size = plan.file_size();
+    line(
+        out,
+        "output",
+        &format!(
+            "{} ({file_type}, {:.2} bits per weight, {} = {size} bytes)",
+            output.display(),
+            plan.bits_per_weight(),
+            units::bytes(size),
+        ),
+    );
+    let mut types: Vec<(QuantType, usize)> = Vec::new();
+    for tensor in plan.tensors() {
+        match types.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
+            Some((_, n)) => *n += 1,
+            None => types.push((tensor.ty, 1)),
+        }
+    }
+    types.sort();
+    let types: Vec<String> = types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+    let weights = units::count(plan.n_weights() as f64);
+    let text = format!("{} ({}), {weights} weights", plan.tensors().len(), types.join(", "));
+    line(out, "tensors", &text);
+    line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
+    let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
+    line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
+    // One line for all layers' tensors of a kind.
+    let mut fallbacks: Vec<(String, Vec<&str>)> = Vec::new();
+    for tensor in plan.tensors() {
+        let Reason::Fallback { wanted } = tensor.reason else { continue };
+        let why = format!(
+            "{} instead of {wanted}, rows of {} are no whole number of blocks of {}",
+            tensor.ty,
+            tensor.dims[0],
+            wanted.block_len()
+        );
+        match fallbacks.iter_mut().find(|(known, _)| *known == why) {
+            Some((_, names)) => names.push(&tensor.name),
+            None => fallbacks.push((why, vec![&tensor.name])),
+        }
+    }
+    for (why, names) in fallbacks {
+        line(out, "fallback", &format!("{why}: {}", names.join(", ")));
+    }
+    let unweighed: Vec<&str> = plan.unweighed().collect();
+    if !unweighed.is_empty() {
+        line(out, "imatrix", &format!("no entry, quantized without: {}", unweighed.join(", ")));
+    }
+    let unused: Vec<&str> = plan.unused_importance().collect();
+    if !unused.is_empty() {
+        line(out, "imatrix", &format!("entries without a tensor: {}", unused.join(", ")));
+    }
+}

@@ -1,0 +1,44 @@
+//! What is asked of a conversion.
+
+use crate::imatrix::Imatrix;
+use crate::recipe::{self, FileType};
+use std::sync::Arc;
+
+/// The precision that weights pass through on their way to a quantized type.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Intermediate {
+    /// BF16, as in a file written by the reference converter with `--outtype bf16`, whose bytes
+    /// are then reproduced.
+    #[default]
+    Bf16,
+    /// The exact products of FP8 value and scale.
+    F32,
+}
+
+/// What is asked of a conversion.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The mix.
+    pub file_type: FileType,
+    /// Options on top of the mix.
+    pub recipe: recipe::Options,
+    /// The precision on the way.
+    pub intermediate: Intermediate,
+    /// GGUF's name of the pre-tokenizer, where it is not to be recognised.
+    pub tokenizer_pre: Option<String>,
+    /// Threads that read, quantize and write; at least one.
+    pub threads: usize,
+    /// Weighs the columns, where there is one.
+    pub importance: Option<Importance>,
+    /// Whether tensors that are quantized already may be quantized again.
+    pub allow_requantize: bool,
+}
+
+/// An importance matrix and the name that the output's metadata gives as its origin.
+#[derive(Clone, Debug)]
+pub struct Importance {
+    /// The matrix.
+    pub imatrix: Arc<Imatrix>,
+    /// Its file, as named by the user.
+    pub file: String,
+}
