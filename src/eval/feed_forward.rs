@@ -62,7 +62,7 @@ pub(super) enum FeedForward<'a> {
 
 /// A mixture of experts.
 pub(super) struct Experts<'a> {
-    pub settings: &'a Moe,
+    pub moe: &'a Moe,
     pub router: Matrix<'a>,
     pub bias: Option<Vec<f32>>,
     /// All experts, stacked.
@@ -91,9 +91,9 @@ impl Experts<'_> {
         };
         let routes: Vec<Vec<(usize, f32)>> = (self.router.apply(x)?.axis_iter(Axis(0)))
             .into_par_iter()
-            .map(|logits| route(self.settings, &logits.to_vec(), self.bias.as_deref()))
+            .map(|logits| route(self.moe, &logits.to_vec(), self.bias.as_deref()))
             .collect();
-        let mut tokens_of = vec![Vec::new(); self.settings.n_expert as usize];
+        let mut tokens_of = vec![Vec::new(); self.moe.n_expert as usize];
         for (token, route) in routes.iter().enumerate() {
             for &(expert, weight) in route {
                 tokens_of[expert].push((token, weight));

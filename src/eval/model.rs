@@ -138,7 +138,7 @@ impl<'a> Model<'a> {
             }
         };
         Ok(FeedForward::Experts(Box::new(Experts {
-            settings: moe,
+            moe,
             router: self.matrix(&name("ffn_gate_inp"), embd, experts)?,
             bias,
             routed: Gated {

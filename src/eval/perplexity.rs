@@ -88,7 +88,8 @@ fn mean(values: &[f64]) -> (f64, f64) {
 /// The monitor counts tokens times layers.
 ///
 /// # Errors
-/// A text shorter than two chunks, options that leave nothing to score, weights that cannot be read, results that are not finite.
+/// A text shorter than two chunks, options that leave nothing to score, weights that cannot be
+/// read, results that are not finite.
 pub fn perplexity(
     model: &Model,
     tokens: &[u32],
