@@ -128,6 +128,25 @@ impl<L: Lanes> Search for InLanes<L> {
     }
 }
 
+/// The sums from which a scale follows, for the codes that a candidate gives.
+#[inline(always)]
+fn fit<L: Lanes, const G: usize>(
+    iscale: L,
+    x: &[L; G],
+    w: &[L; G],
+    wx: &[L; G],
+    nmax: f32,
+) -> (L, L) {
+    let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
+    let (mut sumlx, mut suml2) = (L::splat(0.0), L::splat(0.0));
+    for i in 0..G {
+        let l = code(iscale * x[i], least, most);
+        sumlx = sumlx + wx[i] * l;
+        suml2 = suml2 + w[i] * l * l;
+    }
+    (sumlx, suml2)
+}
+
 /// Codes stay within `nmax + 1` of zero, so rounding needs no guard here.
 #[inline(always)]
 fn symmetric<L: Lanes, const G: usize>(
@@ -145,22 +164,13 @@ fn symmetric<L: Lanes, const G: usize>(
     for i in 0..G {
         wx[i] = w[i] * x[i];
     }
-    let sums = |iscale: L| {
-        let (mut sumlx, mut suml2) = (zero, zero);
-        for i in 0..G {
-            let l = code(iscale * x[i], least, most);
-            sumlx = sumlx + wx[i] * l;
-            suml2 = suml2 + w[i] * l * l;
-        }
-        (sumlx, suml2)
-    };
     let mut chosen = L::splat(-nmax) / max;
-    let (sumlx, suml2) = sums(chosen);
+    let (sumlx, suml2) = fit(chosen, &x, &w, &wx, nmax);
     let mut scale = L::select(suml2.equal(zero), zero, sumlx / suml2);
     let mut best = scale * sumlx;
     for step in (-9..=9).filter(|&step| step != 0) {
         let iscale = L::splat(-(nmax + 0.1 * step as f32)) / max;
-        let (sumlx, suml2) = sums(iscale);
+        let (sumlx, suml2) = fit(iscale, &x, &w, &wx, nmax);
         let better = L::and(zero.lt(suml2), (best * suml2).lt(sumlx * sumlx));
         chosen = L::select(better, iscale, chosen);
         scale = L::select(better, sumlx / suml2, scale);
@@ -223,6 +233,29 @@ fn refined<L: Lanes, const G: usize>(nmax: f32, x: &[f32], scales: &mut [f32], c
     scatter(&l, codes);
 }
 
+/// Whether all weights round exactly: rounding is monotone, so they lie between the extremes.
+#[inline(always)]
+fn in_range<L: Lanes>(iscale: L, low: L, high: L) -> bool {
+    let limit = L::splat(4_194_303.0);
+    L::all(L::and((iscale * low).abs().le(limit), (iscale * high).abs().le(limit)))
+}
+
+#[inline(always)]
+fn error<L: Lanes, const G: usize, const ABSOLUTE: bool>(
+    x: &[L; G],
+    w: &[L; G],
+    l: &[L; G],
+    scale: L,
+    min: L,
+) -> L {
+    let mut error = L::splat(0.0);
+    for i in 0..G {
+        let diff = scale * l[i] + min - x[i];
+        error = error + w[i] * if ABSOLUTE { diff.abs() } else { diff * diff };
+    }
+    error
+}
+
 /// False where a code would leave the range in which rounding is exact (weights of zero and
 /// sums that overflow can lead there): the caller then takes the plain search.
 #[inline(always)]
@@ -235,7 +268,8 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     codes: &mut [u8],
 ) -> bool {
     let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
-    let (zero, nmax) = (L::splat(0.0), L::splat(steps.nmax as f32));
+    let (zero, one) = (L::splat(0.0), L::splat(1.0));
+    let nmax = L::splat(steps.nmax as f32);
     let (mut least, mut max) = (x[0], x[0]);
     let mut sum_w = w[0];
     let mut sum_x = sum_w * x[0];
@@ -247,34 +281,19 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     }
     let mut min = zero.min(least);
     let flat = max.le(min);
-    let range = |min: L| L::select(flat, L::splat(1.0), max - min);
-    // Rounding is monotone, so the codes of all weights lie between those of the extremes.
-    let in_range = |iscale: L, min: L| {
-        let limit = L::splat(4_194_303.0);
-        let (low, high) = (iscale * (least - min), iscale * (max - min));
-        L::all(L::and(low.abs().le(limit), high.abs().le(limit)))
-    };
     let mut l = [zero; G];
-    let error = |l: &[L; G], scale: L, min: L| {
-        let mut error = zero;
-        for i in 0..G {
-            let diff = scale * l[i] + min - x[i];
-            error = error + w[i] * if ABSOLUTE { diff.abs() } else { diff * diff };
-        }
-        error
-    };
-    let mut chosen = (nmax / range(min), min);
-    if !in_range(chosen.0, min) {
+    let mut chosen = (nmax / L::select(flat, one, max - min), min);
+    if !in_range(chosen.0, least - min, max - min) {
         return false;
     }
     for i in 0..G {
         l[i] = code(chosen.0 * (x[i] - min), zero, nmax);
     }
-    let mut scale = L::splat(1.0) / chosen.0;
-    let mut best = error(&l, scale, min);
+    let mut scale = one / chosen.0;
+    let mut best = error::<L, G, ABSOLUTE>(&x, &w, &l, scale, min);
     for step in 0..=steps.steps {
-        let iscale = L::splat(steps.candidate(step)) / range(min);
-        if !in_range(iscale, min) {
+        let iscale = L::splat(steps.candidate(step)) / L::select(flat, one, max - min);
+        if !in_range(iscale, least - min, max - min) {
             return false;
         }
         let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
@@ -291,7 +310,7 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
         let above = zero.lt(this_min);
         let this_scale = L::select(above, sum_xl / sum_l2, this_scale);
         let this_min = L::select(above, zero, this_min);
-        let this_error = error(&l, this_scale, this_min);
+        let this_error = error::<L, G, ABSOLUTE>(&x, &w, &l, this_scale, this_min);
         let better = L::and(zero.lt(d), this_error.lt(best));
         chosen.0 = L::select(better, iscale, chosen.0);
         chosen.1 = L::select(better, min, chosen.1);
@@ -312,37 +331,43 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     true
 }
 
+/// The nearest value of the codebook. One step per middle, from the top, so that NaN, below none,
+/// stays there.
+#[inline(always)]
+fn nearest_value<L: Lanes>(v: L) -> L {
+    let mut q = L::splat(f32::from(CODEBOOK[15]));
+    for i in 0..15 {
+        let step = f32::from(CODEBOOK[i]) - f32::from(CODEBOOK[i + 1]);
+        q = q + L::select(v.lt(L::splat(MIDDLES[i])), L::splat(step), L::splat(0.0));
+    }
+    q
+}
+
+/// As [`fit`], for the values of the codebook.
+#[inline(always)]
+fn fit_values<L: Lanes, const G: usize>(id: L, x: &[L; G], w: &[L; G]) -> (L, L) {
+    let (mut sumqx, mut sumq2) = (L::splat(0.0), L::splat(0.0));
+    for i in 0..G {
+        let q = nearest_value(id * x[i]);
+        let wq = w[i] * q;
+        sumqx = sumqx + wq * x[i];
+        sumq2 = sumq2 + wq * q;
+    }
+    (sumqx, sumq2)
+}
+
 #[inline(always)]
 fn codebook<L: Lanes, const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) {
     let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
     let zero = L::splat(0.0);
     let (max, all_zero) = signed_max(&x);
-    let value = |v: L| {
-        let mut q = L::splat(f32::from(CODEBOOK[15]));
-        // From the top, so that NaN, below no middle, stays there.
-        for i in 0..15 {
-            let step = f32::from(CODEBOOK[i]) - f32::from(CODEBOOK[i + 1]);
-            q = q + L::select(v.lt(L::splat(MIDDLES[i])), L::splat(step), zero);
-        }
-        q
-    };
-    let sums = |id: L| {
-        let (mut sumqx, mut sumq2) = (zero, zero);
-        for i in 0..G {
-            let q = value(id * x[i]);
-            let wq = w[i] * q;
-            sumqx = sumqx + wq * x[i];
-            sumq2 = sumq2 + wq * q;
-        }
-        (sumqx, sumq2)
-    };
     let first = f32::from(CODEBOOK[0]);
     // Negation and division by a negative constant, as one division by its opposite.
-    let (sumqx, sumq2) = sums(L::splat(1.0) / (max / L::splat(-first)));
+    let (sumqx, sumq2) = fit_values(L::splat(1.0) / (max / L::splat(-first)), &x, &w);
     let mut scale = L::select(zero.lt(sumq2), sumqx / sumq2, zero);
     let mut best = scale * sumqx;
     for step in -7..=7 {
-        let (sumqx, sumq2) = sums(L::splat(step as f32 + first) / max);
+        let (sumqx, sumq2) = fit_values(L::splat(step as f32 + first) / max, &x, &w);
         let better = L::and(zero.lt(sumq2), (best * sumq2).lt(sumqx * sumqx));
         scale = L::select(better, sumqx / sumq2, scale);
         best = L::select(better, scale * sumqx, best);
