@@ -1,17 +1,35 @@
 //! Rows to bytes and back: one entry for every type.
 
 use super::error::QuantError;
-use super::float::{bf16_to_f32, f32_to_bf16};
+use super::float::f16;
+use super::simd::{Kernels, Simd};
 use super::types::QuantType;
-use super::{k, simple};
 
 impl QuantType {
     /// Quantizes whole rows, byte for byte as the reference's `ggml_quantize_chunk`.
     ///
-    /// `imatrix` weighs the columns of every row alike; with it some types use another algorithm.
+    /// `rows` holds any number of rows of `n_per_row` weights, `out` as many rows of
+    /// [`row_bytes`](Self::row_bytes). `imatrix` holds the importance of each column, for every
+    /// row alike; with it some types use another algorithm, others ignore it.
+    ///
+    /// Scales beyond the range of an f16 are written as infinities, as the reference does:
+    /// [`validate_rows`](Self::validate_rows) finds them.
+    ///
+    /// ```
+    /// use requant::quant::QuantType;
+    ///
+    /// let row: Vec<f32> = (0..256).map(|i| (i as f32 - 128.0) / 64.0).collect();
+    /// let mut bytes = vec![0; QuantType::Q4_K.row_bytes(256).unwrap()];
+    /// QuantType::Q4_K.encode_rows(&row, 256, None, &mut bytes)?;
+    /// let mut back = vec![0.0; 256];
+    /// QuantType::Q4_K.decode_rows(&bytes, 256, &mut back)?;
+    /// assert!(row.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.05));
+    /// # Ok::<(), requant::quant::QuantError>(())
+    /// ```
     ///
     /// # Errors
-    /// Lengths that do not fit, values that are not finite, a type that is no target.
+    /// Lengths that do not fit, values that are not finite, importances that are negative or
+    /// not finite, a type that is no target.
     pub fn encode_rows(
         self,
         rows: &[f32],
@@ -19,37 +37,47 @@ impl QuantType {
         imatrix: Option<&[f32]>,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
-        let n_rows = self.check(rows.len(), n_per_row, out.len(), ["input", "output"])?;
-        if let Some(imatrix) = imatrix
-            && imatrix.len() != n_per_row
-        {
-            let what = "importance matrix";
-            return Err(QuantError::BufferLength {
-                what,
-                expected: n_per_row,
-                found: imatrix.len(),
-            });
+        self.encode_rows_with(Simd::detect(), rows, n_per_row, imatrix, out)
+    }
+
+    /// [`encode_rows`](Self::encode_rows) with the instructions of a given level. Where the
+    /// machine lacks it, the best it has. The bytes are the same for all.
+    ///
+    /// # Errors
+    /// As [`encode_rows`](Self::encode_rows).
+    pub fn encode_rows_with(
+        self,
+        simd: Simd,
+        rows: &[f32],
+        n_per_row: usize,
+        imatrix: Option<&[f32]>,
+        out: &mut [u8],
+    ) -> Result<(), QuantError> {
+        let row_bytes = self.check(rows.len(), n_per_row, out.len(), ["input", "output"])?;
+        if let Some(imatrix) = imatrix {
+            let (expected, found) = (n_per_row, imatrix.len());
+            if found != expected {
+                let what = "importance matrix";
+                return Err(QuantError::BufferLength { what, expected, found });
+            }
+            if let Some(column) = imatrix.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
+                return Err(QuantError::Importance { column, value: imatrix[column] });
+            }
         }
-        if let Some(at) = rows.iter().position(|v| !v.is_finite()) {
-            let (row, column) = (at / n_per_row, at % n_per_row);
-            return Err(QuantError::NotFinite { row, column, value: rows[at] });
-        }
-        debug_assert_eq!(n_rows * n_per_row, rows.len());
-        match self {
-            Self::F32 => write(rows, out, f32::to_le_bytes),
-            Self::F16 => write(rows, out, |v| half::f16::from_f32(v).to_le_bytes()),
-            Self::BF16 => write(rows, out, |v| f32_to_bf16(v).to_le_bytes()),
-            Self::Q4_0 => simple::encode_q4_0(rows, out),
-            Self::Q5_0 => simple::encode_q5_0(rows, out),
-            Self::Q8_0 => simple::encode_q8_0(rows, out),
-            Self::Q4_K => k::encode_q4_k(rows, out),
-            Self::Q6_K => k::encode_q6_k(rows, out),
-            _ => return Err(QuantError::NotForWeights(self)),
+        let Kernels { encode, .. } = self.kernels(simd)?;
+        let rows = rows.chunks_exact(n_per_row).zip(out.chunks_exact_mut(row_bytes));
+        for (row, (x, out)) in rows.enumerate() {
+            if !all_finite(x) {
+                let column = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
+                return Err(QuantError::NotFinite { row, column, value: x[column] });
+            }
+            // SAFETY: `kernels` gives functions of a level that the machine has.
+            unsafe { encode(x, imatrix, out) };
         }
         Ok(())
     }
 
-    /// Widens whole rows to f32.
+    /// Widens whole rows to f32, to the bit as the reference's `dequantize_row_*`.
     ///
     /// # Errors
     /// Lengths that do not fit, or a type that holds no weights.
@@ -59,22 +87,77 @@ impl QuantType {
         n_per_row: usize,
         out: &mut [f32],
     ) -> Result<(), QuantError> {
+        self.decode_rows_with(Simd::detect(), bytes, n_per_row, out)
+    }
+
+    /// [`decode_rows`](Self::decode_rows) with the instructions of a given level.
+    ///
+    /// # Errors
+    /// As [`decode_rows`](Self::decode_rows).
+    pub fn decode_rows_with(
+        self,
+        simd: Simd,
+        bytes: &[u8],
+        n_per_row: usize,
+        out: &mut [f32],
+    ) -> Result<(), QuantError> {
         self.check(out.len(), n_per_row, bytes.len(), ["output", "input"])?;
-        match self {
-            Self::F32 => read(bytes, out, f32::from_le_bytes),
-            Self::F16 => read(bytes, out, |b| half::f16::from_le_bytes(b).to_f32()),
-            Self::BF16 => read(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b))),
-            Self::Q4_0 => simple::decode_q4_0(bytes, out),
-            Self::Q5_0 => simple::decode_q5_0(bytes, out),
-            Self::Q8_0 => simple::decode_q8_0(bytes, out),
-            Self::Q4_K => k::decode_q4_k(bytes, out),
-            Self::Q6_K => k::decode_q6_k(bytes, out),
-            _ => return Err(QuantError::NotForWeights(self)),
-        }
+        let Kernels { decode, .. } = self.kernels(simd)?;
+        // SAFETY: `kernels` gives functions of a level that the machine has.
+        unsafe { decode(bytes, out) };
         Ok(())
     }
 
-    /// The number of rows that both buffers hold.
+    /// Checks that no number stored in whole rows is infinite or NaN: values of the float types,
+    /// scales and minima of the block types (`ggml_validate_row_data`).
+    ///
+    /// # Errors
+    /// The first block that holds one, or lengths that do not fit.
+    pub fn validate_rows(self, bytes: &[u8], n_per_row: usize) -> Result<(), QuantError> {
+        let row_bytes = self.row_bytes(n_per_row).filter(|&n| n > 0);
+        let row_bytes = row_bytes.ok_or(QuantError::RowLength { ty: self, n_per_row })?;
+        let rows = bytes.len() / row_bytes;
+        if rows * row_bytes != bytes.len() {
+            let (expected, found) = (rows * row_bytes, bytes.len());
+            return Err(QuantError::BufferLength { what: "input", expected, found });
+        }
+        let blocks = bytes.chunks_exact(self.block_bytes());
+        match blocks.enumerate().find(|(_, block)| !self.is_valid_block(block)) {
+            Some((block, _)) => Err(QuantError::InvalidBlock { ty: self, block }),
+            None => Ok(()),
+        }
+    }
+
+    fn is_valid_block(self, b: &[u8]) -> bool {
+        let halves = |offsets: &[usize]| offsets.iter().all(|&at| f16(&b[at..]).is_finite());
+        match self {
+            Self::F64 => f64::from_le_bytes(b.try_into().unwrap_or_default()).is_finite(),
+            Self::F32 | Self::Q8_K => f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite(),
+            Self::BF16 => b[1] & 0x7f != 0x7f || b[0] & 0x80 == 0,
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => halves(&[0, 2]),
+            Self::Q2_K => halves(&[80, 82]),
+            Self::Q3_K => halves(&[108]),
+            Self::Q6_K => halves(&[208]),
+            Self::TQ1_0 => halves(&[52]),
+            Self::TQ2_0 => halves(&[64]),
+            Self::MXFP4 => b[0] != 0xff,
+            // Its scale is spread over the upper four bits of four words.
+            Self::IQ1_M => {
+                let nibble = |i: usize| u16::from(b[49 + 2 * i] >> 4) << (4 * i);
+                let bits = nibble(0) | nibble(1) | nibble(2) | nibble(3);
+                f16(&bits.to_le_bytes()).is_finite()
+            }
+            Self::NVFP4 | Self::Q8_1 => true,
+            Self::I8 | Self::I16 | Self::I32 | Self::I64 => true,
+            _ => halves(&[0]),
+        }
+    }
+
+    fn kernels(self, simd: Simd) -> Result<Kernels, QuantError> {
+        simd.kernels(self).ok_or(QuantError::NotForWeights(self))
+    }
+
+    /// Bytes per row, once both buffers are known to hold the same number of whole rows.
     fn check(
         self,
         n_weights: usize,
@@ -91,22 +174,21 @@ impl QuantType {
             let expected = n_rows * n_per_row;
             return Err(QuantError::BufferLength { what: weights, expected, found: n_weights });
         }
-        if n_rows * row_bytes != n_bytes {
-            let expected = n_rows * row_bytes;
-            return Err(QuantError::BufferLength { what: bytes, expected, found: n_bytes });
+        match n_rows.checked_mul(row_bytes) {
+            Some(expected) if expected == n_bytes => Ok(row_bytes),
+            expected => {
+                let expected = expected.unwrap_or(usize::MAX);
+                Err(QuantError::BufferLength { what: bytes, expected, found: n_bytes })
+            }
         }
-        Ok(n_rows)
     }
 }
 
-fn write<const N: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
-    for (bytes, &v) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        *bytes = convert(v);
+/// Without an early exit, so that it vectorises.
+fn all_finite(x: &[f32]) -> bool {
+    let mut infinite = false;
+    for v in x {
+        infinite |= v.to_bits() & 0x7f80_0000 == 0x7f80_0000;
     }
-}
-
-fn read<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
-    for (v, &bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *v = convert(bytes);
-    }
+    !infinite
 }

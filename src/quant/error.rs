@@ -48,4 +48,14 @@ pub enum QuantError {
     /// The type is no target for weights (activation-only and integer types).
     #[error("{0} is no type for weights")]
     NotForWeights(QuantType),
+    /// A stored scale or value is infinite or NaN.
+    #[error(
+        "{ty} block {block} holds an infinite or NaN scale or value; the weights exceed the type's range"
+    )]
+    InvalidBlock {
+        /// The type.
+        ty: QuantType,
+        /// The block, counted from the first byte handed over.
+        block: usize,
+    },
 }

@@ -1,17 +1,49 @@
-//! Conversions between f32 and the two 16-bit floats, rounding to nearest, ties to even.
+//! Plain numbers: F32, and conversions to and from F16 and BF16, rounding to nearest, ties to
+//! even.
+//!
+//! ```text
+//! F16   15: sign   14..10: exponent, bias 15    9..0: mantissa
+//! BF16  15: sign   14..7:  exponent, bias 127   6..0: mantissa      (upper half of an f32)
+//! ```
+//! All conversions are free of branches, so loops over them become vector code.
+
+use super::search::Search;
 
 /// f32 to the bits of a BF16 (`ggml_compute_fp32_to_bf16`).
+#[inline(always)]
 pub fn f32_to_bf16(x: f32) -> u16 {
     let bits = x.to_bits();
-    if x.is_nan() {
-        return (bits >> 16) as u16 | 64;
-    }
-    ((bits + 0x7fff + ((bits >> 16) & 1)) >> 16) as u16
+    let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) >> 16;
+    (if x.is_nan() { bits >> 16 | 64 } else { rounded }) as u16
 }
 
 /// BF16 bits to f32, exactly.
+#[inline(always)]
 pub fn bf16_to_f32(bits: u16) -> f32 {
     f32::from_bits(u32::from(bits) << 16)
+}
+
+/// f32 to the bits of an F16; infinite from 65520 on (`ggml_compute_fp32_to_fp16`).
+#[inline(always)]
+pub fn f32_to_f16(x: f32) -> u16 {
+    let (sign, bits) = (x.to_bits() >> 16 & 0x8000, x.to_bits() & 0x7fff_ffff);
+    // In [0.5, 1) the last bit of an f32 weighs 2^-24, as in an F16 below 2^-14: the sum rounds.
+    let subnormal = (f32::from_bits(bits) + 0.5).to_bits().wrapping_sub(0.5f32.to_bits());
+    let normal = (bits + 0xfff + (bits >> 13 & 1)).wrapping_sub(0x3800_0000) >> 13;
+    let magnitude = if bits < 0x3880_0000 { subnormal } else { normal };
+    let magnitude = if bits < 0x4780_0000 { magnitude } else { 0x7c00 };
+    let magnitude = if bits > 0x7f80_0000 { 0x7e00 } else { magnitude };
+    (sign | magnitude) as u16
+}
+
+/// F16 bits to f32, exactly.
+#[inline(always)]
+pub fn f16_to_f32(bits: u16) -> f32 {
+    let (sign, magnitude) = (u32::from(bits & 0x8000) << 16, u32::from(bits & 0x7fff));
+    let rebias = if magnitude < 0x7c00 { 0x3800_0000 } else { 0x7000_0000 };
+    let normal = (magnitude << 13) + rebias;
+    let subnormal = (magnitude as f32 * f32::from_bits(0x3380_0000)).to_bits();
+    f32::from_bits(sign | if magnitude < 0x400 { subnormal } else { normal })
 }
 
 /// Replaces each value by the nearest that a BF16 holds.
@@ -22,11 +54,84 @@ pub fn round_to_bf16(values: &mut [f32]) {
 }
 
 /// The little-endian bits of the nearest F16.
+#[inline(always)]
 pub(super) fn f16_bits(x: f32) -> [u8; 2] {
-    half::f16::from_f32(x).to_le_bytes()
+    f32_to_f16(x).to_le_bytes()
 }
 
 /// The F16 that `bytes` begins with.
+#[inline(always)]
 pub(super) fn f16(bytes: &[u8]) -> f32 {
-    half::f16::from_le_bytes([bytes[0], bytes[1]]).to_f32()
+    f16_to_f32(u16::from_le_bytes([bytes[0], bytes[1]]))
+}
+
+#[inline(always)]
+fn write<const N: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
+    for (bytes, &v) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
+        *bytes = convert(v);
+    }
+}
+
+#[inline(always)]
+fn read<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
+    for (v, &bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+        *v = convert(bytes);
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_f32<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    write(x, out, f32::to_le_bytes);
+}
+
+#[inline(always)]
+pub(super) fn encode_f16<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    write(x, out, f16_bits);
+}
+
+#[inline(always)]
+pub(super) fn encode_bf16<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    write(x, out, |v| f32_to_bf16(v).to_le_bytes());
+}
+
+#[inline(always)]
+pub(super) fn decode_f32(bytes: &[u8], out: &mut [f32]) {
+    read(bytes, out, f32::from_le_bytes);
+}
+
+#[inline(always)]
+pub(super) fn decode_f16(bytes: &[u8], out: &mut [f32]) {
+    read(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b)));
+}
+
+#[inline(always)]
+pub(super) fn decode_bf16(bytes: &[u8], out: &mut [f32]) {
+    read(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn f16_agrees_with_an_independent_implementation() {
+        for bits in 0..=u16::MAX {
+            let other = half::f16::from_bits(bits);
+            let mine = f16_to_f32(bits);
+            assert_eq!(mine.is_nan(), other.is_nan());
+            if !mine.is_nan() {
+                assert_eq!(mine.to_bits(), other.to_f32().to_bits());
+                assert_eq!(f32_to_f16(mine), bits);
+            }
+        }
+        // Around every rounding boundary and everywhere else.
+        for bits in (0..=u32::MAX).step_by(4093).chain((0..=u32::MAX).step_by(0x0fff)) {
+            let x = f32::from_bits(bits);
+            if !x.is_nan() {
+                assert_eq!(f32_to_f16(x), half::f16::from_f32(x).to_bits(), "{x:e}");
+                assert_eq!(f32_to_bf16(x), half::bf16::from_f32(x).to_bits(), "{x:e}");
+            }
+        }
+        assert_eq!(f32_to_f16(-f32::NAN), 0xfe00);
+    }
 }

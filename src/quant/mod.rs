@@ -5,11 +5,18 @@
 mod codec;
 mod error;
 pub mod float;
+mod fp4;
 pub mod fp8;
-mod k;
+mod iq4;
+mod k_min;
+mod k_sym;
+mod lanes;
+mod legacy;
 mod search;
-mod simple;
+mod simd;
+mod ternary;
 mod types;
 
 pub use error::QuantError;
+pub use simd::{Simd, UnknownSimd};
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

@@ -1,0 +1,131 @@
+//! E2M1 codes under a shared scale: MXFP4, NVFP4.
+//!
+//! ```text
+//! MXFP4 17 bytes  e u8 | qs 16     block of 32, value values[q] · 2^(e-128)
+//!   qs[j]         7 6 5 4: element j+16   3 2 1 0: element j
+//! NVFP4 36 bytes  d 4×u8 | qs 32   4 groups of 16, value values[q] · ue4m3(d[g])/2
+//!   qs[8g+j]      7 6 5 4: element 16g+j+8   3 2 1 0: element 16g+j
+//! code            3: sign   2 1: exponent   0: mantissa; the table holds twice the value
+//! ue4m3           6 5 4 3: exponent, bias 7   2 1 0: mantissa; 0x7F means 0
+//! ```
+//! Importances are ignored (`quantize_row_{mxfp4,nvfp4}_ref`).
+
+use super::legacy::abs_max;
+use super::search::{Search, truncate};
+
+/// Twice the values of E2M1 (`kvalues_mxfp4`).
+const VALUES: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+
+/// The first code of least distance.
+#[inline(always)]
+fn nearest(x: f32, values: &[f32; 16]) -> u8 {
+    let (mut code, mut least) = (0, (values[0] - x).abs());
+    for (i, value) in values.iter().enumerate().skip(1) {
+        let distance = (value - x).abs();
+        if distance < least {
+            (code, least) = (i as u8, distance);
+        }
+    }
+    code
+}
+
+/// `floor(log2f(x))` as glibc rounds it: a value just below a power of two may have that power's
+/// logarithm in f32. For zero and above only.
+#[inline(always)]
+fn floor_log2(x: f32) -> i32 {
+    let bits = x.to_bits();
+    if bits < 0x0080_0000 || bits & 0x7f_ff00 == 0x7f_ff00 {
+        return (f64::from(x).log2() as f32).floor() as i32;
+    }
+    (bits >> 23) as i32 - 127
+}
+
+/// `2^(e-128)` (`ggml_e8m0_to_fp32_half`).
+#[inline(always)]
+fn e8m0_half(e: u8) -> f32 {
+    f32::from_bits(if e < 2 { 0x0020_0000 << e } else { u32::from(e - 1) << 23 })
+}
+
+/// Half the value of an unsigned E4M3 byte (`ggml_ue4m3_to_fp32`).
+#[inline(always)]
+fn ue4m3_half(b: u8) -> f32 {
+    let (e, m) = (i32::from(b >> 3 & 15), f32::from(b & 7));
+    if b == 0 || b == 0x7f {
+        0.0
+    } else if e == 0 {
+        m / 1024.0
+    } else {
+        (1.0 + m / 8.0) * f32::from_bits(((e + 119) as u32) << 23)
+    }
+}
+
+/// The nearest unsigned E4M3, ties up (`ggml_fp32_to_ue4m3`).
+#[inline(always)]
+#[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN becomes 0")]
+fn to_ue4m3(x: f32) -> u8 {
+    if !(x > 0.0) {
+        return 0;
+    }
+    let x = if x > 448.0 { 448.0 } else { x };
+    let e = (x.to_bits() >> 23) as i32 - 120;
+    if e <= 0 {
+        return truncate(x * 512.0 + 0.5).min(7) as u8;
+    }
+    // One bit more than the mantissa has, rounded half up; a carry runs into the exponent.
+    let rounded = ((e as u32) << 4 | (x.to_bits() >> 19 & 15)).div_ceil(2);
+    if rounded < 0x78 { rounded as u8 } else { 0x7e }
+}
+
+#[inline(always)]
+pub(super) fn encode_mxfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<17>().0) {
+        let amax = abs_max(x);
+        // Exponents below 0 wrap around.
+        let e = if amax > 0.0 { (floor_log2(amax) + 125) as u8 } else { 0 };
+        let values = VALUES.map(|v| v * e8m0_half(e));
+        out[0] = e;
+        for j in 0..16 {
+            out[1 + j] = nearest(x[j], &values) | nearest(x[j + 16], &values) << 4;
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_mxfp4(bytes: &[u8], out: &mut [f32]) {
+    for (b, out) in bytes.as_chunks::<17>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        let values = VALUES.map(|v| v * e8m0_half(b[0]));
+        for j in 0..16 {
+            out[j] = values[usize::from(b[1 + j] & 15)];
+            out[j + 16] = values[usize::from(b[1 + j] >> 4)];
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_nvfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    for (x, out) in x.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<36>().0) {
+        for (g, x) in x.as_chunks::<16>().0.iter().enumerate() {
+            let d = to_ue4m3(abs_max(x) / 6.0);
+            let values = VALUES.map(|v| v * ue4m3_half(d));
+            out[g] = d;
+            for j in 0..8 {
+                out[4 + 8 * g + j] = nearest(x[j], &values) | nearest(x[j + 8], &values) << 4;
+            }
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
+    for (b, out) in bytes.as_chunks::<36>().0.iter().zip(out.as_chunks_mut::<64>().0) {
+        for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+            let values = VALUES.map(|v| v * ue4m3_half(b[g]));
+            for j in 0..8 {
+                let q = b[4 + 8 * g + j];
+                out[j] = values[usize::from(q & 15)];
+                out[j + 8] = values[usize::from(q >> 4)];
+            }
+        }
+    }
+}

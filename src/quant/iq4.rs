@@ -1,0 +1,116 @@
+//! Four-bit codes into a fixed table of 16 values: IQ4_NL, IQ4_XS.
+//!
+//! ```text
+//! IQ4_NL  18 bytes  d f16 | qs 16                                    block of 32
+//! IQ4_XS 136 bytes  d f16 | scales_h u16 | scales_l 4 | qs 128        8 groups of 32
+//!   qs[16i+j]       7 6 5 4: element 32i+j+16   3 2 1 0: element 32i+j
+//!   scales_l[j]     7 6 5 4: scale 2j+1, low bits   3 2 1 0: scale 2j
+//!   scales_h        bits 2j+1, 2j: high bits of scale j
+//! ```
+//! Values: `d·values[q]` and `(d·(s - 32))·values[q]` (`quantize_row_iq4_nl_impl` with 7 tries).
+
+use super::float::{f16, f16_bits};
+use super::search::{
+    CODEBOOK, SPAN, Search, importance_weights, nearest_in_codebook, nearest_int, signed_max,
+    sum_squares,
+};
+
+const G: usize = 32;
+
+#[inline(always)]
+fn inverse(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
+/// Codes of one group for the inverse of its scale.
+#[inline(always)]
+fn pack(x: &[f32], id: f32, qs: &mut [u8]) {
+    for j in 0..16 {
+        qs[j] = nearest_in_codebook(id * x[j]) | nearest_in_codebook(id * x[j + 16]) << 4;
+    }
+}
+
+/// Searches the groups of a row, blocks of `N` weights, and hands each block with its scales to
+/// `finish`.
+#[inline(always)]
+fn encode<S: Search, const N: usize, const BYTES: usize>(
+    x: &[f32],
+    qw: Option<&[f32]>,
+    out: &mut [u8],
+    finish: impl Fn(&[f32], &[f32], &mut [u8]),
+) {
+    let (mut w, mut scales) = ([0f32; SPAN], [0f32; SPAN / G]);
+    for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * BYTES)).enumerate() {
+        for (b, (x, w)) in x.chunks_exact(N).zip(w.chunks_exact_mut(N)).enumerate() {
+            if let Some(qw) = qw {
+                let sigma2 = sum_squares(x) * (2.0 / N as f32);
+                importance_weights(x, &qw[i * SPAN + b * N..][..N], sigma2, w);
+            } else {
+                for (w, &v) in w.iter_mut().zip(x) {
+                    *w = v * v;
+                }
+            }
+        }
+        let scales = &mut scales[..x.len() / G];
+        S::codebook::<G>(x, &w[..x.len()], scales);
+        let blocks = x.chunks_exact(N).zip(scales.chunks_exact(N / G));
+        for ((x, scales), out) in blocks.zip(out.chunks_exact_mut(BYTES)) {
+            finish(x, scales, out);
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_iq4_nl<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    encode::<S, 32, 18>(x, qw, out, |x, scales, out| {
+        out[..2].copy_from_slice(&f16_bits(scales[0]));
+        pack(x, inverse(scales[0]), &mut out[2..]);
+    });
+}
+
+#[inline(always)]
+pub(super) fn encode_iq4_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    encode::<S, 256, 136>(x, qw, out, |x, scales, out| {
+        let d = -signed_max(scales) / 32.0;
+        let id = inverse(d);
+        out[..2].copy_from_slice(&f16_bits(d));
+        out[4..8].fill(0);
+        let mut high = 0u16;
+        for (j, x) in x.chunks_exact(G).enumerate() {
+            let s = nearest_int(id * scales[j]).clamp(-32, 31);
+            pack(x, inverse(d * s as f32), &mut out[8 + 16 * j..][..16]);
+            let s = (s + 32) as u8;
+            out[4 + j / 2] |= (s & 15) << (4 * (j % 2));
+            high |= u16::from(s >> 4) << (2 * j);
+        }
+        out[2..4].copy_from_slice(&high.to_le_bytes());
+    });
+}
+
+#[inline(always)]
+fn unpack(qs: &[u8], d: f32, out: &mut [f32]) {
+    let values = CODEBOOK.map(|v| d * f32::from(v));
+    for j in 0..16 {
+        out[j] = values[usize::from(qs[j] & 15)];
+        out[j + 16] = values[usize::from(qs[j] >> 4)];
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_iq4_nl(bytes: &[u8], out: &mut [f32]) {
+    for (b, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+        unpack(&b[2..], f16(b), out);
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_iq4_xs(bytes: &[u8], out: &mut [f32]) {
+    for (b, out) in bytes.as_chunks::<136>().0.iter().zip(out.as_chunks_mut::<256>().0) {
+        let (d, high) = (f16(b), u16::from_le_bytes([b[2], b[3]]));
+        for (j, out) in out.chunks_exact_mut(G).enumerate() {
+            let low = i32::from(b[4 + j / 2] >> (4 * (j % 2)) & 15);
+            let s = low | i32::from(high >> (2 * j) & 3) << 4;
+            unpack(&b[8 + 16 * j..], d * (s - 32) as f32, out);
+        }
+    }
+}

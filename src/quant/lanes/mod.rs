@@ -1,0 +1,72 @@
+//! Several f32 side by side, and the searches of [`super::search`] written over them.
+//!
+//! One group of weights per lane, so each lane performs the plain reference's operations in the
+//! reference's order and the results are equal to the bit: nothing is fused, nothing
+//! re-associated. The implementations of [`Lanes`] are the only architecture-specific code of
+//! the quantizer. It knows no block layouts.
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx2;
+#[cfg(target_arch = "x86_64")]
+pub(super) mod avx512;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon;
+mod pair;
+pub(super) mod portable;
+pub(super) mod search;
+
+use std::ops::{Add, Div, Mul, Sub};
+
+/// At most this many lanes, pairs included.
+pub(super) const MAX: usize = 32;
+
+/// A vector of f32. All operations are IEEE binary32, lane by lane.
+pub(super) trait Lanes:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
+    /// A truth value per lane.
+    type Mask: Copy;
+    /// How many lanes.
+    const WIDTH: usize;
+
+    fn splat(v: f32) -> Self;
+    /// The first `WIDTH` values.
+    fn load(from: &[f32]) -> Self;
+    fn store(self, to: &mut [f32]);
+    fn abs(self) -> Self;
+    /// `self < other ? self : other`
+    fn min(self, other: Self) -> Self;
+    /// `self > other ? self : other`
+    fn max(self, other: Self) -> Self;
+    /// `super::search::nearest_int`, any input, as a float.
+    fn nearest_int(self) -> Self;
+    /// False where either is NaN.
+    fn lt(self, other: Self) -> Self::Mask;
+    /// False where either is NaN.
+    fn le(self, other: Self) -> Self::Mask;
+    /// False where either is NaN.
+    fn equal(self, other: Self) -> Self::Mask;
+    fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    /// `a` and not `b`.
+    fn and_not(a: Self::Mask, b: Self::Mask) -> Self::Mask;
+    fn any(mask: Self::Mask) -> bool;
+    fn all(mask: Self::Mask) -> bool;
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+}
+
+/// Implements the four operators by calls of intrinsics.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! operators {
+    ($ty:ident: $($op:ident $method:ident $intrinsic:ident),*) => {$(
+        impl $op for $ty {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: values of this type exist only where the features were detected.
+                Self(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )*};
+}
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+use operators;

@@ -1,0 +1,89 @@
+//! Two vectors as one. The searches are chains of dependent sums; two of them side by side keep
+//! the adders busy while each waits for its own.
+
+use std::ops::{Add, Div, Mul, Sub};
+
+use super::Lanes;
+
+#[derive(Clone, Copy)]
+pub(in crate::quant) struct Pair<L>(L, L);
+
+macro_rules! operators {
+    ($($op:ident $method:ident),*) => {$(
+        impl<L: Lanes> $op for Pair<L> {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Self(self.0.$method(other.0), self.1.$method(other.1))
+            }
+        }
+    )*};
+}
+operators!(Add add, Sub sub, Mul mul, Div div);
+
+impl<L: Lanes> Lanes for Pair<L> {
+    type Mask = (L::Mask, L::Mask);
+    const WIDTH: usize = 2 * L::WIDTH;
+
+    #[inline(always)]
+    fn splat(v: f32) -> Self {
+        Self(L::splat(v), L::splat(v))
+    }
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        Self(L::load(from), L::load(&from[L::WIDTH..]))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        self.0.store(to);
+        self.1.store(&mut to[L::WIDTH..]);
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0.abs(), self.1.abs())
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self(self.0.min(other.0), self.1.min(other.1))
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self(self.0.max(other.0), self.1.max(other.1))
+    }
+    #[inline(always)]
+    fn nearest_int(self) -> Self {
+        Self(self.0.nearest_int(), self.1.nearest_int())
+    }
+    #[inline(always)]
+    fn lt(self, other: Self) -> Self::Mask {
+        (self.0.lt(other.0), self.1.lt(other.1))
+    }
+    #[inline(always)]
+    fn le(self, other: Self) -> Self::Mask {
+        (self.0.le(other.0), self.1.le(other.1))
+    }
+    #[inline(always)]
+    fn equal(self, other: Self) -> Self::Mask {
+        (self.0.equal(other.0), self.1.equal(other.1))
+    }
+    #[inline(always)]
+    fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        (L::and(a.0, b.0), L::and(a.1, b.1))
+    }
+    #[inline(always)]
+    fn and_not(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        (L::and_not(a.0, b.0), L::and_not(a.1, b.1))
+    }
+    #[inline(always)]
+    fn any(mask: Self::Mask) -> bool {
+        L::any(mask.0) || L::any(mask.1)
+    }
+    #[inline(always)]
+    fn all(mask: Self::Mask) -> bool {
+        L::all(mask.0) && L::all(mask.1)
+    }
+    #[inline(always)]
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
+        Self(L::select(mask.0, yes.0, no.0), L::select(mask.1, yes.1, no.1))
+    }
+}

@@ -1,0 +1,91 @@
+//! Lanes as an array, for every architecture.
+
+use std::array::from_fn;
+use std::ops::{Add, Div, Mul, Sub};
+
+use super::Lanes;
+use crate::quant::search::nearest_int;
+
+const N: usize = 8;
+
+#[derive(Clone, Copy)]
+pub(in crate::quant) struct Portable([f32; N]);
+
+macro_rules! operators {
+    ($($op:ident $method:ident),*) => {$(
+        impl $op for Portable {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                Self(from_fn(|i| self.0[i].$method(other.0[i])))
+            }
+        }
+    )*};
+}
+operators!(Add add, Sub sub, Mul mul, Div div);
+
+impl Lanes for Portable {
+    type Mask = [bool; N];
+    const WIDTH: usize = N;
+
+    #[inline(always)]
+    fn splat(v: f32) -> Self {
+        Self([v; N])
+    }
+    #[inline(always)]
+    fn load(from: &[f32]) -> Self {
+        Self(from_fn(|i| from[i]))
+    }
+    #[inline(always)]
+    fn store(self, to: &mut [f32]) {
+        to[..N].copy_from_slice(&self.0);
+    }
+    #[inline(always)]
+    fn abs(self) -> Self {
+        Self(self.0.map(f32::abs))
+    }
+    #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self::select(self.lt(other), self, other)
+    }
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        Self::select(other.lt(self), self, other)
+    }
+    #[inline(always)]
+    fn nearest_int(self) -> Self {
+        Self(self.0.map(|v| nearest_int(v) as f32))
+    }
+    #[inline(always)]
+    fn lt(self, other: Self) -> Self::Mask {
+        from_fn(|i| self.0[i] < other.0[i])
+    }
+    #[inline(always)]
+    fn le(self, other: Self) -> Self::Mask {
+        from_fn(|i| self.0[i] <= other.0[i])
+    }
+    #[inline(always)]
+    fn equal(self, other: Self) -> Self::Mask {
+        from_fn(|i| self.0[i] == other.0[i])
+    }
+    #[inline(always)]
+    fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        from_fn(|i| a[i] & b[i])
+    }
+    #[inline(always)]
+    fn and_not(a: Self::Mask, b: Self::Mask) -> Self::Mask {
+        from_fn(|i| a[i] & !b[i])
+    }
+    #[inline(always)]
+    fn any(mask: Self::Mask) -> bool {
+        mask.contains(&true)
+    }
+    #[inline(always)]
+    fn all(mask: Self::Mask) -> bool {
+        !mask.contains(&false)
+    }
+    #[inline(always)]
+    fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
+        Self(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+    }
+}

@@ -1,0 +1,376 @@
+//! The searches with one group per lane.
+
+use std::marker::PhantomData;
+
+use super::{Lanes, MAX};
+use crate::quant::search::{CODEBOOK, EPS, MIDDLES, Plain, Search, Steps};
+
+pub(in crate::quant) use super::pair::Pair;
+
+/// [`Search`] in lanes `L`.
+pub(in crate::quant) struct InLanes<L>(PhantomData<L>);
+
+/// 1.5 · 2^23: adding and subtracting it rounds what is below 2^22 to an integer, ties to even.
+const MAGIC: f32 = 12_582_912.0;
+
+/// Up to `WIDTH` groups of `G` values, transposed: element `i` of group `j` in lane `j` of
+/// vector `i`. Lanes without a group hold zeros.
+#[inline(always)]
+fn transpose<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
+    let mut buffer = [0f32; 32 * MAX];
+    for (j, x) in x.chunks_exact(G).enumerate() {
+        for (i, &v) in x.iter().enumerate() {
+            buffer[i * L::WIDTH + j] = v;
+        }
+    }
+    let mut out = [L::splat(0.0); G];
+    for (i, v) in out.iter_mut().enumerate() {
+        *v = L::load(&buffer[i * L::WIDTH..]);
+    }
+    out
+}
+
+/// Writes codes held as floats back, group after group.
+#[inline(always)]
+fn scatter<L: Lanes, const G: usize>(lanes: &[L; G], codes: &mut [u8]) {
+    let mut buffer = [0f32; 32 * MAX];
+    for (i, v) in lanes.iter().enumerate() {
+        v.store(&mut buffer[i * L::WIDTH..]);
+    }
+    for (j, codes) in codes.chunks_exact_mut(G).enumerate() {
+        for (i, c) in codes.iter_mut().enumerate() {
+            *c = buffer[i * L::WIDTH + j] as i32 as u8;
+        }
+    }
+}
+
+#[inline(always)]
+fn store<L: Lanes>(v: L, to: &mut [f32]) {
+    let mut buffer = [0f32; MAX];
+    v.store(&mut buffer);
+    to.copy_from_slice(&buffer[..to.len()]);
+}
+
+/// The first value of largest magnitude in each lane; 1 where all are zero, and which those are.
+#[inline(always)]
+fn signed_max<L: Lanes>(x: &[L]) -> (L, L::Mask) {
+    let (mut amax, mut max) = (L::splat(0.0), L::splat(0.0));
+    for &v in x {
+        max = L::select(amax.lt(v.abs()), v, max);
+        amax = v.abs().max(amax);
+    }
+    let zero = amax.lt(L::splat(EPS));
+    (L::select(zero, L::splat(1.0), max), zero)
+}
+
+/// Rounds and limits what is surely below 2^22 in magnitude.
+#[inline(always)]
+fn code<L: Lanes>(v: L, least: L, most: L) -> L {
+    let magic = L::splat(MAGIC);
+    (v + magic - magic).max(least).min(most)
+}
+
+impl<L: Lanes> Search for InLanes<L> {
+    #[inline(always)]
+    fn symmetric<const G: usize>(
+        nmax: i32,
+        x: &[f32],
+        w: &[f32],
+        scales: &mut [f32],
+        codes: &mut [u8],
+    ) {
+        let n = G * L::WIDTH;
+        let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
+        for (((x, w), codes), scales) in groups.zip(scales.chunks_mut(L::WIDTH)) {
+            symmetric::<L, G>(nmax as f32, x, w, scales, codes);
+        }
+    }
+
+    #[inline(always)]
+    fn refined<const G: usize>(nmax: i32, x: &[f32], scales: &mut [f32], codes: &mut [u8]) {
+        let n = G * L::WIDTH;
+        let groups = x.chunks(n).zip(codes.chunks_mut(n)).zip(scales.chunks_mut(L::WIDTH));
+        for ((x, codes), scales) in groups {
+            refined::<L, G>(nmax as f32, x, scales, codes);
+        }
+    }
+
+    #[inline(always)]
+    fn asymmetric<const G: usize>(
+        steps: Steps,
+        x: &[f32],
+        w: &[f32],
+        scales: &mut [f32],
+        mins: &mut [f32],
+        codes: &mut [u8],
+    ) {
+        let n = G * L::WIDTH;
+        let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
+        let outputs = scales.chunks_mut(L::WIDTH).zip(mins.chunks_mut(L::WIDTH));
+        for (((x, w), codes), (scales, mins)) in groups.zip(outputs) {
+            let done = if steps.absolute {
+                asymmetric::<L, G, true>(&steps, x, w, scales, mins, codes)
+            } else {
+                asymmetric::<L, G, false>(&steps, x, w, scales, mins, codes)
+            };
+            if !done {
+                Plain::asymmetric::<G>(steps, x, w, scales, mins, codes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn codebook<const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) {
+        let n = G * L::WIDTH;
+        for ((x, w), scales) in x.chunks(n).zip(w.chunks(n)).zip(scales.chunks_mut(L::WIDTH)) {
+            codebook::<L, G>(x, w, scales);
+        }
+    }
+}
+
+/// The sums from which a scale follows, for the codes that a candidate gives.
+#[inline(always)]
+fn fit<L: Lanes, const G: usize>(
+    iscale: L,
+    x: &[L; G],
+    w: &[L; G],
+    wx: &[L; G],
+    nmax: f32,
+) -> (L, L) {
+    let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
+    let (mut sumlx, mut suml2) = (L::splat(0.0), L::splat(0.0));
+    for i in 0..G {
+        let l = code(iscale * x[i], least, most);
+        sumlx = sumlx + wx[i] * l;
+        suml2 = suml2 + w[i] * l * l;
+    }
+    (sumlx, suml2)
+}
+
+/// Codes stay within `nmax + 1` of zero, so rounding needs no guard here.
+#[inline(always)]
+fn symmetric<L: Lanes, const G: usize>(
+    nmax: f32,
+    x: &[f32],
+    w: &[f32],
+    scales: &mut [f32],
+    codes: &mut [u8],
+) {
+    let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
+    let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
+    let zero = L::splat(0.0);
+    let (max, all_zero) = signed_max(&x);
+    let mut wx = [zero; G];
+    for i in 0..G {
+        wx[i] = w[i] * x[i];
+    }
+    let mut chosen = L::splat(-nmax) / max;
+    let (sumlx, suml2) = fit(chosen, &x, &w, &wx, nmax);
+    let mut scale = L::select(suml2.equal(zero), zero, sumlx / suml2);
+    let mut best = scale * sumlx;
+    for step in (-9..=9).filter(|&step| step != 0) {
+        let iscale = L::splat(-(nmax + 0.1 * step as f32)) / max;
+        let (sumlx, suml2) = fit(iscale, &x, &w, &wx, nmax);
+        let better = L::and(zero.lt(suml2), (best * suml2).lt(sumlx * sumlx));
+        chosen = L::select(better, iscale, chosen);
+        scale = L::select(better, sumlx / suml2, scale);
+        best = L::select(better, scale * sumlx, best);
+    }
+    store(L::select(all_zero, zero, scale), scales);
+    let mut l = [zero; G];
+    for i in 0..G {
+        let stored = code(chosen * x[i], least, most) + L::splat(nmax);
+        l[i] = L::select(all_zero, zero, stored);
+    }
+    scatter(&l, codes);
+}
+
+/// A lane that a sweep leaves unchanged stays so in all later ones; only all together stop.
+#[inline(always)]
+fn refined<L: Lanes, const G: usize>(nmax: f32, x: &[f32], scales: &mut [f32], codes: &mut [u8]) {
+    let mut x = transpose::<L, G>(x);
+    let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
+    let zero = L::splat(0.0);
+    let (max, all_zero) = signed_max(&x);
+    let iscale = L::splat(-nmax) / max;
+    let (mut sumlx, mut suml2) = (zero, zero);
+    let (mut w, mut wx, mut l) = ([zero; G], [zero; G], [zero; G]);
+    for i in 0..G {
+        x[i] = L::select(all_zero, zero, x[i]);
+        w[i] = x[i] * x[i];
+        wx[i] = w[i] * x[i];
+        l[i] = code(iscale * x[i], least, most);
+        sumlx = sumlx + wx[i] * l[i];
+        suml2 = suml2 + w[i] * l[i] * l[i];
+    }
+    for _ in 0..5 {
+        let mut any_changed = false;
+        for i in 0..G {
+            let slx = sumlx - wx[i] * l[i];
+            let sl2 = suml2 - w[i] * l[i] * l[i];
+            let new = (x[i] * sl2 / slx).nearest_int().max(least).min(most);
+            let changed = L::and_not(zero.lt(slx), new.equal(l[i]));
+            // Most weights keep their code from the first sweep on.
+            if !L::any(changed) {
+                continue;
+            }
+            let (slx, sl2) = (slx + wx[i] * new, sl2 + w[i] * new * new);
+            let better = L::and(zero.lt(sl2), (sumlx * sumlx * sl2).lt(slx * slx * suml2));
+            let accepted = L::and(changed, better);
+            l[i] = L::select(accepted, new, l[i]);
+            sumlx = L::select(accepted, slx, sumlx);
+            suml2 = L::select(accepted, sl2, suml2);
+            any_changed |= L::any(accepted);
+        }
+        if !any_changed {
+            break;
+        }
+    }
+    store(L::select(zero.lt(suml2), sumlx / suml2, zero), scales);
+    for l in &mut l {
+        *l = L::select(all_zero, zero, *l + L::splat(nmax));
+    }
+    scatter(&l, codes);
+}
+
+/// Whether all weights round exactly: rounding is monotone, so they lie between the extremes.
+#[inline(always)]
+fn in_range<L: Lanes>(iscale: L, low: L, high: L) -> bool {
+    let limit = L::splat(4_194_303.0);
+    L::all(L::and((iscale * low).abs().le(limit), (iscale * high).abs().le(limit)))
+}
+
+#[inline(always)]
+fn error<L: Lanes, const G: usize, const ABSOLUTE: bool>(
+    x: &[L; G],
+    w: &[L; G],
+    l: &[L; G],
+    scale: L,
+    min: L,
+) -> L {
+    let mut error = L::splat(0.0);
+    for i in 0..G {
+        let diff = scale * l[i] + min - x[i];
+        error = error + w[i] * if ABSOLUTE { diff.abs() } else { diff * diff };
+    }
+    error
+}
+
+/// False where a code would leave the range in which rounding is exact (weights of zero and
+/// sums that overflow can lead there): the caller then takes the plain search.
+#[inline(always)]
+fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
+    steps: &Steps,
+    x: &[f32],
+    w: &[f32],
+    scales: &mut [f32],
+    mins: &mut [f32],
+    codes: &mut [u8],
+) -> bool {
+    let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
+    let (zero, one) = (L::splat(0.0), L::splat(1.0));
+    let nmax = L::splat(steps.nmax as f32);
+    let (mut least, mut max) = (x[0], x[0]);
+    let mut sum_w = w[0];
+    let mut sum_x = sum_w * x[0];
+    for i in 1..G {
+        least = x[i].min(least);
+        max = x[i].max(max);
+        sum_w = sum_w + w[i];
+        sum_x = sum_x + w[i] * x[i];
+    }
+    let mut min = zero.min(least);
+    let flat = max.le(min);
+    let mut l = [zero; G];
+    let mut chosen = (nmax / L::select(flat, one, max - min), min);
+    if !in_range(chosen.0, least - min, max - min) {
+        return false;
+    }
+    for i in 0..G {
+        l[i] = code(chosen.0 * (x[i] - min), zero, nmax);
+    }
+    let mut scale = one / chosen.0;
+    let mut best = error::<L, G, ABSOLUTE>(&x, &w, &l, scale, min);
+    for step in 0..=steps.steps {
+        let iscale = L::splat(steps.candidate(step)) / L::select(flat, one, max - min);
+        if !in_range(iscale, least - min, max - min) {
+            return false;
+        }
+        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+        for i in 0..G {
+            l[i] = code(iscale * (x[i] - min), zero, nmax);
+            let wl = w[i] * l[i];
+            sum_l = sum_l + wl;
+            sum_l2 = sum_l2 + wl * l[i];
+            sum_xl = sum_xl + wl * x[i];
+        }
+        let d = sum_w * sum_l2 - sum_l * sum_l;
+        let this_scale = (sum_w * sum_xl - sum_x * sum_l) / d;
+        let this_min = (sum_l2 * sum_x - sum_l * sum_xl) / d;
+        let above = zero.lt(this_min);
+        let this_scale = L::select(above, sum_xl / sum_l2, this_scale);
+        let this_min = L::select(above, zero, this_min);
+        let this_error = error::<L, G, ABSOLUTE>(&x, &w, &l, this_scale, this_min);
+        let better = L::and(zero.lt(d), this_error.lt(best));
+        chosen.0 = L::select(better, iscale, chosen.0);
+        chosen.1 = L::select(better, min, chosen.1);
+        best = L::select(better, this_error, best);
+        scale = L::select(better, this_scale, scale);
+        min = L::select(better, this_min, min);
+    }
+    for i in 0..G {
+        let code = code(chosen.0 * (x[i] - chosen.1), zero, nmax);
+        l[i] = L::select(flat, zero, code);
+    }
+    store(L::select(flat, zero, scale), scales);
+    store(min, mins);
+    for min in mins {
+        *min = -*min;
+    }
+    scatter(&l, codes);
+    true
+}
+
+/// The nearest value of the codebook. One step per middle, from the top, so that NaN, below none,
+/// stays there.
+#[inline(always)]
+fn nearest_value<L: Lanes>(v: L) -> L {
+    let mut q = L::splat(f32::from(CODEBOOK[15]));
+    for i in 0..15 {
+        let step = f32::from(CODEBOOK[i]) - f32::from(CODEBOOK[i + 1]);
+        q = q + L::select(v.lt(L::splat(MIDDLES[i])), L::splat(step), L::splat(0.0));
+    }
+    q
+}
+
+/// As [`fit`], for the values of the codebook.
+#[inline(always)]
+fn fit_values<L: Lanes, const G: usize>(id: L, x: &[L; G], w: &[L; G]) -> (L, L) {
+    let (mut sumqx, mut sumq2) = (L::splat(0.0), L::splat(0.0));
+    for i in 0..G {
+        let q = nearest_value(id * x[i]);
+        let wq = w[i] * q;
+        sumqx = sumqx + wq * x[i];
+        sumq2 = sumq2 + wq * q;
+    }
+    (sumqx, sumq2)
+}
+
+#[inline(always)]
+fn codebook<L: Lanes, const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) {
+    let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
+    let zero = L::splat(0.0);
+    let (max, all_zero) = signed_max(&x);
+    let first = f32::from(CODEBOOK[0]);
+    // Negation and division by a negative constant, as one division by its opposite.
+    let (sumqx, sumq2) = fit_values(L::splat(1.0) / (max / L::splat(-first)), &x, &w);
+    let mut scale = L::select(zero.lt(sumq2), sumqx / sumq2, zero);
+    let mut best = scale * sumqx;
+    for step in -7..=7 {
+        let (sumqx, sumq2) = fit_values(L::splat(step as f32 + first) / max, &x, &w);
+        let better = L::and(zero.lt(sumq2), (best * sumq2).lt(sumqx * sumqx));
+        scale = L::select(better, sumqx / sumq2, scale);
+        best = L::select(better, scale * sumqx, best);
+    }
+    store(L::select(all_zero, zero, scale), scales);
+}

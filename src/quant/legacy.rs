@@ -1,0 +1,232 @@
+//! Blocks of 32 with one f16 scale, some with a minimum: Q4_0, Q4_1, Q5_0, Q5_1, Q8_0.
+//!
+//! ```text
+//! Q4_0  18 bytes  d f16 |         |        | qs 16     value (q - 8)·d
+//! Q4_1  20 bytes  d f16 | m f16   |        | qs 16     value q·d + m
+//! Q5_0  22 bytes  d f16 |         | qh u32 | qs 16     value (q - 16)·d
+//! Q5_1  24 bytes  d f16 | m f16   | qh u32 | qs 16     value q·d + m
+//! Q8_0  34 bytes  d f16 |         |        | qs 32×i8  value q·d
+//!
+//! qs byte j   bit  7 6 5 4      3 2 1 0
+//!                  element j+16 element j        (lower 4 bits of the code)
+//! qh bit j    fifth bit of element j, little-endian
+//! ```
+//! Without importances codes are made with the f32 scale, not with the stored f16 one
+//! (`quantize_row_*_ref`); with them a search finds codes and scale together
+//! (`quantize_row_*_impl`), and Q8_0 ignores them.
+
+use super::float::{f16, f16_bits};
+use super::search::{
+    SPAN, Search, Steps, importance_weights, round_away, signed_max, sum_squares, truncate,
+};
+
+const N: usize = 32;
+
+#[inline(always)]
+fn inverse(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
+/// First smallest and first largest, which matters for the sign of zero.
+#[inline(always)]
+fn min_max(x: &[f32]) -> (f32, f32) {
+    let (mut min, mut max) = (f32::MAX, -f32::MAX);
+    for &v in x {
+        min = if v < min { v } else { min };
+        max = if v > max { v } else { max };
+    }
+    (min, max)
+}
+
+/// Packs 32 codes, the last 16 bytes of `out` taking the nibbles, the 4 before them the fifth
+/// bits if the type has them.
+#[inline(always)]
+fn pack(codes: &[u8], five_bits: bool, out: &mut [u8]) {
+    let (head, qs) = out.split_at_mut(out.len() - 16);
+    for j in 0..16 {
+        qs[j] = (codes[j] & 15) | codes[j + 16] << 4;
+    }
+    if five_bits {
+        let mut high = 0u32;
+        for (j, &c) in codes[..N].iter().enumerate() {
+            high |= u32::from(c >> 4 & 1) << j;
+        }
+        let at = head.len() - 4;
+        head[at..].copy_from_slice(&high.to_le_bytes());
+    }
+}
+
+/// The code of element `j`.
+#[inline(always)]
+fn unpack(b: &[u8], five_bits: bool, j: usize) -> u8 {
+    let (head, qs) = b.split_at(b.len() - 16);
+    let low = qs[j % 16] >> (4 * (j / 16)) & 15;
+    if five_bits {
+        let bits = &head[head.len() - 4..];
+        low | (bits[j / 8] >> (j % 8) & 1) << 4
+    } else {
+        low
+    }
+}
+
+/// Q4_0 (`HALF` = 8) and Q5_0 (16).
+#[inline(always)]
+fn encode_symmetric<S: Search, const HALF: i32, const BYTES: usize>(
+    x: &[f32],
+    qw: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    let Some(qw) = qw else {
+        for (x, out) in x.chunks_exact(N).zip(out.chunks_exact_mut(BYTES)) {
+            let d = signed_max(x) / -HALF as f32;
+            let id = inverse(d);
+            let mut codes = [0u8; N];
+            for (c, &v) in codes.iter_mut().zip(x) {
+                *c = (truncate(v * id + (HALF as f32 + 0.5)) as i8).min(2 * HALF as i8 - 1) as u8;
+            }
+            out[..2].copy_from_slice(&f16_bits(d));
+            pack(&codes, HALF == 16, out);
+        }
+        return;
+    };
+    let sigma2 = sum_squares(x) / x.len() as f32;
+    let (mut w, mut codes, mut scales) = ([0f32; SPAN], [0u8; SPAN], [0f32; SPAN / N]);
+    for ((x, qw), out) in x.chunks(SPAN).zip(qw.chunks(SPAN)).zip(out.chunks_mut(SPAN / N * BYTES))
+    {
+        importance_weights(x, qw, sigma2, &mut w);
+        let scales = &mut scales[..x.len() / N];
+        S::symmetric::<N>(HALF, x, &w[..x.len()], scales, &mut codes[..x.len()]);
+        for ((codes, d), out) in codes.chunks_exact(N).zip(scales).zip(out.chunks_exact_mut(BYTES))
+        {
+            out[..2].copy_from_slice(&f16_bits(*d));
+            pack(codes, HALF == 16, out);
+        }
+    }
+}
+
+/// Q4_1 (`NMAX` = 15) and Q5_1 (31).
+#[inline(always)]
+fn encode_asymmetric<S: Search, const NMAX: i32, const BYTES: usize>(
+    x: &[f32],
+    qw: Option<&[f32]>,
+    out: &mut [u8],
+) {
+    let Some(qw) = qw else {
+        for (x, out) in x.chunks_exact(N).zip(out.chunks_exact_mut(BYTES)) {
+            let (min, max) = min_max(x);
+            let d = (max - min) / NMAX as f32;
+            let id = inverse(d);
+            let mut codes = [0u8; N];
+            for (c, &v) in codes.iter_mut().zip(x) {
+                let code = truncate((v - min) * id + 0.5);
+                // Only the 4-bit type limits its codes.
+                *c = if NMAX == 15 { (code as i8).min(15) as u8 } else { code as u8 };
+            }
+            out[..2].copy_from_slice(&f16_bits(d));
+            out[2..4].copy_from_slice(&f16_bits(min));
+            pack(&codes, NMAX == 31, out);
+        }
+        return;
+    };
+    let sigma2 = sum_squares(x) / x.len() as f32;
+    let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
+    let (mut scales, mut mins) = ([0f32; SPAN / N], [0f32; SPAN / N]);
+    for ((x, qw), out) in x.chunks(SPAN).zip(qw.chunks(SPAN)).zip(out.chunks_mut(SPAN / N * BYTES))
+    {
+        importance_weights(x, qw, sigma2, &mut w);
+        let n = x.len() / N;
+        let (scales, mins) = (&mut scales[..n], &mut mins[..n]);
+        let steps = Steps::weighted(NMAX);
+        S::asymmetric::<N>(steps, x, &w[..x.len()], scales, mins, &mut codes[..x.len()]);
+        let groups = codes.chunks_exact(N).zip(scales).zip(mins);
+        for (((codes, d), min), out) in groups.zip(out.chunks_exact_mut(BYTES)) {
+            out[..2].copy_from_slice(&f16_bits(*d));
+            out[2..4].copy_from_slice(&f16_bits(-*min));
+            pack(codes, NMAX == 31, out);
+        }
+    }
+}
+
+#[inline(always)]
+fn decode<const BYTES: usize, const HALF: i32, const MIN: bool>(bytes: &[u8], out: &mut [f32]) {
+    for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+        let d = f16(b);
+        let m = if MIN { f16(&b[2..]) } else { 0.0 };
+        for (j, v) in out.iter_mut().enumerate() {
+            let q = (i32::from(unpack(b, BYTES >= 22, j)) - HALF) as f32;
+            *v = if MIN { q * d + m } else { q * d };
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_q4_0<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    encode_symmetric::<S, 8, 18>(x, qw, out);
+}
+
+#[inline(always)]
+pub(super) fn encode_q5_0<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    encode_symmetric::<S, 16, 22>(x, qw, out);
+}
+
+#[inline(always)]
+pub(super) fn encode_q4_1<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    encode_asymmetric::<S, 15, 20>(x, qw, out);
+}
+
+#[inline(always)]
+pub(super) fn encode_q5_1<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    encode_asymmetric::<S, 31, 24>(x, qw, out);
+}
+
+#[inline(always)]
+pub(super) fn decode_q4_0(bytes: &[u8], out: &mut [f32]) {
+    decode::<18, 8, false>(bytes, out);
+}
+
+#[inline(always)]
+pub(super) fn decode_q5_0(bytes: &[u8], out: &mut [f32]) {
+    decode::<22, 16, false>(bytes, out);
+}
+
+#[inline(always)]
+pub(super) fn decode_q4_1(bytes: &[u8], out: &mut [f32]) {
+    decode::<20, 0, true>(bytes, out);
+}
+
+#[inline(always)]
+pub(super) fn decode_q5_1(bytes: &[u8], out: &mut [f32]) {
+    decode::<24, 0, true>(bytes, out);
+}
+
+/// The largest magnitude. The bits of magnitudes order as integers, which vectorises.
+#[inline(always)]
+pub(super) fn abs_max(x: &[f32]) -> f32 {
+    let mut max = 0;
+    for v in x {
+        max = max.max(v.to_bits() & 0x7fff_ffff);
+    }
+    f32::from_bits(max)
+}
+
+#[inline(always)]
+pub(super) fn encode_q8_0<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    for (x, out) in x.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<34>().0) {
+        let d = abs_max(x) / 127.0;
+        let id = inverse(d);
+        out[..2].copy_from_slice(&f16_bits(d));
+        for (q, &v) in out[2..].iter_mut().zip(x) {
+            *q = round_away(v * id) as u8;
+        }
+    }
+}
+
+#[inline(always)]
+pub(super) fn decode_q8_0(bytes: &[u8], out: &mut [f32]) {
+    for (b, out) in bytes.as_chunks::<34>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+        let d = f16(b);
+        for (v, &q) in out.iter_mut().zip(&b[2..]) {
+            *v = f32::from(q as i8) * d;
+        }
+    }
+}

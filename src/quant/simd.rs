@@ -1,0 +1,258 @@
+//! Which instructions the kernels use, and the one place where they are chosen.
+//!
+//! Every level gives the same bytes; they differ in speed alone.
+
+use std::fmt;
+use std::str::FromStr;
+use std::sync::OnceLock;
+
+use super::types::QuantType;
+use super::{float, fp4, iq4, k_min, k_sym, legacy, ternary};
+
+/// A set of instructions that kernels exist for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Simd {
+    /// What every machine of the target has.
+    Portable,
+    /// x86-64 with AVX2 and F16C.
+    Avx2,
+    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    Avx512,
+    /// aarch64.
+    Neon,
+}
+
+impl Simd {
+    /// Every level, the slowest first.
+    pub const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
+
+    /// The name as users spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+        }
+    }
+
+    /// Whether this machine has the instructions.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => {
+                Self::Avx2.is_supported()
+                    && is_x86_feature_detected!("avx512f")
+                    && is_x86_feature_detected!("avx512bw")
+                    && is_x86_feature_detected!("avx512dq")
+                    && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
+            #[allow(unreachable_patterns, reason = "levels of other architectures")]
+            _ => false,
+        }
+    }
+
+    /// The fastest level of this machine, found once.
+    pub fn detect() -> Self {
+        static BEST: OnceLock<Simd> = OnceLock::new();
+        *BEST.get_or_init(|| {
+            let supported = Self::ALL.into_iter().rev().find(|level| level.is_supported());
+            supported.unwrap_or(Self::Portable)
+        })
+    }
+}
+
+impl fmt::Display for Simd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// A word that names no level.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("unknown instruction set `{0}`: portable, avx2, avx512 or neon")]
+pub struct UnknownSimd(pub String);
+
+impl FromStr for Simd {
+    type Err = UnknownSimd;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let level = Self::ALL.into_iter().find(|level| level.name().eq_ignore_ascii_case(s));
+        level.ok_or_else(|| UnknownSimd(s.to_owned()))
+    }
+}
+
+/// Encodes one row of whole blocks, with importances or without.
+pub(super) type EncodeRow = unsafe fn(&[f32], Option<&[f32]>, &mut [u8]);
+/// Decodes whole blocks.
+pub(super) type DecodeRow = unsafe fn(&[u8], &mut [f32]);
+
+/// The functions of one type at one level. Unsafe to call unless the level is supported.
+#[derive(Clone, Copy)]
+pub(super) struct Kernels {
+    pub encode: EncodeRow,
+    pub decode: DecodeRow,
+}
+
+/// Defines a function from type to kernels, all compiled with an attribute and a search.
+macro_rules! kernels {
+    ($name:ident, $attribute:meta, $search:ty) => {
+        kernels!(@ $name, $attribute, $search,
+            F32 float encode_f32 decode_f32,
+            F16 float encode_f16 decode_f16,
+            BF16 float encode_bf16 decode_bf16,
+            Q4_0 legacy encode_q4_0 decode_q4_0,
+            Q4_1 legacy encode_q4_1 decode_q4_1,
+            Q5_0 legacy encode_q5_0 decode_q5_0,
+            Q5_1 legacy encode_q5_1 decode_q5_1,
+            Q8_0 legacy encode_q8_0 decode_q8_0,
+            Q2_K k_min encode_q2_k decode_q2_k,
+            Q3_K k_sym encode_q3_k decode_q3_k,
+            Q4_K k_min encode_q4_k decode_q4_k,
+            Q5_K k_min encode_q5_k decode_q5_k,
+            Q6_K k_sym encode_q6_k decode_q6_k,
+            IQ4_NL iq4 encode_iq4_nl decode_iq4_nl,
+            IQ4_XS iq4 encode_iq4_xs decode_iq4_xs,
+            TQ1_0 ternary encode_tq1_0 decode_tq1_0,
+            TQ2_0 ternary encode_tq2_0 decode_tq2_0,
+            Q1_0 ternary encode_q1_0 decode_q1_0,
+            Q2_0 ternary encode_q2_0 decode_q2_0,
+            MXFP4 fp4 encode_mxfp4 decode_mxfp4,
+            NVFP4 fp4 encode_nvfp4 decode_nvfp4);
+    };
+    (@ $name:ident, $attribute:meta, $search:ty,
+     $($ty:ident $module:ident $encode:ident $decode:ident),*) => {
+        fn $name(ty: QuantType) -> Option<Kernels> {
+            match ty {
+                $(QuantType::$ty => {
+                    #[$attribute]
+                    fn encode(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+                        $module::$encode::<$search>(x, qw, out);
+                    }
+                    #[$attribute]
+                    fn decode(bytes: &[u8], out: &mut [f32]) {
+                        $module::$decode(bytes, out);
+                    }
+                    Some(Kernels { encode, decode })
+                })*
+                _ => None,
+            }
+        }
+    };
+}
+
+kernels!(portable, inline(never), super::lanes::search::InLanes<super::lanes::portable::Portable>);
+#[cfg(test)]
+kernels!(plain, inline(never), super::search::Plain);
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx2,
+    target_feature(enable = "avx2,f16c"),
+    super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::avx2::Avx2>>
+);
+#[cfg(target_arch = "x86_64")]
+kernels!(
+    avx512,
+    target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"),
+    super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::avx512::Avx512>>
+);
+#[cfg(target_arch = "aarch64")]
+kernels!(
+    neon,
+    target_feature(enable = "neon"),
+    super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::neon::Neon>>
+);
+
+impl Simd {
+    /// The kernels of a type at this level; `None` if it has none. Where the machine lacks the
+    /// level, those of the best it has.
+    pub(super) fn kernels(self, ty: QuantType) -> Option<Kernels> {
+        match if self.is_supported() { self } else { Self::detect() } {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => avx2(ty),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => avx512(ty),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon(ty),
+            _ => portable(ty),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    /// Weights that hit every branch of the searches: bits of any finite number, ordinary ones,
+    /// few distinct ones, zeros.
+    fn weight() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            4 => -1f32..1.0,
+            2 => (-8i8..8).prop_map(|v| f32::from(v) * 0.5),
+            1 => Just(0.0),
+            1 => Just(-0.0),
+            1 => any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |v| v.is_finite()),
+        ]
+    }
+
+    /// A row of three super-blocks, each 16 of it of one kind.
+    fn row() -> impl Strategy<Value = Vec<f32>> {
+        let group = prop_oneof![
+            3 => prop::collection::vec(-1f32..1.0, 16),
+            1 => prop::collection::vec(weight(), 16),
+            1 => weight().prop_map(|v| vec![v; 16]),
+        ];
+        prop::collection::vec(group, 48).prop_map(|groups| groups.concat())
+    }
+
+    fn importances() -> impl Strategy<Value = Option<Vec<f32>>> {
+        let value = prop_oneof![4 => 0f32..10.0, 1 => Just(0.0), 1 => Just(1e30), 1 => Just(1e-30)];
+        prop::option::of(prop::collection::vec(value, 768))
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(200))]
+
+        #[test]
+        fn every_level_writes_the_bytes_of_the_plain_reference(x in row(), qw in importances()) {
+            for ty in QuantType::all() {
+                let Some(reference) = plain(ty) else { continue };
+                let mut expected = vec![0; ty.row_bytes(x.len()).unwrap()];
+                // SAFETY: compiled for what every machine has.
+                unsafe { (reference.encode)(&x, qw.as_deref(), &mut expected) };
+                let mut values = vec![0.0; x.len()];
+                // SAFETY: as above.
+                unsafe { (reference.decode)(&expected, &mut values) };
+                for level in Simd::ALL.into_iter().filter(|level| level.is_supported()) {
+                    let kernels = level.kernels(ty).unwrap();
+                    let mut bytes = vec![0xaa; expected.len()];
+                    // SAFETY: the level is supported.
+                    unsafe { (kernels.encode)(&x, qw.as_deref(), &mut bytes) };
+                    prop_assert_eq!(&bytes, &expected, "{} at {}", ty, level);
+                    let mut decoded = vec![0.0; x.len()];
+                    // SAFETY: the level is supported.
+                    unsafe { (kernels.decode)(&bytes, &mut decoded) };
+                    for (a, b) in decoded.iter().zip(&values) {
+                        prop_assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn names_round_trip() {
+        for level in Simd::ALL {
+            assert_eq!(level.to_string().parse(), Ok(level));
+        }
+        assert!("sse9".parse::<Simd>().is_err());
+        assert!(Simd::detect().is_supported());
+    }
+}
