@@ -19,7 +19,10 @@
 //! (`quantize_row_q{2,4,5}_K_ref` without and `_impl` with importances).
 
 use super::float::{f16, f16_bits};
-use super::search::{SPAN, Search, Steps, importance_weights, nearest_int, positive, sum_squares};
+use super::search::{
+    SPAN, Search, Steps, importance_weights, nearest_int, positive, sum_squares,
+    super_block_squares,
+};
 
 const N: usize = 256;
 
@@ -57,7 +60,13 @@ fn recode(nmax: i32, x: &[f32], d: f32, m: f32, codes: &mut [u8]) {
 
 /// Weights of a super-block for the search, and of its groups for their scales.
 #[inline(always)]
-fn weigh<const G: usize>(x: &[f32], qw: Option<&[f32]>, w: &mut [f32], sums: &mut [f32]) {
+fn weigh<const G: usize>(
+    x: &[f32],
+    qw: Option<&[f32]>,
+    squares: f32,
+    w: &mut [f32],
+    sums: &mut [f32],
+) {
     let Some(qw) = qw else {
         for (x, w) in x.chunks_exact(G).zip(w.chunks_exact_mut(G)) {
             let average = if G == 16 { 0.0 } else { (sum_squares(x) / G as f32).sqrt() };
@@ -68,7 +77,7 @@ fn weigh<const G: usize>(x: &[f32], qw: Option<&[f32]>, w: &mut [f32], sums: &mu
         return;
     };
     let factor = if G == 16 { 1.0 } else { 2.0 };
-    importance_weights(x, qw, factor * sum_squares(x) / N as f32, w);
+    importance_weights(x, qw, factor * squares / N as f32, w);
     for (sum, w) in sums.iter_mut().zip(w.chunks_exact(G)) {
         *sum = 0.0;
         for w in w {
@@ -101,9 +110,10 @@ fn encode<S: Search, const G: usize, const BYTES: usize>(
     let (mut w, mut codes, mut sums) = ([0f32; SPAN], [0u8; SPAN], [0f32; SPAN / 16]);
     let (mut scales, mut mins) = ([0f32; SPAN / 16], [0f32; SPAN / 16]);
     for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * BYTES)).enumerate() {
+        let squares = if qw.is_some() { super_block_squares(x) } else { [0.0; SPAN / N] };
         for (b, x) in x.chunks_exact(N).enumerate() {
             let qw = qw.map(|qw| &qw[i * SPAN + b * N..][..N]);
-            weigh::<G>(x, qw, &mut w[b * N..][..N], &mut sums[b * N / G..][..N / G]);
+            weigh::<G>(x, qw, squares[b], &mut w[b * N..][..N], &mut sums[b * N / G..][..N / G]);
         }
         let n = x.len() / G;
         let codes = &mut codes[..x.len()];

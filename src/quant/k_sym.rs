@@ -19,7 +19,7 @@
 use super::float::{f16, f16_bits};
 use super::k_min::pack_pairs;
 use super::search::{
-    EPS, SPAN, Search, importance_weights, nearest_int, signed_max, sum_squares, symmetric,
+    EPS, SPAN, Search, importance_weights, nearest_int, signed_max, super_block_squares, symmetric,
 };
 
 const N: usize = 256;
@@ -48,9 +48,10 @@ pub(super) fn encode_q3_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u
     for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * 110)).enumerate() {
         let (scales, codes) = (&mut scales[..x.len() / G], &mut codes[..x.len()]);
         if let Some(qw) = qw {
+            let squares = super_block_squares(x);
             for (b, x) in x.chunks_exact(N).enumerate() {
                 let (qw, w) = (&qw[i * SPAN + b * N..][..N], &mut w[b * N..][..N]);
-                importance_weights(x, qw, 2.0 * sum_squares(x) / N as f32, w);
+                importance_weights(x, qw, 2.0 * squares[b] / N as f32, w);
             }
             S::symmetric::<G>(4, x, &w[..x.len()], scales, codes);
         } else {

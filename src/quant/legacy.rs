@@ -27,15 +27,41 @@ fn inverse(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
-/// First smallest and first largest, which matters for the sign of zero.
+/// First smallest and first largest. Which of equals is first matters for the sign of zero only,
+/// so eight at a time will do for other results.
 #[inline(always)]
-fn min_max(x: &[f32]) -> (f32, f32) {
-    let (mut min, mut max) = (f32::MAX, -f32::MAX);
-    for &v in x {
-        min = if v < min { v } else { min };
-        max = if v > max { v } else { max };
+fn min_max(x: &[f32; N]) -> (f32, f32) {
+    let least = |a: f32, b: f32| if b < a { b } else { a };
+    let most = |a: f32, b: f32| if b > a { b } else { a };
+    let (mut mins, mut maxs) = ([f32::MAX; 8], [-f32::MAX; 8]);
+    for x in x.as_chunks::<8>().0 {
+        for i in 0..8 {
+            mins[i] = least(mins[i], x[i]);
+            maxs[i] = most(maxs[i], x[i]);
+        }
     }
-    (min, max)
+    let (min, max) =
+        (mins.into_iter().fold(f32::MAX, least), maxs.into_iter().fold(-f32::MAX, most));
+    if min != 0.0 && max != 0.0 {
+        return (min, max);
+    }
+    (x.iter().copied().fold(f32::MAX, least), x.iter().copied().fold(-f32::MAX, most))
+}
+
+/// As [`signed_max`], by the largest magnitude first.
+#[inline(always)]
+fn block_signed_max(x: &[f32; N]) -> f32 {
+    let amax = abs_max(x);
+    let (mut up, mut down) = (false, false);
+    for &v in x {
+        up |= v == amax;
+        down |= v == -amax;
+    }
+    match (up, down) {
+        (true, false) => amax,
+        (false, true) => -amax,
+        _ => signed_max(x),
+    }
 }
 
 /// Packs 32 codes, the last 16 bytes of `out` taking the nibbles, the 4 before them the fifth
@@ -56,19 +82,6 @@ fn pack(codes: &[u8], five_bits: bool, out: &mut [u8]) {
     }
 }
 
-/// The code of element `j`.
-#[inline(always)]
-fn unpack(b: &[u8], five_bits: bool, j: usize) -> u8 {
-    let (head, qs) = b.split_at(b.len() - 16);
-    let low = qs[j % 16] >> (4 * (j / 16)) & 15;
-    if five_bits {
-        let bits = &head[head.len() - 4..];
-        low | (bits[j / 8] >> (j % 8) & 1) << 4
-    } else {
-        low
-    }
-}
-
 /// Q4_0 (`HALF` = 8) and Q5_0 (16).
 #[inline(always)]
 fn encode_symmetric<S: Search, const HALF: i32, const BYTES: usize>(
@@ -77,8 +90,8 @@ fn encode_symmetric<S: Search, const HALF: i32, const BYTES: usize>(
     out: &mut [u8],
 ) {
     let Some(qw) = qw else {
-        for (x, out) in x.chunks_exact(N).zip(out.chunks_exact_mut(BYTES)) {
-            let d = signed_max(x) / -HALF as f32;
+        for (x, out) in x.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
+            let d = block_signed_max(x) / -HALF as f32;
             let id = inverse(d);
             let mut codes = [0u8; N];
             for (c, &v) in codes.iter_mut().zip(x) {
@@ -112,7 +125,7 @@ fn encode_asymmetric<S: Search, const NMAX: i32, const BYTES: usize>(
     out: &mut [u8],
 ) {
     let Some(qw) = qw else {
-        for (x, out) in x.chunks_exact(N).zip(out.chunks_exact_mut(BYTES)) {
+        for (x, out) in x.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
             let (min, max) = min_max(x);
             let d = (max - min) / NMAX as f32;
             let id = inverse(d);
@@ -152,9 +165,21 @@ fn decode<const BYTES: usize, const HALF: i32, const MIN: bool>(bytes: &[u8], ou
     for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
         let d = f16(b);
         let m = if MIN { f16(&b[2..]) } else { 0.0 };
-        for (j, v) in out.iter_mut().enumerate() {
-            let q = (i32::from(unpack(b, BYTES >= 22, j)) - HALF) as f32;
-            *v = if MIN { q * d + m } else { q * d };
+        let at = BYTES - 16;
+        let high = match BYTES >= 22 {
+            true => u32::from_le_bytes([b[at - 4], b[at - 3], b[at - 2], b[at - 1]]),
+            false => 0,
+        };
+        let value = |low: u8, j: usize| {
+            let q = ((u32::from(low) | (high >> j & 1) << 4) as i32 - HALF) as f32;
+            if MIN { q * d + m } else { q * d }
+        };
+        let (first, second) = out.split_at_mut(16);
+        for (j, (v, q)) in first.iter_mut().zip(&b[at..]).enumerate() {
+            *v = value(q & 15, j);
+        }
+        for (j, (v, q)) in second.iter_mut().zip(&b[at..]).enumerate() {
+            *v = value(q >> 4, j + 16);
         }
     }
 }

@@ -420,6 +420,25 @@ pub(super) fn sum_squares(x: &[f32]) -> f32 {
     sum
 }
 
+/// [`sum_squares`] of each super-block of a span. Full spans are summed four at a time: a sum in
+/// order waits for the adder at every step.
+#[inline(always)]
+pub(super) fn super_block_squares(x: &[f32]) -> [f32; SPAN / 256] {
+    let mut sums = [0f32; SPAN / 256];
+    if x.len() == SPAN {
+        for i in 0..256 {
+            for (b, sum) in sums.iter_mut().enumerate() {
+                *sum += x[256 * b + i] * x[256 * b + i];
+            }
+        }
+    } else {
+        for (sum, x) in sums.iter_mut().zip(x.chunks_exact(256)) {
+            *sum = sum_squares(x);
+        }
+    }
+    sums
+}
+
 /// `qw · sqrt(sigma2 + x²)`, by which importances weigh in almost every type.
 #[inline(always)]
 pub(super) fn importance_weights(x: &[f32], qw: &[f32], sigma2: f32, w: &mut [f32]) {

@@ -39,7 +39,8 @@ fn scatter<L: Lanes, const G: usize>(lanes: &[L; G], codes: &mut [u8]) {
     }
     for (j, codes) in codes.chunks_exact_mut(G).enumerate() {
         for (i, c) in codes.iter_mut().enumerate() {
-            *c = buffer[i * L::WIDTH + j] as i32 as u8;
+            // The low byte of the sum's bits is the code; a conversion would saturate, slowly.
+            *c = (buffer[i * L::WIDTH + j] + MAGIC).to_bits() as u8;
         }
     }
 }
