@@ -104,7 +104,9 @@ fn check(path: &str) {
 
 #[test]
 fn bytes_and_values_are_the_reference_s() {
-    check(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/goldens/goldens.json"));
+    for file in ["goldens.json", "lattice.json"] {
+        check(&format!("{}/tests/fixtures/goldens/{file}", env!("CARGO_MANIFEST_DIR")));
+    }
     for path in std::env::var("REQUANT_GOLDENS").unwrap_or_default().split(':') {
         if !path.is_empty() {
             check(path);

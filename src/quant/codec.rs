@@ -64,6 +64,9 @@ impl QuantType {
                 return Err(QuantError::Importance { column, value: imatrix[column] });
             }
         }
+        if imatrix.is_none() && matches!(self, Self::IQ1_S | Self::IQ2_XXS | Self::IQ2_XS) {
+            return Err(QuantError::NeedsImportance(self));
+        }
         let Kernels { encode, .. } = self.kernels(simd)?;
         let rows = rows.chunks_exact(n_per_row).zip(out.chunks_exact_mut(row_bytes));
         for (row, (x, out)) in rows.enumerate() {

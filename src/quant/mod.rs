@@ -11,6 +11,7 @@ mod iq4;
 mod k_min;
 mod k_sym;
 mod lanes;
+mod lattice;
 mod legacy;
 mod search;
 mod simd;

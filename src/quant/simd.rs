@@ -6,6 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
+use super::lattice::{iq1, iq2, iq3};
 use super::types::QuantType;
 use super::{float, fp4, iq4, k_min, k_sym, legacy, ternary};
 
@@ -123,10 +124,18 @@ macro_rules! kernels {
             Q1_0 ternary encode_q1_0 decode_q1_0,
             Q2_0 ternary encode_q2_0 decode_q2_0,
             MXFP4 fp4 encode_mxfp4 decode_mxfp4,
-            NVFP4 fp4 encode_nvfp4 decode_nvfp4);
+            NVFP4 fp4 encode_nvfp4 decode_nvfp4;
+            IQ1_S iq1 encode_iq1_s decode_iq1_s,
+            IQ1_M iq1 encode_iq1_m decode_iq1_m,
+            IQ2_XXS iq2 encode_iq2_xxs decode_iq2_xxs,
+            IQ2_XS iq2 encode_iq2_xs decode_iq2_xs,
+            IQ2_S iq2 encode_iq2_s decode_iq2_s,
+            IQ3_XXS iq3 encode_iq3_xxs decode_iq3_xxs,
+            IQ3_S iq3 encode_iq3_s decode_iq3_s);
     };
     (@ $name:ident, $attribute:meta, $search:ty,
-     $($ty:ident $module:ident $encode:ident $decode:ident),*) => {
+     $($ty:ident $module:ident $encode:ident $decode:ident),*;
+     $($lattice:ident $of:ident $encode_lattice:ident $decode_lattice:ident),*) => {
         fn $name(ty: QuantType) -> Option<Kernels> {
             match ty {
                 $(QuantType::$ty => {
@@ -137,6 +146,18 @@ macro_rules! kernels {
                     #[$attribute]
                     fn decode(bytes: &[u8], out: &mut [f32]) {
                         $module::$decode(bytes, out);
+                    }
+                    Some(Kernels { encode, decode })
+                })*
+                // Their searches are not written over lanes.
+                $(QuantType::$lattice => {
+                    #[$attribute]
+                    fn encode(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+                        $of::$encode_lattice(x, qw, out);
+                    }
+                    #[$attribute]
+                    fn decode(bytes: &[u8], out: &mut [f32]) {
+                        $of::$decode_lattice(bytes, out);
                     }
                     Some(Kernels { encode, decode })
                 })*

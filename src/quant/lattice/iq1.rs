@@ -1,0 +1,347 @@
+//! IQ1_S, IQ1_M: eight ternary values, shifted by an eighth up or down, as a point of a lattice.
+//!
+//! ```text
+//! IQ1_S 50 bytes  d f16 | points 32: low 8 bits | qh 8 × u16: bits 8..11 of 4 points at bits 0, 3,
+//!                 6, 9; scale in bits 12..15; bit 15 set for a shift down
+//! IQ1_M 56 bytes  points 32: low 8 bits | qh 16: bits 8..11 of two points at bits 0 and 4, their
+//!                 shifts down in bits 3 and 7 | scales 4 × u16: 3 bits for 16 values, four times;
+//!                 a nibble of d (f16) in bits 12..16
+//! ```
+//! Values: `d · (2s + 1) · (q ± 1/8)` with `q` in -1, 0, 1.
+//! Formulas: `quantize_row_iq1_*_impl` and `dequantize_row_iq1_*` in `ggml-quants.c`.
+
+use super::grid::{self, Grid};
+use super::iq2::largest;
+use super::magnitudes::scale_code;
+use crate::quant::float::{f16, f16_bits};
+use crate::quant::search::sum_squares;
+
+const N: usize = 256;
+const DELTA: f32 = 0.125;
+/// The values of codes with the shift up, and down.
+const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
+const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
+
+fn largest_magnitude(x: &[f32]) -> f32 {
+    x.iter().fold(0f32, |max, v| if max > v.abs() { max } else { v.abs() })
+}
+
+/// Positions of the values in ascending order, equal ones as they stand. The reference's `qsort`
+/// promises no order of equal values; glibc's, which made the published files, is stable.
+fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
+    let mut order: [u8; G] = std::array::from_fn(|i| i as u8);
+    order.sort_by(|&a, &b| x[usize::from(a)].total_cmp_or_equal(x[usize::from(b)]));
+    order
+}
+
+trait CompareValues {
+    fn total_cmp_or_equal(self, other: Self) -> std::cmp::Ordering;
+}
+
+impl CompareValues for f32 {
+    /// By value, so that both zeros are equal.
+    fn total_cmp_or_equal(self, other: Self) -> std::cmp::Ordering {
+        self.partial_cmp(&other).unwrap_or(std::cmp::Ordering::Equal)
+    }
+}
+
+/// Codes 0, 1, 2 for the values before, between and after two places in ascending order.
+fn split<const G: usize>(order: &[u8; G], first: usize, second: usize) -> [u8; G] {
+    let mut codes = [0u8; G];
+    for (place, &i) in order.iter().enumerate() {
+        codes[usize::from(i)] = u8::from(place >= first) + u8::from(place >= second);
+    }
+    codes
+}
+
+/// Points for the codes of a group, each eight with their values of the codes; and the scale that
+/// fits the points, where some codes are none.
+fn settle<const G: usize>(
+    grid: &Grid<8>,
+    codes: &[u8; G],
+    shifts: impl Fn(usize) -> &'static [f32; 3],
+    x: &[f32],
+    w: &[f32],
+    scale: f32,
+    points: &mut [u16],
+) -> f32 {
+    let mut all_on_grid = true;
+    for (k, point) in points.iter_mut().enumerate() {
+        let at = 8 * k..8 * k + 8;
+        let of_point = std::array::from_fn(|i| codes[8 * k + i]);
+        *point = grid.find(of_point).unwrap_or_else(|around| {
+            all_on_grid = false;
+            let value = |code: u8| shifts(k)[usize::from(code)];
+            grid.nearest(around, value, scale, &x[at.clone()], &w[at])
+        });
+    }
+    if all_on_grid {
+        return scale;
+    }
+    let (mut sumqx, mut sumq2) = (0f32, 0f32);
+    for (k, &point) in points.iter().enumerate() {
+        for (i, &code) in grid.codes[usize::from(point)].iter().enumerate() {
+            let (q, w) = (shifts(k)[usize::from(code)], w[8 * k + i]);
+            sumqx += w * q * x[8 * k + i];
+            sumq2 += w * q * q;
+        }
+    }
+    if sumqx > 0.0 && sumq2 > 0.0 { sumqx / sumq2 } else { scale }
+}
+
+/// What the three parts of a split contribute, with the values of one shift.
+fn three(parts: [f32; 3], [a, b, c]: [f32; 3]) -> f32 {
+    parts[0] * a + parts[1] * b + parts[2] * c
+}
+
+fn three_squares(parts: [f32; 3], [a, b, c]: [f32; 3]) -> f32 {
+    parts[0] * a * a + parts[1] * b * b + parts[2] * c * c
+}
+
+pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    let grid = grid::iq1();
+    for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(50)).enumerate() {
+        out.fill(0);
+        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        let mut scales = [0f32; 8];
+        let mut high = [0u16; 8];
+        for (g, x) in x.chunks_exact(32).enumerate() {
+            let mut w = [0f32; 32];
+            for (i, w) in w.iter_mut().enumerate() {
+                // The caller makes sure that there is an importance.
+                let importance = qw.map_or(1.0, |qw| qw[N * b + 32 * g + i]);
+                *w = importance * (sigma2 + x[i] * x[i]).sqrt();
+            }
+            if largest_magnitude(x) < 1e-12 {
+                continue;
+            }
+            let order = ascending::<32>(x);
+            let Some((mut scale, first, second, mut up)) = best_split(x, &w, &order) else {
+                continue;
+            };
+            let mut codes = split(&order, first, second);
+            if scale < 0.0 {
+                codes.iter_mut().for_each(|c| *c = 2 - *c);
+                scale = -scale;
+                up = !up;
+            }
+            let shift = if up { &UP } else { &DOWN };
+            let mut points = [0u16; 4];
+            scales[g] = settle(grid, &codes, |_| shift, x, &w, scale, &mut points);
+            for (k, &point) in points.iter().enumerate() {
+                out[2 + 4 * g + k] = point as u8;
+                high[g] |= (point >> 8) << (3 * k);
+            }
+            high[g] |= u16::from(!up) << 15;
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            for (bytes, high) in out[34..].chunks_exact_mut(2).zip(high) {
+                bytes.copy_from_slice(&(high & 0xfff).to_le_bytes());
+            }
+            continue;
+        }
+        let d = max_scale / 15.0;
+        out[..2].copy_from_slice(&f16_bits(d * 1.125));
+        for (g, bytes) in out[34..].chunks_exact_mut(2).enumerate() {
+            let word = high[g] | u16::from(scale_code(1.0 / d, scales[g], 7)) << 12;
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// Scale, places and direction of the shift that minimise the weighted squared error over all ways
+/// to split the ascending values in three.
+fn best_split(x: &[f32], w: &[f32; 32], order: &[u8; 32]) -> Option<(f32, usize, usize, bool)> {
+    let (mut sum_x, mut sum_w) = ([0f32; 33], [0f32; 33]);
+    for (place, &i) in order.iter().enumerate() {
+        let i = usize::from(i);
+        sum_x[place + 1] = sum_x[place] + w[i] * x[i];
+        sum_w[place + 1] = sum_w[place] + w[i];
+    }
+    let mut best = -f32::MAX;
+    let mut found = None;
+    for first in 0..=32 {
+        for second in first..=32 {
+            let parts = |sums: &[f32; 33]| {
+                [sums[first] - sums[0], sums[second] - sums[first], sums[32] - sums[second]]
+            };
+            let (xs, ws) = (parts(&sum_x), parts(&sum_w));
+            for (up, values) in [(true, UP), (false, DOWN)] {
+                let (sumqx, sumq2) = (three(xs, values), three_squares(ws, values));
+                if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
+                    let scale = sumqx / sumq2;
+                    best = scale * sumqx;
+                    found = Some((scale, first, second, up));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The values of codes in the first and second eight of a group, by its pair of shifts:
+/// up/up, up/down, down/up, down/down.
+fn shift_of(pair: usize, half: usize) -> &'static [f32; 3] {
+    if pair >> (1 - half) & 1 == 0 { &UP } else { &DOWN }
+}
+
+/// The bits in `qh` of each pair of shifts.
+const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
+
+pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    let grid = grid::iq1();
+    for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(56)).enumerate() {
+        out.fill(0);
+        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        let weights = |g: usize| -> [f32; 16] {
+            std::array::from_fn(|i| {
+                let v = x[16 * g + i];
+                match qw {
+                    Some(qw) => qw[N * b + 16 * g + i] * (sigma2 + v * v).sqrt(),
+                    None => v * v,
+                }
+            })
+        };
+        let mut scales = [0f32; 16];
+        let mut pairs = [0usize; 16];
+        let mut all = [0u16; 32];
+        for (g, x) in x.chunks_exact(16).enumerate() {
+            if largest_magnitude(x) < 1e-7 {
+                continue;
+            }
+            let w = weights(g);
+            let order = ascending::<16>(x);
+            let Some((mut scale, first, second, mut pair)) = best_split_of_two(x, &w, &order)
+            else {
+                continue;
+            };
+            let mut codes = split(&order, first, second);
+            if scale < 0.0 {
+                codes.iter_mut().for_each(|c| *c = 2 - *c);
+                scale = -scale;
+                pair = 3 - pair;
+            }
+            let points = &mut all[2 * g..2 * g + 2];
+            scales[g] = settle(grid, &codes, |k| shift_of(pair, k), x, &w, scale, points);
+            pairs[g] = pair;
+        }
+        for (p, &point) in all.iter().enumerate() {
+            out[p] = point as u8;
+            out[32 + p / 2] |= ((point >> 8) as u8) << (4 * (p % 2));
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            continue;
+        }
+        let mut d = max_scale / 15.0;
+        let id = 1.0 / d;
+        let (mut sumqx, mut sumq2) = (0f32, 0f32);
+        let mut words = [0u16; 4];
+        for (g, x) in x.chunks_exact(16).enumerate() {
+            let code = scale_code(id, scales[g], 7);
+            words[g / 4] |= u16::from(code) << (3 * (g % 4));
+            out[32 + g] |= SHIFT_BITS[pairs[g]];
+            let w = weights(g);
+            for k in 0..2 {
+                let codes = grid.codes[usize::from(all[2 * g + k])];
+                for (i, code_of_value) in (8 * k..).zip(codes) {
+                    let value = shift_of(pairs[g], k)[usize::from(code_of_value)];
+                    let q = value * f32::from(2 * code + 1);
+                    sumqx += w[i] * q * x[i];
+                    sumq2 += w[i] * q * q;
+                }
+            }
+        }
+        if sumq2 > 0.0 {
+            d = sumqx / sumq2;
+        }
+        let d = u16::from_le_bytes(f16_bits(d * 1.1125));
+        for (i, bytes) in out[48..].chunks_exact_mut(2).enumerate() {
+            let word = words[i] | (d >> (4 * i) & 15) << 12;
+            bytes.copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
+/// As [`best_split`], with a shift for each half of the group; sums are kept for the halves apart.
+fn best_split_of_two(
+    x: &[f32],
+    w: &[f32; 16],
+    order: &[u8; 16],
+) -> Option<(f32, usize, usize, usize)> {
+    let (mut sum_x, mut sum_w) = ([[0f32; 17]; 2], [[0f32; 17]; 2]);
+    for (place, &i) in order.iter().enumerate() {
+        let i = usize::from(i);
+        for half in 0..2 {
+            let here = i / 8 == half;
+            let next = |sum: f32, term: f32| if here { sum + term } else { sum };
+            sum_x[half][place + 1] = next(sum_x[half][place], w[i] * x[i]);
+            sum_w[half][place + 1] = next(sum_w[half][place], w[i]);
+        }
+    }
+    // Values are one apart, so a split's sum is the total times the last value less two prefixes.
+    let steps = |v: [f32; 3]| (v[0] * v[0] - v[1] * v[1], v[1] * v[1] - v[2] * v[2]);
+    let mut best = -f32::MAX;
+    let mut found = None;
+    for first in 0..=16 {
+        for second in first..=16 {
+            let sums = |half: usize, v: [f32; 3]| {
+                let (px, pw) = (&sum_x[half], &sum_w[half]);
+                let (c1, c2) = steps(v);
+                let qx = px[16] * v[2] - (px[first] + px[second]);
+                (qx, pw[16] * v[2] * v[2] + pw[first] * c1 + pw[second] * c2)
+            };
+            let halves = [0, 1].map(|half| [sums(half, UP), sums(half, DOWN)]);
+            for pair in 0..4 {
+                let (a, b) = (halves[0][pair / 2], halves[1][pair % 2]);
+                let (sumqx, sumq2) = (a.0 + b.0, a.1 + b.1);
+                if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
+                    let scale = sumqx / sumq2;
+                    best = scale * sumqx;
+                    found = Some((scale, first, second, pair));
+                }
+            }
+        }
+    }
+    found
+}
+
+/// Writes the eight values of a point.
+fn values(grid: &Grid<8>, point: usize, scale: f32, delta: f32, out: &mut [f32]) {
+    for (v, &code) in out.iter_mut().zip(&grid.codes[point]) {
+        *v = scale * (f32::from(code) - 1.0 + delta);
+    }
+}
+
+pub(in crate::quant) fn decode_iq1_s(bytes: &[u8], out: &mut [f32]) {
+    let grid = grid::iq1();
+    for (b, out) in bytes.chunks_exact(50).zip(out.chunks_exact_mut(N)) {
+        let d = f16(b);
+        for (p, out) in out.chunks_exact_mut(8).enumerate() {
+            let (g, k) = (p / 4, p % 4);
+            let word = u16::from_le_bytes([b[34 + 2 * g], b[35 + 2 * g]]);
+            let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
+            let delta = if word >> 15 == 1 { -DELTA } else { DELTA };
+            let high = usize::from(word >> (3 * k) & 7) << 8;
+            values(grid, usize::from(b[2 + p]) | high, scale, delta, out);
+        }
+    }
+}
+
+pub(in crate::quant) fn decode_iq1_m(bytes: &[u8], out: &mut [f32]) {
+    let grid = grid::iq1();
+    for (b, out) in bytes.chunks_exact(56).zip(out.chunks_exact_mut(N)) {
+        let word = |i: usize| u16::from_le_bytes([b[48 + 2 * i], b[49 + 2 * i]]);
+        let d = (0..4).fold(0u16, |d, i| d | (word(i) >> 12) << (4 * i));
+        let d = f16(&d.to_le_bytes());
+        for (p, out) in out.chunks_exact_mut(8).enumerate() {
+            let g = p / 2;
+            let scale = d * f32::from(2 * (word(g / 4) >> (3 * (g % 4)) & 7) + 1);
+            let bits = b[32 + g] >> (4 * (p % 2)) & 15;
+            let delta = if bits & 8 != 0 { -DELTA } else { DELTA };
+            let point = usize::from(b[p]) | usize::from(bits & 7) << 8;
+            values(grid, point, scale, delta, out);
+        }
+    }
+}
