@@ -182,6 +182,10 @@ fn finish_32(
     if weighted {
         d = positive(63, scales, sums, &mut s);
         dmin = positive(63, mins, sums, &mut m);
+        // A negative scale wraps to a large code. Only Q5_K limits it, as in the reference.
+        if nmax == 31 {
+            (s, m) = (s.map(|c| c.min(63)), m.map(|c| c.min(63)));
+        }
     } else {
         let ((inv_scale, max_d), (inv_min, max_dmin)) =
             (largest(scales, 63.0), largest(mins, 63.0));

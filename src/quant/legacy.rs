@@ -17,7 +17,8 @@
 
 use super::float::{f16, f16_bits};
 use super::search::{
-    SPAN, Search, Steps, importance_weights, round_away, signed_max, sum_squares, truncate,
+    SPAN, Search, Steps, importance_weights, round_to_byte, signed_max, sum_squares,
+    truncate_to_byte,
 };
 
 const N: usize = 32;
@@ -95,7 +96,8 @@ fn encode_symmetric<S: Search, const HALF: i32, const BYTES: usize>(
             let id = inverse(d);
             let mut codes = [0u8; N];
             for (c, &v) in codes.iter_mut().zip(x) {
-                *c = (truncate(v * id + (HALF as f32 + 0.5)) as i8).min(2 * HALF as i8 - 1) as u8;
+                *c = (truncate_to_byte(v * id + (HALF as f32 + 0.5)) as i8).min(2 * HALF as i8 - 1)
+                    as u8;
             }
             out[..2].copy_from_slice(&f16_bits(d));
             pack(&codes, HALF == 16, out);
@@ -131,9 +133,9 @@ fn encode_asymmetric<S: Search, const NMAX: i32, const BYTES: usize>(
             let id = inverse(d);
             let mut codes = [0u8; N];
             for (c, &v) in codes.iter_mut().zip(x) {
-                let code = truncate((v - min) * id + 0.5);
+                let code = truncate_to_byte((v - min) * id + 0.5);
                 // Only the 4-bit type limits its codes.
-                *c = if NMAX == 15 { (code as i8).min(15) as u8 } else { code as u8 };
+                *c = if NMAX == 15 { (code as i8).min(15) as u8 } else { code };
             }
             out[..2].copy_from_slice(&f16_bits(d));
             out[2..4].copy_from_slice(&f16_bits(min));
@@ -241,7 +243,7 @@ pub(super) fn encode_q8_0<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8
         let id = inverse(d);
         out[..2].copy_from_slice(&f16_bits(d));
         for (q, &v) in out[2..].iter_mut().zip(x) {
-            *q = round_away(v * id) as u8;
+            *q = round_to_byte(v * id);
         }
     }
 }

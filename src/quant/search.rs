@@ -25,6 +25,21 @@ pub(super) fn truncate(x: f32) -> i32 {
     if (-2_147_483_648.0..2_147_483_648.0).contains(&x) { x as i32 } else { i32::MIN }
 }
 
+/// The low byte of [`truncate`] for what is below 2^22 in magnitude, infinite or NaN, by
+/// operations that vectorise. The bits of the last three end in a zero byte, as `i32::MIN` does.
+#[inline(always)]
+pub(super) fn truncate_to_byte(x: f32) -> u8 {
+    let nearest = (x + 12_582_912.0) - 12_582_912.0;
+    let excess = if nearest.abs() > x.abs() { 1f32.copysign(x) } else { 0.0 };
+    (nearest - excess + 12_582_912.0).to_bits() as u8
+}
+
+/// [`truncate_to_byte`] of `x` rounded half away from zero, see [`round_away`].
+#[inline(always)]
+pub(super) fn round_to_byte(x: f32) -> u8 {
+    truncate_to_byte(x + 0.499_999_97_f32.copysign(x))
+}
+
 /// Rounds half away from zero (`roundf`), out of range as [`truncate`]. Adding the largest value
 /// below one half rounds every tie up and nothing else.
 #[inline(always)]

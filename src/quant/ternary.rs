@@ -19,7 +19,7 @@
 
 use super::float::{f16, f16_bits};
 use super::legacy::abs_max;
-use super::search::{Search, round_away};
+use super::search::{Search, round_away, round_to_byte};
 
 /// `1/d`, and 0 for 0.
 #[inline(always)]
@@ -29,7 +29,7 @@ fn inverse(d: f32) -> f32 {
 
 #[inline(always)]
 fn trit(x: f32, id: f32) -> u8 {
-    round_away(x * id).wrapping_add(1) as u8
+    round_to_byte(x * id).wrapping_add(1)
 }
 
 /// The runs of TQ1_0: first element, first byte, bytes, trits per byte.
