@@ -3,10 +3,12 @@
 mod common;
 
 use common::{convert, hashes, json, settings};
-use requant::convert::{Intermediate, Settings};
+use requant::convert::{Importance, Intermediate, Settings};
 use requant::gguf::{GgufFile, Value};
+use requant::imatrix::Imatrix;
 use requant::recipe::FileType;
 use std::path::Path;
+use std::sync::Arc;
 
 #[track_caller]
 fn assert_tensors(settings: &Settings, golden: &serde_json::Value) {
@@ -25,8 +27,16 @@ fn assert_tensors(settings: &Settings, golden: &serde_json::Value) {
 #[test]
 fn tensors_equal_the_two_step_ways() {
     let goldens = json("tests/fixtures/reference/two-step-tensors.json");
-    for file_type in ["BF16", "F16", "Q8_0", "Q4_0", "Q4_K_M"] {
-        assert_tensors(&settings(file_type.parse().unwrap()), &goldens[file_type]);
+    let file = "tests/fixtures/reference/imatrix.gguf";
+    let imatrix = Arc::new(Imatrix::open(Path::new(file)).unwrap());
+    for (name, golden) in goldens.as_object().unwrap() {
+        let file_type = name.trim_end_matches("+imatrix");
+        let mut settings = settings(file_type.parse().unwrap());
+        if file_type != name {
+            settings.recipe.imatrix = true;
+            settings.importance = Some(Importance { imatrix: imatrix.clone(), file: file.into() });
+        }
+        assert_tensors(&settings, golden);
     }
 }
 

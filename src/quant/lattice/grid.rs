@@ -11,6 +11,8 @@ use std::sync::OnceLock;
 pub(super) struct Grid<const D: usize> {
     /// Codes of each point.
     pub codes: Vec<[u8; D]>,
+    /// How many codes there are.
+    pub n_codes: u8,
     /// Point of each combination of codes, or `!start` of its list in `neighbours`.
     map: Vec<i32>,
     /// Lists, each a length and as many points.
@@ -56,7 +58,7 @@ impl<const D: usize> Grid<D> {
             neighbours.push(end as u16);
             neighbours.extend(order[..end].iter().map(|&(_, i)| i));
         }
-        Self { codes, map, neighbours }
+        Self { codes, n_codes, map, neighbours }
     }
 
     fn unpack(packed: usize) -> [u8; D] {

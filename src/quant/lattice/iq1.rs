@@ -15,6 +15,7 @@ use super::iq2::largest;
 use super::magnitudes::scale_code;
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::search::sum_squares;
+use std::cmp::Ordering;
 
 const N: usize = 256;
 const DELTA: f32 = 0.125;
@@ -30,19 +31,10 @@ fn largest_magnitude(x: &[f32]) -> f32 {
 /// promises no order of equal values; glibc's, which made the published files, is stable.
 fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
     let mut order: [u8; G] = std::array::from_fn(|i| i as u8);
-    order.sort_by(|&a, &b| x[usize::from(a)].total_cmp_or_equal(x[usize::from(b)]));
+    // By value, so that both zeros are equal; the values are finite.
+    let value = |&i: &u8| x[usize::from(i)];
+    order.sort_by(|a, b| value(a).partial_cmp(&value(b)).unwrap_or(Ordering::Equal));
     order
-}
-
-trait CompareValues {
-    fn total_cmp_or_equal(self, other: Self) -> std::cmp::Ordering;
-}
-
-impl CompareValues for f32 {
-    /// By value, so that both zeros are equal.
-    fn total_cmp_or_equal(self, other: Self) -> std::cmp::Ordering {
-        self.partial_cmp(&other).unwrap_or(std::cmp::Ordering::Equal)
-    }
 }
 
 /// Codes 0, 1, 2 for the values before, between and after two places in ascending order.

@@ -44,16 +44,16 @@ pub(in crate::quant) fn encode_iq2_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut 
             if max <= 0.0 {
                 continue;
             }
-            let candidates = Candidates { base: 5.0, step: 0.1, n: 6 };
+            let candidates = Candidates { base: 5.0, step: 0.1, n: 6, max };
             let mut points = [0u16; 4];
-            let scale = group.search(grid, 3, &candidates, max, first, Refine::Always, &mut points);
+            let scale = group.search(grid, &candidates, first, Refine::Always, &mut points);
             if scale < 0.0 {
                 group.flip(127);
             }
             scales[g] = scale.abs();
-            for k in 0..4 {
-                words[2 * g] |= u32::from(points[k]) << (8 * k);
-                words[2 * g + 1] |= u32::from(group.signs[k]) << (7 * k);
+            for (k, (point, signs)) in points.into_iter().zip(group.signs).enumerate() {
+                words[2 * g] |= u32::from(point) << (8 * k);
+                words[2 * g + 1] |= u32::from(signs) << (7 * k);
             }
         }
         let max_scale = largest(&scales);
@@ -79,8 +79,8 @@ pub(super) fn largest(scales: &[f32]) -> f32 {
 /// One value for each point of a group of two.
 fn pair(grid: &Grid<8>, group: &mut Group, mask: u8, points: &mut [u16; 2]) -> f32 {
     let max = group.max();
-    let candidates = Candidates { base: 5.0, step: 0.1, n: 9 };
-    let scale = group.search(grid, 3, &candidates, max, max / 5.0, Refine::OffGrid, points);
+    let candidates = Candidates { base: 5.0, step: 0.1, n: 9, max };
+    let scale = group.search(grid, &candidates, max / 5.0, Refine::OffGrid, points);
     if scale < 0.0 {
         group.flip(mask);
     }
@@ -109,8 +109,8 @@ pub(in crate::quant) fn encode_iq2_xs(x: &[f32], qw: Option<&[f32]>, out: &mut [
             }
             let mut points = [0u16; 2];
             scales[g] = pair(grid, &mut group, 127, &mut points);
-            for k in 0..2 {
-                words[2 * g + k] = points[k] | u16::from(group.signs[k]) << 9;
+            for (k, (point, signs)) in points.into_iter().zip(group.signs).enumerate() {
+                words[2 * g + k] = point | u16::from(signs) << 9;
             }
         }
         let max_scale = largest(&scales);
@@ -140,11 +140,10 @@ pub(in crate::quant) fn encode_iq2_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             }
             let mut points = [0u16; 2];
             scales[g] = pair(grid, &mut group, 255, &mut points);
-            for k in 0..2 {
-                let p = 2 * g + k;
-                out[2 + p] = points[k] as u8;
-                out[66 + p / 4] |= ((points[k] >> 8) as u8) << (2 * (p % 4));
-                out[34 + p] = group.signs[k];
+            for (p, (point, signs)) in (2 * g..).zip(points.into_iter().zip(group.signs)) {
+                out[2 + p] = point as u8;
+                out[66 + p / 4] |= ((point >> 8) as u8) << (2 * (p % 4));
+                out[34 + p] = signs;
             }
         }
         let max_scale = largest(&scales);

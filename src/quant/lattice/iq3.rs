@@ -43,10 +43,9 @@ pub(in crate::quant) fn encode_iq3_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut 
             if max < 1e-8 {
                 continue;
             }
-            let candidates = Candidates { base: 15.0, step: 0.2, n: 15 };
+            let candidates = Candidates { base: 15.0, step: 0.2, n: 15, max };
             let points = &mut all[8 * g..8 * g + 8];
-            let scale =
-                group.search(grid, 8, &candidates, max, max / 15.0, Refine::OffGrid, points);
+            let scale = group.search(grid, &candidates, max / 15.0, Refine::OffGrid, points);
             if scale < 0.0 {
                 group.flip(127);
             }
@@ -88,10 +87,10 @@ pub(in crate::quant) fn encode_iq3_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             if max == 0.0 {
                 continue;
             }
-            let candidates = Candidates { base: 15.0, step: 0.2, n: 9 };
+            let candidates = Candidates { base: 15.0, step: 0.2, n: 9, max };
             let mut points = [0u16; 8];
             let refine = Refine::AllIfOffGrid;
-            let scale = group.search(grid, 8, &candidates, max, max / 15.0, refine, &mut points);
+            let scale = group.search(grid, &candidates, max / 15.0, refine, &mut points);
             if scale < 0.0 {
                 group.flip(255);
             }

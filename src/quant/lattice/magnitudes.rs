@@ -26,6 +26,7 @@ pub(super) struct Candidates {
     pub base: f32,
     pub step: f32,
     pub n: i32,
+    pub max: f32,
 }
 
 /// Which points are chosen anew for the best scale in the end.
@@ -81,9 +82,7 @@ impl Group {
     pub fn search<const D: usize>(
         &self,
         grid: &Grid<D>,
-        n_codes: i32,
         candidates: &Candidates,
-        max: f32,
         mut scale: f32,
         refine: Refine,
         points: &mut [u16],
@@ -95,9 +94,9 @@ impl Group {
         let trial = &mut trial[..points.len()];
         let mut trial_on_grid = [true; MAX_POINTS];
         for i in -candidates.n..=candidates.n {
-            let id = (candidates.base + i as f32 * candidates.step) / max;
+            let id = (candidates.base + i as f32 * candidates.step) / candidates.max;
             for (k, point) in trial.iter_mut().enumerate() {
-                (*point, trial_on_grid[k]) = self.point(grid, n_codes, k, id, 1.0 / id);
+                (*point, trial_on_grid[k]) = self.point(grid, k, id, 1.0 / id);
             }
             let (sumqx, sumq2) = self.sums(grid, trial);
             if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
@@ -111,7 +110,7 @@ impl Group {
         if (refine == Refine::Always || off_grid) && scale > 0.0 {
             for (k, point) in points.iter_mut().enumerate() {
                 if refine != Refine::OffGrid || !on_grid[k] {
-                    *point = self.point(grid, n_codes, k, 1.0 / scale, scale).0;
+                    *point = self.point(grid, k, 1.0 / scale, scale).0;
                 }
             }
             let (sumqx, sumq2) = self.sums(grid, points);
@@ -124,18 +123,11 @@ impl Group {
 
     /// The point for the `k`th `D` values at a scale, and whether their codes are one.
     #[inline(always)]
-    fn point<const D: usize>(
-        &self,
-        grid: &Grid<D>,
-        n_codes: i32,
-        k: usize,
-        id: f32,
-        scale: f32,
-    ) -> (u16, bool) {
+    fn point<const D: usize>(&self, grid: &Grid<D>, k: usize, id: f32, scale: f32) -> (u16, bool) {
         let x = &self.x[D * k..D * k + D];
-        let codes: [u8; D] = std::array::from_fn(|i| {
-            nearest_int(0.5 * (id * x[i] - 1.0)).clamp(0, n_codes - 1) as u8
-        });
+        let last = i32::from(grid.n_codes) - 1;
+        let codes: [u8; D] =
+            std::array::from_fn(|i| nearest_int(0.5 * (id * x[i] - 1.0)).clamp(0, last) as u8);
         match grid.find(codes) {
             Ok(point) => (point, true),
             Err(around) => {
