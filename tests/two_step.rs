@@ -6,6 +6,7 @@ use common::{convert, hashes, json, settings};
 use requant::convert::{Importance, Intermediate, Settings};
 use requant::gguf::{GgufFile, Value};
 use requant::imatrix::Imatrix;
+use requant::quant::Simd;
 use requant::recipe::FileType;
 use std::path::Path;
 use std::sync::Arc;
@@ -76,4 +77,18 @@ fn metadata_equals_the_reference_converters() {
         m.iter().map(|(key, value)| (key.to_owned(), value.clone())).collect()
     };
     assert_eq!(list(file.metadata()), list(&expected));
+}
+
+#[test]
+fn instructions_do_not_change_a_byte() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = |simd: Simd| {
+        let output = dir.path().join(simd.name());
+        convert(&Settings { simd, check: true, ..settings(FileType::Q4_K_M) }, &output);
+        std::fs::read(output).unwrap()
+    };
+    let portable = file(Simd::Portable);
+    for simd in Simd::ALL.into_iter().filter(|level| level.is_supported()) {
+        assert!(file(simd) == portable, "{simd}");
+    }
 }

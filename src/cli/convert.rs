@@ -95,6 +95,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         threads: threads(args.threads.map(usize::from)),
         importance,
         allow_requantize: false,
+        simd: args.recipe.simd(),
+        check: args.recipe.check,
     };
     let plan = Plan::of_checkpoint(&model, &settings)?;
     // The text is read first: a typo in its name should not cost a conversion.

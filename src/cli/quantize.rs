@@ -52,6 +52,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         threads: threads(args.threads.map(usize::from)),
         importance,
         allow_requantize: args.allow_requantize,
+        simd: args.recipe.simd(),
+        check: args.recipe.check,
     };
     let plan = Plan::of_gguf(&source, &settings)?;
     if !args.quiet {

@@ -3,7 +3,7 @@
 use super::units;
 use crate::convert::{Importance, Plan};
 use crate::imatrix::Imatrix;
-use crate::quant::QuantType;
+use crate::quant::{QuantType, Simd, UnknownSimd};
 use crate::recipe::{Options, Reason};
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -33,6 +33,21 @@ pub struct Args {
     /// Type of token_embd.weight
     #[arg(long, value_name = "TYPE")]
     token_embedding_type: Option<QuantType>,
+    /// Look over every block after it is made, and fail where a scale has overflowed
+    #[arg(long)]
+    pub check: bool,
+    /// Instructions to quantize with: portable, avx2, avx512 or neon. The bytes are the same
+    /// [default: the best of this machine]
+    #[arg(long, value_name = "LEVEL", env = "REQUANT_SIMD", value_parser = simd)]
+    simd: Option<Simd>,
+}
+
+fn simd(name: &str) -> Result<Simd, String> {
+    let level: Simd = name.parse().map_err(|error: UnknownSimd| error.to_string())?;
+    match level.is_supported() {
+        true => Ok(level),
+        false => Err(format!("this machine has no {level}")),
+    }
 }
 
 impl Args {
@@ -49,6 +64,11 @@ impl Args {
         let file = path.to_string_lossy().into_owned();
         let imatrix = Arc::new(imatrix);
         Ok((!imatrix.entries.is_empty()).then_some(Importance { imatrix, file }))
+    }
+
+    /// The instructions to use.
+    pub fn simd(&self) -> Simd {
+        self.simd.unwrap_or_else(Simd::detect)
     }
 
     /// The options as the library takes them.

@@ -6,7 +6,7 @@ use super::settings::{Intermediate, Settings};
 use crate::gguf::{Layout, Metadata, Writer};
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
-use crate::quant::QuantType;
+use crate::quant::{QuantType, Simd};
 use crate::recipe::{self, Assignment, Facts, Reason, Shape};
 use crate::source::{Dtype, GgufSource, Source};
 use std::path::Path;
@@ -50,6 +50,8 @@ pub struct Plan {
     pub(super) layout: Layout,
     pub(super) threads: usize,
     pub(super) imatrix: Option<Arc<Imatrix>>,
+    pub(super) simd: Simd,
+    pub(super) check: bool,
 }
 
 /// Elements that a worker reads, quantizes and writes at a time, unless a single row is longer.
@@ -138,7 +140,8 @@ impl Plan {
         let infos = tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.ty));
         let layout = Layout::new(&metadata, infos)?;
         let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
-        Ok(Self { tensors, metadata, layout, threads: settings.threads.max(1), imatrix })
+        let (threads, simd, check) = (settings.threads.max(1), settings.simd, settings.check);
+        Ok(Self { tensors, metadata, layout, threads, imatrix, simd, check })
     }
 
     /// The tensors in the order of the file.

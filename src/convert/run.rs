@@ -5,7 +5,6 @@
 use super::error::ConvertError;
 use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
 use crate::gguf::Writer;
-use crate::imatrix::Imatrix;
 use crate::monitor::Monitor;
 use crate::quant::{QuantError, QuantType, float};
 use crate::source::Source;
@@ -38,7 +37,7 @@ impl Plan {
                     let mut worker = Worker {
                         source,
                         writer: &writer,
-                        imatrix: self.imatrix.as_deref(),
+                        plan: self,
                         weights: Vec::new(),
                         bytes: Vec::new(),
                     };
@@ -96,7 +95,7 @@ impl Plan {
 struct Worker<'a> {
     source: &'a dyn Source,
     writer: &'a Writer,
-    imatrix: Option<&'a Imatrix>,
+    plan: &'a Plan,
     weights: Vec<f32>,
     bytes: Vec<u8>,
 }
@@ -143,7 +142,7 @@ impl Worker<'_> {
             float::round_to_bf16(&mut self.weights);
         }
         // Every matrix of a stack has an importance of its own.
-        let imatrix = self.imatrix.filter(|_| tensor.weighed);
+        let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
         let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
         let mut first = 0;
         while first < n_rows {
@@ -160,9 +159,12 @@ impl Worker<'_> {
             let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
             tensor
                 .ty
-                .encode_rows(weights, n_per_row, importance, bytes)
+                .encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
                 .map_err(|error| encode_error(shift_row(error, first as u64)))?;
             first = next;
+        }
+        if self.plan.check {
+            tensor.ty.validate_rows(&self.bytes, n_per_row).map_err(encode_error)?;
         }
         self.writer.write_at(index, at, &self.bytes)?;
         self.source.release(tensor.source, rows);

@@ -1,6 +1,7 @@
 //! What is asked of a conversion.
 
 use crate::imatrix::Imatrix;
+use crate::quant::Simd;
 use crate::recipe::{self, FileType};
 use std::sync::Arc;
 
@@ -32,6 +33,11 @@ pub struct Settings {
     pub importance: Option<Importance>,
     /// Whether tensors that are quantized already may be quantized again.
     pub allow_requantize: bool,
+    /// The instructions to quantize with; they change the speed alone.
+    pub simd: Simd,
+    /// Whether blocks are looked over after they are made, as llama-quantize does: a scale that
+    /// overflowed is then an error.
+    pub check: bool,
 }
 
 /// An importance matrix and the name that the output's metadata gives as its origin.

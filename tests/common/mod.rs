@@ -4,6 +4,7 @@
 use requant::convert::{Intermediate, Plan, Settings};
 use requant::gguf::GgufFile;
 use requant::model::{CheckpointModel, Mtp};
+use requant::quant::Simd;
 use requant::recipe::{FileType, Options};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -20,6 +21,8 @@ pub fn settings(file_type: FileType) -> Settings {
         threads: 2,
         importance: None,
         allow_requantize: false,
+        simd: Simd::detect(),
+        check: false,
     }
 }
 

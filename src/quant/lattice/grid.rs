@@ -7,6 +7,9 @@
 use super::points;
 use std::sync::OnceLock;
 
+/// Most codes of a coordinate.
+pub(super) const MAX_CODES: usize = 8;
+
 /// A lattice in `D` dimensions.
 pub(super) struct Grid<const D: usize> {
     /// Codes of each point.
@@ -31,32 +34,29 @@ impl<const D: usize> Grid<D> {
             map[usize::from(point)] = i as i32;
         }
         let mut neighbours = Vec::new();
-        let mut order: Vec<(i32, u16)> = Vec::with_capacity(codes.len());
+        let mut distances: Vec<u16> = Vec::with_capacity(codes.len());
         for (packed, place) in map.iter_mut().enumerate() {
-            let wanted = Self::unpack(packed);
+            let wanted: [u8; D] = Self::unpack(packed);
             // Combinations with codes that do not exist are never asked for.
             if *place != i32::MAX || wanted.iter().any(|&c| c >= n_codes) {
                 continue;
             }
-            order.clear();
-            order.extend(codes.iter().zip(0..).map(|(point, i)| {
-                // Values are 2·code + 1, so distances between them are twice as far.
-                let apart = |(&a, b): (&u8, u8)| 4 * (i32::from(a) - i32::from(b)).pow(2);
-                (point.iter().zip(wanted).map(apart).sum::<i32>(), i)
+            distances.clear();
+            distances.extend(codes.iter().map(|point| {
+                let apart = |(&a, b): (&u8, u8)| u16::from(a.abs_diff(b)).pow(2);
+                point.iter().zip(wanted).map(apart).sum::<u16>()
             }));
-            order.sort_unstable();
-            let mut distances = 1;
-            let mut end = order.len();
-            for (i, pair) in order.windows(2).enumerate() {
-                distances += usize::from(pair[1].0 > pair[0].0);
-                if distances > n_distances {
-                    end = i + 1;
-                    break;
-                }
+            let start = neighbours.len();
+            *place = !(start as i32);
+            neighbours.push(0);
+            let mut nearest = distances.iter().copied().min();
+            for _ in 0..n_distances {
+                let Some(distance) = nearest else { break };
+                let at = distances.iter().zip(0u16..).filter(|&(&d, _)| d == distance);
+                neighbours.extend(at.map(|(_, i)| i));
+                nearest = distances.iter().copied().filter(|&d| d > distance).min();
             }
-            *place = !(neighbours.len() as i32);
-            neighbours.push(end as u16);
-            neighbours.extend(order[..end].iter().map(|&(_, i)| i));
+            neighbours[start] = (neighbours.len() - start - 1) as u16;
         }
         Self { codes, n_codes, map, neighbours }
     }
@@ -66,6 +66,7 @@ impl<const D: usize> Grid<D> {
     }
 
     /// The point with these codes, or the points around them.
+    #[inline(always)]
     pub fn find(&self, codes: [u8; D]) -> Result<u16, &[u16]> {
         let packed = codes.iter().rev().fold(0, |packed, &c| packed << Self::BITS | usize::from(c));
         let place = self.map[packed];
@@ -77,26 +78,34 @@ impl<const D: usize> Grid<D> {
         Err(&self.neighbours[start + 1..start + 1 + length])
     }
 
-    /// Of some points the one for which the sum of `w · (scale · value(code) - x)²` is smallest,
+    /// Of some points the one for which the sum of `w · (scale · values[code] - x)²` is smallest,
     /// the first of equals (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`,
     /// `iq1_find_best_neighbour2`).
     #[inline(always)]
     pub fn nearest(
         &self,
         among: &[u16],
-        value: impl Fn(u8) -> f32,
+        values: &[f32; MAX_CODES],
         scale: f32,
         x: &[f32],
         w: &[f32],
     ) -> u16 {
+        // A coordinate's term depends on its code alone, so every term there can be is made once and
+        // each distance is their sum, in the reference's order.
+        let terms: [[f32; MAX_CODES]; D] = std::array::from_fn(|i| {
+            values.map(|value| {
+                let diff = scale * value - x[i];
+                w[i] * diff * diff
+            })
+        });
         let mut best = f32::MAX;
         // No distance below the largest number: then nothing the reference would survive.
         let mut point = among[0];
         for &candidate in among {
+            let codes = &self.codes[usize::from(candidate)];
             let mut distance = 0f32;
-            for ((&c, &x), &w) in self.codes[usize::from(candidate)].iter().zip(x).zip(w) {
-                let diff = scale * value(c) - x;
-                distance += w * diff * diff;
+            for (terms, &code) in terms.iter().zip(codes) {
+                distance += terms[usize::from(code) % MAX_CODES];
             }
             if distance < best {
                 best = distance;

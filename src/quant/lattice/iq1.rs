@@ -48,6 +48,7 @@ fn split<const G: usize>(order: &[u8; G], first: usize, second: usize) -> [u8; G
 
 /// Points for the codes of a group, each eight with their values of the codes; and the scale that
 /// fits the points, where some codes are none.
+#[inline(always)]
 fn settle<const G: usize>(
     grid: &Grid<8>,
     codes: &[u8; G],
@@ -63,8 +64,9 @@ fn settle<const G: usize>(
         let of_point = std::array::from_fn(|i| codes[8 * k + i]);
         *point = grid.find(of_point).unwrap_or_else(|around| {
             all_on_grid = false;
-            let value = |code: u8| shifts(k)[usize::from(code)];
-            grid.nearest(around, value, scale, &x[at.clone()], &w[at])
+            let [a, b, c] = *shifts(k);
+            let values = [a, b, c, 0.0, 0.0, 0.0, 0.0, 0.0];
+            grid.nearest(around, &values, scale, &x[at.clone()], &w[at])
         });
     }
     if all_on_grid {
@@ -90,6 +92,7 @@ fn three_squares(parts: [f32; 3], [a, b, c]: [f32; 3]) -> f32 {
     parts[0] * a * a + parts[1] * b * b + parts[2] * c * c
 }
 
+#[inline(always)]
 pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq1();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(50)).enumerate() {
@@ -144,6 +147,7 @@ pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
 
 /// Scale, places and direction of the shift that minimise the weighted squared error over all ways
 /// to split the ascending values in three.
+#[inline(always)]
 fn best_split(x: &[f32], w: &[f32; 32], order: &[u8; 32]) -> Option<(f32, usize, usize, bool)> {
     let (mut sum_x, mut sum_w) = ([0f32; 33], [0f32; 33]);
     for (place, &i) in order.iter().enumerate() {
@@ -181,6 +185,7 @@ fn shift_of(pair: usize, half: usize) -> &'static [f32; 3] {
 /// The bits in `qh` of each pair of shifts.
 const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
 
+#[inline(always)]
 pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq1();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(56)).enumerate() {
@@ -257,6 +262,7 @@ pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u
 }
 
 /// As [`best_split`], with a shift for each half of the group; sums are kept for the halves apart.
+#[inline(always)]
 fn best_split_of_two(
     x: &[f32],
     w: &[f32; 16],
@@ -300,12 +306,14 @@ fn best_split_of_two(
 }
 
 /// Writes the eight values of a point.
+#[inline(always)]
 fn values(grid: &Grid<8>, point: usize, scale: f32, delta: f32, out: &mut [f32]) {
     for (v, &code) in out.iter_mut().zip(&grid.codes[point]) {
         *v = scale * (f32::from(code) - 1.0 + delta);
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq1_s(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq1();
     for (b, out) in bytes.chunks_exact(50).zip(out.chunks_exact_mut(N)) {
@@ -321,6 +329,7 @@ pub(in crate::quant) fn decode_iq1_s(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq1_m(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq1();
     for (b, out) in bytes.chunks_exact(56).zip(out.chunks_exact_mut(N)) {

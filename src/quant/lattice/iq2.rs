@@ -26,6 +26,7 @@ fn weigh(qw: Option<&[f32]>, sigma2: f32, otherwise: f32) -> impl Fn(usize, f32)
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn encode_iq2_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xxs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(66)).enumerate() {
@@ -77,6 +78,7 @@ pub(super) fn largest(scales: &[f32]) -> f32 {
 }
 
 /// One value for each point of a group of two.
+#[inline(always)]
 fn pair(grid: &Grid<8>, group: &mut Group, mask: u8, points: &mut [u16; 2]) -> f32 {
     let max = group.max();
     let candidates = Candidates { base: 5.0, step: 0.1, n: 9, max };
@@ -94,6 +96,7 @@ fn pack_scales(id: f32, scales: &[f32; 16], out: &mut [u8]) {
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn encode_iq2_xs(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(74)).enumerate() {
@@ -126,6 +129,7 @@ pub(in crate::quant) fn encode_iq2_xs(x: &[f32], qw: Option<&[f32]>, out: &mut [
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn encode_iq2_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_s();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(82)).enumerate() {
@@ -157,6 +161,7 @@ pub(in crate::quant) fn encode_iq2_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
 }
 
 /// Writes the eight values of a point.
+#[inline(always)]
 fn values(grid: &Grid<8>, point: usize, signs: u8, scale: f32, out: &mut [f32]) {
     for (i, (v, &code)) in out.iter_mut().zip(&grid.codes[point]).enumerate() {
         *v = signed(scale * VALUES[usize::from(code)], signs, i);
@@ -173,6 +178,7 @@ fn nibble(scales: &[u8], p: usize) -> u8 {
     scales[p / 4] >> (4 * (p / 2 % 2)) & 15
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq2_xxs(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq2_xxs();
     for (b, out) in bytes.chunks_exact(66).zip(out.chunks_exact_mut(N)) {
@@ -187,6 +193,7 @@ pub(in crate::quant) fn decode_iq2_xxs(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq2_xs(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq2_xs();
     for (b, out) in bytes.chunks_exact(74).zip(out.chunks_exact_mut(N)) {
@@ -199,6 +206,7 @@ pub(in crate::quant) fn decode_iq2_xs(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq2_s(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq2_s();
     for (b, out) in bytes.chunks_exact(82).zip(out.chunks_exact_mut(N)) {

@@ -28,6 +28,7 @@ fn weigh(qw: Option<&[f32]>, sigma2: f32) -> impl Fn(usize, f32) -> f32 {
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn encode_iq3_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_xxs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(98)).enumerate() {
@@ -73,6 +74,7 @@ pub(in crate::quant) fn encode_iq3_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut 
 /// A group of zeros leaves no gap among the points and signs: those of the groups after it move
 /// up, while `qh` and scales stay in place. So the reference does, and such super-blocks decode to
 /// other values than they should.
+#[inline(always)]
 pub(in crate::quant) fn encode_iq3_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_s();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(110)).enumerate() {
@@ -115,6 +117,7 @@ pub(in crate::quant) fn encode_iq3_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
 }
 
 /// Writes eight values from two points.
+#[inline(always)]
 fn values(
     grid: &Grid<4>,
     points: [usize; 2],
@@ -129,6 +132,7 @@ fn values(
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq3_xxs(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq3_xxs();
     for (b, out) in bytes.chunks_exact(98).zip(out.chunks_exact_mut(N)) {
@@ -145,6 +149,7 @@ pub(in crate::quant) fn decode_iq3_xxs(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+#[inline(always)]
 pub(in crate::quant) fn decode_iq3_s(bytes: &[u8], out: &mut [f32]) {
     let grid = grid::iq3_s();
     for (b, out) in bytes.chunks_exact(110).zip(out.chunks_exact_mut(N)) {

@@ -10,7 +10,7 @@ mod tests {
     use requant::convert::{Intermediate, Plan, Settings};
     use requant::gguf::{Array, GgufFile, Value};
     use requant::model::{CheckpointModel, Mtp};
-    use requant::quant::QuantType;
+    use requant::quant::{QuantType, Simd};
     use requant::recipe::{FileType, Options};
     use std::io::{BufReader, Read};
     use std::path::Path;
@@ -41,6 +41,8 @@ mod tests {
                 threads: 2,
                 importance: None,
                 allow_requantize: false,
+                simd: Simd::detect(),
+                check: true,
             };
             let path = dir.path().join(file_type.to_string());
             let plan = Plan::of_checkpoint(&model, &settings).unwrap();

@@ -1,0 +1,62 @@
+#!/usr/bin/env python3
+"""Times `requant quantize` against llama-quantize, type by type, on the same BF16 file in the page
+cache, in turn, and prints a Markdown table of user-visible seconds.
+
+    benches/against_reference.py LLAMA_BIN [--requant target/release/requant] [--weights 16]
+                                 [--threads 1] [--runs 3] [--simd LEVEL] [--types Q4_K,...]
+
+LLAMA_BIN is the folder of llama.cpp's built tools. Needs the `gguf` package. The input has rows of
+7168 and of 2048, half the weights each; every figure is the least of the runs, process start and
+writing included. Run it on an otherwise idle machine.
+"""
+import argparse, os, subprocess, tempfile, time
+import gguf, numpy as np
+p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+p.add_argument("bin"); p.add_argument("--requant", default="target/release/requant")
+p.add_argument("--weights", type=int, default=16, help="millions"); p.add_argument("--threads", default="1")
+p.add_argument("--runs", type=int, default=3); p.add_argument("--simd"); p.add_argument("--types")
+a = p.parse_args()
+PLAIN = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K TQ1_0 TQ2_0".split()
+WEIGHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS IQ3_XXS IQ3_S IQ2_XXS IQ2_XS IQ2_M IQ1_S IQ1_M".split()
+rng = np.random.default_rng(1)
+
+def model(path):
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_block_count(1); w.add_context_length(512); w.add_embedding_length(7168); w.add_feed_forward_length(2048)
+    w.add_head_count(56); w.add_layer_norm_rms_eps(1e-6); w.add_vocab_size(32); w.add_file_type(32)
+    for name, width in [("ffn_gate", 7168), ("ffn_down", 2048)]:
+        rows = a.weights * 500_000 // width
+        x = rng.standard_normal((rows, width), dtype=np.float32) * 0.02
+        w.add_tensor(f"blk.0.{name}.weight", gguf.quants.quantize(x, gguf.GGMLQuantizationType.BF16), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+
+def importances(path):
+    w = gguf.GGUFWriter(path, "")
+    w.kv_data[0].clear()
+    w.add_string("general.type", "imatrix"); w.add_array("imatrix.datasets", ["noise"])
+    w.add_uint32("imatrix.chunk_count", 1); w.add_uint32("imatrix.chunk_size", 512)
+    for name, width in [("ffn_down", 2048), ("ffn_gate", 7168)]:
+        w.add_tensor(f"blk.0.{name}.weight.in_sum2", rng.random(width, dtype=np.float32) * 100 + 1)
+        w.add_tensor(f"blk.0.{name}.weight.counts", np.array([100], np.float32))
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+
+def seconds(command):
+    start = time.perf_counter()
+    subprocess.run(command, check=True, capture_output=True)
+    return time.perf_counter() - start
+
+with tempfile.TemporaryDirectory() as tmp:
+    source, matrix, theirs, ours = (f"{tmp}/{n}" for n in ["in.gguf", "imatrix.gguf", "theirs.gguf", "ours.gguf"])
+    model(source); importances(matrix)
+    print("| type | importances | llama-quantize | requant | ratio |\n|---|---|---|---|---|")
+    for weighed, kinds in [(False, PLAIN), (True, WEIGHED)]:
+        for kind in kinds:
+            if a.types and kind not in a.types.split(","): continue
+            options = ["--imatrix", matrix] if weighed else []
+            best = [1e9, 1e9]
+            for _ in range(a.runs):
+                best[0] = min(best[0], seconds([f"{a.bin}/llama-quantize", "--pure", *options, source, theirs, kind, a.threads]))
+                simd = ["--simd", a.simd] if a.simd else []
+                best[1] = min(best[1], seconds([a.requant, "quantize", source, ours, kind, "--pure", *options, *simd, "--threads", a.threads, "-q", "-f"]))
+            assert open(theirs, "rb").read() == open(ours, "rb").read(), f"{kind}: the files differ"
+            print(f"| {kind} | {'yes' if weighed else 'no'} | {best[0]:.2f} s | {best[1]:.2f} s | {best[0] / best[1]:.1f} |", flush=True)
