@@ -47,6 +47,12 @@ impl Pre {
     /// The pre-tokenizer of this name.
     #[cfg(feature = "eval")]
     pub fn named(name: &str) -> Option<&'static Self> {
+        // Other names that llama.cpp has for the same rules.
+        let name = match name {
+            "joyai-llm" | "hunyuan-dense" => "deepseek-v3",
+            "llama3" | "llama-v3" => "llama-bpe",
+            other => other,
+        };
         KNOWN.iter().find(|pre| pre.name == name)
     }
 
