@@ -130,6 +130,7 @@ fn configurations_at_odds_with_the_tensors_are_refused() {
     refused(&with_config("n_routed_experts", 8.into()), &["mlp.gate.weight", "[8, 256]"]);
     refused(&with_config("num_hidden_layers", 200_000_000.into()), &["is missing"]);
     refused(&with_config("hidden_size", 1_000_000_000_000u64.into()), &["`hidden_size`"]);
+    refused(&with_config("v_head_dim", 0.into()), &["`v_head_dim` is 0", "positive"]);
     refused(&with_config("vocab_size", (-1).into()), &["`vocab_size` is -1"]);
     refused(&with_config("q_lora_rank", Value::Null), &["self_attn.q_proj.weight` is missing"]);
     refused(&with_config("architectures", serde_json::json!(["Other"])), &["`Other`"]);

@@ -65,9 +65,10 @@ impl Config {
             .transpose()
     }
 
-    /// A required count.
+    /// A required count, at least 1.
     pub fn u32(&self, key: &str) -> Result<u32, ModelError> {
-        self.u32_opt(key)?.ok_or_else(|| self.bad(key, "a whole number"))
+        let count = self.u32_opt(key)?.filter(|&n| n > 0);
+        count.ok_or_else(|| self.bad(key, "a positive whole number"))
     }
 
     /// A count that the model class has a default for. An explicit null stays `None`.
