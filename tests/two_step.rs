@@ -88,7 +88,8 @@ fn instructions_do_not_change_a_byte() {
         std::fs::read(output).unwrap()
     };
     let portable = file(Simd::Portable);
-    for simd in Simd::ALL.into_iter().filter(|level| level.is_supported()) {
+    let others = Simd::ALL.into_iter().filter(|level| *level != Simd::Portable);
+    for simd in others.filter(|level| level.is_supported()) {
         assert!(file(simd) == portable, "{simd}");
     }
 }
