@@ -23,7 +23,8 @@ impl QuantType {
     /// QuantType::Q4_K.encode_rows(&row, 256, None, &mut bytes)?;
     /// let mut back = vec![0.0; 256];
     /// QuantType::Q4_K.decode_rows(&bytes, 256, &mut back)?;
-    /// assert!(row.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.05));
+    /// // 16 codes from 0 to 2 are 2/15 apart; half of that, and a little for the 6-bit scale.
+    /// assert!(row.iter().zip(&back).all(|(a, b)| (a - b).abs() < 0.08));
     /// # Ok::<(), requant::quant::QuantError>(())
     /// ```
     ///
