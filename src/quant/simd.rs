@@ -124,7 +124,7 @@ macro_rules! kernels {
             Q1_0 ternary encode_q1_0 decode_q1_0,
             Q2_0 ternary encode_q2_0 decode_q2_0,
             MXFP4 fp4 encode_mxfp4 decode_mxfp4,
-            NVFP4 fp4 encode_nvfp4 decode_nvfp4;
+            NVFP4 fp4 encode_nvfp4 decode_nvfp4,
             IQ1_S iq1 encode_iq1_s decode_iq1_s,
             IQ1_M iq1 encode_iq1_m decode_iq1_m,
             IQ2_XXS iq2 encode_iq2_xxs decode_iq2_xxs,
@@ -134,8 +134,7 @@ macro_rules! kernels {
             IQ3_S iq3 encode_iq3_s decode_iq3_s);
     };
     (@ $name:ident, $attribute:meta, $search:ty,
-     $($ty:ident $module:ident $encode:ident $decode:ident),*;
-     $($lattice:ident $of:ident $encode_lattice:ident $decode_lattice:ident),*) => {
+     $($ty:ident $module:ident $encode:ident $decode:ident),*) => {
         fn $name(ty: QuantType) -> Option<Kernels> {
             match ty {
                 $(QuantType::$ty => {
@@ -146,18 +145,6 @@ macro_rules! kernels {
                     #[$attribute]
                     fn decode(bytes: &[u8], out: &mut [f32]) {
                         $module::$decode(bytes, out);
-                    }
-                    Some(Kernels { encode, decode })
-                })*
-                // Their searches are not written over lanes.
-                $(QuantType::$lattice => {
-                    #[$attribute]
-                    fn encode(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-                        $of::$encode_lattice(x, qw, out);
-                    }
-                    #[$attribute]
-                    fn decode(bytes: &[u8], out: &mut [f32]) {
-                        $of::$decode_lattice(bytes, out);
                     }
                     Some(Kernels { encode, decode })
                 })*

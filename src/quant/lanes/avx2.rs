@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::Lanes;
+use super::{Eight, Lanes};
 
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Avx2(__m256);
@@ -14,6 +14,7 @@ super::operators!(Avx2: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _m
 // and the slices are checked to hold the lanes read or written.
 impl Lanes for Avx2 {
     type Mask = __m256;
+    type Eight = Self;
     const WIDTH: usize = 8;
 
     #[inline(always)]
@@ -96,5 +97,64 @@ impl Lanes for Avx2 {
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         // SAFETY: the features are there, see above.
         Self(unsafe { _mm256_blendv_ps(no.0, yes.0, mask) })
+    }
+}
+
+impl Eight for Avx2 {
+    type Codes = __m256i;
+
+    #[inline(always)]
+    fn codes(from: &[u16]) -> Self::Codes {
+        let from = &from[..8];
+        // SAFETY: in bounds, as just checked.
+        unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn lookup(self, codes: Self::Codes, shift: usize) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe {
+            let codes = _mm256_srl_epi32(codes, _mm_cvtsi32_si128(shift as i32));
+            _mm256_permutevar8x32_ps(self.0, codes)
+        })
+    }
+    #[inline(always)]
+    fn pick(mask: Self::Mask, yes: Self::Codes, no: Self::Codes) -> Self::Codes {
+        // SAFETY: the features are there, see above.
+        unsafe { _mm256_blendv_epi8(no, yes, _mm256_castps_si256(mask)) }
+    }
+    #[inline(always)]
+    fn lane(codes: Self::Codes, lane: usize) -> u16 {
+        // SAFETY: the features are there, see above.
+        unsafe {
+            let lane = _mm256_castsi128_si256(_mm_cvtsi32_si128(lane as i32));
+            _mm256_cvtsi256_si32(_mm256_permutevar8x32_epi32(codes, lane)) as u16
+        }
+    }
+    #[inline(always)]
+    fn planes(self) -> [usize; 3] {
+        // SAFETY: the features are there, see above.
+        unsafe {
+            let v = _mm256_cvttps_epi32(self.0);
+            let plane = |v| _mm256_movemask_ps(_mm256_castsi256_ps(v)) as usize;
+            [
+                plane(_mm256_slli_epi32::<31>(v)),
+                plane(_mm256_slli_epi32::<30>(v)),
+                plane(_mm256_slli_epi32::<29>(v)),
+            ]
+        }
+    }
+    #[inline(always)]
+    fn bits(mask: Self::Mask) -> u32 {
+        // SAFETY: the features are there, see above.
+        unsafe { _mm256_movemask_ps(mask) as u32 }
+    }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        // SAFETY: the features are there, see above.
+        unsafe {
+            let v = _mm_min_ps(_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0));
+            let v = _mm_min_ps(v, _mm_movehl_ps(v, v));
+            _mm_cvtss_f32(_mm_min_ss(v, _mm_shuffle_ps::<1>(v, v)))
+        }
     }
 }

@@ -14,6 +14,7 @@ super::operators!(Avx512: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul 
 // and the slices are checked to hold the lanes read or written.
 impl Lanes for Avx512 {
     type Mask = __mmask16;
+    type Eight = super::avx2::Avx2;
     const WIDTH: usize = 16;
 
     #[inline(always)]

@@ -26,6 +26,8 @@ pub(super) trait Lanes:
 {
     /// A truth value per lane.
     type Mask: Copy;
+    /// Eight lanes of the same kind.
+    type Eight: Eight;
     /// How many lanes.
     const WIDTH: usize;
 
@@ -52,6 +54,29 @@ pub(super) trait Lanes:
     fn any(mask: Self::Mask) -> bool;
     fn all(mask: Self::Mask) -> bool;
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+}
+
+/// Exactly eight lanes, with what the lattices need: a table of eight values in a vector, and lanes
+/// turned into bits.
+pub(super) trait Eight: Lanes {
+    /// Eight times the packed codes of a point.
+    type Codes: Copy;
+
+    /// The first eight.
+    fn codes(from: &[u16]) -> Self::Codes;
+    /// For each codes `c` the value of lane `c >> shift & 7`.
+    fn lookup(self, codes: Self::Codes, shift: usize) -> Self;
+    /// `yes` where the mask is set.
+    fn pick(mask: Self::Mask, yes: Self::Codes, no: Self::Codes) -> Self::Codes;
+    /// One of the eight, `lane` below 8.
+    fn lane(codes: Self::Codes, lane: usize) -> u16;
+    /// The lowest three bits of eight integers in `0..8`: all the lowest, all the second ones, all
+    /// the third, lane 0 in bit 0.
+    fn planes(self) -> [usize; 3];
+    /// Lane 0 in bit 0.
+    fn bits(mask: Self::Mask) -> u32;
+    /// The least of the lanes, none of which is NaN.
+    fn least(self) -> f32;
 }
 
 /// Implements the four operators by calls of intrinsics.

@@ -14,6 +14,7 @@ super::operators!(Neon: Add add vaddq_f32, Sub sub vsubq_f32, Mul mul vmulq_f32,
 // and the slices are checked to hold the lanes read or written.
 impl Lanes for Neon {
     type Mask = uint32x4_t;
+    type Eight = super::portable::Portable;
     const WIDTH: usize = 4;
 
     #[inline(always)]

@@ -23,6 +23,7 @@ operators!(Add add, Sub sub, Mul mul, Div div);
 
 impl<L: Lanes> Lanes for Pair<L> {
     type Mask = (L::Mask, L::Mask);
+    type Eight = L::Eight;
     const WIDTH: usize = 2 * L::WIDTH;
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::Lanes;
+use super::{Eight, Lanes};
 use crate::quant::search::nearest_int;
 
 const N: usize = 8;
@@ -26,6 +26,7 @@ operators!(Add add, Sub sub, Mul mul, Div div);
 
 impl Lanes for Portable {
     type Mask = [bool; N];
+    type Eight = Self;
     const WIDTH: usize = N;
 
     #[inline(always)]
@@ -87,5 +88,40 @@ impl Lanes for Portable {
     #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         Self(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+    }
+}
+
+impl Eight for Portable {
+    type Codes = [u16; N];
+
+    #[inline(always)]
+    fn codes(from: &[u16]) -> Self::Codes {
+        from_fn(|i| from[i])
+    }
+    #[inline(always)]
+    fn lookup(self, codes: Self::Codes, shift: usize) -> Self {
+        Self(codes.map(|c| self.0[usize::from(c >> shift & 7)]))
+    }
+    #[inline(always)]
+    fn pick(mask: Self::Mask, yes: Self::Codes, no: Self::Codes) -> Self::Codes {
+        from_fn(|i| if mask[i] { yes[i] } else { no[i] })
+    }
+    #[inline(always)]
+    fn lane(codes: Self::Codes, lane: usize) -> u16 {
+        codes[lane]
+    }
+    #[inline(always)]
+    fn planes(self) -> [usize; 3] {
+        from_fn(|plane| {
+            self.0.iter().rev().fold(0, |bits, &v| bits << 1 | (v as usize >> plane & 1))
+        })
+    }
+    #[inline(always)]
+    fn bits(mask: Self::Mask) -> u32 {
+        mask.iter().rev().fold(0, |bits, &set| bits << 1 | u32::from(set))
+    }
+    #[inline(always)]
+    fn least(self) -> f32 {
+        self.0.iter().fold(self.0[0], |least, &v| if v < least { v } else { least })
     }
 }

@@ -10,30 +10,36 @@
 //! Values: `d · (2s + 1) · (q ± 1/8)` with `q` in -1, 0, 1.
 //! Formulas: `quantize_row_iq1_*_impl` and `dequantize_row_iq1_*` in `ggml-quants.c`.
 
+use super::Search;
 use super::grid::{self, Grid};
 use super::iq2::largest;
 use super::magnitudes::scale_code;
+use super::splits::{self, DELTA, DOWN, UP};
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::search::sum_squares;
-use std::cmp::Ordering;
 
 const N: usize = 256;
-const DELTA: f32 = 0.125;
-/// The values of codes with the shift up, and down.
-const UP: [f32; 3] = [-1.0 + DELTA, DELTA, 1.0 + DELTA];
-const DOWN: [f32; 3] = [-1.0 - DELTA, -DELTA, 1.0 - DELTA];
-
 fn largest_magnitude(x: &[f32]) -> f32 {
     x.iter().fold(0f32, |max, v| if max > v.abs() { max } else { v.abs() })
 }
 
 /// Positions of the values in ascending order, equal ones as they stand. The reference's `qsort`
-/// promises no order of equal values; glibc's, which made the published files, is stable.
+/// promises no order of equal values; glibc's, which made the published files, is stable. Every
+/// value counts those before it: no branch depends on them.
+#[inline(always)]
 fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
-    let mut order: [u8; G] = std::array::from_fn(|i| i as u8);
-    // By value, so that both zeros are equal; the values are finite.
-    let value = |&i: &u8| x[usize::from(i)];
-    order.sort_by(|a, b| value(a).partial_cmp(&value(b)).unwrap_or(Ordering::Equal));
+    let mut values = [0f32; G];
+    values.copy_from_slice(x);
+    let mut order = [0u8; G];
+    for i in 0..G {
+        let mut place = 0u32;
+        for j in 0..G {
+            // By value, so that both zeros are equal.
+            let tie = values[j] == values[i];
+            place += u32::from(values[j] < values[i]) + u32::from(tie & (j < i));
+        }
+        order[place as usize % G] = i as u8;
+    }
     order
 }
 
@@ -49,7 +55,7 @@ fn split<const G: usize>(order: &[u8; G], first: usize, second: usize) -> [u8; G
 /// Points for the codes of a group, each eight with their values of the codes; and the scale that
 /// fits the points, where some codes are none.
 #[inline(always)]
-fn settle<const G: usize>(
+fn settle<S: Search, const G: usize>(
     grid: &Grid<8>,
     codes: &[u8; G],
     shifts: impl Fn(usize) -> &'static [f32; 3],
@@ -61,13 +67,14 @@ fn settle<const G: usize>(
     let mut all_on_grid = true;
     for (k, point) in points.iter_mut().enumerate() {
         let at = 8 * k..8 * k + 8;
-        let of_point = std::array::from_fn(|i| codes[8 * k + i]);
-        *point = grid.find(of_point).unwrap_or_else(|around| {
-            all_on_grid = false;
-            let [a, b, c] = *shifts(k);
-            let values = [a, b, c, 0.0, 0.0, 0.0, 0.0, 0.0];
-            grid.nearest(around, &values, scale, &x[at.clone()], &w[at])
-        });
+        let mut of_point = [0; 8];
+        of_point.copy_from_slice(&codes[at.clone()]);
+        let (around, on_grid) = grid.around(Grid::<8>::planes(of_point));
+        all_on_grid &= on_grid;
+        let [a, b, c] = *shifts(k);
+        let values = [a, b, c, 0.0, a, b, c, 0.0];
+        let packed = S::nearest::<8>(around, &values, scale, &x[at.clone()], &w[at]);
+        *point = grid.index(packed);
     }
     if all_on_grid {
         return scale;
@@ -83,17 +90,8 @@ fn settle<const G: usize>(
     if sumqx > 0.0 && sumq2 > 0.0 { sumqx / sumq2 } else { scale }
 }
 
-/// What the three parts of a split contribute, with the values of one shift.
-fn three(parts: [f32; 3], [a, b, c]: [f32; 3]) -> f32 {
-    parts[0] * a + parts[1] * b + parts[2] * c
-}
-
-fn three_squares(parts: [f32; 3], [a, b, c]: [f32; 3]) -> f32 {
-    parts[0] * a * a + parts[1] * b * b + parts[2] * c * c
-}
-
 #[inline(always)]
-pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq1_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq1();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(50)).enumerate() {
         out.fill(0);
@@ -111,7 +109,7 @@ pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
                 continue;
             }
             let order = ascending::<32>(x);
-            let Some((mut scale, first, second, mut up)) = best_split(x, &w, &order) else {
+            let Some((mut scale, first, second, mut up)) = splits::best::<S>(x, &w, &order) else {
                 continue;
             };
             let mut codes = split(&order, first, second);
@@ -122,7 +120,7 @@ pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             }
             let shift = if up { &UP } else { &DOWN };
             let mut points = [0u16; 4];
-            scales[g] = settle(grid, &codes, |_| shift, x, &w, scale, &mut points);
+            scales[g] = settle::<S, _>(grid, &codes, |_| shift, x, &w, scale, &mut points);
             for (k, &point) in points.iter().enumerate() {
                 out[2 + 4 * g + k] = point as u8;
                 high[g] |= (point >> 8) << (3 * k);
@@ -145,37 +143,6 @@ pub(in crate::quant) fn encode_iq1_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
     }
 }
 
-/// Scale, places and direction of the shift that minimise the weighted squared error over all ways
-/// to split the ascending values in three.
-#[inline(always)]
-fn best_split(x: &[f32], w: &[f32; 32], order: &[u8; 32]) -> Option<(f32, usize, usize, bool)> {
-    let (mut sum_x, mut sum_w) = ([0f32; 33], [0f32; 33]);
-    for (place, &i) in order.iter().enumerate() {
-        let i = usize::from(i);
-        sum_x[place + 1] = sum_x[place] + w[i] * x[i];
-        sum_w[place + 1] = sum_w[place] + w[i];
-    }
-    let mut best = -f32::MAX;
-    let mut found = None;
-    for first in 0..=32 {
-        for second in first..=32 {
-            let parts = |sums: &[f32; 33]| {
-                [sums[first] - sums[0], sums[second] - sums[first], sums[32] - sums[second]]
-            };
-            let (xs, ws) = (parts(&sum_x), parts(&sum_w));
-            for (up, values) in [(true, UP), (false, DOWN)] {
-                let (sumqx, sumq2) = (three(xs, values), three_squares(ws, values));
-                if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
-                    let scale = sumqx / sumq2;
-                    best = scale * sumqx;
-                    found = Some((scale, first, second, up));
-                }
-            }
-        }
-    }
-    found
-}
-
 /// The values of codes in the first and second eight of a group, by its pair of shifts:
 /// up/up, up/down, down/up, down/down.
 fn shift_of(pair: usize, half: usize) -> &'static [f32; 3] {
@@ -186,7 +153,7 @@ fn shift_of(pair: usize, half: usize) -> &'static [f32; 3] {
 const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
 
 #[inline(always)]
-pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq1_m<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq1();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(56)).enumerate() {
         out.fill(0);
@@ -209,7 +176,8 @@ pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             }
             let w = weights(g);
             let order = ascending::<16>(x);
-            let Some((mut scale, first, second, mut pair)) = best_split_of_two(x, &w, &order)
+            let Some((mut scale, first, second, mut pair)) =
+                splits::best_of_two::<S>(x, &w, &order)
             else {
                 continue;
             };
@@ -220,7 +188,7 @@ pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u
                 pair = 3 - pair;
             }
             let points = &mut all[2 * g..2 * g + 2];
-            scales[g] = settle(grid, &codes, |k| shift_of(pair, k), x, &w, scale, points);
+            scales[g] = settle::<S, _>(grid, &codes, |k| shift_of(pair, k), x, &w, scale, points);
             pairs[g] = pair;
         }
         for (p, &point) in all.iter().enumerate() {
@@ -259,50 +227,6 @@ pub(in crate::quant) fn encode_iq1_m(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             bytes.copy_from_slice(&word.to_le_bytes());
         }
     }
-}
-
-/// As [`best_split`], with a shift for each half of the group; sums are kept for the halves apart.
-#[inline(always)]
-fn best_split_of_two(
-    x: &[f32],
-    w: &[f32; 16],
-    order: &[u8; 16],
-) -> Option<(f32, usize, usize, usize)> {
-    let (mut sum_x, mut sum_w) = ([[0f32; 17]; 2], [[0f32; 17]; 2]);
-    for (place, &i) in order.iter().enumerate() {
-        let i = usize::from(i);
-        for half in 0..2 {
-            let here = i / 8 == half;
-            let next = |sum: f32, term: f32| if here { sum + term } else { sum };
-            sum_x[half][place + 1] = next(sum_x[half][place], w[i] * x[i]);
-            sum_w[half][place + 1] = next(sum_w[half][place], w[i]);
-        }
-    }
-    // Values are one apart, so a split's sum is the total times the last value less two prefixes.
-    let steps = |v: [f32; 3]| (v[0] * v[0] - v[1] * v[1], v[1] * v[1] - v[2] * v[2]);
-    let mut best = -f32::MAX;
-    let mut found = None;
-    for first in 0..=16 {
-        for second in first..=16 {
-            let sums = |half: usize, v: [f32; 3]| {
-                let (px, pw) = (&sum_x[half], &sum_w[half]);
-                let (c1, c2) = steps(v);
-                let qx = px[16] * v[2] - (px[first] + px[second]);
-                (qx, pw[16] * v[2] * v[2] + pw[first] * c1 + pw[second] * c2)
-            };
-            let halves = [0, 1].map(|half| [sums(half, UP), sums(half, DOWN)]);
-            for pair in 0..4 {
-                let (a, b) = (halves[0][pair / 2], halves[1][pair % 2]);
-                let (sumqx, sumq2) = (a.0 + b.0, a.1 + b.1);
-                if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
-                    let scale = sumqx / sumq2;
-                    best = scale * sumqx;
-                    found = Some((scale, first, second, pair));
-                }
-            }
-        }
-    }
-    found
 }
 
 /// Writes the eight values of a point.

@@ -9,8 +9,9 @@
 //! Values: `d · (s + 1/2) / 4 · magnitude · sign`. Seven signs stand for eight of even parity.
 //! Formulas: `quantize_row_iq2_*_impl` and `dequantize_row_iq2_*` in `ggml-quants.c`.
 
+use super::Search;
 use super::grid::{self, Grid};
-use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, with_parity};
+use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::search::{EPS, positive, sum_squares};
 
@@ -18,16 +19,8 @@ const N: usize = 256;
 /// The magnitudes of codes.
 const VALUES: [f32; 3] = [8.0, 25.0, 43.0];
 
-/// The weights of a group's errors: by importance where there is one.
-fn weigh(qw: Option<&[f32]>, sigma2: f32, otherwise: f32) -> impl Fn(usize, f32) -> f32 {
-    move |i, x| match qw {
-        Some(qw) => qw[i] * (sigma2 + x * x).sqrt(),
-        None => otherwise + x * x,
-    }
-}
-
 #[inline(always)]
-pub(in crate::quant) fn encode_iq2_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq2_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xxs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(66)).enumerate() {
         out.fill(0);
@@ -47,7 +40,7 @@ pub(in crate::quant) fn encode_iq2_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut 
             }
             let candidates = Candidates { base: 5.0, step: 0.1, n: 6, max };
             let mut points = [0u16; 4];
-            let scale = group.search(grid, &candidates, first, Refine::Always, &mut points);
+            let scale = group.search::<S, _>(grid, &candidates, first, Refine::Always, &mut points);
             if scale < 0.0 {
                 group.flip(127);
             }
@@ -79,10 +72,10 @@ pub(super) fn largest(scales: &[f32]) -> f32 {
 
 /// One value for each point of a group of two.
 #[inline(always)]
-fn pair(grid: &Grid<8>, group: &mut Group, mask: u8, points: &mut [u16; 2]) -> f32 {
+fn pair<S: Search>(grid: &Grid<8>, group: &mut Group, mask: u8, points: &mut [u16; 2]) -> f32 {
     let max = group.max();
     let candidates = Candidates { base: 5.0, step: 0.1, n: 9, max };
-    let scale = group.search(grid, &candidates, max / 5.0, Refine::OffGrid, points);
+    let scale = group.search::<S, _>(grid, &candidates, max / 5.0, Refine::OffGrid, points);
     if scale < 0.0 {
         group.flip(mask);
     }
@@ -97,7 +90,7 @@ fn pack_scales(id: f32, scales: &[f32; 16], out: &mut [u8]) {
 }
 
 #[inline(always)]
-pub(in crate::quant) fn encode_iq2_xs(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(74)).enumerate() {
         out.fill(0);
@@ -111,7 +104,7 @@ pub(in crate::quant) fn encode_iq2_xs(x: &[f32], qw: Option<&[f32]>, out: &mut [
                 continue;
             }
             let mut points = [0u16; 2];
-            scales[g] = pair(grid, &mut group, 127, &mut points);
+            scales[g] = pair::<S>(grid, &mut group, 127, &mut points);
             for (k, (point, signs)) in points.into_iter().zip(group.signs).enumerate() {
                 words[2 * g + k] = point | u16::from(signs) << 9;
             }
@@ -130,7 +123,7 @@ pub(in crate::quant) fn encode_iq2_xs(x: &[f32], qw: Option<&[f32]>, out: &mut [
 }
 
 #[inline(always)]
-pub(in crate::quant) fn encode_iq2_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq2_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_s();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(82)).enumerate() {
         out.fill(0);
@@ -143,7 +136,7 @@ pub(in crate::quant) fn encode_iq2_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
                 continue;
             }
             let mut points = [0u16; 2];
-            scales[g] = pair(grid, &mut group, 255, &mut points);
+            scales[g] = pair::<S>(grid, &mut group, 255, &mut points);
             for (p, (point, signs)) in (2 * g..).zip(points.into_iter().zip(group.signs)) {
                 out[2 + p] = point as u8;
                 out[66 + p / 4] |= ((point >> 8) as u8) << (2 * (p % 4));

@@ -9,9 +9,10 @@
 //! signs stand for eight of even parity.
 //! Formulas: `quantize_row_iq3_*_impl` and `dequantize_row_iq3_*` in `ggml-quants.c`.
 
+use super::Search;
 use super::grid::{self, Grid};
 use super::iq2::largest;
-use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, with_parity};
+use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::search::sum_squares;
 
@@ -21,15 +22,8 @@ const XXS_VALUES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
 /// The magnitudes of codes in IQ3_S.
 const S_VALUES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 
-fn weigh(qw: Option<&[f32]>, sigma2: f32) -> impl Fn(usize, f32) -> f32 {
-    move |i, x| match qw {
-        Some(qw) => qw[i] * (sigma2 + x * x).sqrt(),
-        None => x * x,
-    }
-}
-
 #[inline(always)]
-pub(in crate::quant) fn encode_iq3_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_xxs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(98)).enumerate() {
         out.fill(0);
@@ -39,14 +33,15 @@ pub(in crate::quant) fn encode_iq3_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut 
         let mut all = [0u16; 64];
         for (g, x) in x.chunks_exact(32).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2), true);
+            let mut group = Group::new(x, weigh(qw, sigma2, 0.0), true);
             let max = group.max();
             if max < 1e-8 {
                 continue;
             }
             let candidates = Candidates { base: 15.0, step: 0.2, n: 15, max };
             let points = &mut all[8 * g..8 * g + 8];
-            let scale = group.search(grid, &candidates, max / 15.0, Refine::OffGrid, points);
+            let scale =
+                group.search::<S, _>(grid, &candidates, max / 15.0, Refine::OffGrid, points);
             if scale < 0.0 {
                 group.flip(127);
             }
@@ -75,7 +70,7 @@ pub(in crate::quant) fn encode_iq3_xxs(x: &[f32], qw: Option<&[f32]>, out: &mut 
 /// up, while `qh` and scales stay in place. So the reference does, and such super-blocks decode to
 /// other values than they should.
 #[inline(always)]
-pub(in crate::quant) fn encode_iq3_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq3_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_s();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(110)).enumerate() {
         out.fill(0);
@@ -84,7 +79,7 @@ pub(in crate::quant) fn encode_iq3_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
         let mut written = 0;
         for (g, x) in x.chunks_exact(32).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2), false);
+            let mut group = Group::new(x, weigh(qw, sigma2, 0.0), false);
             let max = group.max();
             if max == 0.0 {
                 continue;
@@ -92,7 +87,7 @@ pub(in crate::quant) fn encode_iq3_s(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             let candidates = Candidates { base: 15.0, step: 0.2, n: 9, max };
             let mut points = [0u16; 8];
             let refine = Refine::AllIfOffGrid;
-            let scale = group.search(grid, &candidates, max / 15.0, refine, &mut points);
+            let scale = group.search::<S, _>(grid, &candidates, max / 15.0, refine, &mut points);
             if scale < 0.0 {
                 group.flip(255);
             }

@@ -1,15 +1,18 @@
 //! What IQ2 and IQ3 share: signs taken off, and the search for the scale of a group of magnitudes
 //! `2·code + 1` that are points of a lattice.
 
+use super::Search;
 use super::grid::{Grid, MAX_CODES};
 use crate::quant::search::nearest_int;
 
 /// Largest group and most points in one.
 pub(super) const MAX_GROUP: usize = 32;
 const MAX_POINTS: usize = 8;
+/// Most candidates.
+pub(super) const MAX_CANDIDATES: usize = 32;
 
 /// A group of weights on its way to a scale and points.
-pub(super) struct Group {
+pub(in crate::quant) struct Group {
     /// Magnitudes; slightly negative where a sign was given up for parity.
     pub x: [f32; MAX_GROUP],
     /// Weights of the errors.
@@ -18,11 +21,12 @@ pub(super) struct Group {
     pub root: [f32; MAX_GROUP],
     /// Signs of eight values each, bit set for negative.
     pub signs: [u8; 4],
-    n: usize,
+    /// How many weights there are.
+    pub n: usize,
 }
 
 /// The candidates for the inverse scale: `(base + i · step) / max` for `i` in `-n..=n`.
-pub(super) struct Candidates {
+pub(in crate::quant) struct Candidates {
     pub base: f32,
     pub step: f32,
     pub n: i32,
@@ -31,7 +35,7 @@ pub(super) struct Candidates {
 
 /// Which points are chosen anew for the best scale in the end.
 #[derive(Clone, Copy, PartialEq)]
-pub(super) enum Refine {
+pub(in crate::quant) enum Refine {
     /// All.
     Always,
     /// Those whose codes were no point.
@@ -80,7 +84,7 @@ impl Group {
     /// The scale and points with the least weighted squared error among the candidates, of which
     /// the best is refined. `scale` is what stands if no candidate is better than nothing.
     #[inline(always)]
-    pub fn search<const D: usize>(
+    pub fn search<S: Search, const D: usize>(
         &self,
         grid: &Grid<D>,
         candidates: &Candidates,
@@ -88,70 +92,99 @@ impl Group {
         refine: Refine,
         points: &mut [u16],
     ) -> f32 {
-        let mut best = 0f32;
-        // Before any candidate is taken, IQ3_S counts all points as off the grid.
-        let mut on_grid = [refine != Refine::AllIfOffGrid; MAX_POINTS];
-        let mut trial = [0u16; MAX_POINTS];
-        let trial = &mut trial[..points.len()];
-        let mut trial_on_grid = [true; MAX_POINTS];
-        for i in -candidates.n..=candidates.n {
+        let count = 2 * candidates.n as usize + 1;
+        let mut scales = [(0f32, 0f32); MAX_CANDIDATES];
+        for (scale, i) in scales.iter_mut().zip(-candidates.n..=candidates.n) {
             let id = (candidates.base + i as f32 * candidates.step) / candidates.max;
-            for (k, point) in trial.iter_mut().enumerate() {
-                (*point, trial_on_grid[k]) = self.point(grid, k, id, 1.0 / id);
-            }
-            let (sumqx, sumq2) = self.sums(grid, trial);
+            *scale = (id, 1.0 / id);
+        }
+        let mut trials = S::choose(self, grid, &scales[..count]);
+        let sums = S::sums::<D>(self, &trials, count);
+        let mut best = 0f32;
+        let mut chosen = None;
+        for (t, (&sumqx, &sumq2)) in sums.qx[..count].iter().zip(&sums.q2).enumerate() {
             if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
                 scale = sumqx / sumq2;
                 best = scale * sumqx;
-                points.copy_from_slice(trial);
-                on_grid = trial_on_grid;
+                chosen = Some(t);
             }
         }
-        let off_grid = on_grid[..points.len()].contains(&false);
-        if (refine == Refine::Always || off_grid) && scale > 0.0 {
-            for (k, point) in points.iter_mut().enumerate() {
-                if refine != Refine::OffGrid || !on_grid[k] {
-                    *point = self.point(grid, k, 1.0 / scale, scale).0;
+        // What is chosen moves to the first place.
+        let all = 0xffu8 >> (8 - points.len());
+        let mut on_grid = all;
+        if let Some(t) = chosen {
+            on_grid = trials.on_grid[t];
+            trials.points.iter_mut().for_each(|points| points[0] = points[t]);
+        } else {
+            for (trials, &point) in trials.points.iter_mut().zip(points.iter()) {
+                trials[0] = grid.packed(point);
+            }
+            // Before any candidate is taken, IQ3_S counts all points as off the grid.
+            if refine == Refine::AllIfOffGrid {
+                on_grid = 0;
+            }
+        }
+        if (refine == Refine::Always || on_grid != all) && scale > 0.0 {
+            let again = S::choose(self, grid, &[(1.0 / scale, scale)]);
+            for (k, (points, again)) in trials.points.iter_mut().zip(&again.points).enumerate() {
+                if refine != Refine::OffGrid || on_grid >> k & 1 == 0 {
+                    points[0] = again[0];
                 }
             }
-            let (sumqx, sumq2) = self.sums(grid, points);
-            if sumq2 > 0.0 {
-                scale = sumqx / sumq2;
+            let sums = S::sums::<D>(self, &trials, 1);
+            if sums.q2[0] > 0.0 {
+                scale = sums.qx[0] / sums.q2[0];
             }
+        }
+        for (point, trials) in points.iter_mut().zip(&trials.points) {
+            *point = grid.index(trials[0]);
         }
         scale
     }
+}
 
-    /// The point for the `k`th `D` values at a scale, and whether their codes are one.
+/// The points of a group for every candidate.
+pub(in crate::quant) struct Trials {
+    /// Packed codes of a point, candidate after candidate.
+    pub points: [[u16; MAX_CANDIDATES]; MAX_POINTS],
+    /// For each candidate, bit `k` set where the weights' own codes are point `k`.
+    pub on_grid: [u8; MAX_CANDIDATES],
+}
+
+impl Trials {
     #[inline(always)]
-    fn point<const D: usize>(&self, grid: &Grid<D>, k: usize, id: f32, scale: f32) -> (u16, bool) {
-        let x = &self.x[D * k..D * k + D];
-        let last = i32::from(grid.n_codes) - 1;
-        let codes: [u8; D] =
-            std::array::from_fn(|i| nearest_int(0.5 * (id * x[i] - 1.0)).clamp(0, last) as u8);
-        match grid.find(codes) {
-            Ok(point) => (point, true),
-            Err(around) => {
-                (grid.nearest(around, &MAGNITUDES, scale, x, &self.root[D * k..D * k + D]), false)
-            }
-        }
+    pub fn new() -> Self {
+        Self { points: [[0; MAX_CANDIDATES]; MAX_POINTS], on_grid: [0; MAX_CANDIDATES] }
     }
 
+    /// Point `k` of candidate `t`.
     #[inline(always)]
-    fn sums<const D: usize>(&self, grid: &Grid<D>, points: &[u16]) -> (f32, f32) {
-        let (mut sumqx, mut sumq2) = (0f32, 0f32);
-        let values = points.iter().flat_map(|&point| grid.codes[usize::from(point)]);
-        for ((&x, &w), code) in self.x.iter().zip(&self.w).zip(values) {
-            let q = MAGNITUDES[usize::from(code) % MAX_CODES];
-            sumqx += w * x * q;
-            sumq2 += w * q * q;
-        }
-        (sumqx, sumq2)
+    pub fn set(&mut self, k: usize, t: usize, point: u16, is_point: bool) {
+        self.points[k][t] = point;
+        self.on_grid[t] |= u8::from(is_point) << k;
     }
 }
 
-/// The magnitudes of codes, as the search counts them: `2·code + 1`.
-const MAGNITUDES: [f32; MAX_CODES] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+/// Sums for each candidate, from which its scale and error follow.
+pub(in crate::quant) struct Sums {
+    /// Of `w · x · q`.
+    pub qx: [f32; MAX_CANDIDATES],
+    /// Of `w · q²`.
+    pub q2: [f32; MAX_CANDIDATES],
+}
+
+/// The magnitudes of codes, as the search counts them, `2·code + 1`: for points of four codes and
+/// for points of eight, whose packed codes are looked up with a bit of the next one.
+pub(super) const MAGNITUDES: [[f32; MAX_CODES]; 2] =
+    [[1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0], [1.0, 3.0, 5.0, 7.0, 1.0, 3.0, 5.0, 7.0]];
+
+/// The weights of a group's errors: by importance where there is one.
+pub(super) fn weigh(qw: Option<&[f32]>, sigma2: f32, otherwise: f32) -> impl Fn(usize, f32) -> f32 {
+    move |i, x| match qw {
+        Some(qw) => qw[i] * (sigma2 + x * x).sqrt(),
+        None => otherwise + x * x,
+    }
+}
 
 /// The code `0..=max` of a group's scale, where the largest scale is `31 / id`.
 pub(super) fn scale_code(id: f32, scale: f32, max: i32) -> u8 {

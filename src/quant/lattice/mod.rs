@@ -2,12 +2,48 @@
 //! a point of a fixed lattice.
 //!
 //! [`grid`] finds points, [`points`] holds them; [`magnitudes`] is the search for a scale that
-//! IQ2 and IQ3 share; `iq1`, `iq2` and `iq3` know the layouts. All follow `ggml-quants.c` operation
-//! by operation, its quirks included.
+//! IQ2 and IQ3 share, [`splits`] that of IQ1; `iq1`, `iq2` and `iq3` know the layouts. All follow
+//! `ggml-quants.c` operation by operation, its quirks included.
 
 mod grid;
 pub(super) mod iq1;
 pub(super) mod iq2;
 pub(super) mod iq3;
+mod lanes;
 mod magnitudes;
+mod plain;
 mod points;
+mod splits;
+
+use grid::{Grid, MAX_CODES};
+use magnitudes::{Group, Sums, Trials};
+use splits::Prefixes;
+
+/// The parts of the searches on which the time goes, plain or in lanes. Part of
+/// [`crate::quant::search::Search`].
+pub(super) trait Search {
+    /// The points of a group for each of some scales, given as inverse and scale: their packed
+    /// codes, and whether the weights' own codes were those points already.
+    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, scales: &[(f32, f32)]) -> Trials;
+
+    /// The sums of the first `count` candidates.
+    fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums;
+
+    /// Of some points the one for which the sum of `w · (scale · values[code] - x)²` is smallest,
+    /// the first of equals (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`,
+    /// `iq1_find_best_neighbour2`). For `D` of 8, the upper half of `values` repeats the lower.
+    fn nearest<const D: usize>(
+        around: &[u16],
+        values: &[f32; MAX_CODES],
+        scale: f32,
+        x: &[f32],
+        w: &[f32],
+    ) -> u16;
+
+    /// The first place not before `second` that makes a better split than `best` for one of the
+    /// shifts; past the last one if there is none.
+    fn next_better(prefixes: &Prefixes, first: usize, second: usize, best: f32) -> usize;
+
+    /// The same for groups of two halves with a shift each.
+    fn next_better_of_two(halves: &[Prefixes; 2], first: usize, second: usize, best: f32) -> usize;
+}

@@ -1,0 +1,85 @@
+//! The searches in plain arithmetic: the specification of what [`super::lanes`] does.
+
+use super::Search;
+use super::grid::{Grid, MAX_CODES};
+use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
+use super::splits::{self, DOWN, Prefixes, UP};
+use crate::quant::search::{Plain, nearest_int};
+
+impl Search for Plain {
+    #[inline(always)]
+    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, scales: &[(f32, f32)]) -> Trials {
+        let mut trials = Trials::new();
+        let last = i32::from(grid.n_codes) - 1;
+        let points = group.x[..group.n].chunks_exact(D).zip(group.root.chunks_exact(D));
+        for (k, (x, root)) in points.enumerate() {
+            for (t, &(id, scale)) in scales.iter().enumerate() {
+                let codes: [u8; D] = std::array::from_fn(|i| {
+                    nearest_int(0.5 * (id * x[i] - 1.0)).clamp(0, last) as u8
+                });
+                let (around, is_point) = grid.around(Grid::<D>::planes(codes));
+                let point = Self::nearest::<D>(around, &MAGNITUDES[D / 8], scale, x, root);
+                trials.set(k, t, point, is_point);
+            }
+        }
+        trials
+    }
+
+    #[inline(always)]
+    fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums {
+        let mut sums = Sums { qx: [0.0; MAX_CANDIDATES], q2: [0.0; MAX_CANDIDATES] };
+        let values = group.x[..group.n].iter().zip(&group.w);
+        for t in 0..count {
+            let codes = trials.points.iter().flat_map(|trials| Grid::<D>::unpack(trials[t]));
+            for ((&x, &w), code) in values.clone().zip(codes) {
+                let q = MAGNITUDES[D / 8][usize::from(code)];
+                sums.qx[t] += w * x * q;
+                sums.q2[t] += w * q * q;
+            }
+        }
+        sums
+    }
+
+    #[inline(always)]
+    fn nearest<const D: usize>(
+        around: &[u16],
+        values: &[f32; MAX_CODES],
+        scale: f32,
+        x: &[f32],
+        w: &[f32],
+    ) -> u16 {
+        let mut best = f32::MAX;
+        // No distance below the largest number: then nothing the reference would survive.
+        let mut nearest = around[0];
+        for &packed in around {
+            let mut distance = 0f32;
+            for (i, code) in Grid::<D>::unpack(packed).into_iter().enumerate() {
+                let diff = scale * values[usize::from(code)] - x[i];
+                distance += w[i] * diff * diff;
+            }
+            if distance < best {
+                best = distance;
+                nearest = packed;
+            }
+        }
+        nearest
+    }
+
+    #[inline(always)]
+    fn next_better(prefixes: &Prefixes, first: usize, second: usize, best: f32) -> usize {
+        let better = |&second: &usize| {
+            let sums = |values| prefixes.sums(first, second, values);
+            splits::is_better(sums(UP), best) || splits::is_better(sums(DOWN), best)
+        };
+        (second..=prefixes.n).find(better).unwrap_or(prefixes.n + 1)
+    }
+
+    #[inline(always)]
+    fn next_better_of_two(halves: &[Prefixes; 2], first: usize, second: usize, best: f32) -> usize {
+        let better = |&second: &usize| {
+            let sums = splits::of_pairs(halves, first, second);
+            sums.into_iter().any(|sums| splits::is_better(sums, best))
+        };
+        (second..=halves[0].n).find(better).unwrap_or(halves[0].n + 1)
+    }
+}
