@@ -196,3 +196,37 @@ fn all_finite(x: &[f32]) -> bool {
     }
     !infinite
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Whatever two bytes of a block are overwritten with f16's infinity: validation refuses the
+    /// block exactly if it decodes to a value that is not finite.
+    #[test]
+    fn blocks_that_do_not_decode_to_numbers_are_invalid() {
+        const N: usize = 512;
+        let x: [f32; N] = std::array::from_fn(|i| ((i * 37 % 101) as f32 - 50.0) * 0.01);
+        for ty in QuantType::all() {
+            let mut good = vec![0; ty.row_bytes(N).unwrap_or(0)];
+            if ty.encode_rows(&x, N, Some(&[1.0; N]), &mut good).is_err() {
+                continue;
+            }
+            assert_eq!(ty.validate_rows(&good, N), Ok(()), "{ty}");
+            let block = 1;
+            let start = block * ty.block_bytes();
+            for at in (start..start + ty.block_bytes() - 1).step_by(2) {
+                let mut bytes = good.clone();
+                bytes[at..at + 2].copy_from_slice(&[0x00, 0x7c]);
+                let mut values = [0.0; N];
+                ty.decode_rows(&bytes, N, &mut values).unwrap();
+                let expected = if all_finite(&values) {
+                    Ok(())
+                } else {
+                    Err(QuantError::InvalidBlock { ty, block })
+                };
+                assert_eq!(ty.validate_rows(&bytes, N), expected, "{ty}, byte {}", at - start);
+            }
+        }
+    }
+}
