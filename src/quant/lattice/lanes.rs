@@ -143,8 +143,8 @@ fn nearest<L: Eight, const D: usize>(around: &[u16], values: L, x: &[f32], w: &[
 #[inline(always)]
 fn distances<L: Eight, const D: usize>(terms: &[L; D], codes: L::Codes) -> L {
     let mut distance = terms[0].lookup(codes, 0);
-    for i in 1..D {
-        distance = distance + terms[i].lookup(codes, Grid::<D>::BITS * i);
+    for (i, &terms) in terms.iter().enumerate().skip(1) {
+        distance = distance + terms.lookup(codes, Grid::<D>::BITS * i);
     }
     distance
 }

@@ -1,0 +1,67 @@
+#!/usr/bin/env python3
+"""Counts the instructions that `requant quantize` spends on a weight, type by type, and compares them
+with those recorded in benches/instructions.json: a guard against regressions that needs no quiet
+machine. Fails if a count grew by more than 5 %.
+
+    benches/instructions.py [--requant target/release/requant] [--types Q4_K_S,...] [--record]
+
+Needs valgrind and the `gguf` package. Two sizes of input are counted, so that what a run costs
+whatever its size cancels. At AVX2; valgrind knows no AVX-512.
+"""
+import argparse, json, os, re, subprocess, sys, tempfile
+import gguf, numpy as np
+p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+p.add_argument("--requant", default="target/release/requant"); p.add_argument("--types")
+p.add_argument("--record", action="store_true", help="write benches/instructions.json")
+a = p.parse_args()
+RECORD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "instructions.json")
+PLAIN = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K TQ1_0 TQ2_0".split()
+WEIGHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS IQ3_XXS IQ3_S IQ2_XXS IQ2_XS IQ2_M IQ1_S IQ1_M".split()
+WIDTH, ROWS = 2048, (32, 96)
+
+def model(path, rows):
+    w = gguf.GGUFWriter(path, "llama")
+    w.add_block_count(1); w.add_context_length(512); w.add_embedding_length(WIDTH); w.add_feed_forward_length(rows)
+    w.add_head_count(16); w.add_layer_norm_rms_eps(1e-6); w.add_vocab_size(32); w.add_file_type(32)
+    x = np.random.default_rng(1).standard_normal((rows, WIDTH), dtype=np.float32) * 0.02
+    w.add_tensor("blk.0.ffn_gate.weight", gguf.quants.quantize(x, gguf.GGMLQuantizationType.BF16), raw_dtype=gguf.GGMLQuantizationType.BF16)
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+
+def importances(path):
+    w = gguf.GGUFWriter(path, "")
+    w.kv_data[0].clear()
+    w.add_string("general.type", "imatrix"); w.add_array("imatrix.datasets", ["noise"])
+    w.add_uint32("imatrix.chunk_count", 1); w.add_uint32("imatrix.chunk_size", 512)
+    w.add_tensor("blk.0.ffn_gate.weight.in_sum2", np.random.default_rng(2).random(WIDTH, dtype=np.float32) * 100 + 1)
+    w.add_tensor("blk.0.ffn_gate.weight.counts", np.array([100], np.float32))
+    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+
+def count(command):
+    valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *command]
+    run = subprocess.run(valgrind, capture_output=True, text=True)
+    if run.returncode:
+        sys.exit(run.stderr)
+    return int(re.search(r"Collected : (\d+)", run.stderr).group(1))
+
+recorded = json.load(open(RECORD)) if os.path.exists(RECORD) else {}
+grown = []
+with tempfile.TemporaryDirectory() as tmp:
+    matrix, out = f"{tmp}/imatrix.gguf", f"{tmp}/out.gguf"
+    sources = [f"{tmp}/{rows}.gguf" for rows in ROWS]
+    for source, rows in zip(sources, ROWS): model(source, rows)
+    importances(matrix)
+    print("| type | importances | instructions per weight | recorded |\n|---|---|---|---|")
+    for weighed, kinds in [(False, PLAIN), (True, WEIGHED)]:
+        for kind in kinds:
+            if a.types and kind not in a.types.split(","): continue
+            options = ["--imatrix", matrix] if weighed else []
+            few, many = (count([a.requant, "quantize", source, out, kind, "--pure", *options, "--simd", "avx2", "--threads", "1", "-q", "-f"]) for source in sources)
+            name, cost = kind + (" weighted" if weighed else ""), round((many - few) / (ROWS[1] - ROWS[0]) / WIDTH, 1)
+            before = recorded.get(name)
+            print(f"| {kind} | {'yes' if weighed else 'no'} | {cost} | {before or 'none'} |", flush=True)
+            if before and cost > 1.05 * before and not a.record: grown.append(name)
+            recorded[name] = cost
+if a.record:
+    json.dump(recorded, open(RECORD, "w"), indent=1); open(RECORD, "a").write("\n")
+if grown:
+    sys.exit("more instructions than recorded: " + ", ".join(grown))
