@@ -2,11 +2,13 @@
 //! and measures what the quantization costs.
 //!
 //! The rooms, each knowing only those after it: `cli` (the program), `eval` (the forward pass and
-//! what it measures), [`convert`] (the pipeline), [`recipe`] (which
-//! type each tensor gets), [`imatrix`] (importance matrices), [`model`] (what the models are), [`tokenizer`] (vocabularies),
-//! [`source`] (where weights are read from), [`gguf`] (the container), [`quant`] (block formats).
+//! what it measures), [`convert`] (the pipeline), [`recipe`] (which type each tensor
+//! gets), [`imatrix`] (importance matrices), [`model`] (what the models are), [`tokenizer`]
+//! (vocabularies), [`source`] (where weights are read from), [`gguf`] (the container), [`blob`]
+//! (files), [`quant`] (block formats).
 #![deny(missing_docs)]
 
+pub mod blob;
 #[cfg(feature = "cli")]
 pub mod cli;
 pub mod convert;

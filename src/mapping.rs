@@ -1,9 +1,8 @@
-//! Read-only file mappings, and telling the system which pages will not be needed again.
+//! Read-only file mappings.
 
-use memmap2::{Mmap, UncheckedAdvice};
+use memmap2::Mmap;
 use std::fs::File;
 use std::io;
-use std::ops::Range;
 use std::path::Path;
 
 /// A file mapped for reading. Pages come in as they are touched.
@@ -22,21 +21,5 @@ impl Mapping {
 
     pub fn bytes(&self) -> &[u8] {
         &self.0
-    }
-
-    /// Drops the pages of a finished range from this process's memory, and what the system mapped
-    /// around it in advance. Neighbours that are still in use come back from the page cache.
-    pub fn release(&self, range: Range<usize>) {
-        if range.is_empty() {
-            return;
-        }
-        const AROUND: usize = 256 << 10;
-        let start = range.start.saturating_sub(AROUND);
-        let end = (range.end + AROUND).min(self.0.len());
-        // SAFETY: the mapping is shared, read-only and backed by its file, so dropped pages are
-        // read from the file again when touched: no reader can see other bytes than before.
-        // A failure only means that pages stay resident for longer.
-        let _ =
-            unsafe { self.0.unchecked_advise_range(UncheckedAdvice::DontNeed, start, end - start) };
     }
 }

@@ -113,7 +113,7 @@ fn a_kept_prediction_layer_is_in_the_file() {
 
 #[test]
 #[cfg(unix)]
-fn interrupting_leaves_nothing_under_the_outputs_name() {
+fn an_interrupted_run_goes_on_with_the_same_command() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("out.gguf");
     let args = ["convert", TINY_R1, output.to_str().unwrap(), "-t", "Q6_K", "--threads", "1"];
@@ -127,8 +127,12 @@ fn interrupting_leaves_nothing_under_the_outputs_name() {
     let id = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(id, rustix::process::Signal::INT).unwrap();
     match child.wait().unwrap().code() {
-        Some(130) => assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0),
+        Some(130) => assert!(!output.exists(), "it has no name before it is complete"),
         // The signal came after the last weight.
         code => assert_eq!((code, output.exists()), (Some(0), true)),
     }
+    std::fs::remove_file(&output).ok();
+    let run = requant(&args);
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }

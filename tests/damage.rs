@@ -3,7 +3,7 @@
 mod common;
 
 use common::{Copy, settings};
-use requant::convert::{ConvertError, Plan};
+use requant::convert::{ConvertError, Plan, RunOptions};
 use requant::model::{CheckpointModel, Mtp};
 use requant::monitor::Monitor;
 use requant::recipe::FileType;
@@ -35,7 +35,10 @@ fn fails(copy: &Copy, because: &[&str]) {
     let model = CheckpointModel::open(copy.path(), Mtp::Drop).unwrap();
     let plan = Plan::of_checkpoint(&model, &settings(FileType::Q8_0)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let error = plan.run(&model, &dir.path().join("out.gguf"), false, &()).unwrap_err().to_string();
+    let error = plan
+        .run(&model, &dir.path().join("out.gguf"), RunOptions::default(), &())
+        .unwrap_err()
+        .to_string();
     for word in because {
         assert!(error.contains(word), "`{error}` does not say `{word}`");
     }
@@ -181,7 +184,7 @@ fn a_cancelled_run_leaves_nothing() {
     let model = CheckpointModel::open(copy.path(), Mtp::Drop).unwrap();
     let plan = Plan::of_checkpoint(&model, &settings(FileType::Q8_0)).unwrap();
     let dir = tempfile::tempdir().unwrap();
-    let run = plan.run(&model, &dir.path().join("out.gguf"), false, &Cancel);
+    let run = plan.run(&model, &dir.path().join("out.gguf"), RunOptions::default(), &Cancel);
     assert!(matches!(run, Err(ConvertError::Cancelled)));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }

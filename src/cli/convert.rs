@@ -1,15 +1,14 @@
 //! `requant convert`: a checkpoint to a GGUF file, and what it cost.
 
 use super::evaluate::{Evaluation, Text};
-use super::progress::Progress;
 use super::recipe::{self, line};
-use super::{evaluate, threads, units};
+use super::{evaluate, output, units};
 use crate::convert::{Intermediate, Plan, Settings};
 use crate::model::{CheckpointModel, Mtp};
 use crate::recipe::FileType;
 use anyhow::{Context, bail};
 use clap::ValueEnum;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Convert a checkpoint folder to a GGUF file in one streaming pass.
 ///
@@ -45,21 +44,11 @@ pub struct Args {
     /// Evaluate only the first N chunks of the text
     #[arg(long, value_name = "N", requires = "evaluate")]
     chunks: Option<usize>,
-    /// Show the plan and stop
-    #[arg(long)]
-    dry_run: bool,
-    /// Replace an existing output
-    #[arg(long, short)]
-    force: bool,
-    /// Threads [default: all processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    output_options: output::Args,
     /// Print plan and evaluation as JSON on standard output
     #[arg(long)]
     json: bool,
-    /// Show neither plan nor progress
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -92,27 +81,27 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             Precision::F32 => Intermediate::F32,
         },
         tokenizer_pre: args.tokenizer_pre.clone(),
-        threads: threads(args.threads.map(usize::from)),
+        threads: args.output_options.threads(),
         importance,
         allow_requantize: false,
         simd: args.recipe.simd(),
         check: args.recipe.check,
+        split: args.output_options.split(false)?,
+        memory: args.output_options.memory(),
     };
     let plan = Plan::of_checkpoint(&model, &settings)?;
     // The text is read first: a typo in its name should not cost a conversion.
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
-    if !args.quiet {
+    if !args.output_options.quiet {
         eprint!("{}", describe(&model, &plan, args));
     }
-    if !args.dry_run {
-        plan.check_output(&args.output, args.force)?;
-        let progress =
-            Progress::start("convert", plan.n_weights(), "weights", plan.file_size(), args.quiet);
-        plan.run(&model, &args.output, args.force, &progress)?;
-        progress.finish();
+    if !args.output_options.dry_run {
+        args.output_options.run("convert", &plan, &model, &args.output)?;
     }
-    let evaluation = match text.filter(|_| !args.dry_run) {
-        Some(text) => Some(evaluate_both(args, model, &text, settings.threads)?),
+    let evaluation = match text.filter(|_| !args.output_options.dry_run) {
+        Some(text) => {
+            Some(evaluate_both(args, &plan.path(0, &args.output), model, &text, settings.threads)?)
+        }
         None => None,
     };
     if args.json {
@@ -133,17 +122,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 
 fn evaluate_both(
     args: &Args,
+    first: &Path,
     model: CheckpointModel,
     text: &Text,
     threads: usize,
 ) -> anyhow::Result<Evaluation> {
     let source = crate::model::Model::Checkpoint(Box::new(model));
-    let result = crate::model::Model::open(&args.output, Mtp::Drop)
-        .with_context(|| format!("reading {} back", args.output.display()))?;
-    let options = evaluate::Options { ctx: 512, chunks: args.chunks, threads, quiet: args.quiet };
+    let result = crate::model::Model::open(first, Mtp::Drop)
+        .with_context(|| format!("reading {} back", first.display()))?;
+    let options = evaluate::Options {
+        ctx: 512,
+        chunks: args.chunks,
+        threads,
+        quiet: args.output_options.quiet,
+    };
     evaluate::compare(
         ("source", &args.checkpoint, &source),
-        (&args.file_type.to_string(), &args.output, &result),
+        (&args.file_type.to_string(), first, &result),
         text,
         &options,
     )

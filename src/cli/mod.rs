@@ -5,6 +5,7 @@
 
 mod convert;
 mod evaluate;
+mod output;
 mod perplexity;
 mod progress;
 mod quantize;

@@ -1,8 +1,7 @@
 //! `requant quantize`: a GGUF file to another type.
 
-use super::progress::Progress;
 use super::recipe::{self, line};
-use super::{threads, units};
+use super::{output, units};
 use crate::convert::{Intermediate, Plan, Settings};
 use crate::recipe::FileType;
 use crate::source::GgufSource;
@@ -27,18 +26,11 @@ pub struct Args {
     /// Quantize tensors that are quantized already, through their f32 values
     #[arg(long)]
     allow_requantize: bool,
-    /// Show the plan and stop
+    /// Write as many files as the source has, each with the tensors of one of them
     #[arg(long)]
-    dry_run: bool,
-    /// Replace an existing output
-    #[arg(long, short = 'f')]
-    force: bool,
-    /// Threads [default: all processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
-    /// Show neither plan nor progress
-    #[arg(long, short = 'q')]
-    quiet: bool,
+    keep_split: bool,
+    #[command(flatten)]
+    output_options: output::Args,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -49,27 +41,24 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         recipe: args.recipe.options(importance.is_some()),
         intermediate: Intermediate::default(),
         tokenizer_pre: None,
-        threads: threads(args.threads.map(usize::from)),
+        threads: args.output_options.threads(),
         importance,
         allow_requantize: args.allow_requantize,
         simd: args.recipe.simd(),
         check: args.recipe.check,
+        split: args.output_options.split(args.keep_split)?,
+        memory: args.output_options.memory(),
     };
     let plan = Plan::of_gguf(&source, &settings)?;
-    if !args.quiet {
+    if !args.output_options.quiet {
         let mut out = String::new();
-        let size = units::bytes(source.file().file_size());
+        let size = units::bytes(source.n_bytes());
         line(&mut out, "source", &format!("{} ({size})", args.input.display()));
         recipe::describe(&mut out, &plan, &args.output, &args.file_type.to_string());
         eprint!("{out}");
     }
-    if args.dry_run {
+    if args.output_options.dry_run {
         return Ok(());
     }
-    plan.check_output(&args.output, args.force)?;
-    let progress =
-        Progress::start("quantize", plan.n_weights(), "weights", plan.file_size(), args.quiet);
-    plan.run(&source, &args.output, args.force, &progress)?;
-    progress.finish();
-    Ok(())
+    args.output_options.run("quantize", &plan, &source, &args.output)
 }

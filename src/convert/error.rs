@@ -85,7 +85,46 @@ pub enum ConvertError {
         /// Bytes free.
         free: u64,
     },
+    /// Less memory than one thread needs.
+    #[error("{budget} bytes of memory are too few, at least {needed} are needed; raise --memory")]
+    Memory {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes allowed.
+        budget: u64,
+    },
+    /// More files than can be numbered.
+    #[error("the output would have {count} files, at most 65535 can be numbered; raise the limit")]
+    TooManyFiles {
+        /// Files.
+        count: usize,
+    },
+    /// The journal beside the output belongs to another run.
+    #[error(
+        "{}: an unfinished run is kept here, of {what}; repeat its command to go on with it, or \
+         give --restart to begin anew", path.display()
+    )]
+    Journal {
+        /// The journal.
+        path: PathBuf,
+        /// What is different about that run.
+        what: &'static str,
+    },
+    /// Another process writes the same output.
+    #[error("{}: another process is writing this output", path.display())]
+    InUse {
+        /// The journal.
+        path: PathBuf,
+    },
+    /// The run ended early, and what it did was kept.
+    #[error("{error}; the same command goes on from here ({} keeps what is done)", journal.display())]
+    Stopped {
+        /// The journal.
+        journal: PathBuf,
+        /// Why it ended.
+        error: Box<ConvertError>,
+    },
     /// The work was cancelled from outside.
-    #[error("interrupted; nothing was written under the output's name")]
+    #[error("interrupted")]
     Cancelled,
 }

@@ -3,7 +3,7 @@
 
 use super::error::ConvertError;
 use super::settings::{Importance, Settings};
-use crate::gguf::{Array, Metadata, Value};
+use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
 use crate::model::{CheckpointModel, ParamCounts, general_metadata};
 use crate::recipe::{Facts, FileType};
 use crate::source::Source;
@@ -32,7 +32,7 @@ pub(super) fn of_checkpoint(
 /// The metadata of a quantized GGUF file: the source's, less what says that it was split.
 pub(super) fn of_gguf(source: &Metadata, settings: &Settings) -> Metadata {
     let mut metadata = source.clone();
-    for key in ["split.no", "split.count", "split.tensors.count"] {
+    for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
         metadata.remove(key);
     }
     finish(&mut metadata, settings);

@@ -3,12 +3,17 @@
 //! A [`Plan`] says what will be written, to the byte, before a weight is read; [`Plan::run`]
 //! streams it with memory that follows from the options alone.
 
+mod encode;
 mod error;
+mod journal;
 mod metadata;
 mod plan;
 mod run;
 mod settings;
+mod shard;
 
 pub use error::ConvertError;
-pub use plan::{Plan, PlannedTensor};
-pub use settings::{Importance, Intermediate, Settings};
+pub use plan::{Plan, PlannedFile, PlannedTensor};
+pub use run::RunOptions;
+pub use settings::{Importance, Intermediate, Limit, Settings, SplitBy};
+pub use shard::{BadShard, Shard};

@@ -1,16 +1,21 @@
 //! What a conversion will do, known from headers alone.
 
 use super::error::ConvertError;
+use super::journal::Identity;
 use super::metadata;
-use super::settings::{Intermediate, Settings};
-use crate::gguf::{Layout, Metadata, Writer};
+use super::settings::{Intermediate, Limit, Settings, SplitBy};
+use crate::blob::physical_memory;
+use crate::gguf::{Layout, Metadata, Split, folder, split_path};
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::quant::{QuantType, Simd};
 use crate::recipe::{self, Assignment, Facts, Reason, Shape};
 use crate::source::{Dtype, GgufSource, Source};
-use std::path::Path;
+use std::borrow::Cow;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use xxhash_rust::xxh3::Xxh3;
 
 /// A tensor of the output.
 #[derive(Clone, Debug)]
@@ -43,15 +48,27 @@ impl PlannedTensor {
     }
 }
 
+/// A file of the output.
+pub struct PlannedFile {
+    /// Its tensors, by their index in the plan.
+    pub tensors: Range<usize>,
+    /// Its header, and where in it each of its tensors goes.
+    pub layout: Layout,
+}
+
 /// Everything about the output but its weights.
 pub struct Plan {
     pub(super) tensors: Vec<PlannedTensor>,
     pub(super) metadata: Metadata,
-    pub(super) layout: Layout,
+    pub(super) files: Vec<PlannedFile>,
+    /// Whether the files are named as parts, even if there is only one.
+    pub(super) split: bool,
     pub(super) threads: usize,
     pub(super) imatrix: Option<Arc<Imatrix>>,
     pub(super) simd: Simd,
     pub(super) check: bool,
+    /// Bytes that descriptions of tensors take.
+    tables: u64,
 }
 
 /// Elements that a worker reads, quantizes and writes at a time, unless a single row is longer.
@@ -90,10 +107,13 @@ impl Plan {
     /// # Errors
     /// Types that fit no tensor, or tensors that are quantized already.
     pub fn of_gguf(source: &GgufSource, settings: &Settings) -> Result<Self, ConvertError> {
-        let file = source.file();
-        let metadata = metadata::of_gguf(file.metadata(), settings);
-        let facts = metadata::facts(file.metadata(), source.find("output.weight").is_none())?;
-        Self::new(source, |i| file.tensors()[i].ty, metadata, &facts, settings)
+        let metadata = metadata::of_gguf(source.metadata(), settings);
+        let facts = metadata::facts(source.metadata(), source.find("output.weight").is_none())?;
+        let stored = |i: usize| match source.tensors()[i].dtype {
+            Dtype::Gguf(ty) => ty,
+            Dtype::F8E4M3 => unreachable!("GGUF has no such type"),
+        };
+        Self::new(source, stored, metadata, &facts, settings)
     }
 
     fn new(
@@ -105,7 +125,9 @@ impl Plan {
     ) -> Result<Self, ConvertError> {
         let metas = source.tensors();
         let mut order: Vec<usize> = (0..metas.len()).collect();
-        order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
+        if settings.split != Some(SplitBy::Source) {
+            order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
+        }
         let shapes: Vec<Shape> = order
             .iter()
             .map(|&i| {
@@ -137,11 +159,58 @@ impl Plan {
                 weighed: changes && is_weighed(shape, ty, settings)?,
             });
         }
-        let infos = tensors.iter().map(|t| (t.name.clone(), t.dims.clone(), t.ty));
-        let layout = Layout::new(&metadata, infos)?;
+        let ranges = match &settings.split {
+            None => vec![0..tensors.len()],
+            Some(SplitBy::Source) => by_source_file(source, &tensors),
+            Some(SplitBy::Limit { limit, no_tensor_first }) => {
+                by_limit(&tensors, *limit, *no_tensor_first)
+            }
+        };
+        let keys = Split {
+            no: 0,
+            count: u16::try_from(ranges.len())
+                .map_err(|_| ConvertError::TooManyFiles { count: ranges.len() })?,
+            n_tensors: i32::try_from(tensors.len()).unwrap_or(i32::MAX),
+        };
+        let mut files = Vec::with_capacity(ranges.len());
+        for (no, range) in (0..).zip(ranges) {
+            let mut of_file = match no {
+                0 => Cow::Borrowed(&metadata),
+                _ => Cow::Owned(Metadata::new()),
+            };
+            match &settings.split {
+                None => {}
+                // As llama-quantize --keep-split, which knows no split of one file.
+                Some(SplitBy::Source) if keys.count < 2 => {}
+                Some(SplitBy::Source) => Split { no, ..keys }.write_counts_last(of_file.to_mut()),
+                Some(SplitBy::Limit { .. }) => Split { no, ..keys }.write(of_file.to_mut()),
+            }
+            let of_range = tensors[range.clone()].iter();
+            let infos = of_range.map(|t| (t.name.clone(), t.dims.clone(), t.ty));
+            let layout = Layout::new(&of_file, infos)?;
+            files.push(PlannedFile { tensors: range, layout });
+        }
         let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
-        let (threads, simd, check) = (settings.threads.max(1), settings.simd, settings.check);
-        Ok(Self { tensors, metadata, layout, threads, imatrix, simd, check })
+        let (simd, check) = (settings.simd, settings.check);
+        let split = settings.split.is_some();
+        let threads = settings.threads.max(1);
+        let mut plan =
+            Self { tensors, metadata, files, split, threads, imatrix, simd, check, tables: 0 };
+        plan.tables = source.table_bytes() + plan.files.iter().map(header_memory).sum::<u64>();
+        plan.threads = plan.threads_within(settings.memory.unwrap_or_else(default_memory))?;
+        Ok(plan)
+    }
+
+    /// As many of the threads as stay within a memory budget.
+    fn threads_within(&self, budget: u64) -> Result<usize, ConvertError> {
+        let each = self.unit_memory().max(1);
+        let one = self.base_memory() + each;
+        match budget.checked_sub(one) {
+            None => Err(ConvertError::Memory { needed: one, budget }),
+            Some(rest) => {
+                Ok(self.threads.min(1 + usize::try_from(rest / each).unwrap_or(usize::MAX)))
+            }
+        }
     }
 
     /// The tensors in the order of the file.
@@ -154,9 +223,38 @@ impl Plan {
         &self.metadata
     }
 
-    /// Bytes of the output file.
+    /// The files in order.
+    pub fn files(&self) -> &[PlannedFile] {
+        &self.files
+    }
+
+    /// The file that a tensor goes into.
+    pub fn file_of(&self, tensor: usize) -> usize {
+        self.files.partition_point(|file| file.tensors.end <= tensor)
+    }
+
+    /// The name of a file.
+    pub fn path(&self, file: usize, output: &Path) -> PathBuf {
+        match self.split {
+            true => split_path(output, file, self.files.len()),
+            false => output.to_owned(),
+        }
+    }
+
+    /// Threads that will work.
+    pub fn threads(&self) -> usize {
+        self.threads
+    }
+
+    /// Bytes of all files together.
     pub fn file_size(&self) -> u64 {
-        self.layout.file_size()
+        self.files.iter().map(|file| file.layout.file_size()).sum()
+    }
+
+    /// Bytes of a tensor.
+    pub fn n_bytes(&self, tensor: usize) -> u64 {
+        let file = &self.files[self.file_of(tensor)];
+        file.layout.n_bytes(tensor - file.tensors.start)
     }
 
     /// Tensors that are quantized without the importance matrix, which has no entry for them.
@@ -176,49 +274,116 @@ impl Plan {
 
     /// Weights in all tensors together.
     pub fn n_weights(&self) -> u64 {
-        self.tensors.iter().map(PlannedTensor::n_elements).sum()
+        self.weights_of(0..self.files.len())
+    }
+
+    /// Weights in the tensors of some files.
+    pub fn weights_of(&self, files: Range<usize>) -> u64 {
+        let tensors = self.files[files].iter().flat_map(|file| &self.tensors[file.tensors.clone()]);
+        tensors.map(PlannedTensor::n_elements).sum()
     }
 
     /// Bits per weight, over all tensors.
     pub fn bits_per_weight(&self) -> f64 {
-        let bytes: u64 = (0..self.tensors.len()).map(|i| self.layout.n_bytes(i)).sum();
+        let bytes: u64 = (0..self.tensors.len()).map(|i| self.n_bytes(i)).sum();
         bytes as f64 * 8.0 / self.n_weights().max(1) as f64
-    }
-
-    /// Refuses an output that cannot succeed, before any weight is read: one that exists (without
-    /// `force`), a folder that does not, too little room.
-    ///
-    /// # Errors
-    /// As said, naming what to do.
-    pub fn check_output(&self, output: &Path, force: bool) -> Result<(), ConvertError> {
-        Writer::check(output, force)?;
-        match self.free_disk(output) {
-            Some(free) if free < self.file_size() => Err(ConvertError::DiskSpace {
-                path: output.to_owned(),
-                needed: self.file_size(),
-                free,
-            }),
-            _ => Ok(()),
-        }
     }
 
     /// Bytes free where the output goes; `None` where the system does not say.
     pub fn free_disk(&self, output: &Path) -> Option<u64> {
-        let folder =
-            output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
-        let stat = rustix::fs::statvfs(folder).ok()?;
+        let stat = rustix::fs::statvfs(folder(output)).ok()?;
         Some(stat.f_bavail * stat.f_frsize)
     }
 
-    /// An upper bound on the resident memory of the run, in bytes.
+    /// An upper bound on the resident memory of the run, in bytes, page cache not counted.
     pub fn peak_memory(&self) -> u64 {
-        let unit = self.tensors.iter().map(unit_elements).max().unwrap_or(0);
-        // A unit is held as stored (at most 4 bytes a weight), as f32, once more as f32 where it
-        // is transposed, and encoded (at most 4 bytes a weight).
-        let workers = self.threads as u64 * unit * 16;
-        // The header is held in the metadata, in the layout, and in the source's own tables.
-        BASE_MEMORY + workers + 8 * self.layout.header().len() as u64
+        self.base_memory() + self.threads as u64 * self.unit_memory()
     }
+
+    fn base_memory(&self) -> u64 {
+        BASE_MEMORY + self.tables
+    }
+
+    /// A unit is held as stored (at most 4 bytes a weight), as f32, once more as f32 where it is
+    /// transposed, and encoded (at most 4 bytes a weight).
+    fn unit_memory(&self) -> u64 {
+        16 * self.tensors.iter().map(unit_elements).max().unwrap_or(0)
+    }
+
+    /// What decides the bytes of the output.
+    pub(super) fn identity(&self, source: &dyn Source) -> Identity {
+        let mut layout = Xxh3::new();
+        layout.update(&UNIT_ELEMENTS.to_le_bytes());
+        for file in &self.files {
+            layout.update(file.layout.header());
+        }
+        for tensor in &self.tensors {
+            layout.update(&[tensor.stored.id() as u8, u8::from(tensor.weighed)]);
+        }
+        let mut input = Xxh3::new();
+        for file in source.files() {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            input.update(name.as_bytes());
+            input.update(&file.size.to_le_bytes());
+            input.update(file.version.as_bytes());
+        }
+        let mut importance = Xxh3::new();
+        for (name, values) in self.imatrix.iter().flat_map(|imatrix| &imatrix.entries) {
+            importance.update(name.as_bytes());
+            values.iter().for_each(|value| importance.update(&value.to_le_bytes()));
+        }
+        Identity::new(layout.digest(), input.digest(), importance.digest())
+    }
+}
+
+/// A sixteenth of the machine's memory, at least 1 GiB.
+fn default_memory() -> u64 {
+    (physical_memory().unwrap_or(0) / 16).max(1 << 30)
+}
+
+/// A header is held in the metadata, in the layout, and in the planned tensors.
+fn header_memory(file: &PlannedFile) -> u64 {
+    8 * file.layout.header().len() as u64
+}
+
+/// Cuts as llama-gguf-split does: sizes are those of the tensors with their padding, and the
+/// number of tensors is counted over all files. A tensor larger than the limit gets a file of its
+/// own.
+fn by_limit(tensors: &[PlannedTensor], limit: Limit, no_tensor_first: bool) -> Vec<Range<usize>> {
+    let mut ranges = Vec::new();
+    if no_tensor_first {
+        ranges.push(0..0);
+    }
+    let (mut start, mut size) = (0, 0);
+    for (i, tensor) in tensors.iter().enumerate() {
+        let row = tensor.ty.row_bytes(tensor.dims[0] as usize).unwrap_or(0) as u64;
+        let bytes = (row * tensor.n_rows()).next_multiple_of(32);
+        let full = match limit {
+            Limit::Tensors(n) => (i as u64).is_multiple_of(n),
+            Limit::Bytes(n) => size + bytes > n,
+        };
+        if full && i > start {
+            ranges.push(start..i);
+            (start, size) = (i, 0);
+        }
+        size += bytes;
+    }
+    ranges.push(start..tensors.len());
+    ranges
+}
+
+/// Cuts where the source is cut; tensors are in its order.
+fn by_source_file(source: &dyn Source, tensors: &[PlannedTensor]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = vec![0..0; source.files().len().max(1)];
+    let mut at = 0;
+    for (file, range) in ranges.iter_mut().enumerate() {
+        let start = at;
+        while at < tensors.len() && source.file_of(tensors[at].source) == file {
+            at += 1;
+        }
+        *range = start..at;
+    }
+    ranges
 }
 
 /// Whether the importance matrix has an entry for a tensor.

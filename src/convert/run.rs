@@ -1,183 +1,320 @@
 //! The streaming pass: workers take units of rows, widen, encode and write each at its place.
 //!
-//! Units need no order among themselves, so nothing waits for anything but the first error.
+//! Units need no order among themselves, so nothing waits for anything but the first error. What
+//! is done is noted in a journal, so that a run which was stopped goes on where it was.
 
+use super::encode::{Encoder, Unit};
 use super::error::ConvertError;
-use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
-use crate::gguf::Writer;
+use super::journal::{Journal, Past};
+use super::plan::Plan;
+use super::shard::Shard;
+use crate::gguf::{Disk, GgufError, LocalDisk, Writer, folder};
 use crate::monitor::Monitor;
-use crate::quant::{QuantError, QuantType, float};
-use crate::source::Source;
+use crate::source::{Source, SourceError};
+use std::collections::VecDeque;
 use std::ops::Range;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use xxhash_rust::xxh3::xxh3_64;
+
+/// Units that the system is asked to read ahead, for each thread.
+const LOOK_AHEAD: usize = 8;
+
+/// Bytes written between requests to put them on disk: what keeps the system's cache of written
+/// pages small enough that other programs stay responsive.
+const FLUSH_BYTES: u64 = 256 << 20;
+
+/// How a plan is carried out. None of this changes a byte of the output.
+#[derive(Clone, Copy)]
+pub struct RunOptions<'a> {
+    /// Replace existing files.
+    pub force: bool,
+    /// Begin anew where an earlier run was stopped, whatever that run was.
+    pub restart: bool,
+    /// Write only this share of the output's files.
+    pub shard: Option<Shard>,
+    /// Where to write.
+    pub disk: &'a dyn Disk,
+}
+
+impl Default for RunOptions<'_> {
+    fn default() -> Self {
+        Self { force: false, restart: false, shard: None, disk: &LocalDisk }
+    }
+}
 
 impl Plan {
-    /// Writes the file. It gets its name only when it is complete and on disk; an error, a
-    /// cancelled monitor or the end of the process leave nothing under that name.
+    /// Writes the output. Files get their names when all are complete and on disk.
+    ///
+    /// A run that was stopped, by a signal, a full disk or a power cut, leaves `.part` files and
+    /// a journal; the same call then goes on where it was, after checking what the journal
+    /// claims against the files. Errors in the weights leave nothing.
     ///
     /// The monitor counts weights.
     ///
     /// # Errors
-    /// Too little room, an existing output without `force`, weights that cannot be read or
-    /// encoded, a failing disk: each naming file and tensor.
+    /// Too little room, existing outputs without `force`, a journal of another run, weights that
+    /// cannot be read or encoded, a failing disk: each naming file and tensor.
     pub fn run(
         &self,
         source: &dyn Source,
         output: &Path,
-        force: bool,
+        options: RunOptions,
         monitor: &dyn Monitor,
     ) -> Result<(), ConvertError> {
-        let writer = Writer::create(output, &self.layout, force)?;
-        let units = Mutex::new(self.units());
+        self.check_output(output, options)?;
+        let files = self.files_of(options.shard);
+        if files.is_empty() {
+            return Ok(());
+        }
+        let disk = options.disk;
+        let identity = self.identity(source);
+        let path = self.journal_path(output, options.shard);
+        let n_units = self.units(0..self.tensors.len()).count() as u64;
+        let (journal, past) = Journal::open(disk, &path, &identity, n_units, options.restart)?;
+        let resumed = past.is_some();
+        let mut run = Run {
+            plan: self,
+            source,
+            monitor,
+            journal: &journal,
+            past: past.unwrap_or_default(),
+            first_file: files.start,
+            writers: Vec::new(),
+            unflushed: AtomicU64::new(0),
+            recorded: AtomicU64::new(0),
+        };
+        let written = (|| {
+            for file in files.clone() {
+                let path = self.path(file, output);
+                let named = run.past.all_written && !Writer::part_path(&path).exists();
+                run.writers.push(match named {
+                    // It has its name already, and was on disk before it got it.
+                    true => None,
+                    false => Some(Writer::open(disk, &path, &self.files[file].layout)?),
+                });
+            }
+            if !resumed {
+                journal.begin(&identity)?;
+            }
+            run.write_units()?;
+            run.writers.iter().flatten().try_for_each(Writer::sync)?;
+            journal.all_written()?;
+            // The first file is the one that programs are given, so it comes last.
+            for writer in run.writers.iter().flatten().rev() {
+                let path = writer.path();
+                Writer::check(path, options.force || resumed)?;
+                disk.rename(&Writer::part_path(path), path)
+                    .map_err(|error| GgufError::io(path, error))?;
+            }
+            disk.sync_names(folder(output));
+            Ok(())
+        })();
+        let kept = resumed || run.recorded.load(Ordering::Relaxed) > 0;
+        match written {
+            Ok(()) => journal.remove(disk),
+            Err(error) if kept && can_go_on(&error) => {
+                Err(ConvertError::Stopped { journal: path, error: Box::new(error) })
+            }
+            Err(error) => {
+                for file in files {
+                    // Failing to remove what is left over must not hide the error.
+                    let _ = disk.remove(&Writer::part_path(&self.path(file, output)));
+                }
+                let _ = journal.remove(disk);
+                Err(error)
+            }
+        }
+    }
+
+    /// Where the journal of a run lies.
+    fn journal_path(&self, output: &Path, shard: Option<Shard>) -> PathBuf {
+        let mut name = output.as_os_str().to_owned();
+        if let Some(shard) = shard {
+            name.push(format!(".{}-of-{}", shard.number(), shard.count()));
+        }
+        name.push(".journal");
+        name.into()
+    }
+
+    /// Refuses an output that cannot succeed, before any weight is read: one that exists (without
+    /// `force`), a folder that does not, too little room.
+    ///
+    /// # Errors
+    /// As said, naming what to do.
+    pub fn check_output(&self, output: &Path, options: RunOptions) -> Result<(), ConvertError> {
+        let goes_on = !options.restart && self.journal_path(output, options.shard).exists();
+        let mut needed = 0;
+        for file in self.files_of(options.shard) {
+            let path = self.path(file, output);
+            Writer::check(&path, options.force || goes_on)?;
+            let part = Writer::part_path(&path);
+            let size = self.files[file].layout.file_size();
+            needed += size.saturating_sub(allocated(&part));
+        }
+        match self.free_disk(output) {
+            Some(free) if free < needed => {
+                Err(ConvertError::DiskSpace { path: output.to_owned(), needed, free })
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Whether the same command can succeed later.
+fn can_go_on(error: &ConvertError) -> bool {
+    matches!(
+        error,
+        ConvertError::Cancelled
+            | ConvertError::Source(SourceError::Io { .. })
+            | ConvertError::Gguf(GgufError::Io { .. } | GgufError::DiskFull { .. })
+    )
+}
+
+/// Bytes on disk that a file has already.
+fn allocated(path: &Path) -> u64 {
+    let Ok(metadata) = path.metadata() else { return 0 };
+    #[cfg(unix)]
+    return std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
+    #[cfg(not(unix))]
+    return metadata.len();
+}
+
+/// What the workers of a run share.
+struct Run<'a> {
+    plan: &'a Plan,
+    source: &'a dyn Source,
+    monitor: &'a dyn Monitor,
+    journal: &'a Journal,
+    past: Past,
+    first_file: usize,
+    /// One for each file, or `None` where nothing is left to do.
+    writers: Vec<Option<Writer>>,
+    unflushed: AtomicU64,
+    recorded: AtomicU64,
+}
+
+/// Units not yet taken; the front ones have been asked for.
+struct Queue<I: Iterator<Item = Unit>> {
+    ahead: VecDeque<Unit>,
+    rest: I,
+}
+
+impl<I: Iterator<Item = Unit>> Queue<I> {
+    /// The next unit, and one that should be asked for meanwhile.
+    fn next(&mut self) -> Option<(Unit, Option<Unit>)> {
+        let next = self.ahead.pop_front().or_else(|| self.rest.next())?;
+        let asked = self.rest.next();
+        self.ahead.extend(asked.clone());
+        Some((next, asked))
+    }
+}
+
+impl Run<'_> {
+    fn tensors(&self) -> Range<usize> {
+        let files = &self.plan.files;
+        let last = self.first_file + self.writers.len() - 1;
+        files[self.first_file].tensors.start..files[last].tensors.end
+    }
+
+    fn write_units(&self) -> Result<(), ConvertError> {
+        let mut rest = self.plan.units(self.tensors());
+        let ahead: VecDeque<Unit> = rest.by_ref().take(LOOK_AHEAD * self.plan.threads).collect();
+        ahead.iter().for_each(|unit| self.prefetch(unit));
+        let queue = Mutex::new(Queue { ahead, rest });
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
-            for _ in 0..self.threads {
-                scope.spawn(|| {
-                    let mut worker = Worker {
-                        source,
-                        writer: &writer,
-                        plan: self,
-                        weights: Vec::new(),
-                        bytes: Vec::new(),
-                    };
-                    while failure.lock().is_ok_and(|f| f.is_none()) {
-                        let Some((tensor, rows)) = units.lock().ok().and_then(|mut u| u.next())
+            let (flush, flushes) = sync_channel::<()>(1);
+            for _ in 0..self.plan.threads {
+                let flush = flush.clone();
+                let (queue, failure) = (&queue, &failure);
+                scope.spawn(move || {
+                    let mut encoder = Encoder::new(self.plan, self.source);
+                    let mut bytes = Vec::new();
+                    while failure
+                        .lock()
+                        .is_ok_and(|f: std::sync::MutexGuard<Option<_>>| f.is_none())
+                    {
+                        let Some((unit, asked)) = queue.lock().ok().and_then(|mut q| q.next())
                         else {
                             break;
                         };
-                        let done = match monitor.cancelled() {
+                        asked.iter().for_each(|unit| self.prefetch(unit));
+                        let done = match self.monitor.cancelled() {
                             true => Err(ConvertError::Cancelled),
-                            false => worker.unit(tensor, &self.tensors[tensor], rows),
+                            false => self.unit(&unit, &mut encoder, &mut bytes, &flush),
                         };
-                        match done {
-                            Ok(weights) => monitor.advance(weights),
-                            Err(error) => {
-                                if let Ok(mut failure) = failure.lock() {
-                                    failure.get_or_insert(error);
-                                }
-                            }
+                        if let Err(error) = done
+                            && let Ok(mut failure) = failure.lock()
+                        {
+                            failure.get_or_insert(error);
                         }
                     }
                 });
             }
+            drop(flush);
+            // Beside the workers, so that none of them waits for the disk.
+            while flushes.recv().is_ok() {
+                if let Err(error) = self.writers.iter().flatten().try_for_each(Writer::sync)
+                    && let Ok(mut failure) = failure.lock()
+                {
+                    failure.get_or_insert(error.into());
+                }
+            }
         });
         match failure.into_inner() {
-            Ok(None) => Ok(writer.finish()?),
+            Ok(None) => Ok(()),
             Ok(Some(error)) => Err(error),
             Err(poisoned) => Err(poisoned.into_inner().unwrap_or(ConvertError::Cancelled)),
         }
     }
 
-    /// Every row of every tensor once, cut into units that keep whole matrices together where
-    /// they are small and stay within one matrix where they are not.
-    fn units(&self) -> impl Iterator<Item = (usize, Range<u64>)> + use<'_> {
-        self.tensors.iter().enumerate().flat_map(|(i, tensor)| {
-            let per_matrix = tensor.dims.get(1).copied().unwrap_or(1).max(1);
-            let fit = (UNIT_ELEMENTS / tensor.dims[0].max(1)).max(1);
-            let (span, step) = if fit >= per_matrix {
-                (tensor.n_rows(), fit / per_matrix * per_matrix)
-            } else {
-                (per_matrix, fit)
-            };
-            let n_rows = tensor.n_rows();
-            (0..n_rows).step_by(span.max(1) as usize).flat_map(move |start| {
-                let end = (start + span).min(n_rows);
-                (start..end)
-                    .step_by(step as usize)
-                    .map(move |first| (i, first..(first + step).min(end)))
-            })
-        })
+    fn prefetch(&self, unit: &Unit) {
+        if !self.past.units.contains_key(&unit.number) {
+            self.source.prefetch(self.plan.tensors[unit.tensor].source, unit.rows.clone());
+        }
     }
-}
 
-/// One thread's buffers.
-struct Worker<'a> {
-    source: &'a dyn Source,
-    writer: &'a Writer,
-    plan: &'a Plan,
-    weights: Vec<f32>,
-    bytes: Vec<u8>,
-}
-
-impl Worker<'_> {
-    /// Carries out one unit and returns its weights.
+    /// Carries out one unit, or finds it done.
     fn unit(
-        &mut self,
-        index: usize,
-        tensor: &PlannedTensor,
-        rows: Range<u64>,
-    ) -> Result<u64, ConvertError> {
-        let n_per_row = tensor.dims[0] as usize;
-        let n_rows = (rows.end - rows.start) as usize;
-        let encode_error = |error| {
-            let error = shift_row(error, rows.start);
-            let row = match error {
-                QuantError::NotFinite { row, .. } => row as u64,
-                _ => rows.start,
-            };
-            ConvertError::Encode {
-                origin: self.source.origin(tensor.source, row),
-                tensor: tensor.name.clone(),
-                ty: tensor.ty,
-                error,
-            }
-        };
-        let row_bytes = tensor
-            .ty
-            .row_bytes(n_per_row)
-            .ok_or_else(|| encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row }))?;
-        let at = rows.start * row_bytes as u64;
-        if tensor.ty == tensor.stored
-            && let Some(bytes) = self.source.raw_rows(tensor.source, rows.clone())
-        {
-            self.writer.write_at(index, at, bytes)?;
-            self.source.release(tensor.source, rows);
-            return Ok((n_rows * n_per_row) as u64);
-        }
-        self.weights.resize(n_rows * n_per_row, 0.0);
-        self.bytes.resize(n_rows * row_bytes, 0);
-        self.source.read_rows(tensor.source, rows.start, &mut self.weights)?;
-        if tensor.stored == QuantType::BF16 {
-            float::round_to_bf16(&mut self.weights);
-        }
-        // Every matrix of a stack has an importance of its own.
-        let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
-        let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
-        let mut first = 0;
-        while first < n_rows {
-            let row = rows.start as usize + first;
-            let (next, importance) = match imatrix {
-                None => (n_rows, None),
-                Some(imatrix) => {
-                    let at = row / per_matrix * n_per_row;
-                    let importance = &imatrix.entries[&tensor.name][at..at + n_per_row];
-                    (n_rows.min(first + per_matrix - row % per_matrix), Some(importance))
+        &self,
+        unit: &Unit,
+        encoder: &mut Encoder,
+        bytes: &mut Vec<u8>,
+        flush: &SyncSender<()>,
+    ) -> Result<(), ConvertError> {
+        let tensor = &self.plan.tensors[unit.tensor];
+        let weights = (unit.rows.end - unit.rows.start) * tensor.dims[0];
+        let file = self.plan.file_of(unit.tensor);
+        if let Some(writer) = &self.writers[file - self.first_file] {
+            let planned = &self.plan.files[file];
+            let index = unit.tensor - planned.tensors.start;
+            let row_bytes = planned.layout.n_bytes(index) / tensor.n_rows().max(1);
+            let at = unit.rows.start * row_bytes;
+            let length = (unit.rows.end - unit.rows.start) * row_bytes;
+            let done = match self.past.units.get(&unit.number) {
+                None => false,
+                Some(&hash) => {
+                    bytes.resize(length as usize, 0);
+                    writer.read_at(index, at, bytes)?;
+                    xxh3_64(bytes) == hash
                 }
             };
-            let weights = &self.weights[first * n_per_row..next * n_per_row];
-            let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
-            tensor
-                .ty
-                .encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
-                .map_err(|error| encode_error(shift_row(error, first as u64)))?;
-            first = next;
+            if !done {
+                let bytes = encoder.encode(unit)?;
+                writer.write_at(index, at, bytes)?;
+                self.journal.record(unit.number, xxh3_64(bytes))?;
+                self.recorded.fetch_add(1, Ordering::Relaxed);
+                let before = self.unflushed.fetch_add(length, Ordering::Relaxed);
+                if before / FLUSH_BYTES != (before + length) / FLUSH_BYTES {
+                    // A full channel means that one is on its way.
+                    let _ = flush.try_send(());
+                }
+            }
         }
-        if self.plan.check {
-            tensor.ty.validate_rows(&self.bytes, n_per_row).map_err(encode_error)?;
-        }
-        self.writer.write_at(index, at, &self.bytes)?;
-        self.source.release(tensor.source, rows);
-        Ok(self.weights.len() as u64)
-    }
-}
-
-/// Errors count rows from the unit's first; users count from the tensor's.
-fn shift_row(error: QuantError, first_row: u64) -> QuantError {
-    match error {
-        QuantError::NotFinite { row, column, value } => {
-            QuantError::NotFinite { row: row + first_row as usize, column, value }
-        }
-        other => other,
+        self.monitor.advance(weights);
+        Ok(())
     }
 }

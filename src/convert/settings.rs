@@ -38,6 +38,34 @@ pub struct Settings {
     /// Whether blocks are looked over after they are made, as llama-quantize does: a scale that
     /// overflowed is then an error.
     pub check: bool,
+    /// Whether and where the output is cut into several files.
+    pub split: Option<SplitBy>,
+    /// Bytes of memory that the run may take; by default a sixteenth of the machine's, at least
+    /// 1 GiB. Fewer threads work where they would not fit.
+    pub memory: Option<u64>,
+}
+
+/// Where the output is cut into several files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitBy {
+    /// Where a limit is reached, as llama-gguf-split does.
+    Limit {
+        /// The limit.
+        limit: Limit,
+        /// Whether the first file holds metadata alone.
+        no_tensor_first: bool,
+    },
+    /// As the source is, and in its order (llama-quantize `--keep-split`).
+    Source,
+}
+
+/// How much goes into a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Limit {
+    /// Tensors; not 0.
+    Tensors(u64),
+    /// Bytes of tensor data.
+    Bytes(u64),
 }
 
 /// An importance matrix and the name that the output's metadata gives as its origin.

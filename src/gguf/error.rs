@@ -76,6 +76,14 @@ pub enum GgufError {
         /// Why.
         what: String,
     },
+    /// Files that do not make up one model.
+    #[error("{}: {what}", path.display())]
+    Split {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
     /// The output exists already.
     #[error("{}: exists already; give another name, or --force to replace it", path.display())]
     Exists {
@@ -84,7 +92,7 @@ pub enum GgufError {
     },
     /// The disk filled up while writing.
     #[error(
-        "{}: the disk is full; free some room or write to another disk (nothing was kept)",
+        "{}: the disk is full; free some room or write to another disk",
         path.display()
     )]
     DiskFull {
@@ -95,7 +103,7 @@ pub enum GgufError {
 
 impl GgufError {
     /// An I/O error on `path`.
-    pub(super) fn io(path: &std::path::Path, error: std::io::Error) -> Self {
+    pub(crate) fn io(path: &std::path::Path, error: std::io::Error) -> Self {
         let path = path.to_owned();
         match error.kind() {
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {

@@ -113,16 +113,11 @@ impl GgufFile {
         &self.map.bytes()[self.tensor_range(index)]
     }
 
-    fn tensor_range(&self, index: usize) -> Range<usize> {
+    /// Where the tensor's data lies in the file.
+    pub fn tensor_range(&self, index: usize) -> Range<usize> {
         let info = &self.tensors[index];
         let start = (self.data_offset + info.offset) as usize;
         start..start + info.n_bytes() as usize
-    }
-
-    /// Drops the pages of a part of a tensor's data from this process's memory.
-    pub fn release(&self, index: usize, bytes: Range<usize>) {
-        let start = self.tensor_range(index).start;
-        self.map.release(start + bytes.start..start + bytes.end);
     }
 
     /// Where the data section begins.

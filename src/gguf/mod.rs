@@ -11,22 +11,28 @@
 //! ```
 //! A string is its length as u64 and its bytes; everything is little-endian (`gguf.cpp`).
 
+mod disk;
 mod error;
 mod file;
 mod layout;
 mod metadata;
 mod parse;
+mod split;
 #[cfg(test)]
 mod tests;
 mod value;
 mod writer;
 
+pub use disk::{Disk, LocalDisk, Part};
+pub(crate) use disk::{read_all, write_all};
 pub use error::GgufError;
 pub use file::{GgufFile, TensorInfo};
 pub use layout::Layout;
 pub use metadata::Metadata;
+pub use split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, split_path};
 pub use value::{Array, Value};
 pub use writer::Writer;
+pub(crate) use writer::folder;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// The version written, and the latest one read.

@@ -92,14 +92,18 @@ fn what_is_written_is_read_back() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     let layout = sample_layout();
-    let writer = Writer::create(&path, &layout, false).unwrap();
+    let writer = Writer::open(&LocalDisk, &path, &layout).unwrap();
     for i in (0..layout.n_tensors()).rev() {
         let half = layout.n_bytes(i) / 2;
         writer.write_at(i, half, &vec![i as u8 + 1; (layout.n_bytes(i) - half) as usize]).unwrap();
         writer.write_at(i, 0, &vec![i as u8 + 1; half as usize]).unwrap();
     }
     assert!(!path.exists(), "the name is taken only when the file is complete");
-    writer.finish().unwrap();
+    let mut half = [0; 8];
+    writer.read_at(0, 4, &mut half).unwrap();
+    assert_eq!(half, [1; 8]);
+    writer.sync().unwrap();
+    LocalDisk.rename(&Writer::part_path(&path), &path).unwrap();
     let file = GgufFile::open(&path).unwrap();
     assert_eq!(file.metadata(), &sample_metadata());
     assert_eq!(file.file_size(), layout.file_size());
@@ -112,21 +116,57 @@ fn what_is_written_is_read_back() {
 }
 
 #[test]
-fn an_abandoned_or_refused_writer_leaves_nothing() {
+fn names_that_cannot_become_an_output_are_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
-    drop(Writer::create(&path, &sample_layout(), false).unwrap());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
-
+    assert!(Writer::check(&path, false).is_ok());
     std::fs::write(&path, "mine").unwrap();
-    assert!(matches!(
-        Writer::create(&path, &sample_layout(), false),
-        Err(GgufError::Exists { .. })
-    ));
-    assert_eq!(std::fs::read(&path).unwrap(), b"mine");
-    Writer::create(&path, &sample_layout(), true).unwrap().finish().unwrap();
-    assert!(GgufFile::open(&path).is_ok());
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    assert!(matches!(Writer::check(&path, false), Err(GgufError::Exists { .. })));
+    assert!(Writer::check(&path, true).is_ok());
+    assert!(Writer::check(dir.path(), true).is_err());
+    assert!(Writer::check(&dir.path().join("none/out.gguf"), true).is_err());
+}
+
+/// The files of a model in three parts, two tensors of which are in the last two.
+fn parts(dir: &Path, keys: impl Fn(u16) -> Split) -> Vec<std::path::PathBuf> {
+    let write = |no: u16| {
+        let mut metadata = if no == 0 { sample_metadata() } else { Metadata::new() };
+        keys(no).write(&mut metadata);
+        let tensor = (no > 0).then(|| (format!("{no}.weight"), vec![32, 1], QuantType::Q8_0));
+        let layout = Layout::new(&metadata, tensor).unwrap();
+        let mut bytes = layout.header().to_vec();
+        bytes.resize(layout.file_size() as usize, 7);
+        let path = split_path(&dir.join("m.gguf"), no.into(), 3);
+        std::fs::write(&path, bytes).unwrap();
+        path
+    };
+    (0..3).map(write).collect()
+}
+
+#[test]
+fn a_split_model_is_opened_by_its_first_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let good = |no| Split { no, count: 3, n_tensors: 2 };
+    let paths = parts(dir.path(), good);
+    assert!(paths[2].ends_with("m-00003-of-00003.gguf"));
+    let files = open_all(&paths[0]).unwrap();
+    assert_eq!(files.len(), 3);
+    assert_eq!(files[2].tensors()[0].name, "2.weight");
+
+    let refused = |path: &Path, because: &str| {
+        let error = open_all(path).expect_err(because).to_string();
+        assert!(error.contains(because), "`{error}` does not say `{because}`");
+    };
+    refused(&paths[1], "m-00001-of-00003.gguf");
+    let renamed = dir.path().join("renamed.gguf");
+    std::fs::copy(&paths[0], &renamed).unwrap();
+    refused(&renamed, "-00001-of-00003.gguf");
+    std::fs::copy(&paths[2], &paths[1]).unwrap();
+    refused(&paths[0], "not those of this model");
+    std::fs::remove_file(&paths[1]).unwrap();
+    refused(&paths[0], "missing");
+    parts(dir.path(), |no| Split { n_tensors: 3, ..good(no) });
+    refused(&paths[0], "announces 3 tensors, its parts hold 2");
 }
 
 #[test]

@@ -1,46 +1,45 @@
-//! Writing: tensor data at known offsets, in any order and from many threads, into a temporary
-//! sibling that gets the file's name only when it is complete.
+//! Writing: tensor data at known offsets, in any order and from many threads, into a sibling
+//! named `.part` that gets the file's name only when it is complete.
 
+use super::disk::{Disk, Part, read_all, write_all};
 use super::error::GgufError;
 use super::layout::Layout;
 use std::path::{Path, PathBuf};
-use tempfile::NamedTempFile;
 
 /// A file being written.
 pub struct Writer {
-    file: NamedTempFile,
+    part: Box<dyn Part>,
     path: PathBuf,
-    force: bool,
-    places: Vec<(u64, u64)>,
+    layout: Layout,
 }
 
 impl Writer {
-    /// Begins a file beside `path`: writes the header and reserves the length.
+    /// The name that a file has until it is complete.
+    pub fn part_path(path: &Path) -> PathBuf {
+        let mut name = path.as_os_str().to_owned();
+        name.push(".part");
+        name.into()
+    }
+
+    /// Opens the part beside `path`, sets room aside for all of it, and writes the header. What an
+    /// earlier process wrote into a part of the right length stays.
     ///
     /// # Errors
-    /// `path` exists and `force` is not given, or the system refuses.
-    pub fn create(path: &Path, layout: &Layout, force: bool) -> Result<Self, GgufError> {
-        Self::check(path, force)?;
-        let io = |error| GgufError::io(path, error);
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let prefix = format!(".{name}.");
-        let mut options = tempfile::Builder::new();
-        options.prefix(&prefix).suffix(".part");
-        #[cfg(unix)]
-        {
-            // As any newly created file; the default of temporary files is private.
-            use std::os::unix::fs::PermissionsExt;
-            options.permissions(std::fs::Permissions::from_mode(0o666));
-        }
-        let file = options.tempfile_in(folder(path)).map_err(io)?;
-        let places = (0..layout.n_tensors()).map(|i| (layout.offset(i), layout.n_bytes(i)));
-        let writer = Self { file, path: path.to_owned(), force, places: places.collect() };
-        write_all_at(writer.file.as_file(), layout.header(), 0).map_err(io)?;
-        writer.file.as_file().set_len(layout.file_size()).map_err(io)?;
+    /// The system refuses.
+    pub fn open(disk: &dyn Disk, path: &Path, layout: &Layout) -> Result<Self, GgufError> {
+        let part_path = Self::part_path(path);
+        let io = |error| GgufError::io(&part_path, error);
+        let part = disk.open(&part_path).map_err(io)?;
+        let writer = Self { part, path: path.to_owned(), layout: layout.clone() };
+        let written = (|| {
+            writer.part.reserve(layout.file_size())?;
+            write_all(writer.part.as_ref(), layout.header(), 0)
+        })();
+        written.map_err(io)?;
         Ok(writer)
     }
 
-    /// Refuses what [`Writer::create`] would refuse about the name, before any work is done.
+    /// Refuses a name that cannot become an output, before any work is done.
     ///
     /// # Errors
     /// `path` exists and `force` is not given, is a folder, or its folder does not exist.
@@ -59,6 +58,11 @@ impl Writer {
         }
     }
 
+    /// The name that the file will have.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Writes a part of a tensor's data, `at` bytes from its beginning.
     ///
     /// # Errors
@@ -67,61 +71,49 @@ impl Writer {
     /// # Panics
     /// When the part reaches past the tensor's end.
     pub fn write_at(&self, tensor: usize, at: u64, bytes: &[u8]) -> Result<(), GgufError> {
-        let (offset, n_bytes) = self.places[tensor];
-        assert!(
-            at.checked_add(bytes.len() as u64).is_some_and(|end| end <= n_bytes),
-            "write past the end of a tensor"
-        );
-        write_all_at(self.file.as_file(), bytes, offset + at)
-            .map_err(|error| GgufError::io(&self.path, error))
+        let offset = self.place(tensor, at, bytes.len());
+        write_all(self.part.as_ref(), bytes, offset).map_err(|error| self.error(error))
     }
 
-    /// Puts the file on disk and gives it its name.
+    /// Reads back a part of a tensor's data.
     ///
     /// # Errors
-    /// The system refuses, or meanwhile another file took the name and `force` was not given.
-    pub fn finish(self) -> Result<(), GgufError> {
-        let Self { file, path, force, .. } = self;
-        let io = |error| GgufError::io(&path, error);
-        file.as_file().sync_all().map_err(io)?;
-        let persisted = if force { file.persist(&path) } else { file.persist_noclobber(&path) };
-        persisted.map_err(|refused| match refused.error.kind() {
-            std::io::ErrorKind::AlreadyExists => GgufError::Exists { path: path.clone() },
-            _ => io(refused.error),
-        })?;
-        // The name is durable once the folder is; not every file system can be asked for that.
-        #[cfg(unix)]
-        if let Ok(folder) = std::fs::File::open(folder(&path)) {
-            let _ = folder.sync_all();
-        }
+    /// The system refuses.
+    ///
+    /// # Panics
+    /// When the part reaches past the tensor's end.
+    pub fn read_at(&self, tensor: usize, at: u64, out: &mut [u8]) -> Result<(), GgufError> {
+        let offset = self.place(tensor, at, out.len());
+        read_all(self.part.as_ref(), out, offset).map_err(|error| self.error(error))
+    }
+
+    fn place(&self, tensor: usize, at: u64, n_bytes: usize) -> u64 {
+        assert!(
+            at.checked_add(n_bytes as u64).is_some_and(|end| end <= self.layout.n_bytes(tensor)),
+            "a place past the end of a tensor"
+        );
+        self.layout.offset(tensor) + at
+    }
+
+    /// Waits until everything written is on disk, and lets go of its pages.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn sync(&self) -> Result<(), GgufError> {
+        self.part.sync().map_err(|error| self.error(error))?;
+        self.part.release(0..self.layout.file_size());
         Ok(())
+    }
+
+    fn error(&self, error: std::io::Error) -> GgufError {
+        GgufError::io(&Self::part_path(&self.path), error)
     }
 }
 
 /// The folder that a file lies in.
-fn folder(path: &Path) -> &Path {
+pub(crate) fn folder(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     }
-}
-
-#[cfg(unix)]
-fn write_all_at(file: &std::fs::File, bytes: &[u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn write_all_at(file: &std::fs::File, mut bytes: &[u8], mut offset: u64) -> std::io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !bytes.is_empty() {
-        match file.seek_write(bytes, offset)? {
-            0 => return Err(std::io::ErrorKind::WriteZero.into()),
-            n => {
-                bytes = &bytes[n..];
-                offset += n as u64;
-            }
-        }
-    }
-    Ok(())
 }

@@ -8,7 +8,7 @@ use super::config::Config;
 use super::deepseek2;
 use super::error::ModelError;
 use super::hparams::Hparams;
-use crate::source::{Checkpoint, Origin, Source, SourceError, TensorMeta};
+use crate::source::{Checkpoint, Origin, Source, SourceError, SourceFile, TensorMeta};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -111,7 +111,7 @@ impl CheckpointModel {
                 model.dropped.push(meta.name.clone());
             } else {
                 return Err(ModelError::UnknownTensor {
-                    path: model.checkpoint.file_of(i).to_owned(),
+                    path: model.checkpoint.path_of(i).to_owned(),
                     tensor: meta.name.clone(),
                 });
             }
@@ -135,7 +135,7 @@ impl CheckpointModel {
             let found = &self.checkpoint.tensors()[i].dims;
             if found != expected {
                 return Err(ModelError::Shape {
-                    path: self.checkpoint.file_of(i).to_owned(),
+                    path: self.checkpoint.path_of(i).to_owned(),
                     tensor: from.to_owned(),
                     found: found.iter().rev().copied().collect(),
                     expected: expected.iter().rev().copied().collect(),
@@ -288,10 +288,12 @@ impl Source for CheckpointModel {
         })
     }
 
-    /// Rows are always computed here: what a plain tensor's bytes would save is not worth a
-    /// second path.
-    fn raw_rows(&self, _tensor: usize, _rows: Range<u64>) -> Option<&[u8]> {
-        None
+    fn prefetch(&self, tensor: usize, rows: Range<u64>) {
+        let told = self.runs(tensor, rows, |from, stored, _| {
+            self.checkpoint.prefetch(from, stored);
+            Ok(())
+        });
+        debug_assert!(told.is_ok(), "a hint reads nothing");
     }
 
     fn release(&self, tensor: usize, rows: Range<u64>) {
@@ -310,6 +312,25 @@ impl Source for CheckpointModel {
         });
         debug_assert!(found.is_ok(), "finding a row reads nothing");
         origin.expect("a row lies in some tensor")
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        self.checkpoint.files()
+    }
+
+    fn file_of(&self, tensor: usize) -> usize {
+        let mut file = 0;
+        let found = self.runs(tensor, 0..1, |from, _, _| {
+            file = self.checkpoint.file_of(from);
+            Ok(())
+        });
+        debug_assert!(found.is_ok(), "finding a row reads nothing");
+        file
+    }
+
+    fn table_bytes(&self) -> u64 {
+        let names: usize = self.metas.iter().map(|t| t.name.len()).sum();
+        self.checkpoint.table_bytes() + 4 * (names + self.metas.len() * 256) as u64
     }
 
     fn find(&self, name: &str) -> Option<usize> {

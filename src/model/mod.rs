@@ -54,13 +54,13 @@ impl GgufModel {
     /// When the file is damaged or its metadata does not describe such a model.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let source = GgufSource::open(path)?;
-        let hparams = Hparams::from_metadata(path, source.file().metadata())?;
+        let hparams = Hparams::from_metadata(path, source.metadata())?;
         Ok(Self { hparams, source })
     }
 
     /// The file's metadata.
     pub fn metadata(&self) -> &Metadata {
-        self.source.file().metadata()
+        self.source.metadata()
     }
 }
 
@@ -97,7 +97,10 @@ impl Model {
     pub fn n_bytes(&self) -> u64 {
         match self {
             Self::Checkpoint(model) => model.n_bytes(),
-            Self::Gguf(model) => model.source.file().tensors().iter().map(|t| t.n_bytes()).sum(),
+            Self::Gguf(model) => {
+                let files = model.source.files().iter();
+                files.flat_map(|f| f.tensors()).map(|t| t.n_bytes()).sum()
+            }
         }
     }
 }

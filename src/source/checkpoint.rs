@@ -4,10 +4,10 @@
 //! tell is checked on opening; only values remain for reading.
 
 use super::error::{CheckpointError, SourceError};
-use super::{Dtype, Origin, Source, TensorMeta};
-use crate::mapping::Mapping;
+use super::{Dtype, Origin, SCRATCH, Source, SourceFile, TensorMeta};
+use crate::blob::{Blob, LocalFile, physical_memory};
 use crate::quant::{QuantError, QuantType, fp8};
-use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, SafeTensors, TensorInfo};
+use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, TensorInfo};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
 use std::ops::Range;
@@ -28,20 +28,20 @@ pub struct Checkpoint {
 
 struct Shard {
     path: PathBuf,
-    map: Mapping,
+    blob: LocalFile,
 }
 
 /// Where a tensor's bytes lie.
 struct Place {
     shard: usize,
-    bytes: Range<usize>,
+    bytes: Range<u64>,
     scale: Option<Scale>,
 }
 
 /// One f32 factor for every `block[0]` rows and `block[1]` columns (torch order).
 struct Scale {
     shard: usize,
-    bytes: Range<usize>,
+    bytes: Range<u64>,
     dtype: QuantType,
     block: [usize; 2],
     per_row: usize,
@@ -51,11 +51,11 @@ struct Scale {
 struct Stored {
     shard: usize,
     info: TensorInfo,
-    bytes: Range<usize>,
+    bytes: Range<u64>,
 }
 
 impl Checkpoint {
-    /// Opens the folder, maps every shard and checks headers, index and scales against each other.
+    /// Opens the folder, reads every shard's header and checks headers, index and scales against each other.
     ///
     /// # Errors
     /// Missing or cut shards, tensors that the index places where they are not, unknown dtypes,
@@ -68,18 +68,18 @@ impl Checkpoint {
         let mut stored: HashMap<String, Stored> = HashMap::new();
         for file in &names {
             let path = dir.join(file);
-            let map = match Mapping::open(&path) {
-                Ok(map) => map,
+            let blob = match LocalFile::open(&path) {
+                Ok(blob) => blob,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(CheckpointError::MissingShard { path });
                 }
                 Err(error) => return Err(CheckpointError::Io { path, error }),
             };
-            let (header_len, header) = read_header(&path, map.bytes())?;
+            let (data, header) = read_header(&path, &blob)?;
             let shard = shards.len();
             for (name, info) in header.tensors() {
-                let start = 8 + header_len + info.data_offsets.0;
-                let bytes = start..8 + header_len + info.data_offsets.1;
+                let (start, end) = info.data_offsets;
+                let bytes = data + start as u64..data + end as u64;
                 let entry = Stored { shard, info: info.clone(), bytes };
                 if let Some(weight_map) = &weight_map {
                     match weight_map.get(&name) {
@@ -103,7 +103,7 @@ impl Checkpoint {
                     });
                 }
             }
-            shards.push(Shard { path, map });
+            shards.push(Shard { path, blob });
         }
         for (tensor, file) in weight_map.iter().flatten() {
             if !stored.contains_key(tensor) {
@@ -113,6 +113,10 @@ impl Checkpoint {
                 });
             }
         }
+        // What fits into memory is left there for the next run.
+        let size: u64 = shards.iter().map(|s| s.blob.size()).sum();
+        let large = physical_memory().is_some_and(|memory| size > memory / 2);
+        shards.iter_mut().for_each(|s| s.blob.drop_pages(large));
         Self::assemble(dir, shards, stored, block)
     }
 
@@ -189,19 +193,20 @@ impl Checkpoint {
     }
 
     /// The file that a tensor lies in.
-    pub fn file_of(&self, tensor: usize) -> &Path {
+    pub fn path_of(&self, tensor: usize) -> &Path {
         &self.shards[self.places[tensor].shard].path
     }
 
     /// Bytes of all shards together.
     pub fn n_bytes(&self) -> u64 {
-        self.shards.iter().map(|s| s.map.bytes().len() as u64).sum()
+        self.shards.iter().map(|s| s.blob.size()).sum()
     }
 
     /// Bytes of a tensor as stored, its scales included.
     pub fn stored_bytes(&self, tensor: usize) -> u64 {
         let place = &self.places[tensor];
-        (place.bytes.len() + place.scale.as_ref().map_or(0, |s| s.bytes.len())) as u64
+        let length = |bytes: &Range<u64>| bytes.end - bytes.start;
+        length(&place.bytes) + place.scale.as_ref().map_or(0, |s| length(&s.bytes))
     }
 
     /// How many shards there are.
@@ -209,10 +214,27 @@ impl Checkpoint {
         self.shards.len()
     }
 
-    /// Bytes per row as stored.
-    fn row_bytes(&self, tensor: usize) -> usize {
-        let rows = self.metas[tensor].n_rows() as usize;
-        self.places[tensor].bytes.len().checked_div(rows).unwrap_or(0)
+    /// Where rows lie in their shard.
+    fn bytes_of(&self, tensor: usize, rows: Range<u64>) -> Range<u64> {
+        let bytes = &self.places[tensor].bytes;
+        let row = (bytes.end - bytes.start).checked_div(self.metas[tensor].n_rows()).unwrap_or(0);
+        bytes.start + rows.start * row..bytes.start + rows.end * row
+    }
+
+    /// Fills `out` with bytes of a shard, which belong to the tensor named.
+    fn read(
+        &self,
+        shard: usize,
+        tensor: impl FnOnce() -> String,
+        offset: u64,
+        out: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let Shard { path, blob } = &self.shards[shard];
+        blob.read_at(offset, out).map_err(|error| SourceError::Io {
+            path: path.clone(),
+            tensor: tensor(),
+            error,
+        })
     }
 
     fn read_fp8(
@@ -224,39 +246,41 @@ impl Checkpoint {
     ) -> Result<(), SourceError> {
         let meta = &self.metas[tensor];
         let n = meta.n_per_row() as usize;
-        let place = &self.places[tensor];
-        let data = &self.shards[place.shard].map.bytes()[place.bytes.clone()];
-        let scales = &self.shards[scale.shard].map.bytes()[scale.bytes.clone()];
+        let shard = self.places[tensor].shard;
+        let name_of_scale = || format!("{}{SCALE_SUFFIX}", meta.name);
+        let n_rows = out.len() / n;
         let width = scale.dtype.block_bytes();
-        let mut factors = vec![0f32; scale.per_row];
-        let mut factors_of = usize::MAX;
-        for (i, row) in out.chunks_exact_mut(n).enumerate() {
+        // The scales of all rows at once: one for every block of rows.
+        let block_rows = first_row / scale.block[0]..(first_row + n_rows).div_ceil(scale.block[0]);
+        let mut stored = vec![0; block_rows.len() * scale.per_row * width];
+        let at = scale.bytes.start + (block_rows.start * scale.per_row * width) as u64;
+        self.read(scale.shard, name_of_scale, at, &mut stored)?;
+        let mut factors = vec![0f32; block_rows.len() * scale.per_row];
+        scale
+            .dtype
+            .decode_rows(&stored, scale.per_row, &mut factors)
+            .map_err(|error| self.decode_error(tensor, error))?;
+        if let Some(at) = factors.iter().position(|f| !f.is_finite()) {
+            return Err(SourceError::Scale {
+                path: self.shards[scale.shard].path.clone(),
+                tensor: name_of_scale(),
+                row: (block_rows.start + at / scale.per_row) as u64,
+                column: (at % scale.per_row) as u64,
+                value: factors[at],
+            });
+        }
+        let mut data = SCRATCH.take();
+        data.resize(out.len(), 0);
+        let bytes = self.bytes_of(tensor, first_row as u64..(first_row + n_rows) as u64);
+        self.read(shard, || meta.name.clone(), bytes.start, &mut data)?;
+        for (i, (bytes, row)) in data.chunks_exact(n).zip(out.chunks_exact_mut(n)).enumerate() {
             let r = first_row + i;
-            let block_row = r / scale.block[0];
-            if block_row != factors_of {
-                let at = block_row * scale.per_row * width;
-                let bytes = &scales[at..at + scale.per_row * width];
-                scale
-                    .dtype
-                    .decode_rows(bytes, scale.per_row, &mut factors)
-                    .map_err(|error| self.decode_error(tensor, error))?;
-                if let Some(column) = factors.iter().position(|f| !f.is_finite()) {
-                    return Err(SourceError::Scale {
-                        path: self.shards[scale.shard].path.clone(),
-                        tensor: format!("{}{SCALE_SUFFIX}", meta.name),
-                        row: block_row as u64,
-                        column: column as u64,
-                        value: factors[column],
-                    });
-                }
-                factors_of = block_row;
-            }
-            let bytes = &data[r * n..(r + 1) * n];
+            let factors = &factors[(r / scale.block[0] - block_rows.start) * scale.per_row..];
             let blocks = bytes.chunks(scale.block[1]).zip(row.chunks_mut(scale.block[1]));
-            for (b, ((bytes, row), &factor)) in blocks.zip(&factors).enumerate() {
+            for (b, ((bytes, row), &factor)) in blocks.zip(factors).enumerate() {
                 if let Err(at) = fp8::decode_scaled(bytes, factor, row) {
                     return Err(SourceError::Fp8Nan {
-                        path: self.shards[place.shard].path.clone(),
+                        path: self.shards[shard].path.clone(),
                         tensor: meta.name.clone(),
                         row: r as u64,
                         column: (b * scale.block[1] + at) as u64,
@@ -264,12 +288,13 @@ impl Checkpoint {
                 }
             }
         }
+        SCRATCH.set(data);
         Ok(())
     }
 
     fn decode_error(&self, tensor: usize, error: QuantError) -> SourceError {
         SourceError::Decode {
-            path: self.file_of(tensor).to_owned(),
+            path: self.path_of(tensor).to_owned(),
             tensor: self.metas[tensor].name.clone(),
             error,
         }
@@ -290,34 +315,58 @@ impl Source for Checkpoint {
             return self.read_fp8(tensor, scale, first_row as usize, out);
         }
         let rows = first_row..first_row + (out.len() / n) as u64;
-        let bytes = self.raw_rows(tensor, rows).expect("unscaled tensors are stored plainly");
+        let mut bytes = SCRATCH.take();
+        self.read_raw(tensor, rows, &mut bytes)?;
         let Dtype::Gguf(ty) = self.metas[tensor].dtype else {
             unreachable!("FP8 tensors have a scale")
         };
-        ty.decode_rows(bytes, n, out).map_err(|error| self.decode_error(tensor, error))
+        let done = ty.decode_rows(&bytes, n, out);
+        SCRATCH.set(bytes);
+        done.map_err(|error| self.decode_error(tensor, error))
     }
 
-    fn raw_rows(&self, tensor: usize, rows: Range<u64>) -> Option<&[u8]> {
+    fn read_raw(
+        &self,
+        tensor: usize,
+        rows: Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, SourceError> {
         let place = &self.places[tensor];
         if place.scale.is_some() {
-            return None;
+            return Ok(false);
         }
-        let row = self.row_bytes(tensor);
-        let data = &self.shards[place.shard].map.bytes()[place.bytes.clone()];
-        Some(&data[rows.start as usize * row..rows.end as usize * row])
+        let bytes = self.bytes_of(tensor, rows);
+        out.resize((bytes.end - bytes.start) as usize, 0);
+        self.read(place.shard, || self.metas[tensor].name.clone(), bytes.start, out)?;
+        Ok(true)
+    }
+
+    fn prefetch(&self, tensor: usize, rows: Range<u64>) {
+        self.shards[self.places[tensor].shard].blob.prefetch(self.bytes_of(tensor, rows));
     }
 
     fn release(&self, tensor: usize, rows: Range<u64>) {
-        let place = &self.places[tensor];
-        let row = self.row_bytes(tensor);
-        let start = place.bytes.start;
-        let range = start + rows.start as usize * row..start + rows.end as usize * row;
-        self.shards[place.shard].map.release(range);
+        self.shards[self.places[tensor].shard].blob.release(self.bytes_of(tensor, rows));
     }
 
     fn origin(&self, tensor: usize, _row: u64) -> Origin {
         let tensor_name = self.metas[tensor].name.clone();
-        Origin { path: self.file_of(tensor).to_owned(), tensor: tensor_name }
+        Origin { path: self.path_of(tensor).to_owned(), tensor: tensor_name }
+    }
+
+    fn files(&self) -> Vec<SourceFile> {
+        let shards = self.shards.iter();
+        shards
+            .map(|shard| SourceFile {
+                path: shard.path.clone(),
+                size: shard.blob.size(),
+                version: shard.blob.version(),
+            })
+            .collect()
+    }
+
+    fn file_of(&self, tensor: usize) -> usize {
+        self.places[tensor].shard
     }
 
     fn find(&self, name: &str) -> Option<usize> {
@@ -408,26 +457,58 @@ fn shard_names(dir: &Path) -> Result<(Vec<String>, Option<WeightMap>), Checkpoin
     Ok((files, None))
 }
 
-fn read_header(path: &Path, bytes: &[u8]) -> Result<(usize, Metadata), CheckpointError> {
-    SafeTensors::read_metadata(bytes).map_err(|error| {
+/// Longest header that safetensors files may have.
+const MAX_HEADER: u64 = 100_000_000;
+
+/// Where the data begins, and the tensors, which are found to tile the rest of the file.
+fn read_header(path: &Path, blob: &LocalFile) -> Result<(u64, Metadata), CheckpointError> {
+    let io = |error| CheckpointError::Io { path: path.to_owned(), error };
+    let truncated = || CheckpointError::Truncated { path: path.to_owned(), length: blob.size() };
+    let invalid = |error| CheckpointError::Header { path: path.to_owned(), error };
+    if blob.size() < 8 {
+        return Err(truncated());
+    }
+    let mut length = [0; 8];
+    blob.read_at(0, &mut length).map_err(io)?;
+    let length = u64::from_le_bytes(length);
+    if length > MAX_HEADER {
+        return Err(invalid(SafeTensorError::HeaderTooLarge));
+    }
+    if length > blob.size() - 8 {
+        return Err(truncated());
+    }
+    let mut header = vec![0; length as usize];
+    blob.read_at(8, &mut header).map_err(io)?;
+    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
         let path = path.to_owned();
-        match &error {
-            SafeTensorError::MetadataIncompleteBuffer | SafeTensorError::InvalidHeaderLength => {
-                CheckpointError::Truncated { path, length: bytes.len() as u64 }
-            }
-            SafeTensorError::InvalidHeaderDeserialization(_) => match unknown_dtype(bytes) {
-                Some((tensor, dtype)) => CheckpointError::Dtype { path, tensor, dtype },
-                None => CheckpointError::Header { path, error },
-            },
-            _ => CheckpointError::Header { path, error },
+        match unknown_dtype(&header) {
+            Some((tensor, dtype)) => CheckpointError::Dtype { path, tensor, dtype },
+            None => invalid(SafeTensorError::InvalidHeaderDeserialization(error)),
         }
-    })
+    })?;
+    let mut end = 0;
+    for name in metadata.offset_keys() {
+        let Some(info) = metadata.info(&name) else { continue };
+        let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
+        let bits = bits.ok_or_else(|| invalid(SafeTensorError::ValidationOverflow))?;
+        if info.data_offsets.0 != end || info.data_offsets.1 < end {
+            return Err(invalid(SafeTensorError::InvalidOffset(name)));
+        }
+        end = info.data_offsets.1;
+        if bits % 8 != 0 || end - info.data_offsets.0 != bits / 8 {
+            return Err(invalid(SafeTensorError::TensorInvalidInfo));
+        }
+    }
+    match 8 + length + end as u64 == blob.size() {
+        true => Ok((8 + length, metadata)),
+        false => Err(truncated()),
+    }
 }
 
 /// The tensor whose dtype made the header unreadable; the parser's own message does not name it.
-fn unknown_dtype(bytes: &[u8]) -> Option<(String, String)> {
-    let length = u64::from_le_bytes(bytes.get(..8)?.try_into().ok()?) as usize;
-    let header: Value = serde_json::from_slice(bytes.get(8..8usize.checked_add(length)?)?).ok()?;
+fn unknown_dtype(header: &[u8]) -> Option<(String, String)> {
+    let header: Value = serde_json::from_slice(header).ok()?;
     header.as_object()?.iter().filter(|(name, _)| *name != "__metadata__").find_map(|(name, t)| {
         let dtype = t.get("dtype")?;
         serde_json::from_value::<StDtype>(dtype.clone()).is_err().then(|| {

@@ -8,6 +8,16 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
+    /// The system cannot read the bytes.
+    #[error("{}: tensor `{tensor}`: {}", path.display(), reading(error))]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// A row could not be decoded.
     #[error("{}: tensor `{tensor}`: {error}", path.display())]
     Decode {
@@ -52,6 +62,15 @@ pub enum SourceError {
         /// The value found.
         value: f32,
     },
+}
+
+fn reading(error: &std::io::Error) -> String {
+    match error.kind() {
+        std::io::ErrorKind::UnexpectedEof => {
+            "the file has become shorter since it was opened; restore it and begin anew".to_owned()
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// A checkpoint folder that cannot be opened.

@@ -12,8 +12,14 @@ pub use error::{CheckpointError, SourceError};
 pub use gguf::GgufSource;
 
 use crate::quant::QuantType;
+use std::cell::Cell;
 use std::ops::Range;
 use std::path::PathBuf;
+
+thread_local! {
+    /// Rows as they are stored, on their way to `f32`.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
 
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -76,6 +82,17 @@ impl std::fmt::Display for Origin {
     }
 }
 
+/// A file that weights are read from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SourceFile {
+    /// The file.
+    pub path: PathBuf,
+    /// Its bytes.
+    pub size: u64,
+    /// Changes when the file does: its time of modification, or what a remote store calls it.
+    pub version: String,
+}
+
 /// Named tensors, readable row by row from many threads at once.
 pub trait Source: Send + Sync {
     /// Every tensor, in the source's own order. Indices into this slice name tensors below.
@@ -91,9 +108,22 @@ pub trait Source: Send + Sync {
     /// When `out` is no whole number of rows or reaches past the last row.
     fn read_rows(&self, tensor: usize, first_row: u64, out: &mut [f32]) -> Result<(), SourceError>;
 
-    /// The stored bytes of whole rows, where the tensor is stored as its [`Dtype::Gguf`] says and
-    /// in this order; `None` where rows have to be computed.
-    fn raw_rows(&self, tensor: usize, rows: Range<u64>) -> Option<&[u8]>;
+    /// Reads the stored bytes of whole rows into `out`, where the tensor is stored as its
+    /// [`Dtype::Gguf`] says and in this order; `false` where rows have to be computed.
+    ///
+    /// # Errors
+    /// When the system cannot read them.
+    fn read_raw(
+        &self,
+        _tensor: usize,
+        _rows: Range<u64>,
+        _out: &mut Vec<u8>,
+    ) -> Result<bool, SourceError> {
+        Ok(false)
+    }
+
+    /// Says that these rows will be read soon. A hint without effect on what is read.
+    fn prefetch(&self, _tensor: usize, _rows: Range<u64>) {}
 
     /// Says that these rows will not be read again soon, so that their pages need not stay in
     /// memory. A hint without effect on what is read.
@@ -101,6 +131,18 @@ pub trait Source: Send + Sync {
 
     /// Where a row is stored.
     fn origin(&self, tensor: usize, row: u64) -> Origin;
+
+    /// The files that hold the tensors.
+    fn files(&self) -> Vec<SourceFile>;
+
+    /// The number in [`Source::files`] of the file that a tensor begins in.
+    fn file_of(&self, tensor: usize) -> usize;
+
+    /// An upper bound on the memory that names, shapes and places of the tensors take, in bytes.
+    fn table_bytes(&self) -> u64 {
+        let names: usize = self.tensors().iter().map(|t| t.name.len()).sum();
+        4 * (names + self.tensors().len() * 256) as u64
+    }
 
     /// The index of a tensor.
     fn find(&self, name: &str) -> Option<usize> {

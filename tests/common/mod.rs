@@ -1,7 +1,7 @@
 //! What several integration tests need.
 #![allow(dead_code)]
 
-use requant::convert::{Intermediate, Plan, Settings};
+use requant::convert::{Intermediate, Plan, RunOptions, Settings};
 use requant::gguf::GgufFile;
 use requant::model::{CheckpointModel, Mtp};
 use requant::quant::Simd;
@@ -23,13 +23,15 @@ pub fn settings(file_type: FileType) -> Settings {
         allow_requantize: false,
         simd: Simd::detect(),
         check: false,
+        split: None,
+        memory: None,
     }
 }
 
 pub fn convert(settings: &Settings, output: &Path) {
     let model = CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
     let plan = Plan::of_checkpoint(&model, settings).unwrap();
-    plan.run(&model, output, false, &()).unwrap();
+    plan.run(&model, output, RunOptions::default(), &()).unwrap();
     assert_eq!(std::fs::metadata(output).unwrap().len(), plan.file_size());
 }
 

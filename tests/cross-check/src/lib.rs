@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests {
     use gguf_rs::{ByteOrder, FILE_MAGIC_GGUF_LE, GGUFContainer};
-    use requant::convert::{Intermediate, Plan, Settings};
+    use requant::convert::{Intermediate, Plan, RunOptions, Settings};
     use requant::gguf::{Array, GgufFile, Value};
     use requant::model::{CheckpointModel, Mtp};
     use requant::quant::{QuantType, Simd};
@@ -43,10 +43,12 @@ mod tests {
                 allow_requantize: false,
                 simd: Simd::detect(),
                 check: true,
+                split: None,
+                memory: None,
             };
             let path = dir.path().join(file_type.to_string());
             let plan = Plan::of_checkpoint(&model, &settings).unwrap();
-            plan.run(&model, &path, false, &()).unwrap();
+            plan.run(&model, &path, RunOptions::default(), &()).unwrap();
 
             let ours = GgufFile::open(&path).unwrap();
             let mut file = BufReader::new(std::fs::File::open(&path).unwrap());

@@ -1,0 +1,248 @@
+//! Options on how and where files are written, which `convert` and `quantize` share.
+
+use super::progress::Progress;
+use crate::convert::{BadShard, Limit, Plan, RunOptions, Shard, SplitBy};
+use crate::gguf::LocalDisk;
+use crate::source::Source;
+use anyhow::bail;
+use std::path::Path;
+
+/// How the output is written.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Split the output into files of at most this size: N bytes, or N followed by K, M or G
+    /// (decimal, as llama-gguf-split counts)
+    #[arg(long, value_name = "SIZE", value_parser = decimal_size, conflicts_with = "split_max_tensors")]
+    split_max_size: Option<u64>,
+    /// Split the output into files of at most this many tensors
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    split_max_tensors: Option<u64>,
+    /// Leave the first of the split files to the metadata
+    #[arg(long)]
+    no_tensor_first_split: bool,
+    /// Write only share K of N of the split files, so that N machines can share the work; auto
+    /// takes K and N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE
+    #[arg(long, value_name = "K/N")]
+    shard: Option<String>,
+    /// Memory to use at most: N bytes, or N followed by M or G (binary) [default: a sixteenth of
+    /// the machine's, at least 1G]
+    #[arg(long, value_name = "SIZE", value_parser = binary_size)]
+    memory: Option<u64>,
+    /// Threads [default: all processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Replace an existing output
+    #[arg(long, short)]
+    force: bool,
+    /// Begin anew where an interrupted run was kept
+    #[arg(long)]
+    restart: bool,
+    /// Show the plan and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Show neither plan nor progress
+    #[arg(long, short)]
+    pub quiet: bool,
+}
+
+impl Args {
+    /// Where the output is cut; `keep` keeps the source's files.
+    pub fn split(&self, keep: bool) -> anyhow::Result<Option<SplitBy>> {
+        let limit = match (self.split_max_size, self.split_max_tensors) {
+            (Some(n), _) => Some(Limit::Bytes(n)),
+            (None, Some(n)) => Some(Limit::Tensors(n)),
+            (None, None) => None,
+        };
+        let no_tensor_first = self.no_tensor_first_split;
+        match limit {
+            Some(_) if keep => bail!("--keep-split and a limit on splits contradict each other"),
+            Some(limit) => Ok(Some(SplitBy::Limit { limit, no_tensor_first })),
+            None if no_tensor_first => {
+                bail!("--no-tensor-first-split needs --split-max-size or --split-max-tensors")
+            }
+            None if self.shard.is_some() && !keep => bail!(
+                "--shard shares out whole files; say with --split-max-size or \
+                 --split-max-tensors how large they are"
+            ),
+            None => Ok(keep.then_some(SplitBy::Source)),
+        }
+    }
+
+    /// Memory to use at most.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Threads to use.
+    pub fn threads(&self) -> usize {
+        super::threads(self.threads.map(usize::from))
+    }
+
+    /// How the plan is carried out.
+    pub fn options(&self) -> anyhow::Result<RunOptions<'static>> {
+        let shard = match self.shard.as_deref() {
+            None => None,
+            Some("auto") => Some(shard_of_environment(|name| std::env::var(name).ok())?),
+            Some(text) => Some(text.parse().map_err(|error: BadShard| anyhow::anyhow!(error))?),
+        };
+        Ok(RunOptions { force: self.force, restart: self.restart, shard, disk: &LocalDisk })
+    }
+
+    /// Carries out the plan.
+    pub fn run(
+        &self,
+        what: &'static str,
+        plan: &Plan,
+        source: &dyn Source,
+        output: &Path,
+    ) -> anyhow::Result<()> {
+        let options = self.options()?;
+        plan.check_output(output, options)?;
+        let files = plan.files_of(options.shard);
+        if let Some(shard) = options.shard
+            && !self.quiet
+        {
+            let names: Vec<String> =
+                files.clone().map(|i| plan.path(i, output).display().to_string()).collect();
+            let (k, n) = (shard.number(), shard.count());
+            match names.is_empty() {
+                true => eprintln!("share {k}/{n}: no file falls to this share, nothing to do"),
+                false => eprintln!("share {k}/{n}: {}", names.join(", ")),
+            }
+        }
+        let weights = plan.weights_of(files.clone());
+        let size = files.map(|i| plan.files()[i].layout.file_size()).sum();
+        let progress = Progress::start(what, weights, "weights", size, self.quiet);
+        plan.run(source, output, options, &progress)?;
+        progress.finish();
+        Ok(())
+    }
+}
+
+/// The share that an engine gives to this process: a Slurm job array, a Kubernetes indexed job,
+/// an AWS Batch array, or the ranks of a distributed launcher.
+fn shard_of_environment(get: impl Fn(&str) -> Option<String>) -> anyhow::Result<Shard> {
+    let number = |name: &str| -> anyhow::Result<Option<u32>> {
+        match get(name) {
+            None => Ok(None),
+            Some(text) => match text.trim().parse() {
+                Ok(n) => Ok(Some(n)),
+                Err(_) => bail!("{name} is `{text}`, not a number"),
+            },
+        }
+    };
+    let of = |index: &str, first: u32, count: &str| -> anyhow::Result<Option<Shard>> {
+        let Some(index_value) = number(index)? else { return Ok(None) };
+        let Some(count_value) = number(count)? else {
+            bail!("{index} is set, but {count} is not; set it to the number of tasks")
+        };
+        let k = index_value.checked_sub(first).and_then(|k| k.checked_add(1));
+        match k.and_then(|k| Shard::new(k, count_value)) {
+            Some(shard) => Ok(Some(shard)),
+            None => bail!("{index} = {index_value} does not lie within {count} = {count_value}"),
+        }
+    };
+    if number("SLURM_ARRAY_TASK_ID")?.is_some() {
+        let (min, max) = (number("SLURM_ARRAY_TASK_MIN")?, number("SLURM_ARRAY_TASK_MAX")?);
+        let (min, count) = (min.unwrap_or(0), number("SLURM_ARRAY_TASK_COUNT")?);
+        if let (Some(max), Some(count)) = (max, count)
+            && max.checked_sub(min).and_then(|n| n.checked_add(1)) != Some(count)
+        {
+            bail!("the job array has gaps; use one without a step, such as --array=1-{count}");
+        }
+        if let Some(shard) = of("SLURM_ARRAY_TASK_ID", min, "SLURM_ARRAY_TASK_COUNT")? {
+            return Ok(shard);
+        }
+    }
+    let engines = [
+        ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
+        ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"),
+        ("RANK", "WORLD_SIZE"),
+    ];
+    for (index, count) in engines {
+        if let Some(shard) = of(index, 0, count)? {
+            return Ok(shard);
+        }
+    }
+    bail!(
+        "--shard auto finds no engine: none of SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX, \
+         AWS_BATCH_JOB_ARRAY_INDEX and RANK is set; give K/N"
+    )
+}
+
+fn decimal_size(text: &str) -> Result<u64, String> {
+    size(text, 1000)
+}
+
+fn binary_size(text: &str) -> Result<u64, String> {
+    size(text, 1024)
+}
+
+/// `40G`, `512M`, `1000`; units are powers of `base`.
+fn size(text: &str, base: u64) -> Result<u64, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let power = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => 0,
+        "K" => 1,
+        "M" => 2,
+        "G" => 3,
+        "T" => 4,
+        unit => return Err(format!("unknown unit `{unit}`; write for example 40G or 512M")),
+    };
+    let number: Option<u64> = digits.parse().ok();
+    match number.and_then(|n| n.checked_mul(base.pow(power))) {
+        None | Some(0) => Err("not a size; write for example 40G or 512M".to_owned()),
+        Some(size) => Ok(size),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shard(variables: &[(&str, &str)]) -> Result<String, String> {
+        let get = |name: &str| {
+            let found = variables.iter().find(|(known, _)| *known == name);
+            found.map(|(_, value)| (*value).to_owned())
+        };
+        match shard_of_environment(get) {
+            Ok(shard) => Ok(format!("{}/{}", shard.number(), shard.count())),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+
+    #[test]
+    fn engines_say_which_share_is_meant() {
+        let slurm = |id, min, max, count| {
+            shard(&[
+                ("SLURM_ARRAY_TASK_ID", id),
+                ("SLURM_ARRAY_TASK_MIN", min),
+                ("SLURM_ARRAY_TASK_MAX", max),
+                ("SLURM_ARRAY_TASK_COUNT", count),
+                ("RANK", "9"),
+            ])
+        };
+        assert_eq!(slurm("3", "1", "4", "4").unwrap(), "3/4");
+        assert_eq!(slurm("0", "0", "3", "4").unwrap(), "1/4");
+        assert!(slurm("4", "0", "8", "3").unwrap_err().contains("gaps"));
+        assert!(slurm("x", "0", "3", "4").unwrap_err().contains("not a number"));
+        let index = [("JOB_COMPLETION_INDEX", "0"), ("JOB_COMPLETIONS", "8")];
+        assert_eq!(shard(&index).unwrap(), "1/8");
+        assert!(shard(&index[..1]).unwrap_err().contains("JOB_COMPLETIONS"));
+        let batch = [("AWS_BATCH_JOB_ARRAY_INDEX", "7"), ("AWS_BATCH_JOB_ARRAY_SIZE", "8")];
+        assert_eq!(shard(&batch).unwrap(), "8/8");
+        assert_eq!(shard(&[("RANK", "2"), ("WORLD_SIZE", "3")]).unwrap(), "3/3");
+        assert!(shard(&[("RANK", "3"), ("WORLD_SIZE", "3")]).is_err());
+        assert!(shard(&[]).unwrap_err().contains("K/N"));
+    }
+
+    #[test]
+    fn sizes_have_the_units_of_their_kind() {
+        assert_eq!(decimal_size("40G"), Ok(40_000_000_000));
+        assert_eq!(binary_size("4g"), Ok(4 << 30));
+        assert_eq!(decimal_size("12"), Ok(12));
+        for bad in ["", "G", "0", "1X", "-1", "99999999999G"] {
+            assert!(decimal_size(bad).is_err(), "{bad}");
+        }
+    }
+}

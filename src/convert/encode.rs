@@ -1,0 +1,136 @@
+//! Units of work: some rows of a tensor, read, widened and encoded.
+
+use super::error::ConvertError;
+use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
+use crate::quant::{QuantError, QuantType, float};
+use crate::source::Source;
+use std::ops::Range;
+
+/// Rows that are encoded together and lie together in the output.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Unit {
+    /// Counted over the whole plan.
+    pub number: u64,
+    /// Index of the tensor in the plan.
+    pub tensor: usize,
+    pub rows: Range<u64>,
+}
+
+impl Plan {
+    /// Every row of some tensors once, cut into units that keep whole matrices together where
+    /// they are small and stay within one matrix where they are not.
+    pub(super) fn units(&self, tensors: Range<usize>) -> impl Iterator<Item = Unit> + use<'_> {
+        let all =
+            self.tensors.iter().enumerate().flat_map(|(tensor, planned)| {
+                rows_of_units(planned).map(move |rows| (tensor, rows))
+            });
+        let numbered = (0..).zip(all);
+        numbered
+            .map(|(number, (tensor, rows))| Unit { number, tensor, rows })
+            .skip_while({
+                let start = tensors.start;
+                move |unit| unit.tensor < start
+            })
+            .take_while(move |unit| unit.tensor < tensors.end)
+    }
+}
+
+fn rows_of_units(tensor: &PlannedTensor) -> impl Iterator<Item = Range<u64>> + use<> {
+    let per_matrix = tensor.dims.get(1).copied().unwrap_or(1).max(1);
+    let fit = (UNIT_ELEMENTS / tensor.dims[0].max(1)).max(1);
+    let n_rows = tensor.n_rows();
+    let (span, step) =
+        if fit >= per_matrix { (n_rows, fit / per_matrix * per_matrix) } else { (per_matrix, fit) };
+    (0..n_rows).step_by(span.max(1) as usize).flat_map(move |start| {
+        let end = (start + span).min(n_rows);
+        (start..end).step_by(step as usize).map(move |first| first..(first + step).min(end))
+    })
+}
+
+/// One thread's buffers.
+pub(super) struct Encoder<'a> {
+    source: &'a dyn Source,
+    plan: &'a Plan,
+    weights: Vec<f32>,
+    bytes: Vec<u8>,
+}
+
+impl<'a> Encoder<'a> {
+    pub fn new(plan: &'a Plan, source: &'a dyn Source) -> Self {
+        Self { source, plan, weights: Vec::new(), bytes: Vec::new() }
+    }
+
+    /// The bytes that a unit has in the output.
+    pub fn encode(&mut self, unit: &Unit) -> Result<&[u8], ConvertError> {
+        let tensor = &self.plan.tensors[unit.tensor];
+        let rows = unit.rows.clone();
+        let n_per_row = tensor.dims[0] as usize;
+        let n_rows = (rows.end - rows.start) as usize;
+        let encode_error = |error| {
+            let error = shift_row(error, rows.start);
+            let row = match error {
+                QuantError::NotFinite { row, .. } => row as u64,
+                _ => rows.start,
+            };
+            ConvertError::Encode {
+                origin: self.source.origin(tensor.source, row),
+                tensor: tensor.name.clone(),
+                ty: tensor.ty,
+                error,
+            }
+        };
+        if tensor.ty == tensor.stored
+            && self.source.read_raw(tensor.source, rows.clone(), &mut self.bytes)?
+        {
+            self.source.release(tensor.source, rows);
+            return Ok(&self.bytes);
+        }
+        let row_bytes = tensor
+            .ty
+            .row_bytes(n_per_row)
+            .ok_or_else(|| encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row }))?;
+        self.weights.resize(n_rows * n_per_row, 0.0);
+        self.bytes.resize(n_rows * row_bytes, 0);
+        self.source.read_rows(tensor.source, rows.start, &mut self.weights)?;
+        if tensor.stored == QuantType::BF16 {
+            float::round_to_bf16(&mut self.weights);
+        }
+        // Every matrix of a stack has an importance of its own.
+        let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
+        let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
+        let mut first = 0;
+        while first < n_rows {
+            let row = rows.start as usize + first;
+            let (next, importance) = match imatrix {
+                None => (n_rows, None),
+                Some(imatrix) => {
+                    let at = row / per_matrix * n_per_row;
+                    let importance = &imatrix.entries[&tensor.name][at..at + n_per_row];
+                    (n_rows.min(first + per_matrix - row % per_matrix), Some(importance))
+                }
+            };
+            let weights = &self.weights[first * n_per_row..next * n_per_row];
+            let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
+            tensor
+                .ty
+                .encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
+                .map_err(|error| encode_error(shift_row(error, first as u64)))?;
+            first = next;
+        }
+        if self.plan.check {
+            tensor.ty.validate_rows(&self.bytes, n_per_row).map_err(encode_error)?;
+        }
+        self.source.release(tensor.source, rows);
+        Ok(&self.bytes)
+    }
+}
+
+/// Errors count rows from the unit's first; users count from the tensor's.
+fn shift_row(error: QuantError, first_row: u64) -> QuantError {
+    match error {
+        QuantError::NotFinite { row, column, value } => {
+            QuantError::NotFinite { row: row + first_row as usize, column, value }
+        }
+        other => other,
+    }
+}

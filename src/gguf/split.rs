@@ -1,0 +1,127 @@
+//! Models in several files: their names, the keys that number them, and opening them together.
+//!
+//! All metadata is in the first file; the others hold the three keys alone
+//! (`llama_split_path`, `llama_model_loader::llama_model_loader`).
+
+use super::error::GgufError;
+use super::file::GgufFile;
+use super::metadata::Metadata;
+use super::value::Value;
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+/// Number of this file, from 0 (u16).
+pub const SPLIT_NO: &str = "split.no";
+/// Number of files (u16).
+pub const SPLIT_COUNT: &str = "split.count";
+/// Number of tensors in all files (i32).
+pub const SPLIT_TENSORS: &str = "split.tensors.count";
+
+/// Which of several files this is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Split {
+    /// Number of the file, from 0.
+    pub no: u16,
+    /// Number of files.
+    pub count: u16,
+    /// Number of tensors in all of them.
+    pub n_tensors: i32,
+}
+
+impl Split {
+    /// What a file's metadata says; `None` for a file that stands alone.
+    ///
+    /// # Errors
+    /// Keys of other types than the format gives them.
+    pub fn read(metadata: &Metadata) -> Result<Option<Self>, GgufError> {
+        let wrong = |key: &str, expected| match metadata.get(key) {
+            Some(value) => {
+                GgufError::KeyType { key: key.to_owned(), expected, found: format!("{value:?}") }
+            }
+            None => GgufError::KeyType { key: key.to_owned(), expected, found: "missing".into() },
+        };
+        let count = match metadata.get(SPLIT_COUNT) {
+            // 0 is what merging leaves behind.
+            None | Some(Value::U16(0)) => return Ok(None),
+            Some(&Value::U16(count)) => count,
+            Some(_) => return Err(wrong(SPLIT_COUNT, "u16")),
+        };
+        let Some(&Value::U16(no)) = metadata.get(SPLIT_NO) else {
+            return Err(wrong(SPLIT_NO, "u16"));
+        };
+        let Some(&Value::I32(n_tensors)) = metadata.get(SPLIT_TENSORS) else {
+            return Err(wrong(SPLIT_TENSORS, "i32"));
+        };
+        Ok(Some(Self { no, count, n_tensors }))
+    }
+
+    /// Writes the keys in the order of llama-gguf-split.
+    pub fn write(self, metadata: &mut Metadata) {
+        metadata.set_last(SPLIT_NO, self.no);
+        metadata.set_last(SPLIT_TENSORS, self.n_tensors);
+        metadata.set_last(SPLIT_COUNT, self.count);
+    }
+
+    /// Writes the keys in the order of llama-quantize `--keep-split`.
+    pub fn write_counts_last(self, metadata: &mut Metadata) {
+        metadata.set_last(SPLIT_NO, self.no);
+        metadata.set_last(SPLIT_COUNT, self.count);
+        metadata.set_last(SPLIT_TENSORS, self.n_tensors);
+    }
+}
+
+/// The name of file `no` (from 0) of `count`: `model.gguf` or `model` becomes
+/// `model-00001-of-00003.gguf`.
+pub fn split_path(output: &Path, no: usize, count: usize) -> PathBuf {
+    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+    output.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1))
+}
+
+/// Opens a model: one file, or all files of a split one, given its first.
+///
+/// # Errors
+/// Any file that is missing, damaged, of another set, or holds a tensor that another holds too.
+pub fn open_all(path: &Path) -> Result<Vec<GgufFile>, GgufError> {
+    let first = GgufFile::open(path)?;
+    let bad = |path: &Path, what: String| GgufError::Split { path: path.to_owned(), what };
+    let Some(split) = Split::read(first.metadata())? else { return Ok(vec![first]) };
+    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let suffix = format!("-{:05}-of-{:05}.gguf", split.no + 1, split.count);
+    let Some(stem) = name.strip_suffix(&suffix) else {
+        return Err(bad(path, format!("is one of several files, but its name lacks `{suffix}`")));
+    };
+    let whole = path.with_file_name(stem);
+    if split.no != 0 {
+        let first = split_path(&whole, 0, split.count.into());
+        return Err(bad(path, format!("is a later part of a model; give {}", first.display())));
+    }
+    let mut files = vec![first];
+    for no in 1..split.count {
+        let path = split_path(&whole, no.into(), split.count.into());
+        let file = match GgufFile::open(&path) {
+            Err(GgufError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(bad(&path, "this part of the model is missing".to_owned()));
+            }
+            other => other?,
+        };
+        if Split::read(file.metadata())? != Some(Split { no, ..split }) {
+            return Err(bad(&path, "its split keys are not those of this model".to_owned()));
+        }
+        files.push(file);
+    }
+    let mut seen = HashMap::new();
+    for file in &files {
+        for tensor in file.tensors() {
+            if let Some(other) = seen.insert(tensor.name.as_str(), file.path()) {
+                let what = format!("tensor `{}` is in {} too", tensor.name, other.display());
+                return Err(bad(file.path(), what));
+            }
+        }
+    }
+    if i64::try_from(seen.len()).ok() != Some(split.n_tensors.into()) {
+        let what = format!("announces {} tensors, its parts hold {}", split.n_tensors, seen.len());
+        return Err(bad(path, what));
+    }
+    Ok(files)
+}
