@@ -1,0 +1,284 @@
+//! Runs that are stopped at any point and by anything: the same call goes on, and ends with the
+//! same bytes.
+
+mod common;
+
+use common::{Copy, TINY_R1, settings};
+use requant::convert::{ConvertError, Limit, Plan, RunOptions, Shard, SplitBy};
+use requant::gguf::{Disk, LocalDisk, Part};
+use requant::model::{CheckpointModel, Mtp};
+use requant::recipe::FileType;
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+
+/// A disk that gets worse: after some operations every further one fails, and before that reads
+/// and writes come in pieces.
+struct Failing {
+    left: Arc<AtomicI64>,
+    kind: io::ErrorKind,
+}
+
+struct FailingPart {
+    part: Box<dyn Part>,
+    left: Arc<AtomicI64>,
+    kind: io::ErrorKind,
+}
+
+fn spend(left: &AtomicI64, kind: io::ErrorKind) -> io::Result<()> {
+    match left.fetch_sub(1, Ordering::Relaxed) > 0 {
+        true => Ok(()),
+        false => Err(kind.into()),
+    }
+}
+
+impl Disk for Failing {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Part>> {
+        spend(&self.left, self.kind)?;
+        let part = LocalDisk.open(path)?;
+        Ok(Box::new(FailingPart { part, left: self.left.clone(), kind: self.kind }))
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        spend(&self.left, self.kind)?;
+        LocalDisk.rename(from, to)
+    }
+
+    /// Cleaning up works: it needs no room.
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        LocalDisk.remove(path)
+    }
+
+    fn sync_names(&self, _folder: &Path) {}
+}
+
+impl Part for FailingPart {
+    fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
+        spend(&self.left, self.kind)?;
+        self.part.write_at(&bytes[..bytes.len().min(60_001)], offset)
+    }
+
+    fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
+        spend(&self.left, self.kind)?;
+        let some = out.len().min(50_003);
+        self.part.read_at(&mut out[..some], offset)
+    }
+
+    fn size(&self) -> io::Result<u64> {
+        self.part.size()
+    }
+
+    fn reserve(&self, size: u64) -> io::Result<()> {
+        spend(&self.left, self.kind)?;
+        self.part.reserve(size)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        spend(&self.left, self.kind)
+    }
+
+    fn lock(&self) -> io::Result<bool> {
+        self.part.lock()
+    }
+}
+
+fn plan(model: &CheckpointModel) -> Plan {
+    let limit = Limit::Bytes(1_000_000);
+    let split = Some(SplitBy::Limit { limit, no_tensor_first: true });
+    Plan::of_checkpoint(model, &requant::convert::Settings { split, ..settings(FileType::Q8_0) })
+        .unwrap()
+}
+
+/// Names and contents of a folder.
+fn contents(dir: &Path) -> BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
+        .collect()
+}
+
+fn uninterrupted(model: &CheckpointModel) -> BTreeMap<String, Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    plan(model).run(model, &dir.path().join("out.gguf"), RunOptions::default(), &()).unwrap();
+    contents(dir.path())
+}
+
+#[test]
+fn a_failing_disk_loses_nothing_that_was_written() {
+    let model = CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
+    let expected = uninterrupted(&model);
+    assert!(expected.contains_key("out-00001-of-00017.gguf"));
+    let plan = plan(&model);
+    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+        // From the first operation on, then later and later, until nothing fails.
+        for step in [3, 40] {
+            let dir = tempfile::tempdir().unwrap();
+            let output = dir.path().join("out.gguf");
+            let mut stopped = 0;
+            loop {
+                let left = Arc::new(AtomicI64::new(step * (stopped + 1)));
+                let disk = Failing { left, kind };
+                let options = RunOptions { disk: &disk, ..RunOptions::default() };
+                match plan.run(&model, &output, options, &()) {
+                    Ok(()) => break,
+                    Err(error) => {
+                        let full = kind == io::ErrorKind::StorageFull;
+                        assert_eq!(error.to_string().contains("the disk is full"), full, "{error}");
+                        let kept = contents(dir.path()).contains_key("out.gguf.journal");
+                        assert_eq!(matches!(error, ConvertError::Stopped { .. }), kept, "{error}");
+                    }
+                }
+                for (name, bytes) in contents(dir.path()) {
+                    if let Some(complete) = expected.get(&name) {
+                        assert!(bytes == *complete, "{name} is complete or does not exist");
+                    }
+                }
+                stopped += 1;
+                assert!(stopped < 1000, "no progress");
+            }
+            assert!(stopped > 0);
+            assert!(contents(dir.path()) == expected, "{kind} after each {step} operations");
+        }
+    }
+}
+
+#[test]
+fn what_the_journal_claims_is_checked() {
+    let model = CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
+    let expected = uninterrupted(&model);
+    let plan = plan(&model);
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let stop_after = |operations| {
+        let disk =
+            Failing { left: Arc::new(AtomicI64::new(operations)), kind: io::ErrorKind::Other };
+        let options = RunOptions { disk: &disk, ..RunOptions::default() };
+        plan.run(&model, &output, options, &()).unwrap_err()
+    };
+    assert!(matches!(stop_after(200), ConvertError::Stopped { .. }));
+    let journal = dir.path().join("out.gguf.journal");
+    let lines = std::fs::read_to_string(&journal).unwrap();
+    assert!(lines.lines().count() > 5, "{lines}");
+    // Power was cut: pages of the parts are lost, the journal ends within a line and in zeros.
+    for (name, mut bytes) in contents(dir.path()) {
+        if name.ends_with("17.gguf.part") || name.ends_with("03-of-00017.gguf.part") {
+            bytes[1000..].fill(0);
+            std::fs::write(dir.path().join(name), bytes).unwrap();
+        }
+    }
+    let torn = [&lines.as_bytes()[..lines.len() - 5], &[0; 20]].concat();
+    std::fs::write(&journal, torn).unwrap();
+    plan.run(&model, &output, RunOptions::default(), &()).unwrap();
+    assert!(contents(dir.path()) == expected);
+}
+
+#[test]
+fn a_journal_of_another_run_is_refused() {
+    let copy = Copy::new();
+    let open = || CheckpointModel::open(copy.path(), Mtp::Drop).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let settings = settings(FileType::Q8_0);
+    let run = |settings: &requant::convert::Settings, options: RunOptions| {
+        let model = open();
+        Plan::of_checkpoint(&model, settings).unwrap().run(&model, &output, options, &())
+    };
+    let disk = Failing { left: Arc::new(AtomicI64::new(60)), kind: io::ErrorKind::Other };
+    let failing = RunOptions { disk: &disk, ..RunOptions::default() };
+    assert!(matches!(run(&settings, failing), Err(ConvertError::Stopped { .. })));
+    let before = contents(dir.path());
+    let refused = |settings: &requant::convert::Settings, because: &str| {
+        let error = run(settings, RunOptions::default()).unwrap_err().to_string();
+        assert!(error.contains(because) && error.contains("--restart"), "{error}");
+        assert!(contents(dir.path()) == before, "nothing is touched");
+    };
+    refused(
+        &requant::convert::Settings { file_type: FileType::Q4_0, ..settings.clone() },
+        "other options",
+    );
+    // The same bytes, written again: how could one know?
+    copy.edit("model-00002-of-00003.safetensors", |_| ());
+    refused(&settings, "one has changed");
+    let restart = RunOptions { restart: true, ..RunOptions::default() };
+    run(&settings, restart).unwrap();
+    assert_eq!(contents(dir.path()).len(), 1);
+}
+
+#[test]
+fn a_run_in_use_is_left_alone() {
+    let model = CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let journal = std::fs::File::create(dir.path().join("out.gguf.journal")).unwrap();
+    journal.lock().unwrap();
+    let error = plan(&model).run(&model, &output, RunOptions::default(), &()).unwrap_err();
+    assert!(matches!(error, ConvertError::InUse { .. }), "{error}");
+}
+
+#[test]
+fn shares_make_up_what_one_machine_writes() {
+    let model = CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
+    let limit = Limit::Tensors(5);
+    let split = Some(SplitBy::Limit { limit, no_tensor_first: false });
+    let settings = requant::convert::Settings { split, ..settings(FileType::Q4_K_M) };
+    let plan = Plan::of_checkpoint(&model, &settings).unwrap();
+    let whole = tempfile::tempdir().unwrap();
+    plan.run(&model, &whole.path().join("out"), RunOptions::default(), &()).unwrap();
+    assert_eq!(contents(whole.path()).len(), 11);
+    for count in [1, 3, 4, 20] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut files = Vec::new();
+        for number in (1..=count).rev() {
+            let shard = Shard::new(number, count);
+            files.push(plan.files_of(shard));
+            let options = RunOptions { shard, ..RunOptions::default() };
+            plan.run(&model, &dir.path().join("out"), options, &()).unwrap();
+        }
+        assert_eq!(files.last().unwrap().start, 0, "the metadata is the first share's");
+        assert!(contents(dir.path()) == contents(whole.path()), "{count} shares");
+    }
+}
+
+#[test]
+#[cfg(all(feature = "cli", unix))]
+fn a_killed_process_goes_on_where_it_was() {
+    use assert_cmd::cargo::CommandCargoExt;
+    use std::process::{Command, Stdio};
+    use std::time::Duration;
+
+    let command = |dir: &Path| {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        // The slowest instructions, so that there is time to kill.
+        let options = ["-t", "Q5_K_M", "--threads", "1", "--simd", "portable", "-q"];
+        command.args(["convert", TINY_R1, dir.join("out.gguf").to_str().unwrap()]).args(options);
+        command.stderr(Stdio::null());
+        command
+    };
+    let whole = tempfile::tempdir().unwrap();
+    let started = std::time::Instant::now();
+    assert!(command(whole.path()).status().unwrap().success());
+    let time = started.elapsed();
+    let expected = contents(whole.path());
+    for round in 0..8 {
+        let dir = tempfile::tempdir().unwrap();
+        let mut kills = 0;
+        loop {
+            let mut child = command(dir.path()).spawn().unwrap();
+            // Moments spread over the whole run, and beyond it in the end.
+            let share = (round * 7 + kills * 5) % 11 + kills / 4;
+            std::thread::sleep(Duration::from_secs_f64(time.as_secs_f64() * share as f64 / 11.0));
+            child.kill().unwrap();
+            let ended = child.wait().unwrap();
+            if ended.success() {
+                break;
+            }
+            assert_eq!(ended.code(), None, "killed, not failed");
+            assert!(!dir.path().join("out.gguf").exists() || contents(dir.path()).len() > 1);
+            kills += 1;
+            assert!(kills < 200, "no progress");
+        }
+        assert!(contents(dir.path()) == expected, "after {kills} kills");
+    }
+}
