@@ -2,7 +2,7 @@
 
 use super::evaluate::{Evaluation, Text};
 use super::recipe::{self, line};
-use super::{evaluate, output, units};
+use super::{evaluate, output, plan, units};
 use crate::convert::{Intermediate, Plan, Settings};
 use crate::model::{CheckpointModel, Mtp};
 use crate::recipe::FileType;
@@ -23,6 +23,27 @@ pub struct Args {
     checkpoint: PathBuf,
     /// GGUF file to write
     output: PathBuf,
+    #[command(flatten)]
+    choices: Choices,
+    /// Then measure the perplexity of checkpoint and output on this text
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    evaluate: Option<PathBuf>,
+    /// Evaluate only the first N chunks of the text
+    #[arg(long, value_name = "N", requires = "evaluate")]
+    chunks: Option<usize>,
+    #[command(flatten)]
+    output_options: output::Args,
+    /// Show the plan and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Print plan and evaluation as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+/// What the output is to be.
+#[derive(clap::Args)]
+pub struct Choices {
     /// Type of the output, named as llama-quantize names it
     #[arg(long = "type", short = 't', value_name = "TYPE")]
     file_type: FileType,
@@ -38,17 +59,6 @@ pub struct Args {
     /// Name of the pre-tokenizer (tokenizer.ggml.pre), if it is not recognised
     #[arg(long, value_name = "NAME")]
     tokenizer_pre: Option<String>,
-    /// Then measure the perplexity of checkpoint and output on this text
-    #[arg(long, value_name = "FILE")]
-    evaluate: Option<PathBuf>,
-    /// Evaluate only the first N chunks of the text
-    #[arg(long, value_name = "N", requires = "evaluate")]
-    chunks: Option<usize>,
-    #[command(flatten)]
-    output_options: output::Args,
-    /// Print plan and evaluation as JSON on standard output
-    #[arg(long)]
-    json: bool,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -63,44 +73,67 @@ enum MtpArg {
     Keep,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    if !args.checkpoint.is_dir() {
-        bail!("{}: not a folder; convert reads a checkpoint folder", args.checkpoint.display());
+impl Choices {
+    /// Opens a checkpoint and plans its conversion.
+    pub fn plan(
+        &self,
+        checkpoint: &Path,
+        output: &output::Args,
+    ) -> anyhow::Result<(CheckpointModel, Plan)> {
+        if !checkpoint.is_dir() {
+            bail!("{}: not a folder; convert reads a checkpoint folder", checkpoint.display());
+        }
+        let mtp = match self.mtp {
+            MtpArg::Drop => Mtp::Drop,
+            MtpArg::Keep => Mtp::Keep,
+        };
+        let model = CheckpointModel::open(checkpoint, mtp)?;
+        let importance = self.recipe.importance()?;
+        let settings = Settings {
+            file_type: self.file_type,
+            recipe: self.recipe.options(importance.is_some()),
+            intermediate: match self.intermediate {
+                Precision::Bf16 => Intermediate::Bf16,
+                Precision::F32 => Intermediate::F32,
+            },
+            tokenizer_pre: self.tokenizer_pre.clone(),
+            threads: output.threads(),
+            importance,
+            allow_requantize: false,
+            simd: self.recipe.simd(),
+            check: self.recipe.check,
+            split: output.split(false)?,
+            memory: output.memory(),
+        };
+        let plan = Plan::of_checkpoint(&model, &settings)?;
+        Ok((model, plan))
     }
-    let mtp = match args.mtp {
-        MtpArg::Drop => Mtp::Drop,
-        MtpArg::Keep => Mtp::Keep,
-    };
-    let model = CheckpointModel::open(&args.checkpoint, mtp)?;
-    let importance = args.recipe.importance()?;
-    let settings = Settings {
-        file_type: args.file_type,
-        recipe: args.recipe.options(importance.is_some()),
-        intermediate: match args.intermediate {
-            Precision::Bf16 => Intermediate::Bf16,
-            Precision::F32 => Intermediate::F32,
-        },
-        tokenizer_pre: args.tokenizer_pre.clone(),
-        threads: args.output_options.threads(),
-        importance,
-        allow_requantize: false,
-        simd: args.recipe.simd(),
-        check: args.recipe.check,
-        split: args.output_options.split(false)?,
-        memory: args.output_options.memory(),
-    };
-    let plan = Plan::of_checkpoint(&model, &settings)?;
+
+    /// The type asked for.
+    pub fn file_type(&self) -> FileType {
+        self.file_type
+    }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
     // The text is read first: a typo in its name should not cost a conversion.
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
+    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     if !args.output_options.quiet {
-        eprint!("{}", describe(&model, &plan, args));
+        eprint!(
+            "{}",
+            describe(&model, &plan, args.choices.file_type, &args.checkpoint, &args.output)
+        );
     }
-    if !args.output_options.dry_run {
-        args.output_options.run("convert", &plan, &model, &args.output)?;
+    if args.dry_run {
+        let options = args.output_options.options()?;
+        return plan::print(&plan, &model, &args.output, options.shard, args.json);
     }
-    let evaluation = match text.filter(|_| !args.output_options.dry_run) {
+    args.output_options.run("convert", &plan, &model, &args.output)?;
+    let evaluation = match text {
         Some(text) => {
-            Some(evaluate_both(args, &plan.path(0, &args.output), model, &text, settings.threads)?)
+            let first = plan.path(0, &args.output);
+            Some(evaluate_both(args, &first, model, &text, plan.threads())?)
         }
         None => None,
     };
@@ -138,27 +171,33 @@ fn evaluate_both(
     };
     evaluate::compare(
         ("source", &args.checkpoint, &source),
-        (&args.file_type.to_string(), first, &result),
+        (&args.choices.file_type.to_string(), first, &result),
         text,
         &options,
     )
 }
 
 /// The plan as people read it.
-fn describe(model: &CheckpointModel, plan: &Plan, args: &Args) -> String {
+pub fn describe(
+    model: &CheckpointModel,
+    plan: &Plan,
+    file_type: FileType,
+    path: &Path,
+    output: &Path,
+) -> String {
     let mut out = String::new();
     let hparams = model.hparams();
     let checkpoint = model.checkpoint();
     let source = format!(
         "{} ({}, {} layers, {} shards, {})",
-        args.checkpoint.display(),
+        path.display(),
         hparams.arch.name(),
         hparams.n_layer,
         checkpoint.n_shards(),
         units::bytes(checkpoint.n_bytes())
     );
     line(&mut out, "source", &source);
-    recipe::describe(&mut out, plan, &args.output, &args.file_type.to_string());
+    recipe::describe(&mut out, plan, output, &file_type.to_string());
     let mtp = match (hparams.n_nextn, model.dropped().len()) {
         (0, 0) => "none in the checkpoint".to_owned(),
         (0, n) => format!("dropped with {n} tensors; --mtp keep stores it"),

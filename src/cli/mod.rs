@@ -7,6 +7,7 @@ mod convert;
 mod evaluate;
 mod output;
 mod perplexity;
+mod plan;
 mod progress;
 mod quantize;
 mod recipe;
@@ -31,6 +32,7 @@ struct Cli {
 enum Command {
     Convert(Box<convert::Args>),
     Quantize(Box<quantize::Args>),
+    Plan(Box<plan::Args>),
     Perplexity(perplexity::Args),
 }
 
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
     let result = handler.map_err(anyhow::Error::from).and_then(|()| match Cli::parse().command {
         Command::Convert(args) => convert::run(&args),
         Command::Quantize(args) => quantize::run(&args),
+        Command::Plan(args) => plan::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
     });
     match result {

@@ -37,9 +37,6 @@ pub struct Args {
     /// Begin anew where an interrupted run was kept
     #[arg(long)]
     restart: bool,
-    /// Show the plan and stop
-    #[arg(long)]
-    pub dry_run: bool,
     /// Show neither plan nor progress
     #[arg(long, short)]
     pub quiet: bool,

@@ -1,7 +1,7 @@
 //! `requant quantize`: a GGUF file to another type.
 
 use super::recipe::{self, line};
-use super::{output, units};
+use super::{output, plan, units};
 use crate::convert::{Intermediate, Plan, Settings};
 use crate::recipe::FileType;
 use crate::source::GgufSource;
@@ -31,6 +31,12 @@ pub struct Args {
     keep_split: bool,
     #[command(flatten)]
     output_options: output::Args,
+    /// Show the plan and stop
+    #[arg(long)]
+    dry_run: bool,
+    /// Print the plan as JSON on standard output
+    #[arg(long, requires = "dry_run")]
+    json: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -57,8 +63,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         recipe::describe(&mut out, &plan, &args.output, &args.file_type.to_string());
         eprint!("{out}");
     }
-    if args.output_options.dry_run {
-        return Ok(());
+    if args.dry_run {
+        let options = args.output_options.options()?;
+        return plan::print(&plan, &source, &args.output, options.shard, args.json);
     }
     args.output_options.run("quantize", &plan, &source, &args.output)
 }

@@ -5,6 +5,7 @@
 
 mod encode;
 mod error;
+mod estimate;
 mod journal;
 mod metadata;
 mod plan;

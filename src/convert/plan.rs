@@ -257,13 +257,16 @@ impl Plan {
         file.layout.n_bytes(tensor - file.tensors.start)
     }
 
-    /// Tensors that are quantized without the importance matrix, which has no entry for them.
+    /// Whether a tensor is quantized without the importance matrix, which has no entry for it.
+    pub fn is_unweighed(&self, tensor: usize) -> bool {
+        let t = &self.tensors[tensor];
+        self.imatrix.is_some() && !t.weighed && t.ty != t.stored && t.ty.is_quantized()
+    }
+
+    /// Tensors that are quantized without the importance matrix.
     pub fn unweighed(&self) -> impl Iterator<Item = &str> {
-        let given = self.imatrix.is_some();
-        let tensors = self.tensors.iter();
-        tensors
-            .filter(move |t| given && !t.weighed && t.ty != t.stored && t.ty.is_quantized())
-            .map(|t| t.name.as_str())
+        let indices = (0..self.tensors.len()).filter(|&i| self.is_unweighed(i));
+        indices.map(|i| self.tensors[i].name.as_str())
     }
 
     /// Entries of the importance matrix that no tensor takes.

@@ -1,0 +1,183 @@
+//! `requant plan`: what a conversion will write, to the byte, from headers alone.
+
+use super::{convert, output, units};
+use crate::convert::{Plan, Shard};
+use crate::recipe::Reason;
+use crate::source::Source;
+use anyhow::bail;
+use serde_json::{Value, json};
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
+
+/// Show what a conversion will write: every tensor with its type, file and offset.
+///
+/// Reads headers alone, and a few weights to estimate the time. Fails where the disk of the
+/// output, or the memory, cannot suffice.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G")]
+pub struct Args {
+    /// Checkpoint folder: config.json, tokenizer.json and safetensors files
+    checkpoint: PathBuf,
+    /// GGUF file that would be written
+    #[arg(default_value = "model.gguf")]
+    output: PathBuf,
+    #[command(flatten)]
+    choices: convert::Choices,
+    #[command(flatten)]
+    output_options: output::Args,
+    /// Print the plan as JSON on standard output
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
+    if !args.output_options.quiet {
+        let file_type = args.choices.file_type();
+        eprint!("{}", convert::describe(&model, &plan, file_type, &args.checkpoint, &args.output));
+    }
+    print(&plan, &model, &args.output, args.output_options.options()?.shard, args.json)
+}
+
+/// Prints a plan, and fails where it cannot be carried out.
+pub fn print(
+    plan: &Plan,
+    source: &dyn Source,
+    output: &Path,
+    shard: Option<Shard>,
+    as_json: bool,
+) -> anyhow::Result<()> {
+    let files = plan.files_of(shard);
+    let seconds = plan.estimate(source, files.clone());
+    let size: u64 = files.clone().map(|i| plan.files()[i].layout.file_size()).sum();
+    let free = plan.free_disk(output);
+    if as_json {
+        let tensors: Vec<Value> = files
+            .clone()
+            .flat_map(|i| plan.files()[i].tensors.clone().map(move |t| (i, t)))
+            .map(|(file, tensor)| describe(plan, source, file, tensor))
+            .collect();
+        let files: Vec<Value> = files
+            .map(|i| {
+                let file = &plan.files()[i];
+                json!({
+                    "path": plan.path(i, output),
+                    "bytes": file.layout.file_size(),
+                    "tensors": file.tensors.len(),
+                })
+            })
+            .collect();
+        let plan = json!({
+            "version": 1,
+            "bytes": size,
+            "weights": plan.n_weights(),
+            "bits_per_weight": plan.bits_per_weight(),
+            "peak_memory_bytes": plan.peak_memory(),
+            "threads": plan.threads(),
+            "disk_free_bytes": free,
+            "estimated_seconds": seconds,
+            "files": files,
+            "tensors": tensors,
+            "importance_without_tensor": plan.unused_importance().collect::<Vec<_>>(),
+        });
+        println!("{plan:#}");
+    } else {
+        print!("{}", table(plan, source, files, output));
+        eprintln!("time       about {}, if the disk keeps up", duration(seconds));
+    }
+    match free {
+        Some(free) if free < size => bail!(
+            "{}: the output needs {} and {} are free; free some room or choose another folder",
+            output.display(),
+            units::bytes(size),
+            units::bytes(free)
+        ),
+        _ => Ok(()),
+    }
+}
+
+fn table(plan: &Plan, source: &dyn Source, files: std::ops::Range<usize>, output: &Path) -> String {
+    let mut out = String::new();
+    let width = plan.tensors().iter().map(|t| t.name.len()).max().unwrap_or(0);
+    for i in files {
+        let file = &plan.files()[i];
+        let path = plan.path(i, output);
+        let _ = writeln!(out, "{}: {} bytes", path.display(), file.layout.file_size());
+        for (in_file, t) in file.tensors.clone().enumerate() {
+            let tensor = &plan.tensors()[t];
+            let dims: Vec<String> = tensor.dims.iter().map(u64::to_string).collect();
+            let _ = writeln!(
+                out,
+                "  {:<width$} {:>20} {:>8} -> {:<8} {:>6.3} bits {:>14} @ {:<14} {}",
+                tensor.name,
+                dims.join(" x "),
+                source.tensors()[tensor.source].dtype,
+                tensor.ty,
+                bits(plan, t),
+                file.layout.n_bytes(in_file),
+                file.layout.offset(in_file),
+                reason(plan, t).unwrap_or_default(),
+            );
+        }
+    }
+    out
+}
+
+fn describe(plan: &Plan, source: &dyn Source, file: usize, tensor: usize) -> Value {
+    let planned = &plan.tensors()[tensor];
+    let in_file = tensor - plan.files()[file].tensors.start;
+    let layout = &plan.files()[file].layout;
+    let pieces: Vec<Value> = plan
+        .pieces(tensor, source)
+        .iter()
+        .map(|piece| json!({ "file": piece.path, "tensor": piece.tensor }))
+        .collect();
+    json!({
+        "name": planned.name,
+        "shape": planned.dims,
+        "from": source.tensors()[planned.source].dtype.to_string(),
+        "type": planned.ty.name(),
+        "bits_per_weight": bits(plan, tensor),
+        "why": reason(plan, tensor),
+        "weighed": planned.weighed,
+        "file": file,
+        "offset": layout.offset(in_file),
+        "bytes": layout.n_bytes(in_file),
+        "pieces": pieces,
+    })
+}
+
+fn bits(plan: &Plan, tensor: usize) -> f64 {
+    plan.n_bytes(tensor) as f64 * 8.0 / plan.tensors()[tensor].n_elements().max(1) as f64
+}
+
+/// Why a tensor does not simply get the type asked for; `None` where it does.
+fn reason(plan: &Plan, tensor: usize) -> Option<String> {
+    let planned = &plan.tensors()[tensor];
+    let why = match planned.reason {
+        Reason::Default => None,
+        Reason::Kept => Some("not quantized".to_owned()),
+        Reason::Mix => Some("by the mix".to_owned()),
+        Reason::Requested => Some("by an option".to_owned()),
+        Reason::Fallback { wanted } => {
+            Some(format!("rows of {} are no whole {wanted} blocks", planned.dims[0]))
+        }
+    };
+    match plan.is_unweighed(tensor) {
+        false => why,
+        true => {
+            let without = "not in the importance matrix";
+            Some(why.map_or_else(|| without.to_owned(), |why| format!("{why}; {without}")))
+        }
+    }
+}
+
+/// `3 min 20 s`.
+fn duration(seconds: f64) -> String {
+    let s = seconds.ceil() as u64;
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
