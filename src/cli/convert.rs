@@ -61,8 +61,9 @@ pub struct Choices {
     tokenizer_pre: Option<String>,
 }
 
+/// Precision on the way to a quantized type.
 #[derive(Clone, Copy, ValueEnum)]
-enum Precision {
+pub enum Precision {
     Bf16,
     F32,
 }

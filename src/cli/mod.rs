@@ -12,6 +12,7 @@ mod progress;
 mod quantize;
 mod recipe;
 mod units;
+mod verify;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -33,6 +34,7 @@ enum Command {
     Convert(Box<convert::Args>),
     Quantize(Box<quantize::Args>),
     Plan(Box<plan::Args>),
+    Verify(Box<verify::Args>),
     Perplexity(perplexity::Args),
 }
 
@@ -48,6 +50,7 @@ pub fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Plan(args) => plan::run(&args),
+        Command::Verify(args) => verify::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
     });
     match result {

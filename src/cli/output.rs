@@ -24,13 +24,11 @@ pub struct Args {
     /// takes K and N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE
     #[arg(long, value_name = "K/N")]
     shard: Option<String>,
-    /// Memory to use at most: N bytes, or N followed by M or G (binary) [default: a sixteenth of
-    /// the machine's, at least 1G]
-    #[arg(long, value_name = "SIZE", value_parser = binary_size)]
-    memory: Option<u64>,
-    /// Threads [default: all processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
+    #[command(flatten)]
+    resources: Resources,
+    /// Then write OUTPUT.manifest.json: SHA-256 of every input, output and tensor
+    #[arg(long, conflicts_with = "shard")]
+    manifest: bool,
     /// Replace an existing output
     #[arg(long, short)]
     force: bool,
@@ -40,6 +38,30 @@ pub struct Args {
     /// Show neither plan nor progress
     #[arg(long, short)]
     pub quiet: bool,
+}
+
+/// What of the machine may be used.
+#[derive(clap::Args)]
+pub struct Resources {
+    /// Memory to use at most: N bytes, or N followed by M or G (binary) [default: a sixteenth of
+    /// the machine's, at least 1G]
+    #[arg(long, value_name = "SIZE", value_parser = binary_size)]
+    memory: Option<u64>,
+    /// Threads [default: all processors]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl Resources {
+    /// Memory to use at most.
+    pub fn memory(&self) -> Option<u64> {
+        self.memory
+    }
+
+    /// Threads to use.
+    pub fn threads(&self) -> usize {
+        super::threads(self.threads.map(usize::from))
+    }
 }
 
 impl Args {
@@ -67,12 +89,12 @@ impl Args {
 
     /// Memory to use at most.
     pub fn memory(&self) -> Option<u64> {
-        self.memory
+        self.resources.memory()
     }
 
     /// Threads to use.
     pub fn threads(&self) -> usize {
-        super::threads(self.threads.map(usize::from))
+        self.resources.threads()
     }
 
     /// How the plan is carried out.
@@ -112,7 +134,10 @@ impl Args {
         let progress = Progress::start(what, weights, "weights", size, self.quiet);
         plan.run(source, output, options, &progress)?;
         progress.finish();
-        Ok(())
+        match self.manifest {
+            true => super::verify::write_manifest(plan, source, output, self.quiet),
+            false => Ok(()),
+        }
     }
 }
 

@@ -2,7 +2,6 @@
 
 use super::units;
 use crate::convert::{Importance, Plan};
-use crate::imatrix::Imatrix;
 use crate::quant::{QuantType, Simd, UnknownSimd};
 use crate::recipe::{Options, Reason};
 use std::fmt::Write;
@@ -15,15 +14,6 @@ pub struct Args {
     /// Give every tensor the type's default instead of its mix
     #[arg(long)]
     pure: bool,
-    /// Importance matrix that weighs the columns (GGUF or legacy format)
-    #[arg(long, value_name = "FILE")]
-    imatrix: Option<PathBuf>,
-    /// Use the importance matrix only for tensors whose name contains this; repeatable
-    #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
-    include_weights: Vec<String>,
-    /// Do not use the importance matrix for tensors whose name contains this; repeatable
-    #[arg(long, value_name = "NAME", requires = "imatrix")]
-    exclude_weights: Vec<String>,
     /// Leave output.weight unquantized
     #[arg(long)]
     leave_output_tensor: bool,
@@ -36,6 +26,22 @@ pub struct Args {
     /// Look over every block after it is made, and fail where a scale has overflowed
     #[arg(long)]
     pub check: bool,
+    #[command(flatten)]
+    weights: Imatrix,
+}
+
+/// What weighs the columns, and with which instructions.
+#[derive(clap::Args)]
+pub struct Imatrix {
+    /// Importance matrix that weighs the columns (GGUF or legacy format)
+    #[arg(long, value_name = "FILE")]
+    imatrix: Option<PathBuf>,
+    /// Use the importance matrix only for tensors whose name contains this; repeatable
+    #[arg(long, value_name = "NAME", requires = "imatrix", conflicts_with = "exclude_weights")]
+    include_weights: Vec<String>,
+    /// Do not use the importance matrix for tensors whose name contains this; repeatable
+    #[arg(long, value_name = "NAME", requires = "imatrix")]
+    exclude_weights: Vec<String>,
     /// Instructions to quantize with: portable, avx2, avx512 or neon. The bytes are the same
     /// [default: the best of this machine]
     #[arg(long, value_name = "LEVEL", env = "REQUANT_SIMD", value_parser = simd)]
@@ -50,11 +56,11 @@ fn simd(name: &str) -> Result<Simd, String> {
     }
 }
 
-impl Args {
+impl Imatrix {
     /// The importance matrix, read and filtered.
     pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
         let Some(path) = &self.imatrix else { return Ok(None) };
-        let mut imatrix = Imatrix::open(path)?;
+        let mut imatrix = crate::imatrix::Imatrix::open(path)?;
         if !self.exclude_weights.is_empty() {
             imatrix.exclude(&self.exclude_weights);
         }
@@ -69,6 +75,18 @@ impl Args {
     /// The instructions to use.
     pub fn simd(&self) -> Simd {
         self.simd.unwrap_or_else(Simd::detect)
+    }
+}
+
+impl Args {
+    /// The importance matrix, read and filtered.
+    pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
+        self.weights.importance()
+    }
+
+    /// The instructions to use.
+    pub fn simd(&self) -> Simd {
+        self.weights.simd()
     }
 
     /// The options as the library takes them.

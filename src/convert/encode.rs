@@ -126,7 +126,7 @@ impl<'a> Encoder<'a> {
 }
 
 /// Errors count rows from the unit's first; users count from the tensor's.
-fn shift_row(error: QuantError, first_row: u64) -> QuantError {
+pub(super) fn shift_row(error: QuantError, first_row: u64) -> QuantError {
     match error {
         QuantError::NotFinite { row, column, value } => {
             QuantError::NotFinite { row: row + first_row as usize, column, value }

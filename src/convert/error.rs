@@ -39,6 +39,14 @@ pub enum ConvertError {
         /// What is wrong with the row.
         error: QuantError,
     },
+    /// A stored block that decodes to something not finite.
+    #[error("{origin} is damaged: {error}")]
+    Damaged {
+        /// Where it is.
+        origin: Origin,
+        /// What is wrong with it.
+        error: QuantError,
+    },
     /// A tensor that is quantized already.
     #[error(
         "tensor `{tensor}` is {from} already and would lose twice as {to}; start from a file of \

@@ -7,14 +7,18 @@ mod encode;
 mod error;
 mod estimate;
 mod journal;
+mod manifest;
 mod metadata;
 mod plan;
 mod run;
 mod settings;
 mod shard;
+mod verify;
 
 pub use error::ConvertError;
+pub use manifest::{HashedFile, HashedTensor, Manifest};
 pub use plan::{Plan, PlannedFile, PlannedTensor};
 pub use run::RunOptions;
 pub use settings::{Importance, Intermediate, Limit, Settings, SplitBy};
 pub use shard::{BadShard, Shard};
+pub use verify::{Comparison, validate_blocks};

@@ -10,7 +10,7 @@ use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::quant::{QuantType, Simd};
 use crate::recipe::{self, Assignment, Facts, Reason, Shape};
-use crate::source::{Dtype, GgufSource, Source};
+use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -99,7 +99,25 @@ impl Plan {
             let meta = &model.tensors()[i];
             stored_type(&meta.name, &meta.dims, settings.intermediate)
         };
-        Self::new(model, stored, metadata, &facts, settings)
+        Self::new(model, stored, metadata, &facts, settings, None)
+    }
+
+    /// Plans the conversion of a checkpoint that would give an existing file, whose types it
+    /// takes; tensors that the file does not have are left out.
+    ///
+    /// # Errors
+    /// As [`Plan::of_checkpoint`].
+    pub fn like_file(
+        model: &CheckpointModel,
+        settings: &Settings,
+        file: &GgufSource,
+    ) -> Result<Self, ConvertError> {
+        let metadata = metadata::of_checkpoint(model, settings)?;
+        let stored = |i: usize| {
+            let meta = &model.tensors()[i];
+            stored_type(&meta.name, &meta.dims, settings.intermediate)
+        };
+        Self::new(model, stored, metadata, &Facts::default(), settings, Some(file))
     }
 
     /// Plans the quantization of a GGUF file.
@@ -113,7 +131,7 @@ impl Plan {
             Dtype::Gguf(ty) => ty,
             Dtype::F8E4M3 => unreachable!("GGUF has no such type"),
         };
-        Self::new(source, stored, metadata, &facts, settings)
+        Self::new(source, stored, metadata, &facts, settings, None)
     }
 
     fn new(
@@ -122,9 +140,15 @@ impl Plan {
         metadata: Metadata,
         facts: &Facts,
         settings: &Settings,
+        like: Option<&GgufSource>,
     ) -> Result<Self, ConvertError> {
         let metas = source.tensors();
+        let type_in = |name: &str| match like.map(|file| Some(&file.tensors()[file.find(name)?])) {
+            Some(Some(TensorMeta { dtype: Dtype::Gguf(ty), .. })) => Some(*ty),
+            _ => None,
+        };
         let mut order: Vec<usize> = (0..metas.len()).collect();
+        order.retain(|&i| like.is_none() || type_in(&metas[i].name).is_some());
         if settings.split != Some(SplitBy::Source) {
             order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
         }
@@ -135,7 +159,14 @@ impl Plan {
                 Shape { name: &meta.name, dims: &meta.dims, source: stored(i) }
             })
             .collect();
-        let assigned = recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?;
+        let given: Option<Vec<Assignment>> = shapes
+            .iter()
+            .map(|shape| Some(Assignment { ty: type_in(shape.name)?, reason: Reason::Requested }))
+            .collect();
+        let assigned = match given.filter(|_| like.is_some()) {
+            Some(given) => given,
+            None => recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?,
+        };
         let mut tensors = Vec::with_capacity(order.len());
         for (&source_index, (shape, Assignment { ty, reason })) in
             order.iter().zip(shapes.iter().zip(assigned))

@@ -7,7 +7,7 @@ use super::file_type::FileType;
 use crate::quant::QuantType::{self, *};
 
 /// What the rules ask about a model.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Facts {
     /// Layers, multi-token-prediction layers included.
     pub n_layer: u32,

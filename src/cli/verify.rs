@@ -1,0 +1,232 @@
+//! `requant verify`: whether a file is whole, and whether it is what it claims to be.
+
+use super::progress::Progress;
+use super::{output, recipe, units};
+use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks};
+use crate::model::{CheckpointModel, Mtp};
+use crate::recipe::FileType;
+use crate::source::{GgufSource, Source};
+use anyhow::{Context, bail};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+
+/// Check that a GGUF model is complete and undamaged, and that it came from a checkpoint.
+///
+/// Always checked: headers, that all parts of a split model are there, and every block. Where a
+/// manifest lies beside the model, its hashes too. With --against, tensors are made again from the
+/// checkpoint and compared byte by byte; that serves for files that other programs made as well.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  requant verify DeepSeek-R1-Q4_K_M-00001-of-00010.gguf \\\n    \
+                        --against DeepSeek-R1 --sample 5%"
+)]
+pub struct Args {
+    /// GGUF file, or the first file of a split model
+    model: PathBuf,
+    /// Manifest [default: beside the model, where there is one]
+    #[arg(long, value_name = "FILE")]
+    manifest: Option<PathBuf>,
+    /// Make the tensors again from this checkpoint folder and compare
+    #[arg(long, value_name = "CHECKPOINT")]
+    against: Option<PathBuf>,
+    /// Compare only a random share of the weights, for example 5%
+    #[arg(long, value_name = "SHARE", value_parser = share, requires = "against")]
+    sample: Option<f64>,
+    /// Chooses the share; the same seed chooses the same weights [default: at random]
+    #[arg(long, value_name = "N", requires = "sample")]
+    seed: Option<u64>,
+    /// Precision that the weights had on the way to their type
+    #[arg(long, value_enum, default_value = "bf16", requires = "against")]
+    intermediate: super::convert::Precision,
+    #[command(flatten)]
+    recipe: recipe::Imatrix,
+    #[command(flatten)]
+    resources: output::Resources,
+    /// Print the result as JSON on standard output
+    #[arg(long)]
+    json: bool,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let file = GgufSource::open(&args.model)?;
+    let threads = args.resources.threads();
+    let weights: u64 = file.tensors().iter().map(|t| t.n_elements()).sum();
+    let progress = Progress::start("blocks", weights, "weights", file.n_bytes(), args.quiet);
+    validate_blocks(&file, threads, &progress)?;
+    progress.finish();
+    let mut problems = Vec::new();
+    let manifest = check_manifest(args, &file, &mut problems)?;
+    let comparison = match &args.against {
+        Some(checkpoint) => Some(compare(args, checkpoint, &file)?),
+        None => None,
+    };
+    if let Some(comparison) = &comparison {
+        let each = |names: &[String], what: &str| -> Vec<String> {
+            names.iter().map(|name| format!("tensor `{name}` {what}")).collect()
+        };
+        let differing = comparison.differing.iter();
+        problems.extend(differing.map(|(name, row)| format!("tensor `{name}` differs, row {row}")));
+        problems.extend(each(&comparison.missing, "of the checkpoint is missing"));
+        problems.extend(each(&comparison.extra, "is not in the checkpoint"));
+    }
+    if args.json {
+        let json = json!({
+            "version": 1,
+            "model": args.model,
+            "files": file.files().len(),
+            "tensors": file.tensors().len(),
+            "bytes": file.n_bytes(),
+            "manifest": manifest,
+            "problems": problems,
+            "compared": comparison.as_ref().map(|c| json!({
+                "weights": c.weights,
+                "of": c.of,
+                "other_metadata": c.keys,
+            })),
+        });
+        println!("{json:#}");
+    } else {
+        println!("{}", describe(&file, manifest.as_deref(), comparison.as_ref()));
+    }
+    match problems.as_slice() {
+        [] => Ok(()),
+        [problem] => bail!("{}: {problem}", args.model.display()),
+        [problem, ..] if args.json => {
+            bail!("{}: {problem}, and {} more", args.model.display(), problems.len() - 1)
+        }
+        _ => bail!("{}: {}", args.model.display(), problems.join("; ")),
+    }
+}
+
+fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comparison>) -> String {
+    let n_files = file.files().len();
+    let size = units::bytes(file.n_bytes());
+    let mut out = format!(
+        "structure  {} tensors in {n_files} file{}, {size}, every block finite",
+        file.tensors().len(),
+        if n_files == 1 { "" } else { "s" }
+    );
+    if let Some(manifest) = manifest {
+        out += &format!("\nmanifest   {} was checked", manifest.display());
+    }
+    if let Some(c) = comparison {
+        let share = 100.0 * c.weights as f64 / c.of.max(1) as f64;
+        let verdict = if c.is_same() { "all equal" } else { "not all equal" };
+        let compared = units::count(c.weights as f64);
+        out += &format!("\ncheckpoint {compared} weights made again ({share:.1} %), {verdict}");
+        if !c.keys.is_empty() {
+            out += &format!("\nmetadata   not as requant writes it: {}", c.keys.join(", "));
+        }
+    }
+    out
+}
+
+/// Checks the manifest that is given or found, and returns its path.
+fn check_manifest(
+    args: &Args,
+    file: &GgufSource,
+    problems: &mut Vec<String>,
+) -> anyhow::Result<Option<PathBuf>> {
+    let path = match &args.manifest {
+        Some(path) => path.clone(),
+        None => match candidates(&args.model).into_iter().find(|path| path.is_file()) {
+            Some(path) => path,
+            None => return Ok(None),
+        },
+    };
+    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+    let manifest: Manifest = serde_json::from_slice(&text)
+        .with_context(|| format!("{}: not a manifest", path.display()))?;
+    if manifest.format != 1 {
+        bail!("{}: manifest of version {}, known is 1", path.display(), manifest.format);
+    }
+    let paths: Vec<PathBuf> = file.files().iter().map(|f| f.path().to_owned()).collect();
+    let progress = Progress::start("hash", file.n_bytes(), "B", 0, args.quiet);
+    let (files, tensors) = Manifest::hash_outputs(&paths, &progress)?;
+    progress.finish();
+    problems.extend(manifest.differences(&files, &tensors));
+    Ok(Some(path))
+}
+
+/// Where the manifest of a model may lie: beside it, under the name that it was given when it was
+/// written, which for split models lacks the number.
+fn candidates(model: &Path) -> Vec<PathBuf> {
+    let mut found = vec![Manifest::path(model)];
+    let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    if let Some((stem, _)) = name.rsplit_once("-00001-of-") {
+        found.push(Manifest::path(&model.with_file_name(format!("{stem}.gguf"))));
+        found.push(Manifest::path(&model.with_file_name(stem)));
+    }
+    found
+}
+
+fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<Comparison> {
+    let kept = file.tensors().iter().any(|t| t.name.contains(".nextn."));
+    let mtp = if kept { Mtp::Keep } else { Mtp::Drop };
+    let model = CheckpointModel::open(checkpoint, mtp)?;
+    let importance = args.recipe.importance()?;
+    let settings = Settings {
+        file_type: FileType::BF16,
+        recipe: crate::recipe::Options::default(),
+        intermediate: match args.intermediate {
+            super::convert::Precision::Bf16 => Intermediate::Bf16,
+            super::convert::Precision::F32 => Intermediate::F32,
+        },
+        tokenizer_pre: None,
+        threads: args.resources.threads(),
+        importance,
+        allow_requantize: false,
+        simd: args.recipe.simd(),
+        check: false,
+        split: None,
+        memory: args.resources.memory(),
+    };
+    let plan = Plan::like_file(&model, &settings, file)?;
+    let share = args.sample.unwrap_or(1.0);
+    let seed = args.seed.unwrap_or_else(|| {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+        now.map_or(0, |now| now.as_nanos() as u64)
+    });
+    let expected = (plan.n_weights() as f64 * share) as u64;
+    let progress = Progress::start("compare", expected, "weights", 0, args.quiet);
+    let comparison = plan.compare(&model, file, share, seed, &progress)?;
+    progress.finish();
+    Ok(comparison)
+}
+
+/// `5%` or `0.05`.
+fn share(text: &str) -> Result<f64, String> {
+    let (number, unit) = match text.strip_suffix('%') {
+        Some(percent) => (percent, 0.01),
+        None => (text, 1.0),
+    };
+    match number.trim().parse::<f64>() {
+        Ok(n) if n > 0.0 && n * unit <= 1.0 => Ok(n * unit),
+        _ => Err("not a share; write for example 5% or 0.05".to_owned()),
+    }
+}
+
+/// Writes the manifest of an output beside it.
+pub fn write_manifest(
+    plan: &Plan,
+    source: &dyn Source,
+    output: &Path,
+    quiet: bool,
+) -> anyhow::Result<()> {
+    let outputs: Vec<PathBuf> = (0..plan.files().len()).map(|i| plan.path(i, output)).collect();
+    let inputs: u64 = source.files().iter().map(|f| f.size).sum();
+    let progress = Progress::start("hash", inputs + plan.file_size(), "B", 0, quiet);
+    let options: Vec<String> =
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let manifest = Manifest::make(source, &outputs, json!(options), &progress)?;
+    progress.finish();
+    let path = Manifest::path(output);
+    let part = path.with_extension("json.part");
+    let text = serde_json::to_string_pretty(&manifest)? + "\n";
+    std::fs::write(&part, text)
+        .and_then(|()| std::fs::rename(&part, &path))
+        .with_context(|| path.display().to_string())
+}
