@@ -91,14 +91,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else {
         println!("{}", describe(&file, manifest.as_deref(), comparison.as_ref()));
     }
-    match problems.as_slice() {
-        [] => Ok(()),
-        [problem] => bail!("{}: {problem}", args.model.display()),
-        [problem, ..] if args.json => {
-            bail!("{}: {problem}, and {} more", args.model.display(), problems.len() - 1)
-        }
-        _ => bail!("{}: {}", args.model.display(), problems.join("; ")),
+    if problems.is_empty() {
+        return Ok(());
     }
+    const SHOWN: usize = 5;
+    let more = match problems.len().saturating_sub(SHOWN) {
+        0 => String::new(),
+        more => format!("; and {more} more (--json lists all)"),
+    };
+    problems.truncate(SHOWN);
+    bail!("{}: {}{more}", args.model.display(), problems.join("; "))
 }
 
 fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comparison>) -> String {

@@ -107,30 +107,26 @@ impl Manifest {
         Ok((files, tensors))
     }
 
-    /// What differs between this manifest and files as they are now, in words.
+    /// What differs between this manifest and files as they are now, in words. Files may have got
+    /// other names.
     pub fn differences(&self, files: &[HashedFile], tensors: &[HashedTensor]) -> Vec<String> {
         let mut differences = Vec::new();
         for expected in &self.tensors {
-            match tensors.iter().find(|t| t.name == expected.name) {
+            let same = |t: &&HashedTensor| t.name == expected.name;
+            match tensors.iter().find(same) {
                 None => differences.push(format!("tensor `{}` is missing", expected.name)),
-                Some(found) if found != expected => {
-                    differences.push(format!("tensor `{}` differs", expected.name));
+                Some(found) if (&found.ty, &found.sha256) != (&expected.ty, &expected.sha256) => {
+                    differences.push(format!("tensor `{}` is not the manifest's", expected.name));
                 }
                 Some(_) => {}
             }
         }
-        for expected in &self.outputs {
-            match files.iter().find(|f| f.name == expected.name) {
-                None => differences.push(format!("file {} is missing", expected.name)),
-                Some(found) if found != expected => {
-                    differences.push(format!("file {} differs", expected.name));
-                }
-                Some(_) => {}
-            }
-        }
-        let known = |name: &str| self.outputs.iter().any(|f| f.name == name);
-        let unknown = files.iter().filter(|f| !known(&f.name));
-        differences.extend(unknown.map(|f| format!("file {} is not in the manifest", f.name)));
+        let lost = |of: &[HashedFile], among: &[HashedFile], what: &str| -> Vec<String> {
+            let lost = of.iter().filter(|f| among.iter().all(|other| other.sha256 != f.sha256));
+            lost.map(|f| format!("file {} {what}", f.name)).collect()
+        };
+        differences.extend(lost(&self.outputs, files, "of the manifest is not here"));
+        differences.extend(lost(files, &self.outputs, "is not in the manifest"));
         differences
     }
 }

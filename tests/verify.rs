@@ -1,0 +1,154 @@
+//! Files that are what they claim to be, and files that are not.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use assert_cmd::cargo::CommandCargoExt;
+use common::{Copy, TINY_R1};
+use requant::gguf::GgufFile;
+use std::path::Path;
+use std::process::Command;
+
+const IMATRIX: &str = "tests/fixtures/reference/imatrix.dat";
+
+/// Exit code, standard output and standard error.
+fn requant(args: &[&str]) -> (Option<i32>, String, String) {
+    let run = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (run.status.code(), text(run.stdout), text(run.stderr))
+}
+
+/// Overwrites a byte in the middle of a tensor.
+fn damage(path: &Path, tensor: &str) {
+    let file = GgufFile::open(path).unwrap();
+    let range = file.tensor_range(file.find(tensor).unwrap());
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[range.start + range.len() / 2 + 7] ^= 0x10;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn a_file_is_traced_to_its_checkpoint() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.gguf");
+    let out = path.to_str().unwrap();
+    let convert = ["convert", TINY_R1, out, "-t", "IQ2_XS", "-q", "--imatrix", IMATRIX];
+    assert_eq!(requant(&convert).0, Some(0));
+    let verify = ["verify", out, "-q", "--against", TINY_R1, "--imatrix", IMATRIX];
+    let (code, stdout, err) = requant(&verify);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(stdout.contains("100.0 %") && stdout.contains("all equal"), "{stdout}");
+    let sampled = [&verify[..], &["--sample", "30%", "--seed", "1", "--json"]].concat();
+    let (code, stdout, err) = requant(&sampled);
+    assert_eq!(code, Some(0), "{err}");
+    let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    let (weights, of) = (&json["compared"]["weights"], &json["compared"]["of"]);
+    assert!(0 < weights.as_u64().unwrap() && weights.as_u64() < of.as_u64(), "{json}");
+
+    // One number of the checkpoint is another.
+    let copy = Copy::new();
+    let down = "model.layers.0.mlp.down_proj.weight";
+    copy.poke("model-00001-of-00003.safetensors", down, 600, &[0x7e]);
+    let other = copy.path().to_str().unwrap();
+    let (code, _, err) = requant(&["verify", out, "-q", "--against", other, "--imatrix", IMATRIX]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`blk.0.ffn_down.weight` differs, row 1"), "{err}");
+
+    damage(&path, "blk.2.ffn_up_exps.weight");
+    let (code, _, err) = requant(&verify);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("`blk.2.ffn_up_exps.weight` differs") && err.lines().count() == 1, "{err}");
+}
+
+#[test]
+fn a_manifest_finds_damage_and_missing_parts() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let options = ["-t", "Q8_0", "-q", "--manifest", "--split-max-tensors", "20"];
+    let convert = ["convert", TINY_R1, out.to_str().unwrap()];
+    assert_eq!(requant(&[&convert[..], &options].concat()).0, Some(0));
+    let first = dir.path().join("out-00001-of-00003.gguf");
+    let verify = ["verify", first.to_str().unwrap(), "-q"];
+    let (code, stdout, err) = requant(&verify);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(stdout.contains("out.gguf.manifest.json was checked"), "{stdout}");
+
+    let manifest = dir.path().join("out.gguf.manifest.json");
+    let json = common::json(manifest.to_str().unwrap());
+    assert_eq!(json["inputs"].as_array().unwrap().len(), 3);
+    assert_eq!(json["tensors"].as_array().unwrap().len(), 52);
+    let hash = common::hashes(&first)[0].2.clone();
+    assert_eq!(json["tensors"][0]["sha256"], hash);
+
+    let last = dir.path().join("out-00003-of-00003.gguf");
+    damage(&last, "blk.2.ffn_up_shexp.weight");
+    let (code, _, err) = requant(&verify);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("tensor `blk.2.ffn_up_shexp.weight` is not the manifest's"), "{err}");
+    std::fs::remove_file(&last).unwrap();
+    let (code, _, err) = requant(&verify);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("out-00003-of-00003.gguf") && err.contains("missing"), "{err}");
+}
+
+#[test]
+fn blocks_that_are_no_numbers_are_located() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("out.gguf");
+    let out = path.to_str().unwrap();
+    assert_eq!(requant(&["convert", TINY_R1, out, "-t", "Q8_0", "-q"]).0, Some(0));
+    let range = {
+        let file = GgufFile::open(&path).unwrap();
+        file.tensor_range(file.find("blk.0.ffn_down.weight").unwrap())
+    };
+    let mut bytes = std::fs::read(&path).unwrap();
+    // The scale of the first block of row 2: rows of 512 are 16 blocks of 34 bytes.
+    bytes[range.start + 2 * 16 * 34..][..2].copy_from_slice(&[0, 0x7c]);
+    std::fs::write(&path, bytes).unwrap();
+    let (code, _, err) = requant(&["verify", out, "-q"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("blk.0.ffn_down.weight") && err.contains("row 2"), "{err}");
+}
+
+#[test]
+fn a_plan_is_exact_and_says_why() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let out = out.to_str().unwrap();
+    let options = ["-t", "Q4_K_M", "-q", "--split-max-size", "3M"];
+    let (code, stdout, err) = requant(&[&["plan", TINY_R1, out, "--json"], &options[..]].concat());
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+    assert_eq!(requant(&[&["convert", TINY_R1, out], &options[..]].concat()).0, Some(0));
+    let files: Vec<GgufFile> = plan["files"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|file| {
+            let opened = GgufFile::open(Path::new(file["path"].as_str().unwrap())).unwrap();
+            assert_eq!(file["bytes"], opened.file_size());
+            opened
+        })
+        .collect();
+    assert_eq!(files.len(), 3);
+    for tensor in plan["tensors"].as_array().unwrap() {
+        let file = &files[tensor["file"].as_u64().unwrap() as usize];
+        let i = file.find(tensor["name"].as_str().unwrap()).unwrap();
+        assert_eq!(tensor["offset"], file.tensor_range(i).start as u64);
+        assert_eq!(tensor["bytes"], file.tensors()[i].n_bytes());
+        assert_eq!(tensor["type"], file.tensors()[i].ty.name());
+    }
+    let find = |name: &str| {
+        plan["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap().clone()
+    };
+    assert_eq!(find("blk.0.attn_k_b.weight")["why"], "rows of 128 are no whole Q4_K blocks");
+    let experts = find("blk.1.ffn_up_exps.weight");
+    let pieces = experts["pieces"].as_array().unwrap();
+    assert_eq!(pieces.len() as u64, experts["shape"][2].as_u64().unwrap());
+    assert_eq!(pieces[1]["tensor"], "model.layers.1.mlp.experts.1.up_proj.weight");
+
+    let (code, _, err) = requant(&["plan", TINY_R1, out, "-t", "Q8_0", "-q", "--memory", "20M"]);
+    assert_eq!(code, Some(1));
+    assert!(err.contains("--memory"), "{err}");
+}
