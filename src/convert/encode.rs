@@ -67,7 +67,7 @@ impl<'a> Encoder<'a> {
         let n_per_row = tensor.dims[0] as usize;
         let n_rows = (rows.end - rows.start) as usize;
         let encode_error = |error| {
-            let error = shift_row(error, rows.start);
+            let error = shift_row(error, rows.start, n_per_row);
             let row = match error {
                 QuantError::NotFinite { row, .. } => row as u64,
                 _ => rows.start,
@@ -114,7 +114,7 @@ impl<'a> Encoder<'a> {
             tensor
                 .ty
                 .encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
-                .map_err(|error| encode_error(shift_row(error, first as u64)))?;
+                .map_err(|error| encode_error(shift_row(error, first as u64, n_per_row)))?;
             first = next;
         }
         if self.plan.check {
@@ -125,9 +125,13 @@ impl<'a> Encoder<'a> {
     }
 }
 
-/// Errors count rows from the unit's first; users count from the tensor's.
-pub(super) fn shift_row(error: QuantError, first_row: u64) -> QuantError {
+/// Errors count rows and blocks from the unit's first; users count from the tensor's.
+pub(super) fn shift_row(error: QuantError, first_row: u64, n_per_row: usize) -> QuantError {
     match error {
+        QuantError::InvalidBlock { ty, block } => {
+            let before = first_row as usize * (n_per_row / ty.block_len());
+            QuantError::InvalidBlock { ty, block: block + before }
+        }
         QuantError::NotFinite { row, column, value } => {
             QuantError::NotFinite { row: row + first_row as usize, column, value }
         }

@@ -202,7 +202,7 @@ fn validate_tensor(
         file.read_raw(tensor, rows.clone(), bytes)?;
         ty.validate_rows(bytes, n as usize).map_err(|error| ConvertError::Damaged {
             origin: file.origin(tensor, first),
-            error: super::encode::shift_row(error, first),
+            error: super::encode::shift_row(error, first, n as usize),
         })?;
         file.release(tensor, rows);
         monitor.advance(weights);
