@@ -191,7 +191,7 @@ impl Plan {
             });
         }
         let ranges = match &settings.split {
-            None => vec![0..tensors.len()],
+            None => std::iter::once(0..tensors.len()).collect(),
             Some(SplitBy::Source) => by_source_file(source, &tensors),
             Some(SplitBy::Limit { limit, no_tensor_first }) => {
                 by_limit(&tensors, *limit, *no_tensor_first)
