@@ -29,6 +29,10 @@ pub trait Blob: Send + Sync {
 
     /// Says that these bytes will not be read again soon. A hint.
     fn release(&self, _bytes: Range<u64>) {}
+
+    /// Whether released ranges leave the system's page cache: worth it for what does not fit into
+    /// memory anyway, harmful for what is read again and again.
+    fn drop_pages(&mut self, _yes: bool) {}
 }
 
 /// A file of the local system.
@@ -49,12 +53,6 @@ impl LocalFile {
         let metadata = file.metadata()?;
         let (size, modified) = (metadata.len(), metadata.modified().ok());
         Ok(Self { file, size, modified, drop_pages: false })
-    }
-
-    /// Whether released ranges leave the system's page cache: worth it for what does not fit into
-    /// memory anyway, harmful for what is read again and again.
-    pub fn drop_pages(&mut self, yes: bool) {
-        self.drop_pages = yes;
     }
 }
 
@@ -80,6 +78,10 @@ impl Blob for LocalFile {
         if self.drop_pages {
             advise::dont_need(&self.file, bytes);
         }
+    }
+
+    fn drop_pages(&mut self, yes: bool) {
+        self.drop_pages = yes;
     }
 }
 

@@ -2,11 +2,11 @@
 
 use super::evaluate::{Evaluation, Text};
 use super::recipe::{self, line};
-use super::{evaluate, output, plan, units};
+use super::{evaluate, output, place, plan, units};
 use crate::convert::{Intermediate, Plan, Settings};
 use crate::model::{CheckpointModel, Mtp};
 use crate::recipe::FileType;
-use anyhow::{Context, bail};
+use anyhow::Context;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,8 @@ use std::path::{Path, PathBuf};
 #[command(after_help = "Example:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \\\n    \
                         --type Q4_K_M --evaluate wiki.test.raw")]
 pub struct Args {
-    /// Checkpoint folder: config.json, tokenizer.json and safetensors files
+    /// Checkpoint: a folder with config.json, tokenizer.json and safetensors files, or the URL of
+    /// one (s3://, gs://, az://, https://, hf://organization/name[@revision])
     checkpoint: PathBuf,
     /// GGUF file to write
     output: PathBuf,
@@ -81,14 +82,11 @@ impl Choices {
         checkpoint: &Path,
         output: &output::Args,
     ) -> anyhow::Result<(CheckpointModel, Plan)> {
-        if !checkpoint.is_dir() {
-            bail!("{}: not a folder; convert reads a checkpoint folder", checkpoint.display());
-        }
         let mtp = match self.mtp {
             MtpArg::Drop => Mtp::Drop,
             MtpArg::Keep => Mtp::Keep,
         };
-        let model = CheckpointModel::open(checkpoint, mtp)?;
+        let model = CheckpointModel::open_in(place::folder(checkpoint)?, mtp)?;
         let importance = self.recipe.importance()?;
         let settings = Settings {
             file_type: self.file_type,

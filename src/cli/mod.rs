@@ -7,6 +7,7 @@ mod convert;
 mod evaluate;
 mod output;
 mod perplexity;
+mod place;
 mod plan;
 mod progress;
 mod quantize;

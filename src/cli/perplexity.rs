@@ -2,7 +2,7 @@
 
 use super::evaluate::{self, Text};
 use super::threads;
-use crate::model::{Model, Mtp};
+
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -38,7 +38,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let text = Text::read(&args.text)?;
-    let model = Model::open(&args.model, Mtp::Drop)?;
+    let model = super::place::model(&args.model)?;
     let options = evaluate::Options {
         ctx: args.ctx as usize,
         chunks: args.chunks.map(|n| n as usize),

@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G")]
 pub struct Args {
-    /// Checkpoint folder: config.json, tokenizer.json and safetensors files
+    /// Checkpoint: a folder, or a URL
     checkpoint: PathBuf,
     /// GGUF file that would be written
     #[arg(default_value = "model.gguf")]

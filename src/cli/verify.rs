@@ -26,7 +26,7 @@ pub struct Args {
     /// Manifest [default: beside the model, where there is one]
     #[arg(long, value_name = "FILE")]
     manifest: Option<PathBuf>,
-    /// Make the tensors again from this checkpoint folder and compare
+    /// Make the tensors again from this checkpoint, a folder or a URL, and compare
     #[arg(long, value_name = "CHECKPOINT")]
     against: Option<PathBuf>,
     /// Compare only a random share of the weights, for example 5%
@@ -168,7 +168,7 @@ fn candidates(model: &Path) -> Vec<PathBuf> {
 fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<Comparison> {
     let kept = file.tensors().iter().any(|t| t.name.contains(".nextn."));
     let mtp = if kept { Mtp::Keep } else { Mtp::Drop };
-    let model = CheckpointModel::open(checkpoint, mtp)?;
+    let model = CheckpointModel::open_in(super::place::folder(checkpoint)?, mtp)?;
     let importance = args.recipe.importance()?;
     let settings = Settings {
         file_type: FileType::BF16,

@@ -8,7 +8,7 @@ use super::config::Config;
 use super::deepseek2;
 use super::error::ModelError;
 use super::hparams::Hparams;
-use crate::source::{Checkpoint, Origin, Source, SourceError, SourceFile, TensorMeta};
+use crate::source::{Checkpoint, Folder, Origin, Source, SourceError, SourceFile, TensorMeta};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -72,12 +72,20 @@ impl CheckpointModel {
     /// A damaged checkpoint, an unsupported class, a tensor that is missing, of another shape
     /// than the configuration says, or without a place in the architecture.
     pub fn open(dir: &Path, mtp: Mtp) -> Result<Self, ModelError> {
-        let config = Config::open(dir)?;
+        Self::open_in(Folder::local(dir), mtp)
+    }
+
+    /// [`CheckpointModel::open`] for a folder that may be elsewhere.
+    ///
+    /// # Errors
+    /// As [`CheckpointModel::open`], and what the remote store says.
+    pub fn open_in(folder: Folder, mtp: Mtp) -> Result<Self, ModelError> {
+        let config = Config::open(folder.dir())?;
         let mut hparams = Hparams::from_config(&config)?;
         if mtp == Mtp::Drop {
             hparams.n_nextn = 0;
         }
-        let checkpoint = Checkpoint::open(dir)?;
+        let checkpoint = Checkpoint::open(folder)?;
         let mut model = Self {
             config,
             hparams,

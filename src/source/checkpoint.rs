@@ -4,8 +4,9 @@
 //! tell is checked on opening; only values remain for reading.
 
 use super::error::{CheckpointError, SourceError};
+use super::folder::Folder;
 use super::{Dtype, Origin, SCRATCH, Source, SourceFile, TensorMeta};
-use crate::blob::{Blob, LocalFile, physical_memory};
+use crate::blob::{Blob, physical_memory};
 use crate::quant::{QuantError, QuantType, fp8};
 use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, TensorInfo};
 use serde_json::Value;
@@ -19,7 +20,7 @@ const SCALE_SUFFIX: &str = "_scale_inv";
 /// An opened checkpoint folder. Tensors are sorted by name, shapes are innermost first, and the
 /// `weight_scale_inv` companions are folded into the tensors that they scale.
 pub struct Checkpoint {
-    dir: PathBuf,
+    folder: Folder,
     shards: Vec<Shard>,
     metas: Vec<TensorMeta>,
     places: Vec<Place>,
@@ -28,7 +29,7 @@ pub struct Checkpoint {
 
 struct Shard {
     path: PathBuf,
-    blob: LocalFile,
+    blob: Box<dyn Blob>,
 }
 
 /// Where a tensor's bytes lie.
@@ -60,22 +61,24 @@ impl Checkpoint {
     /// # Errors
     /// Missing or cut shards, tensors that the index places where they are not, unknown dtypes,
     /// scales of the wrong shape: each naming file and tensor.
-    pub fn open(dir: &Path) -> Result<Self, CheckpointError> {
+    pub fn open(folder: Folder) -> Result<Self, CheckpointError> {
+        let dir = folder.dir();
         let config = read_json(&dir.join("config.json"))?;
         let block = fp8_block(dir, &config)?;
         let (names, weight_map) = shard_names(dir)?;
+        folder.expect(&names);
         let mut shards = Vec::with_capacity(names.len());
         let mut stored: HashMap<String, Stored> = HashMap::new();
         for file in &names {
-            let path = dir.join(file);
-            let blob = match LocalFile::open(&path) {
+            let path = folder.path_of(file);
+            let blob = match folder.open(file) {
                 Ok(blob) => blob,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                     return Err(CheckpointError::MissingShard { path });
                 }
                 Err(error) => return Err(CheckpointError::Io { path, error }),
             };
-            let (data, header) = read_header(&path, &blob)?;
+            let (data, header) = read_header(&path, &*blob)?;
             let shard = shards.len();
             for (name, info) in header.tensors() {
                 let (start, end) = info.data_offsets;
@@ -87,7 +90,7 @@ impl Checkpoint {
                         Some(place) if place != file => {
                             return Err(CheckpointError::WrongShard {
                                 tensor: name,
-                                indexed: dir.join(place),
+                                indexed: folder.path_of(place),
                                 found: path,
                             });
                         }
@@ -108,7 +111,7 @@ impl Checkpoint {
         for (tensor, file) in weight_map.iter().flatten() {
             if !stored.contains_key(tensor) {
                 return Err(CheckpointError::NotInShard {
-                    path: dir.join(file),
+                    path: folder.path_of(file),
                     tensor: tensor.clone(),
                 });
             }
@@ -117,24 +120,19 @@ impl Checkpoint {
         let size: u64 = shards.iter().map(|s| s.blob.size()).sum();
         let large = physical_memory().is_some_and(|memory| size > memory / 2);
         shards.iter_mut().for_each(|s| s.blob.drop_pages(large));
-        Self::assemble(dir, shards, stored, block)
+        Self::assemble(folder, shards, stored, block)
     }
 
     fn assemble(
-        dir: &Path,
+        folder: Folder,
         shards: Vec<Shard>,
         mut stored: HashMap<String, Stored>,
         block: Option<[usize; 2]>,
     ) -> Result<Self, CheckpointError> {
         let mut names: Vec<String> = stored.keys().cloned().collect();
         names.sort_unstable();
-        let mut checkpoint = Self {
-            dir: dir.to_owned(),
-            shards,
-            metas: Vec::new(),
-            places: Vec::new(),
-            by_name: HashMap::new(),
-        };
+        let mut checkpoint =
+            Self { folder, shards, metas: Vec::new(), places: Vec::new(), by_name: HashMap::new() };
         for name in names {
             let path = |shard: usize| checkpoint.shards[shard].path.clone();
             if let Some(weight) = name.strip_suffix(SCALE_SUFFIX) {
@@ -171,7 +169,7 @@ impl Checkpoint {
                     };
                     let Some(block) = block else {
                         return Err(CheckpointError::NoBlockSize {
-                            path: dir.join("config.json"),
+                            path: checkpoint.folder.dir().join("config.json"),
                             tensor: name,
                         });
                     };
@@ -187,9 +185,9 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
-    /// The folder.
+    /// The local folder that holds the small files.
     pub fn dir(&self) -> &Path {
-        &self.dir
+        self.folder.dir()
     }
 
     /// The file that a tensor lies in.
@@ -369,6 +367,12 @@ impl Source for Checkpoint {
         self.places[tensor].shard
     }
 
+    fn table_bytes(&self) -> u64 {
+        let names: usize = self.metas.iter().map(|t| t.name.len()).sum();
+        let tables = 4 * (names + self.metas.len() * 256) as u64;
+        tables + self.folder.cache_bytes(self.shards.len())
+    }
+
     fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
@@ -461,7 +465,7 @@ fn shard_names(dir: &Path) -> Result<(Vec<String>, Option<WeightMap>), Checkpoin
 const MAX_HEADER: u64 = 100_000_000;
 
 /// Where the data begins, and the tensors, which are found to tile the rest of the file.
-fn read_header(path: &Path, blob: &LocalFile) -> Result<(u64, Metadata), CheckpointError> {
+fn read_header(path: &Path, blob: &dyn Blob) -> Result<(u64, Metadata), CheckpointError> {
     let io = |error| CheckpointError::Io { path: path.to_owned(), error };
     let truncated = || CheckpointError::Truncated { path: path.to_owned(), length: blob.size() };
     let invalid = |error| CheckpointError::Header { path: path.to_owned(), error };

@@ -5,11 +5,17 @@
 
 mod checkpoint;
 mod error;
+mod folder;
 mod gguf;
+#[cfg(feature = "remote")]
+mod remote;
 
 pub use checkpoint::Checkpoint;
 pub use error::{CheckpointError, SourceError};
+pub use folder::Folder;
 pub use gguf::GgufSource;
+#[cfg(feature = "remote")]
+pub use remote::{RemoteError, RemoteFolder, RemoteOptions, is_url};
 
 use crate::quant::QuantType;
 use std::cell::Cell;

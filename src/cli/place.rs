@@ -1,0 +1,109 @@
+//! Where a checkpoint is: a folder, or a URL with the credentials that its provider's tools use.
+
+use crate::model::{CheckpointModel, Model, Mtp};
+use crate::source::Folder;
+use anyhow::bail;
+use std::path::Path;
+
+/// The folder that an argument names.
+pub fn folder(place: &Path) -> anyhow::Result<Folder> {
+    if let Some(url) = place.to_str().filter(|text| text.contains("://")) {
+        return remote(url);
+    }
+    if !place.is_dir() {
+        bail!("{}: not a folder; a checkpoint is a folder", place.display());
+    }
+    Ok(Folder::local(place))
+}
+
+/// The model that an argument names: a checkpoint, here or elsewhere, or a GGUF file.
+pub fn model(place: &Path) -> anyhow::Result<Model> {
+    let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
+    Ok(match elsewhere || place.is_dir() {
+        true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Drop)?)),
+        false => Model::open(place, Mtp::Drop)?,
+    })
+}
+
+#[cfg(not(feature = "remote"))]
+fn remote(_url: &str) -> anyhow::Result<Folder> {
+    bail!("this build reads no URLs; build it with --features remote")
+}
+
+#[cfg(feature = "remote")]
+fn remote(url: &str) -> anyhow::Result<Folder> {
+    use crate::source::{RemoteFolder, RemoteOptions};
+    let home = std::env::home_dir().unwrap_or_default();
+    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let mut settings = Vec::new();
+    if url.starts_with("s3") {
+        let profile = variable("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
+        let file = |name: &str, default: &str| {
+            let path = variable(name).map_or_else(|| home.join(default), Into::into);
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        let config = file("AWS_CONFIG_FILE", ".aws/config");
+        let credentials = file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+        settings.extend(section(&config, &format!("profile {profile}")));
+        settings.extend(section(&config, &profile));
+        settings.extend(section(&credentials, &profile));
+    }
+    // What comes later wins: the environment stands above files, as in the providers' own tools.
+    settings.extend(std::env::vars_os().filter_map(|(name, value)| {
+        let name = name.into_string().ok()?;
+        let known = ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+        Some((name, value.into_string().ok()?)).filter(|(_, value)| known && !value.is_empty())
+    }));
+    let endpoint = settings.iter().rev().find(|(name, _)| {
+        let name = name.to_ascii_lowercase();
+        ["aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint"].contains(&name.as_str())
+    });
+    if let Some((_, endpoint)) = endpoint {
+        let endpoint = endpoint.clone();
+        if endpoint.starts_with("http://") {
+            settings.push(("aws_allow_http".to_owned(), "true".to_owned()));
+        }
+        settings.push(("aws_endpoint".to_owned(), endpoint));
+    }
+    let hub_home = variable("HF_HOME")
+        .map_or_else(|| home.join(".cache/huggingface"), std::path::PathBuf::from);
+    let hub_token = variable("HF_TOKEN")
+        .or_else(|| std::fs::read_to_string(hub_home.join("token")).ok())
+        .map(|token| token.trim().to_owned())
+        .filter(|token| !token.is_empty());
+    let options = RemoteOptions { settings, hub_token, hub: variable("HF_ENDPOINT") };
+    Ok(Folder::remote(RemoteFolder::open(url, &options)?))
+}
+
+/// The settings of one profile in a file of the AWS tools, under the names of their variables.
+#[cfg(feature = "remote")]
+fn section(text: &str, profile: &str) -> Vec<(String, String)> {
+    let mut within = false;
+    let mut found = Vec::new();
+    for line in text.lines().map(str::trim) {
+        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+            within = name.trim() == profile;
+        } else if let Some((key, value)) = line.split_once('=').filter(|_| within) {
+            let key = match key.trim() {
+                "region" => "aws_region",
+                "endpoint_url" => "aws_endpoint_url",
+                key if key.starts_with("aws_") => key,
+                _ => continue,
+            };
+            found.push((key.to_owned(), value.trim().to_owned()));
+        }
+    }
+    found
+}
+
+#[cfg(all(test, feature = "remote"))]
+mod tests {
+    #[test]
+    fn a_profile_is_found_among_others() {
+        let text =
+            "[a]\naws_access_key_id = 1\n[b]\n aws_access_key_id=2 \nregion = x\noutput=json";
+        let found = super::section(text, "b");
+        let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
+        assert_eq!(found, [pair("aws_access_key_id", "2"), pair("aws_region", "x")]);
+    }
+}

@@ -1,0 +1,79 @@
+//! Where a checkpoint's files are: a folder of this machine, or one behind a URL.
+//!
+//! Small files, which describe the model, are always read from a local folder; only weights are
+//! read from where they are.
+
+use crate::blob::{Blob, LocalFile};
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A checkpoint's folder.
+pub struct Folder {
+    place: Place,
+}
+
+enum Place {
+    Local(PathBuf),
+    #[cfg(feature = "remote")]
+    Remote(super::remote::RemoteFolder),
+}
+
+impl Folder {
+    /// A folder of this machine.
+    pub fn local(dir: &Path) -> Self {
+        Self { place: Place::Local(dir.to_owned()) }
+    }
+
+    /// A folder behind a URL.
+    #[cfg(feature = "remote")]
+    pub fn remote(folder: super::remote::RemoteFolder) -> Self {
+        Self { place: Place::Remote(folder) }
+    }
+
+    /// The local folder that holds the small files.
+    pub fn dir(&self) -> &Path {
+        match &self.place {
+            Place::Local(dir) => dir,
+            #[cfg(feature = "remote")]
+            Place::Remote(remote) => remote.dir(),
+        }
+    }
+
+    /// How a file of weights is called in messages.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        match &self.place {
+            Place::Local(dir) => dir.join(name),
+            #[cfg(feature = "remote")]
+            Place::Remote(remote) => remote.path_of(name),
+        }
+    }
+
+    /// Opens a file of weights.
+    ///
+    /// # Errors
+    /// What the system or the remote store says; [`io::ErrorKind::NotFound`] where there is none.
+    pub fn open(&self, name: &str) -> io::Result<Box<dyn Blob>> {
+        match &self.place {
+            Place::Local(dir) => Ok(Box::new(LocalFile::open(&dir.join(name))?)),
+            #[cfg(feature = "remote")]
+            Place::Remote(remote) => remote.open_file(name),
+        }
+    }
+
+    /// Says which files of weights will be opened, all together. A hint.
+    pub fn expect(&self, _names: &[String]) {
+        #[cfg(feature = "remote")]
+        if let Place::Remote(remote) = &self.place {
+            remote.expect(_names);
+        }
+    }
+
+    /// Memory that reading so many files takes beyond what the reader itself holds, at most.
+    pub fn cache_bytes(&self, _files: usize) -> u64 {
+        match &self.place {
+            Place::Local(_) => 0,
+            #[cfg(feature = "remote")]
+            Place::Remote(remote) => remote.cache_bytes(_files),
+        }
+    }
+}
