@@ -3,8 +3,9 @@
 use super::evaluate::{Evaluation, Text};
 use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, units};
-use crate::convert::{Intermediate, Plan, Settings};
+use crate::convert::{Intermediate, Mode, Plan, Settings};
 use crate::model::{CheckpointModel, Mtp};
+use crate::quant::QuantType;
 use crate::recipe::FileType;
 use anyhow::Context;
 use clap::ValueEnum;
@@ -46,8 +47,13 @@ pub struct Args {
 #[derive(clap::Args)]
 pub struct Choices {
     /// Type of the output, named as llama-quantize names it
-    #[arg(long = "type", short = 't', value_name = "TYPE")]
-    file_type: FileType,
+    #[arg(long = "type", short = 't', value_name = "TYPE", required_unless_present = "outtype")]
+    file_type: Option<FileType>,
+    /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
+    /// every matrix in this type, straight from the checkpoint's exact values
+    #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["file_type", "imatrix",
+        "tensor_type", "pure"])]
+    outtype: Option<Outtype>,
     #[command(flatten)]
     recipe: recipe::Args,
     /// Precision on the way to a quantized type: bf16 gives the bytes of the two-step way, f32
@@ -69,6 +75,23 @@ pub enum Precision {
     F32,
 }
 
+/// The types that convert_hf_to_gguf.py writes.
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Outtype {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "tq1_0")]
+    Tq1_0,
+    #[value(name = "tq2_0")]
+    Tq2_0,
+    /// The checkpoint's own 16-bit type
+    Auto,
+}
+
 #[derive(Clone, Copy, ValueEnum)]
 enum MtpArg {
     Drop,
@@ -88,9 +111,16 @@ impl Choices {
         };
         let model = CheckpointModel::open_in(place::folder(checkpoint)?, mtp)?;
         let importance = self.recipe.importance()?;
+        let (file_type, mode) = match self.outtype {
+            None => (self.file_type.unwrap_or(FileType::BF16), Mode::Quantize),
+            Some(outtype) => (outtype.file_type(&model), Mode::Convert),
+        };
         let settings = Settings {
-            file_type: self.file_type,
-            recipe: self.recipe.options(importance.is_some()),
+            file_type,
+            mode,
+            prune_layers: self.recipe.prune_layers(),
+            override_kv: self.recipe.override_kv(),
+            recipe: self.recipe.options(importance.is_some())?,
             intermediate: match self.intermediate {
                 Precision::Bf16 => Intermediate::Bf16,
                 Precision::F32 => Intermediate::F32,
@@ -108,9 +138,30 @@ impl Choices {
         Ok((model, plan))
     }
 
-    /// The type asked for.
-    pub fn file_type(&self) -> FileType {
-        self.file_type
+    /// What was asked for.
+    pub fn name(&self) -> String {
+        match (self.file_type, self.outtype.and_then(|o| o.to_possible_value())) {
+            (Some(file_type), _) => file_type.to_string(),
+            (None, Some(outtype)) => outtype.get_name().to_owned(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+impl Outtype {
+    fn file_type(self, model: &CheckpointModel) -> FileType {
+        match self {
+            Self::F32 => FileType::F32,
+            Self::F16 => FileType::F16,
+            Self::Bf16 => FileType::BF16,
+            Self::Q8_0 => FileType::Q8_0,
+            Self::Tq1_0 => FileType::TQ1_0,
+            Self::Tq2_0 => FileType::TQ2_0,
+            Self::Auto => match model.checkpoint().half_type() {
+                Some(QuantType::BF16) => FileType::BF16,
+                _ => FileType::F16,
+            },
+        }
     }
 }
 
@@ -121,7 +172,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if !args.output_options.quiet {
         eprint!(
             "{}",
-            describe(&model, &plan, args.choices.file_type, &args.checkpoint, &args.output)
+            describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output)
         );
     }
     if args.dry_run {
@@ -170,7 +221,7 @@ fn evaluate_both(
     };
     evaluate::compare(
         ("source", &args.checkpoint, &source),
-        (&args.choices.file_type.to_string(), first, &result),
+        (&args.choices.name(), first, &result),
         text,
         &options,
     )
@@ -180,7 +231,7 @@ fn evaluate_both(
 pub fn describe(
     model: &CheckpointModel,
     plan: &Plan,
-    file_type: FileType,
+    name: &str,
     path: &Path,
     output: &Path,
 ) -> String {
@@ -196,7 +247,7 @@ pub fn describe(
         units::bytes(checkpoint.n_bytes())
     );
     line(&mut out, "source", &source);
-    recipe::describe(&mut out, plan, output, &file_type.to_string());
+    recipe::describe(&mut out, plan, output, name);
     let mtp = match (hparams.n_nextn, model.dropped().len()) {
         (0, 0) => "none in the checkpoint".to_owned(),
         (0, n) => format!("dropped with {n} tensors; --mtp keep stores it"),

@@ -33,8 +33,10 @@ pub struct Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     if !args.output_options.quiet {
-        let file_type = args.choices.file_type();
-        eprint!("{}", convert::describe(&model, &plan, file_type, &args.checkpoint, &args.output));
+        eprint!(
+            "{}",
+            convert::describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output)
+        );
     }
     print(&plan, &model, &args.output, args.output_options.options()?.shard, args.json)
 }

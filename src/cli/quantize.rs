@@ -2,8 +2,8 @@
 
 use super::recipe::{self, line};
 use super::{output, plan, units};
-use crate::convert::{Intermediate, Plan, Settings};
-use crate::recipe::FileType;
+use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::recipe::{FileType, UnknownFileType};
 use crate::source::GgufSource;
 use std::path::PathBuf;
 
@@ -18,9 +18,9 @@ pub struct Args {
     input: PathBuf,
     /// GGUF file to write
     output: PathBuf,
-    /// Type of the output, named as llama-quantize names it
+    /// Type of the output, named as llama-quantize names it; COPY keeps every tensor
     #[arg(value_name = "TYPE")]
-    file_type: FileType,
+    target: Target,
     #[command(flatten)]
     recipe: recipe::Args,
     /// Quantize tensors that are quantized already, through their f32 values
@@ -39,12 +39,37 @@ pub struct Args {
     json: bool,
 }
 
+/// A type, or none.
+#[derive(Clone, Copy)]
+enum Target {
+    Type(FileType),
+    Copy,
+}
+
+impl std::str::FromStr for Target {
+    type Err = UnknownFileType;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.eq_ignore_ascii_case("copy") {
+            true => Ok(Self::Copy),
+            false => text.parse().map(Self::Type),
+        }
+    }
+}
+
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let source = GgufSource::open(&args.input)?;
     let importance = args.recipe.importance()?;
+    let (file_type, mode, name) = match args.target {
+        Target::Type(file_type) => (file_type, Mode::Quantize, file_type.to_string()),
+        Target::Copy => (FileType::F32, Mode::Copy, "COPY".to_owned()),
+    };
     let settings = Settings {
-        file_type: args.file_type,
-        recipe: args.recipe.options(importance.is_some()),
+        file_type,
+        mode,
+        prune_layers: args.recipe.prune_layers(),
+        override_kv: args.recipe.override_kv(),
+        recipe: args.recipe.options(importance.is_some())?,
         intermediate: Intermediate::default(),
         tokenizer_pre: None,
         threads: args.output_options.threads(),
@@ -60,7 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let mut out = String::new();
         let size = units::bytes(source.n_bytes());
         line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-        recipe::describe(&mut out, &plan, &args.output, &args.file_type.to_string());
+        recipe::describe(&mut out, &plan, &args.output, &name);
         eprint!("{out}");
     }
     if args.dry_run {

@@ -2,8 +2,10 @@
 
 use super::units;
 use crate::convert::{Importance, Plan};
+use crate::gguf::Value;
 use crate::quant::{QuantType, Simd, UnknownSimd};
-use crate::recipe::{Options, Reason};
+use crate::recipe::{Options, Reason, TensorType};
+use anyhow::Context;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,6 +25,22 @@ pub struct Args {
     /// Type of token_embd.weight
     #[arg(long, value_name = "TYPE")]
     token_embedding_type: Option<QuantType>,
+    /// Type of the tensors whose names fit a pattern (a regular expression); repeatable, the first
+    /// that fits counts
+    #[arg(long, value_name = "PATTERN=TYPE", value_parser = tensor_type)]
+    tensor_type: Vec<TensorType>,
+    /// File with more of these, separated by spaces or lines
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// Accept patterns that fit no tensor
+    #[arg(long)]
+    allow_unmatched: bool,
+    /// Leave out layers, counted from 0; those behind them move up
+    #[arg(long, value_name = "L0,L1,...", value_delimiter = ',')]
+    prune_layers: Vec<u32>,
+    /// Set metadata: TYPE is int, float, bool or str; repeatable
+    #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = override_kv)]
+    override_kv: Vec<(String, Value)>,
     /// Look over every block after it is made, and fail where a scale has overflowed
     #[arg(long)]
     pub check: bool,
@@ -90,15 +108,68 @@ impl Args {
     }
 
     /// The options as the library takes them.
-    pub fn options(&self, imatrix: bool) -> Options {
-        Options {
+    pub fn options(&self, imatrix: bool) -> anyhow::Result<Options> {
+        let mut tensor_types = self.tensor_type.clone();
+        if let Some(path) = &self.tensor_type_file {
+            let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+            for word in text.split_whitespace() {
+                let given = tensor_type(word).map_err(anyhow::Error::msg);
+                tensor_types.push(given.with_context(|| path.display().to_string())?);
+            }
+        }
+        Ok(Options {
+            tensor_types,
+            allow_unmatched: self.allow_unmatched,
             pure: self.pure,
             imatrix,
             leave_output_tensor: self.leave_output_tensor,
             output_tensor_type: self.output_tensor_type,
             token_embedding_type: self.token_embedding_type,
-        }
+        })
     }
+
+    /// Layers to leave out.
+    pub fn prune_layers(&self) -> Vec<u32> {
+        self.prune_layers.clone()
+    }
+
+    /// Metadata to set.
+    pub fn override_kv(&self) -> Vec<(String, Value)> {
+        self.override_kv.clone()
+    }
+}
+
+/// `PATTERN=TYPE`; patterns are taken in lower case, as llama-quantize takes them.
+fn tensor_type(text: &str) -> Result<TensorType, String> {
+    let (pattern, ty) = text.split_once('=').ok_or("not of the form PATTERN=TYPE")?;
+    if pattern.is_empty() {
+        return Err("the pattern is empty".to_owned());
+    }
+    let ty: QuantType = ty.parse().map_err(|error| format!("{error}"))?;
+    TensorType::new(&pattern.to_lowercase(), ty).map_err(|error| error.to_string())
+}
+
+/// `KEY=TYPE:VALUE`, as llama.cpp has it: integers become u32, whatever the key held.
+fn override_kv(text: &str) -> Result<(String, Value), String> {
+    let (key, value) = text.split_once('=').ok_or("not of the form KEY=TYPE:VALUE")?;
+    let (ty, value) = value.split_once(':').ok_or("not of the form KEY=TYPE:VALUE")?;
+    let value: Value = match ty {
+        "int" => {
+            let n: i64 = value.parse().map_err(|error| format!("`{value}`: {error}"))?;
+            u32::try_from(n.unsigned_abs()).map_err(|_| format!("{n} is too large"))?.into()
+        }
+        "float" => {
+            let x: f64 = value.parse().map_err(|error| format!("`{value}`: {error}"))?;
+            (x as f32).into()
+        }
+        "bool" => {
+            value.parse::<bool>().map_err(|_| format!("`{value}` is not true or false"))?.into()
+        }
+        "str" if value.len() > 127 => return Err("longer than 127 bytes".to_owned()),
+        "str" => value.into(),
+        _ => return Err(format!("unknown type `{ty}`; known: int, float, bool, str")),
+    };
+    Ok((key.to_owned(), value))
 }
 
 /// A line of a plan.

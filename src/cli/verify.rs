@@ -2,7 +2,7 @@
 
 use super::progress::Progress;
 use super::{output, recipe, units};
-use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks};
+use crate::convert::{Comparison, Intermediate, Manifest, Mode, Plan, Settings, validate_blocks};
 use crate::model::{CheckpointModel, Mtp};
 use crate::recipe::FileType;
 use crate::source::{GgufSource, Source};
@@ -172,6 +172,9 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
     let importance = args.recipe.importance()?;
     let settings = Settings {
         file_type: FileType::BF16,
+        mode: Mode::Quantize,
+        prune_layers: Vec::new(),
+        override_kv: Vec::new(),
         recipe: crate::recipe::Options::default(),
         intermediate: match args.intermediate {
             super::convert::Precision::Bf16 => Intermediate::Bf16,

@@ -98,6 +98,7 @@ impl<'a> Encoder<'a> {
         // Every matrix of a stack has an importance of its own.
         let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
         let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
+        let name = &self.source.tensors()[tensor.source].name;
         let mut first = 0;
         while first < n_rows {
             let row = rows.start as usize + first;
@@ -105,7 +106,7 @@ impl<'a> Encoder<'a> {
                 None => (n_rows, None),
                 Some(imatrix) => {
                     let at = row / per_matrix * n_per_row;
-                    let importance = &imatrix.entries[&tensor.name][at..at + n_per_row];
+                    let importance = &imatrix.entries[name][at..at + n_per_row];
                     (n_rows.min(first + per_matrix - row % per_matrix), Some(importance))
                 }
             };

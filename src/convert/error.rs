@@ -12,6 +12,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConvertError {
+    /// A layer that is to be left out does not exist.
+    #[error("layer {layer} cannot be left out, the model has {count} layers, counted from 0")]
+    NoLayer {
+        /// The layer.
+        layer: u32,
+        /// Layers that there are.
+        count: usize,
+    },
     /// The model's description.
     #[error(transparent)]
     Model(#[from] ModelError),

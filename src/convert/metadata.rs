@@ -2,7 +2,7 @@
 //! llama-quantize hands it on.
 
 use super::error::ConvertError;
-use super::settings::{Importance, Settings};
+use super::settings::{Importance, Mode, Settings};
 use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
 use crate::model::{CheckpointModel, ParamCounts, general_metadata};
 use crate::recipe::{Facts, FileType};
@@ -21,29 +21,47 @@ pub(super) fn of_checkpoint(
     let architecture = model.hparams().arch.name();
     let counts = param_counts(model);
     general_metadata(model.dir(), architecture, &config.json(), &counts, &mut metadata)?;
-    model.hparams().write_keys(config, FileType::BF16.id(), &mut metadata)?;
+    let file_type = match settings.mode {
+        Mode::Convert => settings.file_type,
+        Mode::Quantize | Mode::Copy => FileType::BF16,
+    };
+    model.hparams().write_keys(config, file_type.id(), &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     let pre = settings.tokenizer_pre.as_deref();
     Vocab::from_checkpoint(model.dir(), &config.json(), pre)?.write(&mut metadata);
-    finish(&mut metadata, settings);
+    if settings.mode != Mode::Convert {
+        finish(&mut metadata, settings, FileType::BF16.id());
+    }
     Ok(metadata)
 }
 
 /// The metadata of a quantized GGUF file: the source's, less what says that it was split.
-pub(super) fn of_gguf(source: &Metadata, settings: &Settings) -> Metadata {
+/// `guessed` is the file type where the source does not say.
+pub(super) fn of_gguf(source: &Metadata, settings: &Settings, guessed: u32) -> Metadata {
     let mut metadata = source.clone();
     for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
         metadata.remove(key);
     }
-    finish(&mut metadata, settings);
+    let kept = match source.u32("general.file_type") {
+        Ok(Some(file_type)) => file_type,
+        _ => guessed,
+    };
+    finish(&mut metadata, settings, kept);
     metadata
 }
 
 /// What the rules of the mixes ask about the model in a GGUF file, of whatever architecture.
-pub(super) fn facts(metadata: &Metadata, tied: bool) -> Result<Facts, ConvertError> {
+pub(super) fn facts(
+    metadata: &Metadata,
+    overrides: &[(String, Value)],
+    tied: bool,
+) -> Result<Facts, ConvertError> {
     let arch = metadata.str("general.architecture")?.unwrap_or_default().to_owned();
     let first = |key: &str| -> Result<Option<u32>, ConvertError> {
         let key = format!("{arch}.{key}");
+        if let Some((_, Value::U32(n))) = overrides.iter().find(|(name, _)| *name == key) {
+            return Ok(Some(*n));
+        }
         // Some architectures have a number for each layer.
         match metadata.get(&key) {
             Some(Value::Array(Array::U32(list))) => Ok(list.first().copied()),
@@ -62,9 +80,16 @@ pub(super) fn facts(metadata: &Metadata, tied: bool) -> Result<Facts, ConvertErr
 }
 
 /// What llama-quantize sets. Setting again what is there moves it to the end.
-fn finish(metadata: &mut Metadata, settings: &Settings) {
+fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) {
     metadata.set_last("general.quantization_version", QUANTIZATION_VERSION);
-    metadata.set_last("general.file_type", settings.file_type.id());
+    let file_type = match settings.mode {
+        Mode::Copy => kept,
+        Mode::Quantize | Mode::Convert => settings.file_type.id(),
+    };
+    metadata.set_last("general.file_type", file_type);
+    for (key, value) in &settings.override_kv {
+        metadata.set_last(key, value.clone());
+    }
     let Some(Importance { imatrix, file }) = &settings.importance else { return };
     if imatrix.entries.is_empty() {
         return;

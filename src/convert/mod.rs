@@ -19,6 +19,6 @@ pub use error::ConvertError;
 pub use manifest::{HashedFile, HashedTensor, Manifest};
 pub use plan::{Plan, PlannedFile, PlannedTensor};
 pub use run::RunOptions;
-pub use settings::{Importance, Intermediate, Limit, Settings, SplitBy};
+pub use settings::{Importance, Intermediate, Limit, Mode, Settings, SplitBy};
 pub use shard::{BadShard, Shard};
 pub use verify::{Comparison, validate_blocks};

@@ -3,15 +3,16 @@
 use super::error::ConvertError;
 use super::journal::Identity;
 use super::metadata;
-use super::settings::{Intermediate, Limit, Settings, SplitBy};
+use super::settings::{Intermediate, Limit, Mode, Settings, SplitBy};
 use crate::blob::physical_memory;
 use crate::gguf::{Layout, Metadata, Split, folder, split_path};
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::quant::{QuantType, Simd};
-use crate::recipe::{self, Assignment, Facts, Reason, Shape};
+use crate::recipe::{self, Assignment, Facts, FileType, Reason, Shape};
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use std::borrow::Cow;
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub struct Plan {
     pub(super) split: bool,
     pub(super) threads: usize,
     pub(super) imatrix: Option<Arc<Imatrix>>,
+    /// Names of the tensors in the source, which the importance matrix uses.
+    originals: BTreeSet<String>,
     pub(super) simd: Simd,
     pub(super) check: bool,
     /// Bytes that descriptions of tensors take.
@@ -90,16 +93,20 @@ impl Plan {
         let hparams = model.hparams();
         let facts = Facts {
             n_layer: hparams.n_layer + hparams.n_nextn,
-            n_head: hparams.attention.n_head,
-            n_head_kv: 1,
+            n_head: hparams.attention.n_head(),
+            n_head_kv: hparams.attention.n_head_kv(),
             n_expert: hparams.moe.as_ref().map_or(0, |moe| moe.n_expert),
             tied: model.find("output.weight").is_none(),
         };
+        let (intermediate, order) = match settings.mode {
+            Mode::Convert => (Intermediate::F32, Some(model.converter_order())),
+            Mode::Quantize | Mode::Copy => (settings.intermediate, None),
+        };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
-            stored_type(&meta.name, &meta.dims, settings.intermediate)
+            stored_type(&meta.name, &meta.dims, intermediate)
         };
-        Self::new(model, stored, metadata, &facts, settings, None)
+        Self::new(model, order, stored, metadata, &facts, settings, None)
     }
 
     /// Plans the conversion of a checkpoint that would give an existing file, whose types it
@@ -117,7 +124,7 @@ impl Plan {
             let meta = &model.tensors()[i];
             stored_type(&meta.name, &meta.dims, settings.intermediate)
         };
-        Self::new(model, stored, metadata, &Facts::default(), settings, Some(file))
+        Self::new(model, None, stored, metadata, &Facts::default(), settings, Some(file))
     }
 
     /// Plans the quantization of a GGUF file.
@@ -125,19 +132,21 @@ impl Plan {
     /// # Errors
     /// Types that fit no tensor, or tensors that are quantized already.
     pub fn of_gguf(source: &GgufSource, settings: &Settings) -> Result<Self, ConvertError> {
-        let metadata = metadata::of_gguf(source.metadata(), settings);
-        let facts = metadata::facts(source.metadata(), source.find("output.weight").is_none())?;
+        let metadata = metadata::of_gguf(source.metadata(), settings, guessed_file_type(source));
+        let tied = source.find("output.weight").is_none();
+        let facts = metadata::facts(source.metadata(), &settings.override_kv, tied)?;
         let stored = |i: usize| match source.tensors()[i].dtype {
             Dtype::Gguf(ty) => ty,
             Dtype::F8E4M3 => unreachable!("GGUF has no such type"),
         };
-        Self::new(source, stored, metadata, &facts, settings, None)
+        Self::new(source, None, stored, metadata, &facts, settings, None)
     }
 
     fn new(
         source: &dyn Source,
+        order: Option<Vec<usize>>,
         stored: impl Fn(usize) -> QuantType,
-        metadata: Metadata,
+        mut metadata: Metadata,
         facts: &Facts,
         settings: &Settings,
         like: Option<&GgufSource>,
@@ -147,17 +156,19 @@ impl Plan {
             Some(Some(TensorMeta { dtype: Dtype::Gguf(ty), .. })) => Some(*ty),
             _ => None,
         };
-        let mut order: Vec<usize> = (0..metas.len()).collect();
+        let mut order: Vec<usize> = match order {
+            Some(order) => order,
+            None => (0..metas.len()).collect(),
+        };
         order.retain(|&i| like.is_none() || type_in(&metas[i].name).is_some());
-        if settings.split != Some(SplitBy::Source) {
+        if settings.split != Some(SplitBy::Source) && settings.mode != Mode::Convert {
             order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
         }
+        let names = prune(metas, &mut order, &mut metadata, &settings.prune_layers)?;
         let shapes: Vec<Shape> = order
             .iter()
-            .map(|&i| {
-                let meta = &metas[i];
-                Shape { name: &meta.name, dims: &meta.dims, source: stored(i) }
-            })
+            .zip(&names)
+            .map(|(&i, name)| Shape { name, dims: &metas[i].dims, source: stored(i) })
             .collect();
         let given: Option<Vec<Assignment>> = shapes
             .iter()
@@ -165,7 +176,16 @@ impl Plan {
             .collect();
         let assigned = match given.filter(|_| like.is_some()) {
             Some(given) => given,
-            None => recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?,
+            None => match settings.mode {
+                Mode::Quantize => {
+                    recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?
+                }
+                Mode::Copy => {
+                    let keep = |s: &Shape| Assignment { ty: s.source, reason: Reason::Kept };
+                    shapes.iter().map(keep).collect()
+                }
+                Mode::Convert => recipe::assign_as_converter(&shapes, settings.file_type),
+            },
         };
         let mut tensors = Vec::with_capacity(order.len());
         for (&source_index, (shape, Assignment { ty, reason })) in
@@ -187,7 +207,7 @@ impl Plan {
                 stored: shape.source,
                 ty,
                 reason,
-                weighed: changes && is_weighed(shape, ty, settings)?,
+                weighed: changes && is_weighed(&metas[source_index].name, shape, ty, settings)?,
             });
         }
         let ranges = match &settings.split {
@@ -225,8 +245,18 @@ impl Plan {
         let (simd, check) = (settings.simd, settings.check);
         let split = settings.split.is_some();
         let threads = settings.threads.max(1);
-        let mut plan =
-            Self { tensors, metadata, files, split, threads, imatrix, simd, check, tables: 0 };
+        let mut plan = Self {
+            originals: tensors.iter().map(|t| metas[t.source].name.clone()).collect(),
+            tensors,
+            metadata,
+            files,
+            split,
+            threads,
+            imatrix,
+            simd,
+            check,
+            tables: 0,
+        };
         plan.tables = source.table_bytes() + plan.files.iter().map(header_memory).sum::<u64>();
         plan.threads = plan.threads_within(settings.memory.unwrap_or_else(default_memory))?;
         Ok(plan)
@@ -303,7 +333,7 @@ impl Plan {
     /// Entries of the importance matrix that no tensor takes.
     pub fn unused_importance(&self) -> impl Iterator<Item = &str> {
         let entries = self.imatrix.iter().flat_map(|imatrix| imatrix.entries.keys());
-        entries.map(String::as_str).filter(|&name| !self.tensors.iter().any(|t| t.name == name))
+        entries.map(String::as_str).filter(|name| !self.originals.contains(*name))
     }
 
     /// Weights in all tensors together.
@@ -370,6 +400,57 @@ impl Plan {
     }
 }
 
+/// What llama.cpp takes for the type of a file that does not say: that of most tensors, marked as
+/// a guess (`llama_model_loader`).
+fn guessed_file_type(source: &GgufSource) -> u32 {
+    const GUESSED: u32 = 1024;
+    let mut counts: Vec<(QuantType, usize)> = Vec::new();
+    for meta in source.tensors() {
+        let Dtype::Gguf(ty) = meta.dtype else { continue };
+        match counts.iter_mut().find(|(known, _)| *known == ty) {
+            Some((_, n)) => *n += 1,
+            None => counts.push((ty, 1)),
+        }
+    }
+    // Of two types as frequent, the first that was seen.
+    let most = counts.iter().rev().max_by_key(|(_, n)| *n).map(|(ty, _)| *ty);
+    let file_type = FileType::all().find(|ft| Some(ft.default_type()) == most);
+    file_type.unwrap_or(FileType::F32).id() | GUESSED
+}
+
+/// Leaves out layers, and gives the tensors of the others the names of their new places
+/// (`remap_layer` of llama-quantize). The number of layers in the metadata follows.
+fn prune(
+    metas: &[TensorMeta],
+    order: &mut Vec<usize>,
+    metadata: &mut Metadata,
+    layers: &[u32],
+) -> Result<Vec<String>, ConvertError> {
+    if layers.is_empty() {
+        return Ok(order.iter().map(|&i| metas[i].name.clone()).collect());
+    }
+    let layer_of = |i: usize| recipe::layer_of(&metas[i].name);
+    let present: BTreeSet<u32> = order.iter().filter_map(|&i| layer_of(i)).collect();
+    if let Some(&layer) = layers.iter().find(|layer| !present.contains(layer)) {
+        return Err(ConvertError::NoLayer { layer, count: present.len() });
+    }
+    let kept: Vec<u32> = present.into_iter().filter(|layer| !layers.contains(layer)).collect();
+    order.retain(|&i| layer_of(i).is_none_or(|layer| kept.contains(&layer)));
+    let architecture = metadata.str("general.architecture")?.unwrap_or_default().to_owned();
+    metadata.set_last(&format!("{architecture}.block_count"), kept.len() as u32);
+    let names = order.iter().map(|&i| {
+        let name = &metas[i].name;
+        match layer_of(i).and_then(|layer| kept.iter().position(|&k| k == layer)) {
+            Some(place) => {
+                let rest = name.splitn(3, '.').nth(2).unwrap_or_default();
+                format!("blk.{place}.{rest}")
+            }
+            None => name.clone(),
+        }
+    });
+    Ok(names.collect())
+}
+
 /// A sixteenth of the machine's memory, at least 1 GiB.
 fn default_memory() -> u64 {
     (physical_memory().unwrap_or(0) / 16).max(1 << 30)
@@ -421,10 +502,15 @@ fn by_source_file(source: &dyn Source, tensors: &[PlannedTensor]) -> Vec<Range<u
 }
 
 /// Whether the importance matrix has an entry for a tensor.
-fn is_weighed(tensor: &Shape, ty: QuantType, settings: &Settings) -> Result<bool, ConvertError> {
+fn is_weighed(
+    name: &str,
+    tensor: &Shape,
+    ty: QuantType,
+    settings: &Settings,
+) -> Result<bool, ConvertError> {
     let Some(importance) = &settings.importance else { return Ok(false) };
     let expected = tensor.dims[0] * tensor.dims.get(2).copied().unwrap_or(1);
-    match importance.imatrix.entries.get(tensor.name) {
+    match importance.imatrix.entries.get(name) {
         Some(values) if values.len() as u64 == expected => Ok(true),
         // As the reference: embeddings are rows, not products, so their entry fits no column.
         Some(_) if tensor.name == "token_embd.weight" => Ok(false),

@@ -1,5 +1,6 @@
 //! What is asked of a conversion.
 
+use crate::gguf::Value;
 use crate::imatrix::Imatrix;
 use crate::quant::Simd;
 use crate::recipe::{self, FileType};
@@ -16,11 +17,30 @@ pub enum Intermediate {
     F32,
 }
 
+/// Which program's output is made.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mode {
+    /// That of llama-quantize: the mix of the file type, tensors in the order of their layers.
+    #[default]
+    Quantize,
+    /// That of llama-quantize `COPY`: every tensor as it is.
+    Copy,
+    /// That of convert_hf_to_gguf.py `--outtype`: one type for all matrices, tensors in the order
+    /// of the checkpoint.
+    Convert,
+}
+
 /// What is asked of a conversion.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The mix.
     pub file_type: FileType,
+    /// What is done with it.
+    pub mode: Mode,
+    /// Layers that are left out; those behind them move up (llama-quantize `--prune-layers`).
+    pub prune_layers: Vec<u32>,
+    /// Metadata that is set instead of what the source has (llama-quantize `--override-kv`).
+    pub override_kv: Vec<(String, Value)>,
     /// Options on top of the mix.
     pub recipe: recipe::Options,
     /// The precision on the way.

@@ -1,17 +1,50 @@
-//! Multi-head latent attention, with keys and values decompressed for each head.
+//! Attention over chunks of tokens: latent, with keys and values decompressed for each head, and
+//! grouped, where several heads share keys and values.
 
 use super::error::EvalError;
 use super::exponential::softmax;
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
-use crate::model::Hparams;
+use crate::model::{self, Hparams, Pairs};
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
-/// A layer's attention weights.
-pub(super) struct Attention<'a> {
+/// A layer's attention.
+pub(super) enum Attention<'a> {
+    Latent(Latent<'a>, &'a model::Latent),
+    Grouped(Grouped<'a>, &'a model::Grouped),
+}
+
+/// The weights of grouped-query attention. A projection may have a bias.
+pub(super) struct Grouped<'a> {
+    pub query: Biased<'a>,
+    pub key: Biased<'a>,
+    pub value: Biased<'a>,
+    pub output: Biased<'a>,
+    /// Weights of the norms of each head of queries and keys.
+    pub norms: Option<[Vec<f32>; 2]>,
+}
+
+/// A matrix and what is added to its product.
+pub(super) struct Biased<'a> {
+    pub matrix: Matrix<'a>,
+    pub bias: Option<Vec<f32>>,
+}
+
+impl Biased<'_> {
+    fn apply(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        let mut out = self.matrix.apply(x)?;
+        if let Some(bias) = &self.bias {
+            out += &ndarray::ArrayView1::from(bias);
+        }
+        Ok(out)
+    }
+}
+
+/// The weights of latent attention.
+pub(super) struct Latent<'a> {
     pub query: Query<'a>,
     pub kv_a: Matrix<'a>,
     pub kv_a_norm: Vec<f32>,
@@ -40,7 +73,22 @@ impl Attention<'_> {
         x: ArrayView2<f32>,
         ctx: usize,
     ) -> Result<Array2<f32>, EvalError> {
-        let a = &hparams.attention;
+        match self {
+            Self::Latent(weights, a) => weights.run(hparams, a, rotary, x, ctx),
+            Self::Grouped(weights, a) => weights.run(hparams, a, rotary, x, ctx),
+        }
+    }
+}
+
+impl Latent<'_> {
+    fn run(
+        &self,
+        hparams: &Hparams,
+        a: &model::Latent,
+        rotary: &Rotary,
+        x: ArrayView2<f32>,
+        ctx: usize,
+    ) -> Result<Array2<f32>, EvalError> {
         let [nope, rope, kv_lora, v] =
             [a.qk_nope, a.qk_rope, a.kv_lora_rank, a.v_head].map(|n| n as usize);
         let mut q = match &self.query {
@@ -52,16 +100,8 @@ impl Attention<'_> {
         let kv = self.kv_a.apply(x)?;
         let latent = rms_norm(kv.slice(s![.., ..kv_lora]), &self.kv_a_norm, hparams.rms_eps);
         let mut k_pe = kv.slice(s![.., kv_lora..]).to_owned();
-        let turns: Vec<_> = (0..ctx).map(|position| rotary.at(position)).collect();
-        q.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(token, mut row)| {
-            let row = row.as_slice_mut().expect("rows are contiguous");
-            for head in row.chunks_exact_mut(nope + rope) {
-                rotate(&mut head[nope..], &turns[token % ctx]);
-            }
-        });
-        for (token, mut row) in k_pe.axis_iter_mut(Axis(0)).enumerate() {
-            rotate(row.as_slice_mut().expect("rows are contiguous"), &turns[token % ctx]);
-        }
+        turn(&mut q, nope + rope, nope, rotary, ctx, Pairs::Neighbours);
+        turn(&mut k_pe, rope, 0, rotary, ctx, Pairs::Neighbours);
         let scale = score_scale(&hparams.rope, nope + rope);
         let mut heads = Array2::zeros((x.nrows(), a.n_head as usize * v));
         heads
@@ -69,29 +109,99 @@ impl Attention<'_> {
             .into_par_iter()
             .zip(q.axis_chunks_iter(Axis(1), nope + rope))
             .enumerate()
-            .try_for_each(|(h, (mut out, q))| -> Result<(), EvalError> {
+            .try_for_each(|(h, (out, q))| -> Result<(), EvalError> {
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
                 let values = latent.dot(&v_b.t());
                 let mut keys = Array2::zeros((x.nrows(), nope + rope));
                 general_mat_mul(1.0, &latent, &k_b, 0.0, &mut keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
-                let mut scores = Array2::zeros((QUERIES, ctx));
-                let blocks = (0..x.nrows()).step_by(ctx).flat_map(|chunk| {
-                    let end = (chunk + ctx).min(x.nrows());
-                    (chunk..end).step_by(QUERIES).map(move |b| (chunk, b, end.min(b + QUERIES)))
-                });
-                for (chunk, first, end) in blocks {
-                    let (rows, seen) = (s![first..end, ..], s![chunk..end, ..]);
-                    let mut scores = scores.slice_mut(s![..end - first, ..end - chunk]);
-                    general_mat_mul(1.0, &q.slice(rows), &keys.slice(seen).t(), 0.0, &mut scores);
-                    causal_softmax(scores.view_mut(), first - chunk, scale);
-                    let mut out = out.slice_mut(rows);
-                    general_mat_mul(1.0, &scores, &values.slice(seen), 0.0, &mut out);
-                }
+                attend(q, keys.view(), values.view(), out, ctx, scale);
                 Ok(())
             })?;
         self.output.apply(heads.view())
+    }
+}
+
+impl Grouped<'_> {
+    fn run(
+        &self,
+        hparams: &Hparams,
+        a: &model::Grouped,
+        rotary: &Rotary,
+        x: ArrayView2<f32>,
+        ctx: usize,
+    ) -> Result<Array2<f32>, EvalError> {
+        let width = a.head_dim as usize;
+        let (mut q, mut k) = (self.query.apply(x)?, self.key.apply(x)?);
+        let values = self.value.apply(x)?;
+        if let Some(norms) = &self.norms {
+            for (x, weight) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
+                for mut head in x.axis_chunks_iter_mut(Axis(1), width) {
+                    let normed = rms_norm(head.view(), weight, hparams.rms_eps);
+                    head.assign(&normed);
+                }
+            }
+        }
+        turn(&mut q, width, 0, rotary, ctx, a.pairs);
+        turn(&mut k, width, 0, rotary, ctx, a.pairs);
+        let scale = score_scale(&hparams.rope, width);
+        let group = (a.n_head / a.n_head_kv) as usize;
+        let mut heads = Array2::zeros(q.raw_dim());
+        heads
+            .axis_chunks_iter_mut(Axis(1), width)
+            .into_par_iter()
+            .zip(q.axis_chunks_iter(Axis(1), width))
+            .enumerate()
+            .for_each(|(h, (out, q))| {
+                let of_head = s![.., h / group * width..(h / group + 1) * width];
+                attend(q, k.slice(of_head), values.slice(of_head), out, ctx, scale);
+            });
+        self.output.apply(heads.view())
+    }
+}
+
+/// Rotates every head of every token by its position within its chunk; the dimensions of a head
+/// before `first` stay.
+fn turn(
+    x: &mut Array2<f32>,
+    width: usize,
+    first: usize,
+    rotary: &Rotary,
+    ctx: usize,
+    pairs: Pairs,
+) {
+    let turns: Vec<_> = (0..ctx).map(|position| rotary.at(position)).collect();
+    x.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(token, mut row)| {
+        let row = row.as_slice_mut().expect("rows are contiguous");
+        for head in row.chunks_exact_mut(width) {
+            rotate(&mut head[first..], &turns[token % ctx], pairs);
+        }
+    });
+}
+
+/// One head: `softmax(scale q kᵀ) v` over each chunk of `ctx` tokens.
+fn attend(
+    q: ArrayView2<f32>,
+    keys: ArrayView2<f32>,
+    values: ArrayView2<f32>,
+    mut out: ArrayViewMut2<f32>,
+    ctx: usize,
+    scale: f32,
+) {
+    let n = q.nrows();
+    let mut scores = Array2::zeros((QUERIES, ctx));
+    let blocks = (0..n).step_by(ctx).flat_map(|chunk| {
+        let end = (chunk + ctx).min(n);
+        (chunk..end).step_by(QUERIES).map(move |b| (chunk, b, end.min(b + QUERIES)))
+    });
+    for (chunk, first, end) in blocks {
+        let (rows, seen) = (s![first..end, ..], s![chunk..end, ..]);
+        let mut scores = scores.slice_mut(s![..end - first, ..end - chunk]);
+        general_mat_mul(1.0, &q.slice(rows), &keys.slice(seen).t(), 0.0, &mut scores);
+        causal_softmax(scores.view_mut(), first - chunk, scale);
+        let mut out = out.slice_mut(rows);
+        general_mat_mul(1.0, &scores, &values.slice(seen), 0.0, &mut out);
     }
 }
 

@@ -2,7 +2,7 @@
 //! take. The number of threads has no say, so that it does not change results.
 
 use super::feed_forward::WAVE;
-use crate::model::Hparams;
+use crate::model::{Attention, Hparams};
 
 /// Beyond this many tokens, decoding weights once for all no longer shows in the time.
 const ENOUGH: usize = 4096;
@@ -21,10 +21,13 @@ pub(super) fn batch(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
 /// Tokens, in whole chunks, of a batch that take the rest of a layer together: attention with its
 /// queries and outputs of all heads, or a dense layer with its two hidden rows.
 pub(super) fn part(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
-    let a = &hparams.attention;
-    let [embd, heads, ff] = [hparams.n_embd, a.n_head, hparams.n_ff].map(|n| n as usize);
+    let [embd, ff] = [hparams.n_embd, hparams.n_ff].map(|n| n as usize);
     let shared = hparams.moe.as_ref().map_or(0, |moe| moe.n_ff as usize * moe.n_shared as usize);
-    let attention = heads * (a.qk_nope + a.qk_rope + a.v_head) as usize + 2 * embd;
+    let attention = 2 * embd
+        + match &hparams.attention {
+            Attention::Latent(a) => a.n_head as usize * (a.qk_nope + a.qk_rope + a.v_head) as usize,
+            Attention::Grouped(a) => 2 * (a.n_head + a.n_head_kv) as usize * a.head_dim as usize,
+        };
     let per_token = attention.max(2 * ff.max(shared)) + 2 * embd;
     ((memory / 4 / per_token).min(ENOUGH) / ctx).max(1) * ctx
 }
@@ -32,7 +35,7 @@ pub(super) fn part(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::model::{Arch, Attention, Gating, Moe, Rope};
+    use crate::model::{Arch, Gating, Latent, Moe, Rope};
 
     #[test]
     fn r1_takes_several_chunks_within_half_a_gibibyte() {
@@ -45,14 +48,14 @@ mod tests {
             n_ff: 18432,
             n_vocab: 129_280,
             rms_eps: 1e-6,
-            attention: Attention {
+            attention: Attention::Latent(Latent {
                 n_head: 128,
                 q_lora_rank: Some(1536),
                 kv_lora_rank: 512,
                 qk_nope: 128,
                 qk_rope: 64,
                 v_head: 128,
-            },
+            }),
             rope: Rope { freq_base: 10000.0, yarn: None },
             moe: Some(Moe {
                 leading_dense: 3,

@@ -1,6 +1,6 @@
 //! The model as a stack of layers over a source of weights.
 
-use super::attention::{Attention, Query};
+use super::attention::{Attention, Biased, Grouped, Latent, Query};
 use super::budget;
 use super::error::EvalError;
 use super::exponential::log_sum_parts;
@@ -8,7 +8,7 @@ use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::Rotary;
-use crate::model::{Gating, Hparams};
+use crate::model::{self, Gating, Hparams};
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, Axis};
@@ -43,7 +43,11 @@ impl<'a> Model<'a> {
             }
         }
         // Only now is it certain that the number of dimensions is a real one.
-        model.rotary = Rotary::new(&hparams.rope, hparams.attention.qk_rope as usize);
+        let n_rot = hparams.attention.n_rot() as usize;
+        model.rotary = Rotary::new(&hparams.rope, n_rot);
+        if source.find("rope_freqs.weight").is_some() {
+            model.rotary.divide(&model.vector("rope_freqs.weight", n_rot / 2, true)?);
+        }
         Ok(model)
     }
 
@@ -92,7 +96,43 @@ impl<'a> Model<'a> {
     }
 
     fn attention(&self, layer: u32, read: bool) -> Result<Attention<'a>, EvalError> {
-        let a = &self.hparams.attention;
+        Ok(match &self.hparams.attention {
+            model::Attention::Latent(a) => Attention::Latent(self.latent(a, layer, read)?, a),
+            model::Attention::Grouped(a) => Attention::Grouped(self.grouped(a, layer, read)?, a),
+        })
+    }
+
+    fn grouped(
+        &self,
+        a: &model::Grouped,
+        layer: u32,
+        read: bool,
+    ) -> Result<Grouped<'a>, EvalError> {
+        let [embd, width] = [self.hparams.n_embd, a.head_dim].map(|n| n as usize);
+        let [heads, heads_kv] = [a.n_head, a.n_head_kv].map(|n| width.saturating_mul(n as usize));
+        let part = |name: &str, columns: usize, rows: usize, biased: bool| {
+            let name = format!("blk.{layer}.attn_{name}");
+            let bias = match biased {
+                true => Some(self.vector(&format!("{name}.bias"), rows, read)?),
+                false => None,
+            };
+            let matrix = self.matrix(&format!("{name}.weight"), columns, rows)?;
+            Ok::<_, EvalError>(Biased { matrix, bias })
+        };
+        let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), width, read);
+        Ok(Grouped {
+            query: part("q", embd, heads, a.qkv_bias)?,
+            key: part("k", embd, heads_kv, a.qkv_bias)?,
+            value: part("v", embd, heads_kv, a.qkv_bias)?,
+            output: part("output", heads, embd, a.output_bias)?,
+            norms: match a.qk_norm {
+                true => Some([norm("attn_q_norm")?, norm("attn_k_norm")?]),
+                false => None,
+            },
+        })
+    }
+
+    fn latent(&self, a: &model::Latent, layer: u32, read: bool) -> Result<Latent<'a>, EvalError> {
         let [embd, heads, kv_lora, nope, rope, v] =
             [self.hparams.n_embd, a.n_head, a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head]
                 .map(|n| n as usize);
@@ -107,7 +147,7 @@ impl<'a> Model<'a> {
                 b: self.matrix(&name("attn_q_b"), rank, q_rows)?,
             },
         };
-        Ok(Attention {
+        Ok(Latent {
             query,
             kv_a: self.matrix(&name("attn_kv_a_mqa"), embd, kv_lora + rope)?,
             kv_a_norm: self.vector(&name("attn_kv_a_norm"), kv_lora, read)?,
@@ -269,16 +309,22 @@ impl<'a> Model<'a> {
 
 /// Checks what the shapes of tensors do not.
 fn check(hparams: &Hparams) -> Result<(), EvalError> {
-    let a = &hparams.attention;
     let mut widths = vec![
         ("embedding width", hparams.n_embd),
         ("vocabulary", hparams.n_vocab),
-        ("number of heads", a.n_head),
-        ("rank of keys and values", a.kv_lora_rank),
-        ("width of keys", a.qk_nope.saturating_add(a.qk_rope)),
-        ("width of values", a.v_head),
-        ("rank of queries", a.q_lora_rank.unwrap_or(1)),
+        ("number of heads", hparams.attention.n_head()),
     ];
+    match &hparams.attention {
+        model::Attention::Latent(a) => widths.extend([
+            ("rank of keys and values", a.kv_lora_rank),
+            ("width of keys", a.qk_nope.saturating_add(a.qk_rope)),
+            ("width of values", a.v_head),
+            ("rank of queries", a.q_lora_rank.unwrap_or(1)),
+        ]),
+        model::Attention::Grouped(a) => {
+            widths.extend([("number of key heads", a.n_head_kv), ("width of heads", a.head_dim)]);
+        }
+    }
     let dense = hparams.moe.as_ref().map_or(hparams.n_layer, |moe| moe.leading_dense);
     if dense > 0 {
         widths.push(("feed-forward width", hparams.n_ff));
@@ -301,7 +347,7 @@ fn check(hparams: &Hparams) -> Result<(), EvalError> {
     if let Some((what, _)) = widths.iter().find(|(_, n)| *n == 0) {
         return Err(EvalError::Hparams(format!("the {what} is 0")));
     }
-    if !a.qk_rope.is_multiple_of(2) {
+    if !hparams.attention.n_rot().is_multiple_of(2) {
         return Err(EvalError::Hparams("an odd number of dimensions cannot rotate".into()));
     }
     Ok(())

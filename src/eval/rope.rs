@@ -1,6 +1,6 @@
-//! Rotary position embedding over interleaved pairs, with YaRN's interpolated frequencies.
+//! Rotary position embedding, with the frequencies of YaRN and of Llama 3.
 
-use crate::model::{Rope, Yarn, mscale};
+use crate::model::{Pairs, Rope, Yarn, mscale};
 use std::f64::consts::PI;
 
 /// Frequencies of the pairs and the factors that YaRN puts on attention.
@@ -34,6 +34,13 @@ impl Rotary {
         }
     }
 
+    /// Divides each pair's frequency by its factor, as Llama 3 does.
+    pub fn divide(&mut self, factors: &[f32]) {
+        for (frequency, factor) in self.frequencies.iter_mut().zip(factors) {
+            *frequency /= factor;
+        }
+    }
+
     /// Cosines and sines of all pairs at a position.
     pub fn at(&self, position: usize) -> Vec<(f32, f32)> {
         self.frequencies
@@ -46,12 +53,17 @@ impl Rotary {
     }
 }
 
-/// Rotates the pairs `(2i, 2i + 1)` of `x`.
-pub(super) fn rotate(x: &mut [f32], turns: &[(f32, f32)]) {
-    for (pair, (cos, sin)) in x.chunks_exact_mut(2).zip(turns) {
-        let (a, b) = (pair[0], pair[1]);
-        pair[0] = a * cos - b * sin;
-        pair[1] = a * sin + b * cos;
+/// Rotates the pairs of `x`.
+pub(super) fn rotate(x: &mut [f32], turns: &[(f32, f32)], pairs: Pairs) {
+    let half = x.len() / 2;
+    for (i, (cos, sin)) in turns.iter().enumerate() {
+        let (first, second) = match pairs {
+            Pairs::Neighbours => (2 * i, 2 * i + 1),
+            Pairs::Halves => (i, i + half),
+        };
+        let (a, b) = (x[first], x[second]);
+        x[first] = a * cos - b * sin;
+        x[second] = a * sin + b * cos;
     }
 }
 
@@ -117,7 +129,7 @@ mod tests {
         let rotary = Rotary::new(&r1(), 4);
         let turned = |position, x: [f32; 4]| {
             let mut x = x;
-            rotate(&mut x, &rotary.at(position));
+            rotate(&mut x, &rotary.at(position), Pairs::Neighbours);
             x
         };
         let dot = |a: [f32; 4], b: [f32; 4]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();

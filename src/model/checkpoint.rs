@@ -5,10 +5,14 @@
 
 use super::Mtp;
 use super::config::Config;
-use super::deepseek2;
 use super::error::ModelError;
+use super::hparams::Arch;
 use super::hparams::Hparams;
-use crate::source::{Checkpoint, Folder, Origin, Source, SourceError, SourceFile, TensorMeta};
+use super::{decoder, deepseek2};
+use crate::quant::QuantType;
+use crate::source::{
+    Checkpoint, Dtype, Folder, Origin, Source, SourceError, SourceFile, TensorMeta,
+};
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -23,6 +27,11 @@ pub(super) enum Piece {
     HeadRows { from: String, head_rows: u64, first: u64 },
     /// Of every `head_rows` rows the leading ones, each head transposed.
     HeadsTransposed { from: String, head_rows: u64 },
+    /// Of every `head_rows` rows (or elements of a bias), those of the second half each behind
+    /// their partner of the first (`LlamaModel.permute`).
+    Rotated { from: String, head_rows: u64 },
+    /// Values that follow from the configuration.
+    Computed(Vec<f32>),
 }
 
 /// A GGUF tensor that the architecture calls for.
@@ -47,6 +56,8 @@ enum Resolved {
     Stack(Vec<usize>),
     HeadRows { from: usize, head_rows: u64, first: u64 },
     HeadsTransposed { from: usize, head_rows: u64 },
+    Rotated { from: usize, head_rows: u64 },
+    Computed(Vec<f32>),
 }
 
 /// A checkpoint of a supported architecture.
@@ -97,13 +108,19 @@ impl CheckpointModel {
             n_bytes: 0,
         };
         let mut used = HashSet::new();
-        // transformers' default is untied for V3, tied for no class served here.
+        // transformers' default is untied for every class served here.
         let tied = model.config.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        for wanted in deepseek2::wanted_outside(&model.hparams, tied) {
+        for wanted in model.wanted_outside(tied)? {
             model.add(wanted, &mut used)?;
         }
         for layer in 0..model.hparams.n_layer + model.hparams.n_nextn {
-            for wanted in deepseek2::wanted_in_layer(&model.hparams, layer) {
+            let wanted = match model.hparams.arch {
+                Arch::DeepSeek2 => deepseek2::wanted_in_layer(&model.hparams, layer),
+                Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => {
+                    decoder::wanted_in_layer(&model.hparams, layer)
+                }
+            };
+            for wanted in wanted {
                 model.add(wanted, &mut used)?;
             }
         }
@@ -125,6 +142,27 @@ impl CheckpointModel {
             }
         }
         Ok(model)
+    }
+
+    /// The tensors outside of the layers.
+    fn wanted_outside(&self, tied: bool) -> Result<Vec<Wanted>, ModelError> {
+        let [embd, vocab] = [self.hparams.n_embd, self.hparams.n_vocab].map(u64::from);
+        let mut wanted = vec![
+            Wanted::whole("token_embd.weight", "model.embed_tokens.weight", [embd, vocab]),
+            Wanted::whole("output_norm.weight", "model.norm.weight", [embd]),
+        ];
+        // The reference keeps an output matrix that is there, although it is tied, except for
+        // this family.
+        if !tied || self.hparams.arch != Arch::DeepSeek2 {
+            let output = Wanted::whole("output.weight", "lm_head.weight", [embd, vocab]);
+            wanted.push(Wanted { optional: tied, ..output });
+        }
+        if let Some(factors) = decoder::rope_factors(&self.config, &self.hparams)? {
+            let dims = vec![factors.len() as u64];
+            let (name, piece) = ("rope_freqs.weight".to_owned(), Piece::Computed(factors));
+            wanted.push(Wanted { name, dims, piece, optional: false });
+        }
+        Ok(wanted)
     }
 
     fn add(&mut self, wanted: Wanted, used: &mut HashSet<usize>) -> Result<(), ModelError> {
@@ -164,6 +202,11 @@ impl CheckpointModel {
                 }
                 Resolved::Stack(indices)
             }
+            Piece::Rotated { from, head_rows } => match find(&from, &dims)? {
+                Some(from) => Resolved::Rotated { from, head_rows },
+                None => return Ok(()),
+            },
+            Piece::Computed(values) => Resolved::Computed(values),
             Piece::HeadRows { from, head_rows, first } => {
                 match find(&from, &[dims[0], head_rows * dims[2]])? {
                     Some(from) => Resolved::HeadRows { from, head_rows, first },
@@ -177,11 +220,20 @@ impl CheckpointModel {
                 }
             }
         };
+        if let Resolved::Computed(_) = &resolved {
+            let dtype = Dtype::Gguf(QuantType::F32);
+            self.by_name.insert(name.clone(), self.metas.len());
+            self.metas.push(TensorMeta { name, dims, dtype });
+            self.pieces.push(resolved);
+            return Ok(());
+        }
         let first = match &resolved {
             Resolved::Stack(all) => all.first().copied(),
             Resolved::Whole(i)
             | Resolved::HeadRows { from: i, .. }
-            | Resolved::HeadsTransposed { from: i, .. } => Some(*i),
+            | Resolved::HeadsTransposed { from: i, .. }
+            | Resolved::Rotated { from: i, .. } => Some(*i),
+            Resolved::Computed(_) => None,
         };
         let Some(first) = first else { return Ok(()) };
         let dtype = self.checkpoint.tensors()[first].dtype;
@@ -222,6 +274,42 @@ impl CheckpointModel {
         self.n_bytes
     }
 
+    /// The tensors in the order of the reference converter's output: that of the checkpoint, a
+    /// stack of experts at the last of its layer's, what is computed first.
+    pub fn converter_order(&self) -> Vec<usize> {
+        let place = |tensor: usize| {
+            let at = |i: usize| Some(self.checkpoint.position(i));
+            match &self.pieces[tensor] {
+                Resolved::Whole(i)
+                | Resolved::HeadRows { from: i, .. }
+                | Resolved::HeadsTransposed { from: i, .. }
+                | Resolved::Rotated { from: i, .. } => at(*i),
+                Resolved::Stack(all) => all.iter().map(|&i| self.checkpoint.position(i)).max(),
+                Resolved::Computed(_) => None,
+            }
+        };
+        let layer_stacks = |tensor: usize| {
+            let (layer, _) = self.metas[tensor].name.split_once(".ffn_")?;
+            let of_layer = (0..self.metas.len()).filter(|&i| {
+                self.metas[i].name.strip_prefix(layer).is_some_and(|rest| rest.starts_with(".ffn_"))
+                    && matches!(self.pieces[i], Resolved::Stack(_))
+            });
+            of_layer.filter_map(place).max()
+        };
+        let key = |&tensor: &usize| {
+            let name = &self.metas[tensor].name;
+            let place = match &self.pieces[tensor] {
+                Resolved::Stack(_) => layer_stacks(tensor),
+                _ => place(tensor),
+            };
+            // Made of the same: keys before values; down, gate, up, as the alphabet has it.
+            (place, name.clone())
+        };
+        let mut order: Vec<usize> = (0..self.metas.len()).collect();
+        order.sort_by_cached_key(key);
+        order
+    }
+
     /// Calls `each` with the checkpoint tensor, its rows and the output elements for every
     /// contiguous run of the rows asked for.
     fn runs(
@@ -246,6 +334,10 @@ impl CheckpointModel {
                 Resolved::HeadsTransposed { from, head_rows } => {
                     (*from, matrix * head_rows, per_matrix - in_matrix)
                 }
+                // The elements of a bias are one row.
+                Resolved::Rotated { from, .. } if meta.dims.len() == 1 => (*from, row, 1),
+                Resolved::Rotated { from, head_rows } => (*from, rotated(row, *head_rows), 1),
+                Resolved::Computed(_) => return Ok(()),
             };
             let count = available.min(rows.end - row);
             let at = (row - rows.start) as usize * n;
@@ -258,6 +350,12 @@ impl CheckpointModel {
         }
         Ok(())
     }
+}
+
+/// The stored row that becomes row `row` where halves of heads become neighbours.
+fn rotated(row: u64, head_rows: u64) -> u64 {
+    let in_head = row % head_rows;
+    row - in_head + in_head / 2 + in_head % 2 * (head_rows / 2)
 }
 
 /// The layer number in `model.layers.N.…`.
@@ -275,6 +373,21 @@ impl Source for CheckpointModel {
         let n = meta.n_per_row() as usize;
         let rows = first_row..first_row + (out.len() / n) as u64;
         let transposed = matches!(self.pieces[tensor], Resolved::HeadsTransposed { .. });
+        match &self.pieces[tensor] {
+            Resolved::Computed(values) => {
+                out.copy_from_slice(values);
+                return Ok(());
+            }
+            Resolved::Rotated { from, head_rows } if meta.dims.len() == 1 => {
+                let mut stored = vec![0.0; n];
+                self.checkpoint.read_rows(*from, 0, &mut stored)?;
+                for (i, value) in (0..).zip(out) {
+                    *value = stored[rotated(i, *head_rows) as usize];
+                }
+                return Ok(());
+            }
+            _ => {}
+        }
         let mut head = Vec::new();
         let mut row = first_row;
         self.runs(tensor, rows, |from, stored, range| {
@@ -319,7 +432,10 @@ impl Source for CheckpointModel {
             Ok(())
         });
         debug_assert!(found.is_ok(), "finding a row reads nothing");
-        origin.expect("a row lies in some tensor")
+        origin.unwrap_or_else(|| Origin {
+            path: self.config.path().to_owned(),
+            tensor: self.metas[tensor].name.clone(),
+        })
     }
 
     fn files(&self) -> Vec<SourceFile> {

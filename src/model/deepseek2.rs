@@ -6,28 +6,42 @@
 use super::checkpoint::{Piece, Wanted};
 use super::config::Config;
 use super::error::ModelError;
-use super::hparams::{Arch, Attention, Gating, Hparams, Moe, Rope, Yarn, mscale};
+use super::hparams::{Arch, Attention, Gating, Hparams, Latent, Moe, Rope, Yarn, mscale};
 use super::keys::Keys;
 use crate::gguf::Metadata;
 
-/// Reads the hyper-parameters of a `DeepseekV3ForCausalLM`. Defaults for absent settings are those
-/// of transformers' `DeepseekV3Config`.
-pub(super) fn hparams(config: &Config) -> Result<Hparams, ModelError> {
+/// Reads the hyper-parameters of a `DeepseekV3ForCausalLM`, whose router has a sigmoid, or of a
+/// `DeepseekV2ForCausalLM`, whose router has a softmax. Defaults for absent settings are those of
+/// transformers' `DeepseekV3Config` and `DeepseekV2Config`.
+pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelError> {
+    let v3 = gating == Gating::Sigmoid;
+    let class = |v3_default: u32, v2_default: u32| Some(if v3 { v3_default } else { v2_default });
     let n_layer = config.u32("num_hidden_layers")?;
-    let n_expert = config.u32_or("n_routed_experts", Some(256))?;
+    let n_expert = config.u32_or("n_routed_experts", class(256, 64))?;
+    check_router(config, gating)?;
+    // V2 has settings for groups even where it does not use them.
+    let greedy = !v3 && config.str_opt("topk_method")?.unwrap_or("greedy") == "greedy";
+    let group = |key: &str, v3_default| -> Result<u32, ModelError> {
+        let n = config.u32_or(key, class(v3_default, 0))?.unwrap_or(0);
+        Ok(if greedy { n.min(1) } else { n })
+    };
     let moe = match n_expert {
         None | Some(0) => None,
         Some(n_expert) => Some(Moe {
-            leading_dense: config.u32_or("first_k_dense_replace", Some(3))?.unwrap_or(0),
+            leading_dense: config.u32_or("first_k_dense_replace", class(3, 0))?.unwrap_or(0),
             n_expert,
             n_used: config.u32_or("num_experts_per_tok", Some(8))?.unwrap_or(0),
-            n_shared: config.u32_or("n_shared_experts", Some(1))?.unwrap_or(0),
-            n_group: config.u32_or("n_group", Some(8))?.unwrap_or(0),
-            n_group_used: config.u32_or("topk_group", Some(4))?.unwrap_or(0),
+            n_shared: config.u32_or("n_shared_experts", class(1, 2))?.unwrap_or(0),
+            n_group: group("n_group", 8)?,
+            n_group_used: group("topk_group", 4)?,
             n_ff: config.u32("moe_intermediate_size")?,
-            gating: gating(config)?,
-            norm_weights: config.bool_opt("norm_topk_prob")?.unwrap_or(true),
-            weights_scale: config.f32_opt("routed_scaling_factor")?.unwrap_or(2.5),
+            gating,
+            norm_weights: config.bool_opt("norm_topk_prob")?.unwrap_or(v3),
+            weights_scale: config.f32_opt("routed_scaling_factor")?.unwrap_or(if v3 {
+                2.5
+            } else {
+                1.0
+            }),
         }),
     };
     let hparams = Hparams {
@@ -43,26 +57,30 @@ pub(super) fn hparams(config: &Config) -> Result<Hparams, ModelError> {
         n_ff: config.u32("intermediate_size")?,
         n_vocab: config.u32("vocab_size")?,
         rms_eps: config.f32_opt("rms_norm_eps")?.unwrap_or(1e-6),
-        attention: Attention {
+        attention: Attention::Latent(Latent {
             n_head: config.u32("num_attention_heads")?,
             q_lora_rank: config.u32_or("q_lora_rank", Some(1536))?,
             kv_lora_rank: config.u32("kv_lora_rank")?,
             qk_nope: config.u32("qk_nope_head_dim")?,
             qk_rope: config.u32("qk_rope_head_dim")?,
             v_head: config.u32("v_head_dim")?,
-        },
+        }),
         rope: rope(config)?,
         moe,
     };
     Ok(hparams)
 }
 
-/// The router's scoring. V3's class has no other than the sigmoid; the setting is often absent.
-fn gating(config: &Config) -> Result<Gating, ModelError> {
-    match config.str_opt("scoring_func")? {
-        None | Some("sigmoid") => Ok(Gating::Sigmoid),
-        Some(_) => Err(config.bad("scoring_func", "\"sigmoid\"")),
+/// Refuses settings of the router that its class has no other code for, as far as they are there.
+fn check_router(config: &Config, gating: Gating) -> Result<(), ModelError> {
+    let (scoring, expected) = match gating {
+        Gating::Sigmoid => ("sigmoid", "\"sigmoid\""),
+        Gating::Softmax => ("softmax", "\"softmax\""),
+    };
+    if config.str_opt("scoring_func")?.is_some_and(|found| found != scoring) {
+        return Err(config.bad("scoring_func", expected));
     }
+    Ok(())
 }
 
 fn rope(config: &Config) -> Result<Rope, ModelError> {
@@ -107,36 +125,10 @@ pub(super) fn write_keys(
     file_type: u32,
     metadata: &mut Metadata,
 ) -> Result<(), ModelError> {
-    let a = &hparams.attention;
+    let Attention::Latent(a) = &hparams.attention else { return Ok(()) };
     let mut keys = Keys::new(hparams.arch, metadata);
-    keys.set("block_count", hparams.n_layer + hparams.n_nextn);
-    keys.set("context_length", hparams.context_length);
-    keys.set("embedding_length", hparams.n_embd);
-    keys.set("feed_forward_length", hparams.n_ff);
-    keys.set("attention.head_count", a.n_head);
-    // Latent attention is multi-query attention with one wide head.
-    keys.set("attention.head_count_kv", 1u32);
+    keys.common(hparams, config)?;
     let rope = config.rope()?;
-    if let Some(yarn) = &hparams.rope.yarn {
-        keys.set("rope.scaling.type", "yarn");
-        keys.set("rope.scaling.factor", yarn.factor);
-        keys.set("rope.scaling.original_context_length", yarn.original_context);
-        for (key, settings) in [
-            ("rope.scaling.yarn_ext_factor", &["extrapolation_factor"][..]),
-            ("rope.scaling.yarn_attn_factor", &["attention_factor", "attn_factor"]),
-            ("rope.scaling.yarn_beta_fast", &["beta_fast"]),
-            ("rope.scaling.yarn_beta_slow", &["beta_slow"]),
-        ] {
-            for setting in settings {
-                if let Some(value) = rope.f32_opt(setting)? {
-                    keys.set(key, value);
-                    break;
-                }
-            }
-        }
-    }
-    keys.set("rope.freq_base", hparams.rope.freq_base);
-    keys.set("attention.layer_norm_rms_epsilon", hparams.rms_eps);
     if let Some(moe) = &hparams.moe {
         keys.set("expert_count", moe.n_expert);
         keys.set("expert_used_count", moe.n_used);
@@ -144,7 +136,11 @@ pub(super) fn write_keys(
             keys.set("expert_group_count", moe.n_group);
             keys.set("expert_group_used_count", moe.n_group_used);
         }
-        keys.set("expert_gating_func", moe.gating as u32);
+        // The reference hands on what config.json says, which for V3 is often nothing; llama.cpp
+        // then takes the softmax of V2.
+        if moe.gating != Gating::Softmax || config.get("scoring_func").is_some() {
+            keys.set("expert_gating_func", moe.gating as u32);
+        }
     }
     keys.set("attention.key_length", a.kv_lora_rank + a.qk_rope);
     keys.set("attention.value_length", a.kv_lora_rank);
@@ -233,7 +229,7 @@ pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelErro
         n_ff: keys.u32("feed_forward_length")?,
         n_vocab: keys.n_vocab()?,
         rms_eps: keys.f32("attention.layer_norm_rms_epsilon")?,
-        attention: Attention {
+        attention: Attention::Latent(Latent {
             n_head: keys.u32("attention.head_count")?,
             q_lora_rank: Some(keys.u32_or("attention.q_lora_rank", 0)?).filter(|&rank| rank > 0),
             kv_lora_rank: keys.u32("attention.kv_lora_rank")?,
@@ -242,29 +238,16 @@ pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelErro
                 .ok_or_else(|| keys.bad("attention.key_length_mla"))?,
             qk_rope,
             v_head: keys.u32("attention.value_length_mla")?,
-        },
+        }),
         rope: Rope { freq_base: keys.f32_or("rope.freq_base", 10000.0)?, yarn },
         moe,
     })
 }
 
-/// The tensors outside of the layers.
-pub(super) fn wanted_outside(hparams: &Hparams, tied: bool) -> Vec<Wanted> {
-    let (embd, vocab) = (u64::from(hparams.n_embd), u64::from(hparams.n_vocab));
-    let mut wanted = vec![
-        Wanted::whole("token_embd.weight", "model.embed_tokens.weight", [embd, vocab]),
-        Wanted::whole("output_norm.weight", "model.norm.weight", [embd]),
-    ];
-    if !tied {
-        wanted.push(Wanted::whole("output.weight", "lm_head.weight", [embd, vocab]));
-    }
-    wanted
-}
-
 /// The tensors of layer `layer`, with the checkpoint tensors they are made of
 /// (`DeepseekV2Model.modify_tensors`).
 pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
-    let a = &hparams.attention;
+    let Attention::Latent(a) = &hparams.attention else { return Vec::new() };
     let [embd, ff, heads] = [hparams.n_embd, hparams.n_ff, a.n_head].map(u64::from);
     let [kv_lora, nope, rope, v] = [a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head].map(u64::from);
     let gguf = |name: &str| format!("blk.{layer}.{name}");

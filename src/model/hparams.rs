@@ -1,9 +1,9 @@
 //! Hyper-parameters, the one description that converter and forward pass share.
 
 use super::config::Config;
-use super::deepseek2;
 use super::error::ModelError;
 use super::keys::Reader;
+use super::{decoder, deepseek2};
 use crate::gguf::Metadata;
 use std::path::Path;
 
@@ -12,6 +12,12 @@ use std::path::Path;
 pub enum Arch {
     /// DeepSeek V2, V3 and R1: multi-head latent attention, mixture of experts.
     DeepSeek2,
+    /// Qwen 2 and 2.5.
+    Qwen2,
+    /// Qwen 3, dense.
+    Qwen3,
+    /// Llama 2 and 3.
+    Llama,
 }
 
 impl Arch {
@@ -19,6 +25,9 @@ impl Arch {
     pub fn name(self) -> &'static str {
         match self {
             Arch::DeepSeek2 => "deepseek2",
+            Arch::Qwen2 => "qwen2",
+            Arch::Qwen3 => "qwen3",
+            Arch::Llama => "llama",
         }
     }
 }
@@ -30,29 +39,43 @@ impl Hparams {
     /// An unsupported class, or a setting that is missing or of the wrong kind.
     pub fn from_config(config: &Config) -> Result<Self, ModelError> {
         match config.architecture()? {
-            "DeepseekV3ForCausalLM" => deepseek2::hparams(config),
+            "DeepseekV3ForCausalLM" => deepseek2::hparams(config, Gating::Sigmoid),
+            "DeepseekV2ForCausalLM" => deepseek2::hparams(config, Gating::Softmax),
+            "Qwen2ForCausalLM" => decoder::hparams(config, Arch::Qwen2),
+            "Qwen3ForCausalLM" => decoder::hparams(config, Arch::Qwen3),
+            "LlamaForCausalLM" => decoder::hparams(config, Arch::Llama),
             other => Err(ModelError::Architecture {
                 path: config.path().to_owned(),
                 found: other.to_owned(),
-                supported: "DeepseekV3ForCausalLM (DeepSeek-R1, R1-Zero, V3)",
+                supported: "DeepseekV3ForCausalLM (DeepSeek-R1, R1-Zero, V3), DeepseekV2ForCausalLM, \
+                            Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM",
             }),
         }
     }
 
-    /// Reads them from a GGUF file's metadata. `path` is for error messages.
+    /// Reads them from a GGUF file's metadata, and from which tensors there are. `path` is for
+    /// error messages.
     ///
     /// # Errors
     /// An unsupported architecture, or a key that is missing or of the wrong type.
-    pub fn from_metadata(path: &Path, metadata: &Metadata) -> Result<Self, ModelError> {
-        match metadata.str("general.architecture")? {
-            Some("deepseek2") => {
-                deepseek2::from_keys(&Reader { path, prefix: "deepseek2", metadata })
-            }
-            other => Err(ModelError::Architecture {
+    pub fn from_metadata(
+        path: &Path,
+        metadata: &Metadata,
+        has_tensor: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, ModelError> {
+        let named = metadata.str("general.architecture")?;
+        let known = [Arch::DeepSeek2, Arch::Qwen2, Arch::Qwen3, Arch::Llama];
+        let Some(arch) = known.into_iter().find(|arch| Some(arch.name()) == named) else {
+            return Err(ModelError::Architecture {
                 path: path.to_owned(),
-                found: other.unwrap_or("none").to_owned(),
-                supported: "deepseek2",
-            }),
+                found: named.unwrap_or("none").to_owned(),
+                supported: "deepseek2, qwen2, qwen3, llama",
+            });
+        };
+        let keys = Reader { path, prefix: arch.name(), metadata, has_tensor };
+        match arch {
+            Arch::DeepSeek2 => deepseek2::from_keys(&keys),
+            Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => decoder::from_keys(&keys, arch),
         }
     }
 
@@ -68,6 +91,9 @@ impl Hparams {
     ) -> Result<(), ModelError> {
         match self.arch {
             Arch::DeepSeek2 => deepseek2::write_keys(self, config, file_type, metadata),
+            Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => {
+                decoder::write_keys(self, config, file_type, metadata)
+            }
         }
     }
 }
@@ -99,9 +125,73 @@ pub struct Hparams {
     pub moe: Option<Moe>,
 }
 
+/// How tokens attend to each other.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Attention {
+    /// Multi-head latent attention (`deepseek2`).
+    Latent(Latent),
+    /// Grouped-query attention (`qwen2`, `qwen3`, `llama`).
+    Grouped(Grouped),
+}
+
+impl Attention {
+    /// Query heads.
+    pub fn n_head(&self) -> u32 {
+        match self {
+            Self::Latent(a) => a.n_head,
+            Self::Grouped(a) => a.n_head,
+        }
+    }
+
+    /// Heads of keys and values, as GGUF counts them.
+    pub fn n_head_kv(&self) -> u32 {
+        match self {
+            // Latent attention is multi-query attention with one wide head.
+            Self::Latent(_) => 1,
+            Self::Grouped(a) => a.n_head_kv,
+        }
+    }
+
+    /// Dimensions of a head that rotate.
+    pub fn n_rot(&self) -> u32 {
+        match self {
+            Self::Latent(a) => a.qk_rope,
+            Self::Grouped(a) => a.head_dim,
+        }
+    }
+}
+
+/// Which elements of a head rotate together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pairs {
+    /// `2i` and `2i + 1`.
+    Neighbours,
+    /// `i` and `i + width / 2`.
+    Halves,
+}
+
+/// Grouped-query attention: several query heads share a head of keys and values.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Grouped {
+    /// Query heads.
+    pub n_head: u32,
+    /// Heads of keys and values.
+    pub n_head_kv: u32,
+    /// Width of a head.
+    pub head_dim: u32,
+    /// Which elements of a head rotate together.
+    pub pairs: Pairs,
+    /// Whether queries, keys and values have biases.
+    pub qkv_bias: bool,
+    /// Whether the output has a bias.
+    pub output_bias: bool,
+    /// Whether each head of queries and keys is normalised.
+    pub qk_norm: bool,
+}
+
 /// Multi-head latent attention.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Attention {
+pub struct Latent {
     /// Query heads.
     pub n_head: u32,
     /// Rank of the query's low-rank projection; `None` where queries are projected directly.
@@ -116,7 +206,7 @@ pub struct Attention {
     pub v_head: u32,
 }
 
-/// Rotary position embedding over interleaved pairs.
+/// Rotary position embedding.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rope {
     /// Base of the geometric series of frequencies.

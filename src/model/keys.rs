@@ -1,7 +1,8 @@
 //! Metadata keys under an architecture's prefix.
 
+use super::config::Config;
 use super::error::ModelError;
-use super::hparams::Arch;
+use super::hparams::{Arch, Hparams};
 use crate::gguf::{Metadata, Value};
 use std::path::Path;
 
@@ -21,6 +22,38 @@ impl<'a> Keys<'a> {
         self.metadata.set(&format!("{}.{key}", self.prefix), value);
     }
 
+    /// Sets what all architectures begin with (`TextModel.set_gguf_parameters`).
+    pub fn common(&mut self, hparams: &Hparams, config: &Config) -> Result<(), ModelError> {
+        self.set("block_count", hparams.n_layer + hparams.n_nextn);
+        self.set("context_length", hparams.context_length);
+        self.set("embedding_length", hparams.n_embd);
+        self.set("feed_forward_length", hparams.n_ff);
+        self.set("attention.head_count", hparams.attention.n_head());
+        self.set("attention.head_count_kv", hparams.attention.n_head_kv());
+        let rope = config.rope()?;
+        if let Some(yarn) = &hparams.rope.yarn {
+            self.set("rope.scaling.type", "yarn");
+            self.set("rope.scaling.factor", yarn.factor);
+            self.set("rope.scaling.original_context_length", yarn.original_context);
+            for (key, settings) in [
+                ("rope.scaling.yarn_ext_factor", &["extrapolation_factor"][..]),
+                ("rope.scaling.yarn_attn_factor", &["attention_factor", "attn_factor"]),
+                ("rope.scaling.yarn_beta_fast", &["beta_fast"]),
+                ("rope.scaling.yarn_beta_slow", &["beta_slow"]),
+            ] {
+                for setting in settings {
+                    if let Some(value) = rope.f32_opt(setting)? {
+                        self.set(key, value);
+                        break;
+                    }
+                }
+            }
+        }
+        self.set("rope.freq_base", hparams.rope.freq_base);
+        self.set("attention.layer_norm_rms_epsilon", hparams.rms_eps);
+        Ok(())
+    }
+
     /// Sets a key without prefix.
     pub fn general(&mut self, key: &str, value: impl Into<Value>) {
         self.metadata.set(key, value);
@@ -32,9 +65,15 @@ pub(super) struct Reader<'a> {
     pub path: &'a Path,
     pub prefix: &'static str,
     pub metadata: &'a Metadata,
+    pub has_tensor: &'a dyn Fn(&str) -> bool,
 }
 
 impl<'a> Reader<'a> {
+    /// Whether the file has a tensor of this name.
+    pub fn has_tensor(&self, name: &str) -> bool {
+        (self.has_tensor)(name)
+    }
+
     fn key(&self, key: &str) -> String {
         format!("{}.{key}", self.prefix)
     }

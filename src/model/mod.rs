@@ -6,6 +6,7 @@
 
 mod checkpoint;
 mod config;
+mod decoder;
 mod deepseek2;
 mod error;
 mod general;
@@ -17,7 +18,9 @@ pub use checkpoint::CheckpointModel;
 pub use config::{Config, RopeConfig};
 pub use error::ModelError;
 pub use general::{ParamCounts, general_metadata};
-pub use hparams::{Arch, Attention, Gating, Hparams, Moe, Rope, Yarn, mscale};
+pub use hparams::{
+    Arch, Attention, Gating, Grouped, Hparams, Latent, Moe, Pairs, Rope, Yarn, mscale,
+};
 
 use crate::gguf::Metadata;
 use crate::source::{GgufSource, Source};
@@ -54,7 +57,8 @@ impl GgufModel {
     /// When the file is damaged or its metadata does not describe such a model.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let source = GgufSource::open(path)?;
-        let hparams = Hparams::from_metadata(path, source.metadata())?;
+        let hparams =
+            Hparams::from_metadata(path, source.metadata(), &|name| source.find(name).is_some())?;
         Ok(Self { hparams, source })
     }
 

@@ -29,6 +29,35 @@ pub struct Options {
     pub output_tensor_type: Option<QuantType>,
     /// A type for `token_embd.weight`.
     pub token_embedding_type: Option<QuantType>,
+    /// Types for the tensors whose names fit a pattern; the first that fits counts.
+    pub tensor_types: Vec<TensorType>,
+    /// Whether a pattern may fit no tensor.
+    pub allow_unmatched: bool,
+}
+
+/// A pattern and the type of the tensors whose names it fits (`--tensor-type`).
+#[derive(Clone, Debug)]
+pub struct TensorType {
+    pattern: fancy_regex::Regex,
+    ty: QuantType,
+}
+
+impl TensorType {
+    /// The pattern is a regular expression, searched for in the name.
+    ///
+    /// # Errors
+    /// No regular expression.
+    pub fn new(pattern: &str, ty: QuantType) -> Result<Self, RecipeError> {
+        let pattern = fancy_regex::Regex::new(pattern).map_err(|error| RecipeError::Pattern {
+            pattern: pattern.to_owned(),
+            what: error.to_string(),
+        })?;
+        Ok(Self { pattern, ty })
+    }
+
+    fn fits(&self, name: &str) -> bool {
+        self.pattern.is_match(name).unwrap_or(false)
+    }
 }
 
 /// Why a tensor gets its type.
@@ -62,6 +91,25 @@ pub struct Assignment {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecipeError {
+    /// A pattern that is no regular expression.
+    #[error("`{pattern}` is no regular expression: {what}")]
+    Pattern {
+        /// The pattern.
+        pattern: String,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A pattern that fits no tensor that is quantized.
+    #[error(
+        "`{pattern}={ty}` fits no tensor that is quantized; mend the pattern, or accept it with \
+         --allow-unmatched"
+    )]
+    Unmatched {
+        /// The pattern.
+        pattern: String,
+        /// The type that it asks for.
+        ty: QuantType,
+    },
     /// No block of this or a similar type fits the row.
     #[error(
         "tensor `{tensor}`: rows of {n_per_row} weights are no whole number of {wanted} blocks of \
@@ -101,6 +149,15 @@ pub fn assign(
 ) -> Result<Vec<Assignment>, RecipeError> {
     let n_attn_v = tensors.iter().filter(|t| Role::of(t.name) == Role::AttnV).count() as u32;
     let mut seen: HashMap<&'static str, u32> = HashMap::new();
+    let default_quantizes = file_type.default_type().is_quantized();
+    for TensorType { pattern, ty } in &options.tensor_types {
+        let mut quantized =
+            tensors.iter().filter(|t| default_quantizes && is_quantized(t, options));
+        if !options.allow_unmatched && !quantized.any(|t| pattern.is_match(t.name).unwrap_or(false))
+        {
+            return Err(RecipeError::Unmatched { pattern: pattern.as_str().to_owned(), ty: *ty });
+        }
+    }
     tensors
         .iter()
         .map(|tensor| {
@@ -119,7 +176,9 @@ pub fn assign(
                 Assignment { ty, reason: Reason::Requested }
             } else {
                 let default = file_type.default_type();
-                let mixed = (default.is_quantized() && !options.pure)
+                let mut given = options.tensor_types.iter().filter(|_| default_quantizes);
+                let given = given.find(|given| given.fits(tensor.name)).map(|given| given.ty);
+                let mixed = (default_quantizes && !options.pure && given.is_none())
                     .then(|| {
                         let at = match role {
                             Role::AttnV => Position { of: n_attn_v, ..position("attn_v") },
@@ -132,8 +191,12 @@ pub fn assign(
                     })
                     .flatten()
                     .filter(|&ty| ty != default);
-                let wanted = mixed.unwrap_or(default);
-                let reason = if mixed.is_some() { Reason::Mix } else { Reason::Default };
+                let wanted = given.or(mixed).unwrap_or(default);
+                let reason = match (given, mixed) {
+                    (Some(_), _) => Reason::Requested,
+                    (None, Some(_)) => Reason::Mix,
+                    (None, None) => Reason::Default,
+                };
                 match fallback(tensor, wanted)? {
                     ty if ty == wanted => Assignment { ty, reason },
                     ty => Assignment { ty, reason: Reason::Fallback { wanted } },
@@ -151,6 +214,29 @@ pub fn assign(
         .collect()
 }
 
+/// Chooses types as convert_hf_to_gguf.py `--outtype` does (`ModelBase.prepare_tensors`).
+pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assignment> {
+    let wanted = file_type.default_type();
+    let ternary = matches!(wanted, QuantType::TQ1_0 | QuantType::TQ2_0);
+    let precise = |t: &Shape| {
+        t.dims.len() <= 1
+            || t.name.ends_with("_norm.weight")
+            || t.name.ends_with("ffn_gate_inp.weight")
+            || !t.name.ends_with(".weight")
+    };
+    let choose = |t: &Shape| {
+        let outside = matches!(Role::of(t.name), Role::Output | Role::TokenEmbedding);
+        let (ty, reason) = match t {
+            t if precise(t) => (QuantType::F32, Reason::Kept),
+            _ if ternary && outside => (QuantType::F16, Reason::Mix),
+            t if fits(t, wanted) => (wanted, Reason::Default),
+            _ => (QuantType::F16, Reason::Fallback { wanted }),
+        };
+        Assignment { ty, reason }
+    };
+    tensors.iter().map(choose).collect()
+}
+
 /// Sorts as llama-quantize orders its output: tensors outside of the layers first, then layer by
 /// layer, by the bytes of the name within each (`weight_name_comparer`).
 pub fn output_order(a: &str, b: &str) -> std::cmp::Ordering {
@@ -158,7 +244,7 @@ pub fn output_order(a: &str, b: &str) -> std::cmp::Ordering {
 }
 
 /// The layer number in `blk.N.…`.
-fn layer_of(name: &str) -> Option<u32> {
+pub fn layer_of(name: &str) -> Option<u32> {
     name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
 }
 

@@ -7,7 +7,8 @@ mod file_type;
 mod mix;
 
 pub use assign::{
-    Assignment, Options, Reason, RecipeError, Shape, assign, needs_imatrix, output_order,
+    Assignment, Options, Reason, RecipeError, Shape, TensorType, assign, assign_as_converter,
+    layer_of, needs_imatrix, output_order,
 };
 pub use file_type::{FileType, UnknownFileType};
 pub use mix::Facts;

@@ -195,6 +195,27 @@ impl Checkpoint {
         &self.shards[self.places[tensor].shard].path
     }
 
+    /// The type of the first matrix that has 16 bits, in the order of the files; what the reference
+    /// converter takes for `--outtype auto`.
+    pub fn half_type(&self) -> Option<QuantType> {
+        let half = |&i: &usize| {
+            let meta = &self.metas[i];
+            let half = [QuantType::BF16, QuantType::F16].map(Dtype::Gguf).contains(&meta.dtype);
+            meta.dims.len() >= 2 && half
+        };
+        let first = (0..self.metas.len()).filter(half).min_by_key(|&i| self.position(i))?;
+        match self.metas[first].dtype {
+            Dtype::Gguf(ty) => Some(ty),
+            Dtype::F8E4M3 => None,
+        }
+    }
+
+    /// A tensor's place in the order of the reference converter: the number of its shard, and its
+    /// name's place among all names.
+    pub fn position(&self, tensor: usize) -> (usize, usize) {
+        (self.places[tensor].shard, tensor)
+    }
+
     /// Bytes of all shards together.
     pub fn n_bytes(&self) -> u64 {
         self.shards.iter().map(|s| s.blob.size()).sum()

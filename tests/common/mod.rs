@@ -1,7 +1,7 @@
 //! What several integration tests need.
 #![allow(dead_code)]
 
-use requant::convert::{Intermediate, Plan, RunOptions, Settings};
+use requant::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
 use requant::gguf::GgufFile;
 use requant::model::{CheckpointModel, Mtp};
 use requant::quant::Simd;
@@ -15,6 +15,9 @@ pub const HELDOUT: &str = "tests/fixtures/text/heldout.txt";
 pub fn settings(file_type: FileType) -> Settings {
     Settings {
         file_type,
+        mode: Mode::Quantize,
+        prune_layers: Vec::new(),
+        override_kv: Vec::new(),
         recipe: Options::default(),
         intermediate: Intermediate::Bf16,
         tokenizer_pre: None,

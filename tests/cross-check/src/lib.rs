@@ -7,7 +7,7 @@
 #[cfg(test)]
 mod tests {
     use gguf_rs::{ByteOrder, FILE_MAGIC_GGUF_LE, GGUFContainer};
-    use requant::convert::{Intermediate, Plan, RunOptions, Settings};
+    use requant::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
     use requant::gguf::{Array, GgufFile, Value};
     use requant::model::{CheckpointModel, Mtp};
     use requant::quant::{QuantType, Simd};
@@ -35,6 +35,9 @@ mod tests {
         for file_type in [FileType::BF16, FileType::Q8_0, FileType::Q4_K_M] {
             let settings = Settings {
                 file_type,
+                mode: Mode::Quantize,
+                prune_layers: Vec::new(),
+                override_kv: Vec::new(),
                 recipe: Options::default(),
                 intermediate: Intermediate::Bf16,
                 tokenizer_pre: None,

@@ -1,0 +1,253 @@
+//! The plain decoders: `qwen2`, `qwen3` and `llama`, whose classes R1's distilled models have.
+//!
+//! Grouped-query attention and a gated feed-forward network; they differ in biases, in norms of
+//! queries and keys, and in which elements of a head rotate together.
+
+use super::checkpoint::{Piece, Wanted};
+use super::config::Config;
+use super::error::ModelError;
+use super::hparams::{Arch, Attention, Grouped, Hparams, Pairs, Rope, Yarn, mscale};
+use super::keys::{Keys, Reader};
+use crate::gguf::Metadata;
+
+/// Reads the hyper-parameters of a `Qwen2ForCausalLM`, `Qwen3ForCausalLM` or `LlamaForCausalLM`.
+/// Defaults for absent settings are those of transformers' configuration classes.
+pub(super) fn hparams(config: &Config, arch: Arch) -> Result<Hparams, ModelError> {
+    if config.bool_opt("use_sliding_window")?.unwrap_or(false) {
+        return Err(config.bad("use_sliding_window", "false"));
+    }
+    let n_head = config.u32("num_attention_heads")?;
+    let n_embd = config.u32("hidden_size")?;
+    let head_dim = match (config.u32_opt("head_dim")?, arch) {
+        (Some(width), _) => width,
+        (None, Arch::Qwen3) => 128,
+        (None, _) => n_embd / n_head,
+    };
+    let attention_bias = config.bool_opt("attention_bias")?.unwrap_or(false);
+    let (context, theta) = match arch {
+        Arch::Llama => (2048, 10_000.0),
+        _ => (32_768, 10_000.0),
+    };
+    let grouped = Grouped {
+        n_head,
+        n_head_kv: config.u32_or("num_key_value_heads", Some(n_head))?.unwrap_or(n_head),
+        head_dim,
+        pairs: pairs(arch),
+        qkv_bias: arch == Arch::Qwen2 || attention_bias,
+        output_bias: arch != Arch::Qwen2 && attention_bias,
+        qk_norm: arch == Arch::Qwen3,
+    };
+    if grouped.n_head_kv == 0 || !n_head.is_multiple_of(grouped.n_head_kv) {
+        return Err(config.bad("num_key_value_heads", "a divisor of num_attention_heads"));
+    }
+    if !head_dim.is_multiple_of(2) || head_dim == 0 {
+        return Err(config.bad("head_dim", "a positive even number"));
+    }
+    Ok(Hparams {
+        arch,
+        n_layer: config.u32("num_hidden_layers")?,
+        n_nextn: 0,
+        context_length: config.u32_or("max_position_embeddings", Some(context))?.unwrap_or(0),
+        n_embd,
+        n_ff: config.u32("intermediate_size")?,
+        n_vocab: config.u32("vocab_size")?,
+        rms_eps: config.f32_opt("rms_norm_eps")?.unwrap_or(1e-6),
+        attention: Attention::Grouped(grouped),
+        rope: rope(config, theta)?,
+        moe: None,
+    })
+}
+
+fn pairs(arch: Arch) -> Pairs {
+    match arch {
+        Arch::Llama | Arch::DeepSeek2 => Pairs::Neighbours,
+        Arch::Qwen2 | Arch::Qwen3 => Pairs::Halves,
+    }
+}
+
+fn rope(config: &Config, theta: f32) -> Result<Rope, ModelError> {
+    let rope = config.rope()?;
+    let yarn = match rope.kind()? {
+        None | Some("llama3") => None,
+        Some("yarn") => {
+            let factor = rope.f32_opt("factor")?.ok_or_else(|| rope.bad("factor", "a number"))?;
+            Some(Yarn {
+                factor,
+                original_context: rope.original_context()?,
+                beta_fast: rope.f32_opt("beta_fast")?.unwrap_or(32.0),
+                beta_slow: rope.f32_opt("beta_slow")?.unwrap_or(1.0),
+                // transformers knows the first spelling and takes it as it is; the second, of
+                // the Qwen3 distill, is a factor on the formula's value, as for vLLM and GGUF.
+                attention_factor: match rope.f32_opt("attention_factor")? {
+                    Some(factor) => factor,
+                    None => rope.f32_opt("attn_factor")?.unwrap_or(1.0) * mscale(factor, 1.0),
+                },
+                mscale_all_dim: 0.0,
+            })
+        }
+        Some(_) => return Err(rope.bad("rope_type", "\"yarn\", \"llama3\" or none")),
+    };
+    Ok(Rope { freq_base: rope.theta()?.unwrap_or(theta), yarn })
+}
+
+/// Writes the architecture's keys and `general.file_type` in the reference converter's order
+/// (`TextModel.set_gguf_parameters`, `LlamaModel.set_gguf_parameters`).
+pub(super) fn write_keys(
+    hparams: &Hparams,
+    config: &Config,
+    file_type: u32,
+    metadata: &mut Metadata,
+) -> Result<(), ModelError> {
+    let Attention::Grouped(a) = &hparams.attention else { return Ok(()) };
+    let mut keys = Keys::new(hparams.arch, metadata);
+    keys.common(hparams, config)?;
+    // transformers' Qwen2Config alone has no such setting.
+    if hparams.arch != Arch::Qwen2 || config.get("head_dim").is_some() {
+        keys.set("attention.key_length", a.head_dim);
+        keys.set("attention.value_length", a.head_dim);
+    }
+    keys.general("general.file_type", file_type);
+    if hparams.arch == Arch::Llama {
+        keys.set("vocab_size", hparams.n_vocab);
+        keys.set("rope.dimension_count", a.head_dim);
+    }
+    Ok(())
+}
+
+/// Reads the keys that [`write_keys`] writes.
+pub(super) fn from_keys(keys: &Reader, arch: Arch) -> Result<Hparams, ModelError> {
+    let n_head = keys.u32("attention.head_count")?;
+    let n_embd = keys.u32("embedding_length")?;
+    if n_head == 0 {
+        return Err(keys.bad("attention.head_count"));
+    }
+    let head_dim = keys.u32_or("attention.key_length", n_embd / n_head)?;
+    let n_head_kv = keys.u32_or("attention.head_count_kv", n_head)?;
+    if n_head_kv == 0 || !n_head.is_multiple_of(n_head_kv) {
+        return Err(keys.bad("attention.head_count_kv"));
+    }
+    for key in ["attention.value_length", "rope.dimension_count"] {
+        if keys.u32_or(key, head_dim)? != head_dim {
+            return Err(keys.bad(key));
+        }
+    }
+    if keys.u32_or("expert_count", 0)? != 0 {
+        return Err(keys.bad("expert_count"));
+    }
+    let yarn = match keys.str_opt("rope.scaling.type")? {
+        None | Some("none") => None,
+        Some("yarn") => {
+            let factor = keys.f32("rope.scaling.factor")?;
+            let attention = keys.f32_or("rope.scaling.yarn_attn_factor", 1.0)?;
+            Some(Yarn {
+                factor,
+                original_context: keys.u32("rope.scaling.original_context_length")?,
+                beta_fast: keys.f32_or("rope.scaling.yarn_beta_fast", 32.0)?,
+                beta_slow: keys.f32_or("rope.scaling.yarn_beta_slow", 1.0)?,
+                attention_factor: attention * mscale(factor, 1.0),
+                mscale_all_dim: 0.0,
+            })
+        }
+        Some(_) => return Err(keys.bad("rope.scaling.type")),
+    };
+    let has = |tensor: &str| keys.has_tensor(&format!("blk.0.{tensor}"));
+    Ok(Hparams {
+        arch,
+        n_layer: keys.u32("block_count")?,
+        n_nextn: 0,
+        context_length: keys.u32("context_length")?,
+        n_embd,
+        n_ff: keys.u32("feed_forward_length")?,
+        n_vocab: keys.n_vocab()?,
+        rms_eps: keys.f32("attention.layer_norm_rms_epsilon")?,
+        attention: Attention::Grouped(Grouped {
+            n_head,
+            n_head_kv,
+            head_dim,
+            pairs: pairs(arch),
+            qkv_bias: has("attn_q.bias"),
+            output_bias: has("attn_output.bias"),
+            qk_norm: arch == Arch::Qwen3,
+        }),
+        rope: Rope { freq_base: keys.f32_or("rope.freq_base", 10000.0)?, yarn },
+        moe: None,
+    })
+}
+
+/// Divisors of the frequencies of Llama 3's rotary embedding, one a pair; `None` for other kinds
+/// (`LlamaModel.generate_extra_tensors`). All steps are rounded to f32, as they are there.
+pub(super) fn rope_factors(
+    config: &Config,
+    hparams: &Hparams,
+) -> Result<Option<Vec<f32>>, ModelError> {
+    let rope = config.rope()?;
+    let Attention::Grouped(a) = &hparams.attention else { return Ok(None) };
+    if hparams.arch != Arch::Llama || rope.kind()? != Some("llama3") {
+        return Ok(None);
+    }
+    let factor = rope.f32_opt("factor")?.unwrap_or(8.0);
+    let low = rope.f64_opt("low_freq_factor")?.unwrap_or(1.0);
+    let high = rope.f64_opt("high_freq_factor")?.unwrap_or(4.0);
+    let context = rope.f64_opt("original_max_position_embeddings")?.unwrap_or(8192.0);
+    let (long, short) = ((context / low) as f32, (context / high) as f32);
+    let base = hparams.rope.freq_base;
+    let factors = (0..a.head_dim).step_by(2).map(|i| {
+        let frequency = 1.0 / base.powf(i as f32 / a.head_dim as f32);
+        let wavelength = std::f32::consts::TAU / frequency;
+        if wavelength < short {
+            1.0
+        } else if wavelength > long {
+            factor
+        } else {
+            let smooth = (context as f32 / wavelength - low as f32) / (high - low) as f32;
+            1.0 / ((1.0 - smooth) / factor + smooth)
+        }
+    });
+    Ok(Some(factors.collect()))
+}
+
+/// The tensors of layer `layer`, with the checkpoint tensors they are made of.
+pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
+    let Attention::Grouped(a) = &hparams.attention else { return Vec::new() };
+    let [embd, ff, heads, heads_kv, width] =
+        [hparams.n_embd, hparams.n_ff, a.n_head, a.n_head_kv, a.head_dim].map(u64::from);
+    let gguf = |name: &str| format!("blk.{layer}.{name}");
+    let hf = |name: &str| format!("model.layers.{layer}.{name}");
+    let mut wanted = Vec::new();
+    let mut whole = |name: &str, from: &str, dims: &[u64]| {
+        wanted.push(Wanted::whole(&gguf(name), &hf(from), dims.to_vec()));
+    };
+    whole("attn_norm.weight", "input_layernorm.weight", &[embd]);
+    whole("attn_v.weight", "self_attn.v_proj.weight", &[embd, heads_kv * width]);
+    whole("attn_output.weight", "self_attn.o_proj.weight", &[heads * width, embd]);
+    if a.qkv_bias {
+        whole("attn_v.bias", "self_attn.v_proj.bias", &[heads_kv * width]);
+    }
+    if a.output_bias {
+        whole("attn_output.bias", "self_attn.o_proj.bias", &[embd]);
+    }
+    if a.qk_norm {
+        whole("attn_q_norm.weight", "self_attn.q_norm.weight", &[width]);
+        whole("attn_k_norm.weight", "self_attn.k_norm.weight", &[width]);
+    }
+    whole("ffn_norm.weight", "post_attention_layernorm.weight", &[embd]);
+    whole("ffn_gate.weight", "mlp.gate_proj.weight", &[embd, ff]);
+    whole("ffn_up.weight", "mlp.up_proj.weight", &[embd, ff]);
+    whole("ffn_down.weight", "mlp.down_proj.weight", &[ff, embd]);
+    for (letter, heads) in [("q", heads), ("k", heads_kv)] {
+        let mut projection = |part: &str, dims: Vec<u64>| {
+            let from = hf(&format!("self_attn.{letter}_proj.{part}"));
+            let piece = match hparams.arch {
+                Arch::Llama => Piece::Rotated { from, head_rows: width },
+                _ => Piece::Whole(from),
+            };
+            let name = gguf(&format!("attn_{letter}.{part}"));
+            wanted.push(Wanted { name, dims, piece, optional: false });
+        };
+        projection("weight", vec![embd, heads * width]);
+        if a.qkv_bias {
+            projection("bias", vec![heads * width]);
+        }
+    }
+    wanted
+}

@@ -1,0 +1,60 @@
+//! llama-quantize's options: whole files equal its own.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use assert_cmd::cargo::CommandCargoExt;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::process::Command;
+
+const SOURCE: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+
+fn quantize(output: &Path, file_type: &str, options: &[&str]) -> (bool, String) {
+    let run = Command::cargo_bin("requant")
+        .unwrap()
+        .args(["quantize", SOURCE, output.to_str().unwrap(), file_type, "--force", "-q"])
+        .args(options)
+        .output()
+        .unwrap();
+    (run.status.success(), String::from_utf8(run.stderr).unwrap())
+}
+
+#[test]
+fn files_equal_those_of_llama_quantize() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let goldens = common::json("tests/fixtures/goldens/options.json");
+    let goldens = goldens.as_array().unwrap();
+    assert!(goldens.len() > 20);
+    for golden in goldens {
+        let options = golden["options"].as_array().unwrap();
+        let options: Vec<&str> = options.iter().map(|o| o.as_str().unwrap()).collect();
+        let file_type = golden["type"].as_str().unwrap();
+        let (done, err) = quantize(&output, file_type, &options);
+        assert!(done, "{file_type} {options:?}: {err}");
+        let hash = Sha256::digest(std::fs::read(&output).unwrap());
+        let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
+        assert_eq!(golden["sha256"], hash, "{file_type} {options:?}");
+    }
+}
+
+#[test]
+fn what_fits_nothing_is_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    for (options, expected) in [
+        (&["--tensor-type", "attn_qq=q8_0"][..], "`attn_qq=Q8_0` fits no tensor"),
+        (&["--tensor-type", "a(=q8_0"], "no regular expression"),
+        (&["--tensor-type", "attn=q99"], "q99"),
+        (&["--prune-layers", "3"], "layer 3"),
+        (&["--override-kv", "a=int:x"], "`x`"),
+        (&["--override-kv", "a=u8:1"], "unknown type `u8`"),
+    ] {
+        let (done, err) = quantize(&output, "Q4_K_M", options);
+        assert!(!done && err.contains(expected), "{options:?}: {err}");
+        assert!(!output.exists());
+    }
+    let accepted = ["--tensor-type", "attn_qq=q8_0", "--allow-unmatched"];
+    assert!(quantize(&output, "Q4_K_M", &accepted).0);
+}
