@@ -3,7 +3,8 @@
 //!
 //! The rooms, each knowing only those after it: `cli` (the program), `eval` (the forward pass and
 //! what it measures), [`convert`] (the pipeline), [`recipe`] (which type each tensor
-//! gets), [`imatrix`] (importance matrices), [`model`] (what the models are), [`tokenizer`]
+//! gets), [`inspect`] (what models hold),
+//! [`imatrix`] (importance matrices), [`model`] (what the models are), [`tokenizer`]
 //! (vocabularies), [`source`] (where weights are read from), [`gguf`] (the container), [`blob`]
 //! (files), [`quant`] (block formats).
 #![deny(missing_docs)]
@@ -16,6 +17,7 @@ pub mod convert;
 pub mod eval;
 pub mod gguf;
 pub mod imatrix;
+pub mod inspect;
 mod mapping;
 pub mod model;
 pub mod monitor;

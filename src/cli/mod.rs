@@ -1,10 +1,11 @@
 //! The command line: arguments, progress, tables, JSON and exit codes. No arithmetic on weights.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done,
-//! 1 failed, 2 bad usage, 130 interrupted.
+//! 1 failed, 2 bad usage, 3 compared and found different, 130 interrupted.
 
 mod convert;
 mod evaluate;
+mod inspect;
 mod output;
 mod perplexity;
 mod place;
@@ -12,10 +13,11 @@ mod plan;
 mod progress;
 mod quantize;
 mod recipe;
+mod tools;
 mod units;
 mod verify;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -37,24 +39,68 @@ enum Command {
     Plan(Box<plan::Args>),
     Verify(Box<verify::Args>),
     Perplexity(perplexity::Args),
+    Inspect(inspect::Args),
+    Diff(tools::DiffArgs),
+    Split(Box<tools::SplitArgs>),
+    Merge(Box<tools::MergeArgs>),
+    Set(tools::SetArgs),
+    Unset(tools::UnsetArgs),
+    Hash(tools::HashArgs),
+    /// Print completions for a shell
+    ///
+    /// For example: requant completions bash > /etc/bash_completion.d/requant
+    Completions {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write manual pages into a folder
+    ///
+    /// For example: requant man /usr/local/share/man/man1
+    Man {
+        /// The folder
+        folder: std::path::PathBuf,
+    },
 }
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
+    // A reader that has seen enough, such as head, ends the program quietly.
+    sigpipe::reset();
     // A second Ctrl-C ends the process at once: the output has not got its name yet.
     let handler = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
     });
+    let mut different = false;
     let result = handler.map_err(anyhow::Error::from).and_then(|()| match Cli::parse().command {
         Command::Convert(args) => convert::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Verify(args) => verify::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
+        Command::Inspect(args) => inspect::run(&args),
+        Command::Diff(args) => match tools::diff(&args) {
+            Ok(equal) => {
+                different = !equal;
+                Ok(())
+            }
+            Err(error) => Err(error),
+        },
+        Command::Split(args) => tools::split(&args),
+        Command::Merge(args) => tools::merge(&args),
+        Command::Set(args) => tools::set(&args),
+        Command::Unset(args) => tools::unset(&args),
+        Command::Hash(args) => tools::hash(&args),
+        Command::Completions { shell } => {
+            let out = &mut std::io::stdout();
+            clap_complete::generate(shell, &mut Cli::command(), "requant", out);
+            Ok(())
+        }
+        Command::Man { folder } => Ok(clap_mangen::generate_to(Cli::command(), folder)?),
     });
     match result {
+        Ok(()) if different => ExitCode::from(3),
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("requant: {}", describe(&error));
@@ -88,7 +134,6 @@ fn threads(asked: Option<usize>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory;
 
     #[test]
     fn the_arguments_do_not_contradict_each_other() {

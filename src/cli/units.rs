@@ -1,5 +1,7 @@
 //! Numbers as people read them.
 
+use crate::gguf::{Array, Value};
+
 /// Bytes with a binary unit: `18.4 MiB`.
 pub fn bytes(n: u64) -> String {
     const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
@@ -25,6 +27,39 @@ pub fn count(n: f64) -> String {
         unit += 1;
     }
     if unit == 0 { format!("{value:.0}") } else { format!("{value:.1}{}", UNITS[unit]) }
+}
+
+/// A metadata value in short: arrays and long strings by their beginnings.
+pub fn value(value: &Value) -> String {
+    const SHOWN: usize = 60;
+    let shown = match value {
+        Value::String(text) => format!("{text:?}"),
+        Value::Array(array) => {
+            let elements = match array {
+                Array::String(list) => list.iter().take(3).map(|s| format!("{s:?}")).collect(),
+                Array::I32(list) => list.iter().take(8).map(i32::to_string).collect(),
+                Array::U32(list) => list.iter().take(8).map(u32::to_string).collect(),
+                Array::F32(list) => list.iter().take(8).map(f32::to_string).collect(),
+                _ => Vec::new(),
+            };
+            return format!("[{}, … {} in all]", elements.join(", "), array.len());
+        }
+        Value::U8(n) => n.to_string(),
+        Value::I8(n) => n.to_string(),
+        Value::U16(n) => n.to_string(),
+        Value::I16(n) => n.to_string(),
+        Value::U32(n) => n.to_string(),
+        Value::I32(n) => n.to_string(),
+        Value::F32(x) => x.to_string(),
+        Value::Bool(b) => b.to_string(),
+        Value::U64(n) => n.to_string(),
+        Value::I64(n) => n.to_string(),
+        Value::F64(x) => x.to_string(),
+    };
+    match shown.char_indices().nth(SHOWN) {
+        Some((at, _)) => format!("{}…", &shown[..at]),
+        None => shown,
+    }
 }
 
 #[cfg(test)]

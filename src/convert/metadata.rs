@@ -23,7 +23,7 @@ pub(super) fn of_checkpoint(
     general_metadata(model.dir(), architecture, &config.json(), &counts, &mut metadata)?;
     let file_type = match settings.mode {
         Mode::Convert => settings.file_type,
-        Mode::Quantize | Mode::Copy => FileType::BF16,
+        Mode::Quantize | Mode::Copy | Mode::Regroup => FileType::BF16,
     };
     model.hparams().write_keys(config, file_type.id(), &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
@@ -39,6 +39,13 @@ pub(super) fn of_checkpoint(
 /// `guessed` is the file type where the source does not say.
 pub(super) fn of_gguf(source: &Metadata, settings: &Settings, guessed: u32) -> Metadata {
     let mut metadata = source.clone();
+    if settings.mode == Mode::Regroup {
+        if settings.split.is_none() && metadata.get(SPLIT_COUNT).is_some() {
+            // So that llama-gguf-split does not take the whole for a part.
+            metadata.set_last(SPLIT_COUNT, 0u16);
+        }
+        return metadata;
+    }
     for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
         metadata.remove(key);
     }
@@ -84,7 +91,7 @@ fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) {
     metadata.set_last("general.quantization_version", QUANTIZATION_VERSION);
     let file_type = match settings.mode {
         Mode::Copy => kept,
-        Mode::Quantize | Mode::Convert => settings.file_type.id(),
+        Mode::Quantize | Mode::Regroup | Mode::Convert => settings.file_type.id(),
     };
     metadata.set_last("general.file_type", file_type);
     for (key, value) in &settings.override_kv {

@@ -100,7 +100,7 @@ impl Plan {
         };
         let (intermediate, order) = match settings.mode {
             Mode::Convert => (Intermediate::F32, Some(model.converter_order())),
-            Mode::Quantize | Mode::Copy => (settings.intermediate, None),
+            Mode::Quantize | Mode::Copy | Mode::Regroup => (settings.intermediate, None),
         };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
@@ -161,7 +161,9 @@ impl Plan {
             None => (0..metas.len()).collect(),
         };
         order.retain(|&i| like.is_none() || type_in(&metas[i].name).is_some());
-        if settings.split != Some(SplitBy::Source) && settings.mode != Mode::Convert {
+        if settings.split != Some(SplitBy::Source)
+            && !matches!(settings.mode, Mode::Convert | Mode::Regroup)
+        {
             order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
         }
         let names = prune(metas, &mut order, &mut metadata, &settings.prune_layers)?;
@@ -180,7 +182,7 @@ impl Plan {
                 Mode::Quantize => {
                     recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?
                 }
-                Mode::Copy => {
+                Mode::Copy | Mode::Regroup => {
                     let keep = |s: &Shape| Assignment { ty: s.source, reason: Reason::Kept };
                     shapes.iter().map(keep).collect()
                 }

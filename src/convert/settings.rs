@@ -25,6 +25,8 @@ pub enum Mode {
     Quantize,
     /// That of llama-quantize `COPY`: every tensor as it is.
     Copy,
+    /// That of llama-gguf-split: tensors and metadata as they are, in other files.
+    Regroup,
     /// That of convert_hf_to_gguf.py `--outtype`: one type for all matrices, tensors in the order
     /// of the checkpoint.
     Convert,

@@ -6,6 +6,14 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GgufError {
+    /// A file whose metadata cannot be replaced.
+    #[error("{}: {what}", path.display())]
+    Edit {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: &'static str,
+    },
     /// The operating system refused.
     #[error("{}: {error}", path.display())]
     Io {

@@ -12,6 +12,7 @@
 //! A string is its length as u64 and its bytes; everything is little-endian (`gguf.cpp`).
 
 mod disk;
+mod edit;
 mod error;
 mod file;
 mod layout;
@@ -25,6 +26,7 @@ mod writer;
 
 pub use disk::{Disk, LocalDisk, Part};
 pub(crate) use disk::{read_all, write_all};
+pub use edit::replace_metadata;
 pub use error::GgufError;
 pub use file::{GgufFile, TensorInfo};
 pub use layout::Layout;

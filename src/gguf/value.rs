@@ -198,3 +198,25 @@ impl Element for BString {
         cursor.string().map(BString::from)
     }
 }
+
+impl Value {
+    /// A value from the name of its type, `str` for strings, and its text; `None` for an unknown
+    /// type or a text that is no such value.
+    pub fn parse(ty: &str, text: &str) -> Option<Self> {
+        Some(match ty {
+            "u8" => text.parse::<u8>().ok()?.into(),
+            "i8" => text.parse::<i8>().ok()?.into(),
+            "u16" => text.parse::<u16>().ok()?.into(),
+            "i16" => text.parse::<i16>().ok()?.into(),
+            "u32" => text.parse::<u32>().ok()?.into(),
+            "i32" => text.parse::<i32>().ok()?.into(),
+            "f32" => text.parse::<f32>().ok()?.into(),
+            "bool" => text.parse::<bool>().ok()?.into(),
+            "str" => text.into(),
+            "u64" => text.parse::<u64>().ok()?.into(),
+            "i64" => text.parse::<i64>().ok()?.into(),
+            "f64" => text.parse::<f64>().ok()?.into(),
+            _ => return None,
+        })
+    }
+}

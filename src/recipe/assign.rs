@@ -1,7 +1,7 @@
 //! From a request to a type for each tensor (`llama_tensor_get_type` and its helpers).
 
 use super::file_type::FileType;
-use super::mix::{Facts, Position, Role, choose};
+use super::mix::{Category, Facts, Position, choose};
 use crate::quant::QuantType;
 use std::collections::HashMap;
 
@@ -147,7 +147,8 @@ pub fn assign(
     facts: &Facts,
     options: &Options,
 ) -> Result<Vec<Assignment>, RecipeError> {
-    let n_attn_v = tensors.iter().filter(|t| Role::of(t.name) == Role::AttnV).count() as u32;
+    let n_attn_v =
+        tensors.iter().filter(|t| Category::of(t.name) == Category::AttnV).count() as u32;
     let mut seen: HashMap<&'static str, u32> = HashMap::new();
     let default_quantizes = file_type.default_type().is_quantized();
     for TensorType { pattern, ty } in &options.tensor_types {
@@ -161,7 +162,7 @@ pub fn assign(
     tensors
         .iter()
         .map(|tensor| {
-            let role = Role::of(tensor.name);
+            let role = Category::of(tensor.name);
             let mut position = |key| {
                 let count = seen.entry(key).or_default();
                 *count += 1;
@@ -181,10 +182,10 @@ pub fn assign(
                 let mixed = (default_quantizes && !options.pure && given.is_none())
                     .then(|| {
                         let at = match role {
-                            Role::AttnV => Position { of: n_attn_v, ..position("attn_v") },
-                            Role::FfnDown => position("ffn_down"),
-                            Role::FfnGate => position("ffn_gate"),
-                            Role::FfnUp => position("ffn_up"),
+                            Category::AttnV => Position { of: n_attn_v, ..position("attn_v") },
+                            Category::FfnDown => position("ffn_down"),
+                            Category::FfnGate => position("ffn_gate"),
+                            Category::FfnUp => position("ffn_up"),
                             _ => Position { count: 0, of: facts.n_layer, layer: None },
                         };
                         choose(file_type, role, tensor.dims, at, facts, options.imatrix)
@@ -225,7 +226,7 @@ pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assign
             || !t.name.ends_with(".weight")
     };
     let choose = |t: &Shape| {
-        let outside = matches!(Role::of(t.name), Role::Output | Role::TokenEmbedding);
+        let outside = matches!(Category::of(t.name), Category::Output | Category::TokenEmbedding);
         let (ty, reason) = match t {
             t if precise(t) => (QuantType::F32, Reason::Kept),
             _ if ternary && outside => (QuantType::F16, Reason::Mix),
@@ -258,10 +259,10 @@ fn is_quantized(tensor: &Shape, options: &Options) -> bool {
         && !(options.leave_output_tensor && tensor.name == "output.weight")
 }
 
-fn requested(role: Role, options: &Options) -> Option<QuantType> {
+fn requested(role: Category, options: &Options) -> Option<QuantType> {
     match role {
-        Role::Output => options.output_tensor_type,
-        Role::TokenEmbedding => options.token_embedding_type,
+        Category::Output => options.output_tensor_type,
+        Category::TokenEmbedding => options.token_embedding_type,
         _ => None,
     }
 }
@@ -296,7 +297,7 @@ fn no_fallback(tensor: &Shape, wanted: QuantType) -> RecipeError {
 /// (`tensor_requires_imatrix`).
 pub fn needs_imatrix(name: &str, ty: QuantType, file_type: FileType) -> bool {
     use QuantType::*;
-    !matches!(Role::of(name), Role::Output | Role::TokenEmbedding)
+    !matches!(Category::of(name), Category::Output | Category::TokenEmbedding)
         && match ty {
             IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
             Q2_K => file_type == FileType::Q2_K_S,

@@ -23,7 +23,7 @@ pub struct Facts {
 
 /// What a tensor is for, as far as the rules care (`tensor_category`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Role {
+pub(super) enum Category {
     Output,
     TokenEmbedding,
     /// Values, also when fused with other projections.
@@ -37,23 +37,23 @@ pub(super) enum Role {
     Other,
 }
 
-impl Role {
+impl Category {
     pub fn of(name: &str) -> Self {
-        const SUBSTRINGS: [(&str, Role); 9] = [
-            ("attn_qkv.weight", Role::AttnV),
-            ("attn_kv_b.weight", Role::AttnV),
-            ("attn_v.weight", Role::AttnV),
-            ("attn_k.weight", Role::AttnK),
-            ("attn_q.weight", Role::AttnQ),
-            ("attn_output.weight", Role::AttnOutput),
-            ("ffn_up", Role::FfnUp),
-            ("ffn_gate", Role::FfnGate),
-            ("ffn_down", Role::FfnDown),
+        const SUBSTRINGS: [(&str, Category); 9] = [
+            ("attn_qkv.weight", Category::AttnV),
+            ("attn_kv_b.weight", Category::AttnV),
+            ("attn_v.weight", Category::AttnV),
+            ("attn_k.weight", Category::AttnK),
+            ("attn_q.weight", Category::AttnQ),
+            ("attn_output.weight", Category::AttnOutput),
+            ("ffn_up", Category::FfnUp),
+            ("ffn_gate", Category::FfnGate),
+            ("ffn_down", Category::FfnDown),
         ];
         match name {
-            "output.weight" => Role::Output,
-            "token_embd.weight" | "per_layer_token_embd.weight" => Role::TokenEmbedding,
-            _ => SUBSTRINGS.iter().find(|(s, _)| name.contains(s)).map_or(Role::Other, |x| x.1),
+            "output.weight" => Category::Output,
+            "token_embd.weight" | "per_layer_token_embd.weight" => Category::TokenEmbedding,
+            _ => SUBSTRINGS.iter().find(|(s, _)| name.contains(s)).map_or(Category::Other, |x| x.1),
         }
     }
 }
@@ -84,7 +84,7 @@ enum When {
     MoreBits,
 }
 
-struct Rule(Role, &'static [When], QuantType);
+struct Rule(Category, &'static [When], QuantType);
 
 /// Where a tensor stands among those of its role.
 #[derive(Clone, Copy)]
@@ -100,14 +100,14 @@ pub(super) struct Position {
 /// The type that the mix gives a tensor, `None` for its default.
 pub(super) fn choose(
     file_type: FileType,
-    role: Role,
+    role: Category,
     dims: &[u64],
     at: Position,
     facts: &Facts,
     imatrix: bool,
 ) -> Option<QuantType> {
     let default = file_type.default_type();
-    if role == Role::Output || (facts.tied && role == Role::TokenEmbedding) {
+    if role == Category::Output || (facts.tied && role == Category::TokenEmbedding) {
         let fits = dims[0].is_multiple_of(default.block_len() as u64);
         return match file_type {
             FileType::MXFP4_MOE => Some(Q8_0),
@@ -123,7 +123,7 @@ pub(super) fn choose(
     }
     let general: &[Rule] = if LOW.contains(&file_type) { &[] } else { &EIGHT_EXPERTS };
     let gqa4 = facts.n_head_kv > 0 && facts.n_head / facts.n_head_kv >= 4;
-    let feed_forward = matches!(role, Role::FfnDown | Role::FfnGate | Role::FfnUp);
+    let feed_forward = matches!(role, Category::FfnDown | Category::FfnGate | Category::FfnUp);
     let n = at.of;
     let i =
         if facts.n_expert > 1 && feed_forward { at.layer.unwrap_or(at.count) } else { at.count };
@@ -153,12 +153,14 @@ const LOW: [FileType; 6] = {
 };
 
 /// Eight experts share small attention tensors, so that more bits there cost little.
-const EIGHT_EXPERTS: [Rule; 2] =
-    [Rule(Role::AttnV, &[When::Experts8], Q8_0), Rule(Role::AttnK, &[When::Experts8], Q8_0)];
+const EIGHT_EXPERTS: [Rule; 2] = [
+    Rule(Category::AttnV, &[When::Experts8], Q8_0),
+    Rule(Category::AttnK, &[When::Experts8], Q8_0),
+];
 
 fn rules(file_type: FileType) -> &'static [Rule] {
+    use Category::*;
     use FileType as F;
-    use Role::*;
     use When::*;
     match file_type {
         F::IQ1_S | F::IQ1_M => &[

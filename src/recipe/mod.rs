@@ -5,6 +5,7 @@
 mod assign;
 mod file_type;
 mod mix;
+mod role;
 
 pub use assign::{
     Assignment, Options, Reason, RecipeError, Shape, TensorType, assign, assign_as_converter,
@@ -12,3 +13,4 @@ pub use assign::{
 };
 pub use file_type::{FileType, UnknownFileType};
 pub use mix::Facts;
+pub use role::Role;

@@ -1,0 +1,140 @@
+//! The everyday tools, as people run them.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use assert_cmd::cargo::CommandCargoExt;
+use common::TINY_R1;
+use sha2::{Digest, Sha256};
+use std::path::Path;
+use std::process::Command;
+
+const BF16: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+
+/// Exit code, standard output and standard error.
+fn requant(args: &[&str]) -> (i32, String, String) {
+    let run = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
+}
+
+fn json(args: &[&str]) -> serde_json::Value {
+    let (code, out, err) = requant(args);
+    assert!(code == 0 || code == 3, "{args:?}: {err}");
+    serde_json::from_str(&out).unwrap()
+}
+
+fn sha256(path: &Path) -> String {
+    let hash = Sha256::digest(std::fs::read(path).unwrap());
+    hash.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[test]
+fn parts_and_the_whole_equal_those_of_llama_gguf_split() {
+    for golden in common::json("tests/fixtures/goldens/split.json").as_array().unwrap() {
+        let dir = tempfile::tempdir().unwrap();
+        let [part, merged] = ["part", "merged"].map(|name| dir.path().join(name));
+        let mut split = vec!["split", BF16, part.to_str().unwrap(), "-q"];
+        split.extend(golden["options"].as_array().unwrap().iter().map(|o| o.as_str().unwrap()));
+        assert_eq!(requant(&split).0, 0);
+        let parts = golden["parts"].as_object().unwrap();
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), parts.len());
+        for (name, hash) in parts {
+            assert_eq!(*hash, sha256(&dir.path().join(name)), "{name}");
+        }
+        let first = dir.path().join(parts.keys().next().unwrap());
+        let first = first.to_str().unwrap();
+        assert_eq!(requant(&["merge", first, merged.to_str().unwrap(), "-q"]).0, 0);
+        assert_eq!(golden["merged"], sha256(&merged));
+        // What the model is does not depend on its files.
+        let hash = |file: &str| json(&["hash", file, "--json", "-q"])["sha256"].clone();
+        assert_eq!(hash(first), hash(BF16));
+    }
+}
+
+#[test]
+fn differences_are_found_and_measured() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("q.gguf");
+    let q = path.to_str().unwrap();
+    assert_eq!(requant(&["quantize", BF16, q, "Q8_0", "-q"]).0, 0);
+    let diff = json(&["diff", BF16, q, "--json", "-q"]);
+    assert_eq!(diff["equal"], false);
+    assert_eq!(diff["metadata"].as_array().unwrap().len(), 1);
+    let tensors = diff["tensors"].as_array().unwrap();
+    assert_eq!((tensors.len(), diff["tensors_compared"].as_u64()), (35, Some(52)));
+    for tensor in tensors {
+        let relative = tensor["relative"].as_f64().unwrap();
+        assert!(relative > 1e-3 && relative < 1e-2, "{tensor}");
+        assert!(tensor["cosine"].as_f64().unwrap() > 0.9999);
+    }
+    assert_eq!(requant(&["diff", BF16, q, "-q", "--no-values"]).0, 3);
+    assert_eq!(requant(&["diff", BF16, BF16, "-q"]).0, 0);
+    // The file was made of this checkpoint, rounded to BF16 on the way.
+    let diff = json(&["diff", TINY_R1, BF16, "--json", "-q"]);
+    assert!(diff["only_a"].as_array().unwrap().is_empty());
+    let largest = diff["tensors"][0]["relative"].as_f64().unwrap();
+    assert!(largest < 4e-3, "{largest}");
+}
+
+#[test]
+fn headers_and_values_are_shown() {
+    let all = json(&["inspect", BF16, "--json"]);
+    assert_eq!(all["metadata"]["general.architecture"], "deepseek2");
+    assert_eq!(all["metadata"]["tokenizer.ggml.tokens"]["length"], 2048);
+    assert_eq!(all["types"]["BF16"]["tensors"], 35);
+    assert_eq!(all["roles"]["expert"]["weights"], 6_291_456);
+    assert_eq!(all["total"]["tensors"], 52);
+    let name = "blk.1.ffn_gate_inp.weight";
+    let one = json(&["inspect", BF16, "--tensor", name, "--stats", "--json"]);
+    let stats = &one["tensors"][0]["stats"];
+    assert_eq!(stats["n"], 4096);
+    let bins = stats["histogram"].as_array().unwrap();
+    assert_eq!(bins.iter().map(|n| n.as_u64().unwrap()).sum::<u64>(), 4096);
+    let (code, out, _) = requant(&["inspect", TINY_R1]);
+    assert!(code == 0 && out.contains("F8_E4M3") && out.contains("shared-expert"), "{out}");
+    let (code, _, err) = requant(&["inspect", BF16, "--tensor", "attn_q_b"]);
+    assert!(code == 1 && err.contains("did you mean blk.0.attn_q_b.weight"), "{err}");
+}
+
+#[test]
+fn metadata_is_set_in_place_or_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.gguf");
+    let file = path.to_str().unwrap();
+    std::fs::copy(BF16, &path).unwrap();
+    let (code, _, err) = requant(&["set", file, "deepseek2.context_length=u32:512"]);
+    assert!(code == 0 && err.contains("in place"), "{err}");
+    let long = format!("general.description=str:{}", "long ".repeat(100));
+    let (code, _, err) = requant(&["set", file, &long, "general.url=str:x"]);
+    assert!(code == 0 && err.contains("new file"), "{err}");
+    assert_eq!(requant(&["unset", file, "general.url", "general.description"]).0, 0);
+    let diff = json(&["diff", BF16, file, "--json", "-q"]);
+    assert_eq!(diff["metadata"].as_array().unwrap().len(), 1);
+    assert_eq!(diff["metadata"][0]["b"], "512");
+    assert_eq!(diff["tensors"].as_array().unwrap().len(), 0);
+    // Setting back what was there gives the file that was there.
+    assert_eq!(requant(&["set", file, "deepseek2.context_length=u32:163840"]).0, 0);
+    assert_eq!(sha256(&path), sha256(Path::new(BF16)));
+    for (args, expected) in [
+        (["set", file, "split.count=u16:3"], "stays"),
+        (["set", file, "a=u8:256"], "is no u8"),
+        (["unset", file, "nothing.here"], "no key `nothing.here`"),
+    ] {
+        let (code, _, err) = requant(&args);
+        assert!(code != 0 && err.contains(expected), "{err}");
+    }
+    assert_eq!(sha256(&path), sha256(Path::new(BF16)));
+}
+
+#[test]
+fn completions_and_manuals_come_from_the_arguments() {
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        let (code, out, _) = requant(&["completions", shell]);
+        assert!(code == 0 && out.contains("quantize"), "{shell}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    assert_eq!(requant(&["man", dir.path().to_str().unwrap()]).0, 0);
+    let page = std::fs::read_to_string(dir.path().join("requant-quantize.1")).unwrap();
+    assert!(page.contains("tensor\\-type"));
+}
