@@ -28,6 +28,16 @@ impl Text {
     }
 }
 
+impl Text {
+    /// The text as a model reads it, and the token that its chunks begin with.
+    pub fn tokens(&self, model: &Model) -> anyhow::Result<(Vec<u32>, Option<u32>)> {
+        let tokenizer = tokenizer(model)?;
+        let tokens =
+            tokenizer.encode(&self.text).with_context(|| self.path.display().to_string())?;
+        Ok((tokens, if tokenizer.add_bos() { tokenizer.bos() } else { None }))
+    }
+}
+
 /// How to evaluate.
 pub struct Options {
     /// Tokens per chunk.
@@ -48,8 +58,7 @@ pub fn run(
     text: &Text,
     options: &Options,
 ) -> anyhow::Result<Perplexity> {
-    let tokenizer = tokenizer(model).with_context(|| path.display().to_string())?;
-    let tokens = tokenizer.encode(&text.text).with_context(|| text.path.display().to_string())?;
+    let (tokens, bos) = text.tokens(model).with_context(|| path.display().to_string())?;
     let needed = 2 * options.ctx;
     if tokens.len() < needed {
         bail!(
@@ -60,7 +69,6 @@ pub fn run(
             options.ctx
         );
     }
-    let bos = if tokenizer.add_bos() { tokenizer.bos() } else { None };
     let settings = PerplexityOptions {
         ctx: options.ctx,
         chunks: options.chunks,
@@ -77,6 +85,12 @@ pub fn run(
         .with_context(|| path.display().to_string())?;
     progress.finish();
     Ok(result)
+}
+
+/// The token that chunks of a model begin with, if any.
+pub fn bos(model: &Model) -> anyhow::Result<Option<u32>> {
+    let tokenizer = tokenizer(model)?;
+    Ok(if tokenizer.add_bos() { tokenizer.bos() } else { None })
 }
 
 fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {

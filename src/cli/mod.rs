@@ -1,10 +1,13 @@
 //! The command line: arguments, progress, tables, JSON and exit codes. No arithmetic on weights.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 done,
-//! 1 failed, 2 bad usage, 3 compared and found different, 130 interrupted.
+//! 1 failed, 2 bad usage, 3 compared and found different or beyond a limit, 4 undecided,
+//! 130 interrupted.
 
+mod compare;
 mod convert;
 mod evaluate;
+mod imatrix;
 mod inspect;
 mod output;
 mod perplexity;
@@ -13,6 +16,7 @@ mod plan;
 mod progress;
 mod quantize;
 mod recipe;
+mod report;
 mod tools;
 mod units;
 mod verify;
@@ -39,6 +43,9 @@ enum Command {
     Plan(Box<plan::Args>),
     Verify(Box<verify::Args>),
     Perplexity(perplexity::Args),
+    Compare(Box<compare::Args>),
+    Gate(Box<compare::GateArgs>),
+    Imatrix(Box<imatrix::Args>),
     Inspect(inspect::Args),
     Diff(tools::DiffArgs),
     Split(Box<tools::SplitArgs>),
@@ -72,7 +79,7 @@ pub fn main() -> ExitCode {
             std::process::exit(130);
         }
     });
-    let mut different = false;
+    let mut exit = ExitCode::SUCCESS;
     let result = handler.map_err(anyhow::Error::from).and_then(|()| match Cli::parse().command {
         Command::Convert(args) => convert::run(&args),
         Command::Quantize(args) => quantize::run(&args),
@@ -80,13 +87,12 @@ pub fn main() -> ExitCode {
         Command::Verify(args) => verify::run(&args),
         Command::Perplexity(args) => perplexity::run(&args),
         Command::Inspect(args) => inspect::run(&args),
-        Command::Diff(args) => match tools::diff(&args) {
-            Ok(equal) => {
-                different = !equal;
-                Ok(())
-            }
-            Err(error) => Err(error),
-        },
+        Command::Compare(args) => compare::run(&args),
+        Command::Gate(args) => compare::gate(&args).map(|code| exit = code),
+        Command::Imatrix(args) => imatrix::run(&args),
+        Command::Diff(args) => tools::diff(&args).map(|equal| {
+            exit = ExitCode::from(if equal { 0 } else { 3 });
+        }),
         Command::Split(args) => tools::split(&args),
         Command::Merge(args) => tools::merge(&args),
         Command::Set(args) => tools::set(&args),
@@ -100,8 +106,7 @@ pub fn main() -> ExitCode {
         Command::Man { folder } => Ok(clap_mangen::generate_to(Cli::command(), folder)?),
     });
     match result {
-        Ok(()) if different => ExitCode::from(3),
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => exit,
         Err(error) => {
             eprintln!("requant: {}", describe(&error));
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);

@@ -3,6 +3,7 @@
 use super::units;
 use crate::convert::{Importance, Plan};
 use crate::gguf::Value;
+use crate::imatrix::Unrouted;
 use crate::quant::{QuantType, Simd, UnknownSimd};
 use crate::recipe::{Options, Reason, TensorType};
 use anyhow::Context;
@@ -60,10 +61,21 @@ pub struct Imatrix {
     /// Do not use the importance matrix for tensors whose name contains this; repeatable
     #[arg(long, value_name = "NAME", requires = "imatrix")]
     exclude_weights: Vec<String>,
+    /// What weighs experts that no token reached: all columns alike (as llama-quantize), the mean
+    /// of the other experts, or nothing, which is an error
+    #[arg(long, value_enum, default_value = "uniform", requires = "imatrix")]
+    unrouted: UnroutedArg,
     /// Instructions to quantize with: portable, avx2, avx512 or neon. The bytes are the same
     /// [default: the best of this machine]
     #[arg(long, value_name = "LEVEL", env = "REQUANT_SIMD", value_parser = simd)]
     simd: Option<Simd>,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum UnroutedArg {
+    Uniform,
+    Shared,
+    Error,
 }
 
 fn simd(name: &str) -> Result<Simd, String> {
@@ -78,7 +90,14 @@ impl Imatrix {
     /// The importance matrix, read and filtered.
     pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
         let Some(path) = &self.imatrix else { return Ok(None) };
-        let mut imatrix = crate::imatrix::Imatrix::open(path)?;
+        let mut imatrix = crate::imatrix::Imatrix::open_with(
+            path,
+            match self.unrouted {
+                UnroutedArg::Uniform => Unrouted::Uniform,
+                UnroutedArg::Shared => Unrouted::Shared,
+                UnroutedArg::Error => Unrouted::Error,
+            },
+        )?;
         if !self.exclude_weights.is_empty() {
             imatrix.exclude(&self.exclude_weights);
         }

@@ -116,6 +116,16 @@ impl Latent<'_> {
                 let mut keys = Array2::zeros((x.nrows(), nope + rope));
                 general_mat_mul(1.0, &latent, &k_b, 0.0, &mut keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
+                if self.k_b.observer.is_some() {
+                    // As if keys were not decompressed: queries and mixed latents pass the
+                    // matrices instead.
+                    let mut mixed = Array2::zeros(latent.raw_dim());
+                    attend(q, keys.view(), latent.view(), mixed.view_mut(), ctx, scale);
+                    let q_nope = q.slice(s![.., ..nope]);
+                    let absorbed = q_nope.dot(&k_b.t());
+                    self.k_b.matrix(h).observed(q_nope, absorbed.view())?;
+                    self.v_b.matrix(h).observed(mixed.view(), mixed.dot(&v_b.t()).view())?;
+                }
                 attend(q, keys.view(), values.view(), out, ctx, scale);
                 Ok(())
             })?;

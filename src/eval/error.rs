@@ -1,6 +1,7 @@
 //! What can go wrong in a forward pass.
 
 use crate::source::SourceError;
+use std::path::PathBuf;
 
 /// A forward pass that cannot be carried out.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +60,25 @@ pub enum EvalError {
     /// Two results that do not belong to the same text.
     #[error("results over {0} and {1} tokens cannot be paired")]
     Unpaired(usize, usize),
+    /// Models whose logits cannot be compared.
+    #[error("vocabularies of {0} and {1} tokens cannot be compared")]
+    Vocabularies(u32, u32),
+    /// A file of log-probabilities.
+    #[error("{}: {what}", path.display())]
+    Base {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The operating system refused.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Cancelled,

@@ -44,8 +44,8 @@ impl<'a> Gated<'a> {
 
     /// One of several stacked.
     fn expert(&self, index: usize) -> Self {
-        let matrix = |m: Matrix<'a>| Matrix { first_row: (index * m.rows) as u64, ..m };
-        Self { gate: matrix(self.gate), up: matrix(self.up), down: matrix(self.down) }
+        let [gate, up, down] = [self.gate, self.up, self.down].map(|m| m.matrix(index));
+        Self { gate, up, down }
     }
 }
 

@@ -1,6 +1,7 @@
 //! Matrices as they are stored, multiplied a few rows at a time.
 
 use super::error::EvalError;
+use super::observe::Observer;
 use crate::source::Source;
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
@@ -18,6 +19,8 @@ pub(super) struct Matrix<'a> {
     pub first_row: u64,
     pub rows: usize,
     pub columns: usize,
+    /// Who sees the products.
+    pub observer: Option<&'a dyn Observer>,
 }
 
 impl Matrix<'_> {
@@ -34,6 +37,7 @@ impl Matrix<'_> {
             .into_par_iter()
             .enumerate()
             .try_for_each(|(i, out)| self.apply_panel(i * panel, x, out))?;
+        self.observed(x, out.view())?;
         Ok(out)
     }
 
@@ -44,7 +48,23 @@ impl Matrix<'_> {
         for (i, out) in out.axis_chunks_iter_mut(Axis(1), panel).enumerate() {
             self.apply_panel(i * panel, x, out)?;
         }
+        self.observed(x, out.view())?;
         Ok(out)
+    }
+
+    /// One of several stacked.
+    pub fn matrix(self, index: usize) -> Self {
+        Self { first_row: (index * self.rows) as u64, ..self }
+    }
+
+    /// Tells the observer of a product.
+    pub fn observed(&self, x: ArrayView2<f32>, y: ArrayView2<f32>) -> Result<(), EvalError> {
+        match self.observer {
+            Some(observer) => {
+                observer.product(self.tensor, self.first_row as usize / self.rows.max(1), x, y)
+            }
+            None => Ok(()),
+        }
     }
 
     fn apply_panel(

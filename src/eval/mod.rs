@@ -5,17 +5,32 @@
 //! model. Activations are f32; sums that decide on precision are f64.
 
 mod attention;
+mod base;
 mod budget;
+mod compare;
 mod error;
 mod exponential;
 mod feed_forward;
+mod gate;
+mod importance;
 mod linear;
 mod model;
 mod norm;
+mod observe;
 mod perplexity;
 mod rope;
 mod router;
+mod tensor_error;
+mod walk;
 
+pub use base::{BaseReader, BaseWriter};
+pub use compare::{
+    Comparison, Distribution, Estimate, Reference, TokenValues, compare, comparison_work,
+};
 pub use error::EvalError;
+pub use gate::{Check, Limits, Verdict, looks, verdict};
+pub use importance::{Collector, collect};
 pub use model::Model;
+pub use observe::Observer;
 pub use perplexity::{Paired, Perplexity, PerplexityOptions, perplexity};
+pub use tensor_error::TensorErrors;

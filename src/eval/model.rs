@@ -7,6 +7,7 @@ use super::exponential::log_sum_parts;
 use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
 use super::norm::rms_norm;
+use super::observe::Observer;
 use super::rope::Rotary;
 use crate::model::{self, Gating, Hparams};
 use crate::source::Source;
@@ -18,6 +19,7 @@ pub struct Model<'a> {
     hparams: &'a Hparams,
     source: &'a dyn Source,
     rotary: Rotary,
+    observer: Option<&'a dyn Observer>,
 }
 
 /// Rows of the output matrix that one task takes.
@@ -30,7 +32,7 @@ impl<'a> Model<'a> {
     /// A tensor that is missing or of another shape, naming it.
     pub fn new(hparams: &'a Hparams, source: &'a dyn Source) -> Result<Self, EvalError> {
         check(hparams)?;
-        let mut model = Self { hparams, source, rotary: Rotary::default() };
+        let mut model = Self { hparams, source, rotary: Rotary::default(), observer: None };
         let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
         model.matrix("token_embd.weight", embd, vocab)?;
         model.output()?;
@@ -49,6 +51,16 @@ impl<'a> Model<'a> {
             model.rotary.divide(&model.vector("rope_freqs.weight", n_rot / 2, true)?);
         }
         Ok(model)
+    }
+
+    /// Has someone watch the products of the layers.
+    pub fn observe(&mut self, observer: &'a dyn Observer) {
+        self.observer = Some(observer);
+    }
+
+    /// The weights.
+    pub fn source(&self) -> &'a dyn Source {
+        self.source
     }
 
     /// The hyper-parameters.
@@ -76,13 +88,15 @@ impl<'a> Model<'a> {
 
     fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
         let tensor = self.tensor(name, &[columns, rows])?;
-        Ok(Matrix { source: self.source, tensor, first_row: 0, rows, columns })
+        let (source, observer) = (self.source, self.observer);
+        Ok(Matrix { source, tensor, first_row: 0, rows, columns, observer })
     }
 
     fn stack(&self, name: &str, dims: [usize; 3]) -> Result<Matrix<'a>, EvalError> {
         let [columns, rows, _] = dims;
         let tensor = self.tensor(name, &dims)?;
-        Ok(Matrix { source: self.source, tensor, first_row: 0, rows, columns })
+        let (source, observer) = (self.source, self.observer);
+        Ok(Matrix { source, tensor, first_row: 0, rows, columns, observer })
     }
 
     /// A vector's values; empty when only its presence is checked.
@@ -198,7 +212,9 @@ impl<'a> Model<'a> {
     fn output(&self) -> Result<Matrix<'a>, EvalError> {
         let tied = self.source.find("output.weight").is_none();
         let name = if tied { "token_embd.weight" } else { "output.weight" };
-        self.matrix(name, self.hparams.n_embd as usize, self.hparams.n_vocab as usize)
+        let (embd, vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab as usize);
+        // It is taken in tiles, and belongs to no layer.
+        Ok(Matrix { observer: None, ..self.matrix(name, embd, vocab)? })
     }
 
     /// Embeddings of tokens, one row each.

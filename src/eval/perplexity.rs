@@ -1,11 +1,10 @@
 //! Perplexity by llama-perplexity's rules, and the paired comparison of two results.
 
-use super::budget;
 use super::error::EvalError;
 use super::model::Model;
+use super::walk::Walk;
 use crate::model::Hparams;
 use crate::monitor::Monitor;
-use ndarray::s;
 use serde::Serialize;
 
 /// How a text is cut and scored.
@@ -30,6 +29,17 @@ impl Default for PerplexityOptions {
 impl PerplexityOptions {
     fn n_chunks(&self, n_tokens: usize) -> usize {
         (n_tokens / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
+    }
+
+    /// The chunks of a text that is long enough for them.
+    pub(super) fn checked_chunks(&self, tokens: &[u32]) -> Result<usize, EvalError> {
+        if self.ctx < 4 || self.chunks == Some(0) {
+            return Err(EvalError::NothingToScore);
+        }
+        if tokens.len() / 2 < self.ctx {
+            return Err(EvalError::TooShort { found: tokens.len(), ctx: self.ctx });
+        }
+        Ok(self.n_chunks(tokens.len()))
     }
 
     /// The work that [`perplexity`] will report to its monitor: tokens times layers, the output
@@ -59,7 +69,7 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
-    fn new(nll_per_chunk: Vec<f64>, nll: Vec<f64>) -> Self {
+    pub(super) fn new(nll_per_chunk: Vec<f64>, nll: Vec<f64>) -> Self {
         let (mean_nll, error) = mean(&nll);
         let perplexity = mean_nll.exp();
         Self {
@@ -75,7 +85,7 @@ impl Perplexity {
 
 /// Mean and standard error of the mean, tokens taken as independent
 /// (`perplexity` in llama-perplexity; the variance there is the population's, divided by `n - 1`).
-fn mean(values: &[f64]) -> (f64, f64) {
+pub(super) fn mean(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
@@ -96,47 +106,22 @@ pub fn perplexity(
     options: &PerplexityOptions,
     monitor: &dyn Monitor,
 ) -> Result<Perplexity, EvalError> {
-    let ctx = options.ctx;
-    if ctx < 4 || options.chunks == Some(0) {
-        return Err(EvalError::NothingToScore);
-    }
-    if tokens.len() / 2 < ctx {
-        return Err(EvalError::TooShort { found: tokens.len(), ctx });
-    }
-    let n_chunks = options.n_chunks(tokens.len());
-    let n_batch = ctx * budget::batch(model.hparams(), ctx, options.memory);
-    let mut batches = Vec::new();
-    for (i, batch) in tokens[..n_chunks * ctx].chunks(n_batch).enumerate() {
-        let mut input = batch.to_vec();
-        if let Some(bos) = options.bos {
-            input.iter_mut().step_by(ctx).for_each(|token| *token = bos);
-        }
-        batches.push((i * n_batch, batch, model.embed(&input)?));
-    }
-    let advance = |batch: &[u32]| -> Result<(), EvalError> {
-        monitor.advance(batch.len() as u64);
-        if monitor.cancelled() { Err(EvalError::Cancelled) } else { Ok(()) }
-    };
+    let n_chunks = options.checked_chunks(tokens)?;
+    let mut walk = Walk::new(model, tokens, n_chunks, options)?;
     for layer in 0..model.hparams().n_layer {
-        for (first, batch, states) in &mut batches {
-            model.layer(layer, states, ctx, options.memory).map_err(|e| e.after(*first))?;
-            advance(batch)?;
-        }
+        walk.layer(layer, monitor)?;
     }
-    let scored = ctx / 2..ctx - 1;
-    let mut nll = Vec::with_capacity(n_chunks * scored.len());
+    let mut nll = Vec::new();
     let mut nll_per_chunk = Vec::with_capacity(n_chunks);
-    for (first, batch, states) in &batches {
-        for (i, chunk) in batch.chunks(ctx).enumerate() {
-            let rows = i * ctx + scored.start..i * ctx + scored.end;
-            let first = first + rows.start;
-            let normed = model.output_norm(states.slice(s![rows, ..]))?;
-            let of_chunk = model.nll(normed.view(), &chunk[scored.start + 1..]);
-            let of_chunk = of_chunk.map_err(|e| e.after(first))?;
-            nll_per_chunk.push(of_chunk.iter().sum());
-            nll.extend(of_chunk);
+    for chunk in 0..n_chunks {
+        let (normed, targets, first) = walk.rows(chunk)?;
+        let of_chunk = model.nll(normed.view(), &targets).map_err(|e| e.after(first))?;
+        nll_per_chunk.push(of_chunk.iter().sum());
+        nll.extend(of_chunk);
+        monitor.advance(options.ctx as u64);
+        if monitor.cancelled() {
+            return Err(EvalError::Cancelled);
         }
-        advance(batch)?;
     }
     Ok(Perplexity::new(nll_per_chunk, nll))
 }

@@ -4,6 +4,9 @@
 //! container; it does not know models or block formats.
 
 mod legacy;
+mod sums;
+
+pub use sums::{Entry, Sums};
 
 use crate::gguf::{GgufError, GgufFile};
 use crate::quant::QuantType;
@@ -45,6 +48,19 @@ pub enum ImatrixError {
         /// What is wrong with it.
         what: String,
     },
+    /// Experts that no token reached.
+    #[error(
+        "{}: `{tensor}`: no token reached expert{} {}; use a longer text, or --unrouted",
+        path.display(), if experts.len() == 1 { "" } else { "s" }, list(experts)
+    )]
+    Unrouted {
+        /// The file.
+        path: PathBuf,
+        /// The entry.
+        tensor: String,
+        /// The experts.
+        experts: Vec<usize>,
+    },
     /// A value that is NaN or infinite.
     #[error("{}: entry `{tensor}` holds {value} at column {column}", path.display())]
     NotFinite {
@@ -59,17 +75,123 @@ pub enum ImatrixError {
     },
 }
 
+fn list(numbers: &[usize]) -> String {
+    let numbers: Vec<String> = numbers.iter().map(usize::to_string).collect();
+    numbers.join(", ")
+}
+
+/// What weighs the columns of experts that no token reached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Unrouted {
+    /// All columns weigh the same, as in llama-quantize.
+    #[default]
+    Uniform,
+    /// The mean of the other experts of the tensor.
+    Shared,
+    /// Such an expert is an error.
+    Error,
+}
+
+impl Unrouted {
+    fn fill(
+        self,
+        path: &Path,
+        tensor: &str,
+        values: &mut [f32],
+        counts: &[f32],
+    ) -> Result<(), ImatrixError> {
+        let columns = (values.len() / counts.len()).max(1);
+        let reached = counts.iter().filter(|&&n| n > 0.0).count();
+        match self {
+            Self::Uniform => Ok(()),
+            Self::Error => Err(ImatrixError::Unrouted {
+                path: path.to_owned(),
+                tensor: tensor.to_owned(),
+                experts: (0..counts.len()).filter(|&i| counts[i] <= 0.0).collect(),
+            }),
+            Self::Shared => {
+                let mut mean = vec![0.0f64; columns];
+                for (values, _) in values.chunks(columns).zip(counts).filter(|(_, n)| **n > 0.0) {
+                    for (mean, &value) in mean.iter_mut().zip(values) {
+                        *mean += f64::from(value) / reached as f64;
+                    }
+                }
+                let empty = values.chunks_mut(columns).zip(counts).filter(|(_, n)| **n <= 0.0);
+                for (values, _) in empty.filter(|_| reached > 0) {
+                    for (value, &mean) in values.iter_mut().zip(&mean) {
+                        *value = mean as f32;
+                    }
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Name, sums and counts of each entry, names of texts, number and size of chunks.
+type Pairs = (Vec<(String, Vec<f32>, Vec<f32>)>, Vec<String>, u32, u32);
+
+/// Reads a GGUF file as it is.
+fn read_pairs(path: &Path) -> Result<Pairs, ImatrixError> {
+    let file = GgufFile::open(path)?;
+    let error = |what: String| ImatrixError::Format { path: path.to_owned(), what };
+    let metadata = file.metadata();
+    let (datasets, chunks) =
+        (metadata.strings("imatrix.datasets")?, metadata.u32("imatrix.chunk_count")?);
+    let (Some(datasets), Some(chunk_count)) = (datasets, chunks) else {
+        return Err(error("is a GGUF file, but not an importance matrix".to_owned()));
+    };
+    let chunk_size = metadata.u32("imatrix.chunk_size")?.unwrap_or(0);
+    let floats = |name: &str| -> Result<Option<Vec<f32>>, ImatrixError> {
+        let Some(index) = file.find(name) else { return Ok(None) };
+        if file.tensors()[index].ty != QuantType::F32 {
+            return Err(error(format!("`{name}` is not F32")));
+        }
+        let bytes = file.tensor_data(index).as_chunks::<4>().0;
+        Ok(Some(bytes.iter().map(|&b| f32::from_le_bytes(b)).collect()))
+    };
+    let mut pairs = Vec::new();
+    for info in file.tensors() {
+        let Some(tensor) = info.name.strip_suffix(".in_sum2") else {
+            let of_pair = info.name.strip_suffix(".counts");
+            if of_pair.is_none_or(|t| file.find(&format!("{t}.in_sum2")).is_none()) {
+                return Err(error(format!("`{}` has no counterpart", info.name)));
+            }
+            continue;
+        };
+        let missing = || error(format!("`{}` has no counterpart", info.name));
+        let counts = floats(&format!("{tensor}.counts"))?.ok_or_else(missing)?;
+        let values = floats(&info.name)?.ok_or_else(missing)?;
+        if counts.is_empty() || !values.len().is_multiple_of(counts.len()) {
+            let what = format!("`{tensor}` has {} sums and {} counts", values.len(), counts.len());
+            return Err(error(what));
+        }
+        pairs.push((tensor.to_owned(), values, counts));
+    }
+    let datasets = datasets.iter().map(|name| name.to_string()).collect();
+    Ok((pairs, datasets, chunk_count, chunk_size))
+}
+
 impl Imatrix {
     /// Reads a file of either format.
     ///
     /// # Errors
     /// A file of another kind, a damaged one, or values that are not finite.
     pub fn open(path: &Path) -> Result<Self, ImatrixError> {
+        Self::open_with(path, Unrouted::default())
+    }
+
+    /// [`Imatrix::open`] with a choice about experts that no token reached. The legacy format does
+    /// not say which those are.
+    ///
+    /// # Errors
+    /// As [`Imatrix::open`]; with [`Unrouted::Error`], the first tensor with such an expert.
+    pub fn open_with(path: &Path, unrouted: Unrouted) -> Result<Self, ImatrixError> {
         let mut magic = [0; 4];
         let io = |error| ImatrixError::Io { path: path.to_owned(), error };
         let mut file = std::fs::File::open(path).map_err(io)?;
         let is_gguf = std::io::Read::read_exact(&mut file, &mut magic).is_ok() && &magic == b"GGUF";
-        let imatrix = if is_gguf { Self::from_gguf(path)? } else { legacy::read(path)? };
+        let imatrix = if is_gguf { Self::from_gguf(path, unrouted)? } else { legacy::read(path)? };
         for (tensor, values) in &imatrix.entries {
             if let Some(column) = values.iter().position(|v| !v.is_finite()) {
                 return Err(ImatrixError::NotFinite {
@@ -85,50 +207,22 @@ impl Imatrix {
 
     /// Pairs of `<tensor>.in_sum2` and `<tensor>.counts`; a matrix that no token reached counts
     /// every column alike (`common_imatrix_load`, `load_imatrix` in llama-quantize).
-    fn from_gguf(path: &Path) -> Result<Self, ImatrixError> {
-        let file = GgufFile::open(path)?;
-        let error = |what: String| ImatrixError::Format { path: path.to_owned(), what };
-        let metadata = file.metadata();
-        let (datasets, chunks) =
-            (metadata.strings("imatrix.datasets")?, metadata.u32("imatrix.chunk_count")?);
-        let (Some(datasets), Some(chunk_count)) = (datasets, chunks) else {
-            return Err(error("is a GGUF file, but not an importance matrix".to_owned()));
-        };
-        let floats = |name: &str| -> Result<Option<Vec<f32>>, ImatrixError> {
-            let Some(index) = file.find(name) else { return Ok(None) };
-            if file.tensors()[index].ty != QuantType::F32 {
-                return Err(error(format!("`{name}` is not F32")));
-            }
-            let bytes = file.tensor_data(index).as_chunks::<4>().0;
-            Ok(Some(bytes.iter().map(|&b| f32::from_le_bytes(b)).collect()))
-        };
+    fn from_gguf(path: &Path, unrouted: Unrouted) -> Result<Self, ImatrixError> {
+        let (pairs, datasets, chunk_count, _) = read_pairs(path)?;
         let mut entries = BTreeMap::new();
-        for info in file.tensors() {
-            let Some(tensor) = info.name.strip_suffix(".in_sum2") else {
-                let of_pair = info.name.strip_suffix(".counts");
-                if of_pair.is_none_or(|t| file.find(&format!("{t}.in_sum2")).is_none()) {
-                    return Err(error(format!("`{}` has no counterpart", info.name)));
-                }
-                continue;
-            };
-            let missing = || error(format!("`{}` has no counterpart", info.name));
-            let counts = floats(&format!("{tensor}.counts"))?.ok_or_else(missing)?;
-            let mut values = floats(&info.name)?.ok_or_else(missing)?;
-            if counts.is_empty() || !values.len().is_multiple_of(counts.len()) {
-                let what =
-                    format!("`{tensor}` has {} sums and {} counts", values.len(), counts.len());
-                return Err(error(what));
-            }
+        for (tensor, mut values, counts) in pairs {
             let columns = (values.len() / counts.len()).max(1);
-            for (values, count) in values.chunks_mut(columns).zip(counts) {
-                let count = count.round();
+            let counts: Vec<f32> = counts.into_iter().map(f32::round).collect();
+            for (values, count) in values.chunks_mut(columns).zip(&counts) {
                 for value in values {
-                    *value = if count > 0.0 { *value / count } else { 1.0 };
+                    *value = if *count > 0.0 { *value / count } else { 1.0 };
                 }
             }
-            entries.insert(tensor.to_owned(), values);
+            if counts.iter().any(|&n| n <= 0.0) {
+                unrouted.fill(path, &tensor, &mut values, &counts)?;
+            }
+            entries.insert(tensor, values);
         }
-        let datasets = datasets.iter().map(|name| name.to_string()).collect();
         Ok(Self { entries, datasets, chunk_count })
     }
 

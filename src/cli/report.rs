@@ -1,0 +1,199 @@
+//! The page that `requant compare --report` writes: one file without links to others.
+
+use super::compare::{Outcome, Row};
+use std::fmt::Write;
+
+/// Width and height of a picture, in its own units.
+const SIZE: (f64, f64) = (640.0, 240.0);
+/// Room for the scales on the left and at the bottom.
+const MARGIN: (f64, f64) = (64.0, 32.0);
+
+const STYLE: &str = "\
+:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d0d7de;--line:#0b62d6;--soft:#57606a}\
+@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--faint:#30363d;--line:#58a6ff;--soft:#9198a1}}\
+@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}figure,table{break-inside:avoid}}\
+*{box-sizing:border-box}\
+body{margin:0 auto;padding:1.5rem;max-width:60rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.5rem;overflow-wrap:anywhere}\
+.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}\
+th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--faint);font-variant-numeric:tabular-nums;white-space:nowrap}\
+th:first-child,td:first-child{text-align:left}\
+figure{margin:1.5rem 0}figcaption,.soft{color:var(--soft);font-size:.9rem}\
+svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}\
+.grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--line);stroke-width:2}.bar{fill:var(--line)}";
+
+/// The page.
+pub fn page(outcome: &Outcome) -> String {
+    let mut out = String::new();
+    let _ = write!(
+        out,
+        "<!doctype html><html lang=\"en\"><meta charset=\"utf-8\">\
+         <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\
+         <title>Cost of quantization</title><style>{STYLE}</style><h1>Cost of quantization</h1>"
+    );
+    let own = &outcome.own;
+    let text = outcome
+        .text
+        .as_ref()
+        .map_or("the text of the file".to_owned(), |path| escape(&path.display().to_string()));
+    let _ = write!(
+        out,
+        "<p>Reference {}: perplexity {:.4} ± {:.4} on {text}, {} tokens scored in {} chunks of {}.</p>",
+        escape(&outcome.reference.display().to_string()),
+        own.perplexity,
+        own.perplexity_error,
+        own.tokens_scored,
+        own.nll_per_chunk.len(),
+        outcome.ctx
+    );
+    out += "<div class=\"scroll\"><table><thead><tr><th>model<th>bits per weight<th>perplexity\
+            <th>PPL ratio<th>mean KL divergence<th>99 % KL<th>same top token<th>RMS change of p\
+            </tr></thead><tbody>";
+    for row in &outcome.rows {
+        let c = &row.comparison;
+        let p99 = c.kl_divergence.percentiles.iter().find(|p| p.0 == 99.0).map_or(0.0, |p| p.1);
+        let _ = write!(
+            out,
+            "<tr><td>{}<td>{:.3}<td>{:.4} ± {:.4}<td>{:.5} ± {:.5}<td>{:.6} ± {:.6}<td>{p99:.4}\
+             <td>{:.2} ± {:.2} %<td>{:.3} ± {:.3} %</tr>",
+            name(row),
+            row.bits,
+            c.perplexity.perplexity,
+            c.perplexity.perplexity_error,
+            c.paired.ratio,
+            c.paired.ratio_error,
+            c.kl_divergence.mean.value,
+            c.kl_divergence.mean.error,
+            100.0 * c.same_top.value,
+            100.0 * c.same_top.error,
+            100.0 * c.p_change_rms.value,
+            100.0 * c.p_change_rms.error,
+        );
+    }
+    out += "</tbody></table></div><p class=\"soft\">± is one standard error. KL divergence in nats.</p>";
+    for row in &outcome.rows {
+        let _ = write!(out, "<h2>{}</h2>", escape(&row.path.display().to_string()));
+        let mut kl: Vec<f64> = row.comparison.tokens.iter().map(|t| t.kl.max(1e-9)).collect();
+        kl.sort_by(f64::total_cmp);
+        let n = kl.len().saturating_sub(1).max(1) as f64;
+        let step = (kl.len() / 400).max(1);
+        let points: Vec<(f64, f64)> =
+            kl.iter().enumerate().step_by(step).map(|(i, &v)| (100.0 * i as f64 / n, v)).collect();
+        figure(&mut out, "KL divergence below which so many percent of the tokens lie", |out| {
+            curve(out, &points);
+        });
+        if !row.comparison.layer_error.is_empty() {
+            let errors = &row.comparison.layer_error;
+            figure(&mut out, "Relative error of the hidden states after each layer", |out| {
+                bars(out, errors);
+            });
+        }
+        if let Some(tensors) = &row.tensors {
+            out += "<div class=\"scroll\"><table><thead><tr><th>tensor<th>relative error of its output\
+                    </tr></thead><tbody>";
+            for (name, error) in tensors {
+                let _ = write!(out, "<tr><td>{}<td>{error:.3e}</tr>", escape(name));
+            }
+            out += "</tbody></table></div>";
+        }
+    }
+    let _ = write!(out, "<p class=\"soft\">requant {}</p></html>", env!("CARGO_PKG_VERSION"));
+    out.push('\n');
+    out
+}
+
+fn name(row: &Row) -> String {
+    escape(&row.path.file_name().unwrap_or_default().to_string_lossy())
+}
+
+fn escape(text: &str) -> String {
+    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
+}
+
+fn figure(out: &mut String, caption: &str, draw: impl FnOnce(&mut String)) {
+    let (width, height) = SIZE;
+    let _ = write!(
+        out,
+        "<figure><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{caption}\">"
+    );
+    draw(out);
+    let _ = write!(out, "</svg><figcaption>{caption}</figcaption></figure>");
+}
+
+/// Powers of ten that enclose the values.
+fn decades(values: impl Iterator<Item = f64>) -> (i32, i32) {
+    let (low, high) = values
+        .filter(|v| *v > 0.0)
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+    match low <= high {
+        true => {
+            let low = low.log10().floor() as i32;
+            (low, (high.log10().ceil() as i32).max(low + 1))
+        }
+        false => (-1, 0),
+    }
+}
+
+/// Lines and numbers of a logarithmic scale; gives the height of a value.
+fn scale(out: &mut String, (low, high): (i32, i32)) -> impl Fn(f64) -> f64 + use<> {
+    let bottom = SIZE.1 - MARGIN.1;
+    let span = f64::from(high - low);
+    let place = move |v: f64| {
+        let part = (v.max(1e-300).log10() - f64::from(low)) / span;
+        bottom - part.clamp(0.0, 1.0) * (bottom - 10.0)
+    };
+    for power in low..=high {
+        let y = place(10f64.powi(power));
+        let _ = write!(
+            out,
+            "<line class=\"grid\" x1=\"{0}\" x2=\"{1}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+             <text x=\"{2}\" y=\"{3:.1}\" text-anchor=\"end\">1e{power}</text>",
+            MARGIN.0,
+            SIZE.0 - 8.0,
+            MARGIN.0 - 8.0,
+            y + 4.0
+        );
+    }
+    place
+}
+
+fn curve(out: &mut String, points: &[(f64, f64)]) {
+    let place = scale(out, decades(points.iter().map(|p| p.1)));
+    let across = |percent: f64| MARGIN.0 + percent / 100.0 * (SIZE.0 - 8.0 - MARGIN.0);
+    let line: Vec<String> =
+        points.iter().map(|&(x, y)| format!("{:.1},{:.1}", across(x), place(y))).collect();
+    let _ = write!(out, "<polyline class=\"curve\" points=\"{}\"/>", line.join(" "));
+    for percent in [0, 25, 50, 75, 100] {
+        let _ = write!(
+            out,
+            "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{percent} %</text>",
+            across(f64::from(percent)).min(SIZE.0 - 18.0),
+            SIZE.1 - 10.0
+        );
+    }
+}
+
+fn bars(out: &mut String, values: &[f64]) {
+    let place = scale(out, decades(values.iter().copied()));
+    let step = (SIZE.0 - 8.0 - MARGIN.0) / values.len() as f64;
+    let every = values.len().div_ceil(16);
+    for (i, &value) in values.iter().enumerate() {
+        let (x, y) = (MARGIN.0 + step * i as f64, place(value));
+        let _ = write!(
+            out,
+            "<rect class=\"bar\" x=\"{:.1}\" y=\"{y:.1}\" width=\"{:.1}\" height=\"{:.1}\">\
+             <title>layer {i}: {value:.3e}</title></rect>",
+            x + 0.1 * step,
+            0.8 * step,
+            SIZE.1 - MARGIN.1 - y
+        );
+        if i % every == 0 {
+            let _ = write!(
+                out,
+                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{i}</text>",
+                x + 0.5 * step,
+                SIZE.1 - 10.0
+            );
+        }
+    }
+}

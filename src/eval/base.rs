@@ -1,0 +1,176 @@
+//! Log-probabilities of a reference in the format of llama-perplexity's `--kl-divergence-base`.
+//!
+//! ```text
+//! "_logits_" | n_ctx u32 | n_vocab i32 | n_chunk i32 | tokens i32…
+//! for every scored token of every chunk:
+//!   scale f32 | smallest log-probability f32 | codes u16…, an even number of them
+//! ```
+//! A log-probability is `scale * code + smallest`; whatever is more than 16 below the largest is
+//! taken for the smallest.
+
+use super::error::EvalError;
+use ndarray::{Array2, ArrayView2};
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+
+const MAGIC: &[u8; 8] = b"_logits_";
+
+/// Tokens that a file may hold at most; a larger number is taken for damage.
+const MAX_TOKENS: u64 = 1 << 32;
+
+/// Writes log-probabilities, row after row, into a `.part` file that gets its name at the end.
+pub struct BaseWriter {
+    path: PathBuf,
+    part: PathBuf,
+    file: BufWriter<File>,
+}
+
+/// Reads log-probabilities row after row.
+pub struct BaseReader {
+    path: PathBuf,
+    file: BufReader<File>,
+    ctx: u32,
+    n_vocab: u32,
+    tokens: Vec<u32>,
+}
+
+impl BaseWriter {
+    /// Begins a file for `tokens`, which are whole chunks of `ctx`.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn create(path: &Path, ctx: u32, n_vocab: u32, tokens: &[u32]) -> Result<Self, EvalError> {
+        let mut part = path.as_os_str().to_owned();
+        part.push(".part");
+        let part = PathBuf::from(part);
+        let io = |error| EvalError::Io { path: part.clone(), error };
+        let mut file = BufWriter::new(File::create(&part).map_err(io)?);
+        let n_chunk = tokens.len() as u32 / ctx;
+        let written = (|| {
+            file.write_all(MAGIC)?;
+            for n in [ctx, n_vocab, n_chunk].iter().chain(tokens) {
+                file.write_all(&n.to_le_bytes())?;
+            }
+            io::Result::Ok(())
+        })();
+        written.map_err(io)?;
+        Ok(Self { path: path.to_owned(), part, file })
+    }
+
+    /// Writes rows of logits (`log_softmax` in `perplexity.cpp`, in its precision).
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write(&mut self, logits: ArrayView2<f32>) -> Result<(), EvalError> {
+        for row in logits.rows() {
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            let min = row.iter().copied().fold(f32::INFINITY, f32::min).max(max - 16.0);
+            let sum: f64 = row.iter().map(|&x| f64::from((x - max).exp())).sum();
+            let smallest = min - max - sum.ln() as f32;
+            let scale = (max - min) / 65535.0;
+            let inverse = 1.0 / scale;
+            let mut bytes = Vec::with_capacity(8 + 2 * row.len() + 2);
+            bytes.extend_from_slice(&scale.to_le_bytes());
+            bytes.extend_from_slice(&smallest.to_le_bytes());
+            for &x in &row {
+                let code = match scale > 0.0 && x > min {
+                    true => (inverse * (x - min)).round_ties_even() as u16,
+                    false => 0,
+                };
+                bytes.extend_from_slice(&code.to_le_bytes());
+            }
+            if !row.len().is_multiple_of(2) {
+                bytes.extend_from_slice(&[0; 2]);
+            }
+            let written = self.file.write_all(&bytes);
+            written.map_err(|error| EvalError::Io { path: self.part.clone(), error })?;
+        }
+        Ok(())
+    }
+
+    /// Gives the file its name.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn finish(mut self) -> Result<(), EvalError> {
+        let done = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
+        let done = done.and_then(|()| std::fs::rename(&self.part, &self.path));
+        done.map_err(|error| EvalError::Io { path: self.path.clone(), error })
+    }
+}
+
+impl Drop for BaseWriter {
+    fn drop(&mut self) {
+        // Gone already where the file was finished.
+        let _ = std::fs::remove_file(&self.part);
+    }
+}
+
+impl BaseReader {
+    /// Opens a file, and checks its length against its header.
+    ///
+    /// # Errors
+    /// Another kind of file, a damaged one, a system that refuses.
+    pub fn open(path: &Path) -> Result<Self, EvalError> {
+        let io = |error| EvalError::Io { path: path.to_owned(), error };
+        let bad = |what: &str| EvalError::Base { path: path.to_owned(), what: what.to_owned() };
+        let file = File::open(path).map_err(io)?;
+        let length = file.metadata().map_err(io)?.len();
+        let mut file = BufReader::new(file);
+        let mut head = [0; 20];
+        file.read_exact(&mut head).map_err(|_| bad("is too short"))?;
+        if head[..8] != *MAGIC {
+            return Err(bad("holds no log-probabilities"));
+        }
+        let word = |i: usize| u32::from_le_bytes([head[i], head[i + 1], head[i + 2], head[i + 3]]);
+        let [ctx, n_vocab, n_chunk] = [word(8), word(12), word(16)];
+        let n_tokens = u64::from(ctx) * u64::from(n_chunk);
+        let rows = u64::from(n_chunk) * u64::from(ctx.saturating_sub(1 + ctx / 2));
+        let row = 8 + 2 * u64::from(n_vocab).next_multiple_of(2);
+        let expected = rows.checked_mul(row).and_then(|n| n.checked_add(20 + 4 * n_tokens));
+        if ctx < 4 || n_vocab == 0 || n_tokens > MAX_TOKENS || expected != Some(length) {
+            return Err(bad("is not as long as its header says; it is cut short or damaged"));
+        }
+        let mut tokens = vec![0; 4 * n_tokens as usize];
+        file.read_exact(&mut tokens).map_err(io)?;
+        let tokens = tokens.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
+        Ok(Self { path: path.to_owned(), file, ctx, n_vocab, tokens })
+    }
+
+    /// Tokens of a chunk.
+    pub fn ctx(&self) -> u32 {
+        self.ctx
+    }
+
+    /// Tokens of the vocabulary.
+    pub fn n_vocab(&self) -> u32 {
+        self.n_vocab
+    }
+
+    /// The text.
+    pub fn tokens(&self) -> &[u32] {
+        &self.tokens
+    }
+
+    /// Reads the next rows as log-probabilities.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn read(&mut self, rows: usize) -> Result<Array2<f32>, EvalError> {
+        let n_vocab = self.n_vocab as usize;
+        let mut out = Array2::zeros((rows, n_vocab));
+        let mut bytes = vec![0; 8 + 2 * n_vocab.next_multiple_of(2)];
+        for mut row in out.rows_mut() {
+            let read = self.file.read_exact(&mut bytes);
+            read.map_err(|error| EvalError::Io { path: self.path.clone(), error })?;
+            let float =
+                |i: usize| f32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
+            let (scale, smallest) = (float(0), float(4));
+            for (value, code) in row.iter_mut().zip(bytes[8..].as_chunks::<2>().0) {
+                *value = scale * f32::from(u16::from_le_bytes(*code)) + smallest;
+            }
+        }
+        Ok(out)
+    }
+}

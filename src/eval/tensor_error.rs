@@ -1,0 +1,77 @@
+//! The error that each quantized tensor causes alone: its products against the reference's, on the
+//! reference's own activations.
+
+use super::error::EvalError;
+use super::linear::Matrix;
+use super::observe::Observer;
+use crate::source::Source;
+use ndarray::ArrayView2;
+use std::sync::{Mutex, PoisonError};
+
+/// Compares every product of the model that it observes with that of another model's tensor of the
+/// same name. Made before the model that it observes.
+pub struct TensorErrors<'a> {
+    names: Vec<String>,
+    other: &'a dyn Source,
+    /// The other's tensor, for each of the reference's.
+    partners: Vec<Option<usize>>,
+    /// Squared norms: of the difference, and of the reference's output.
+    sums: Vec<Mutex<(f64, f64)>>,
+}
+
+impl<'a> TensorErrors<'a> {
+    /// Pairs the tensors of two models.
+    pub fn new(reference: &dyn Source, other: &'a dyn Source) -> Self {
+        let partner = |meta: &crate::source::TensorMeta| {
+            let i = other.find(&meta.name)?;
+            let found = &other.tensors()[i];
+            let same = found.n_per_row() == meta.n_per_row() && found.n_rows() == meta.n_rows();
+            same.then_some(i)
+        };
+        let partners: Vec<_> = reference.tensors().iter().map(partner).collect();
+        let sums = partners.iter().map(|_| Mutex::default()).collect();
+        let names = reference.tensors().iter().map(|t| t.name.clone()).collect();
+        Self { names, other, partners, sums }
+    }
+
+    /// Norm of the error of each tensor's output, relative to the output's norm, in the order of
+    /// the reference; tensors that took no part are left out.
+    pub fn relative(&self) -> Vec<(&str, f64)> {
+        let sums = self.sums.iter().map(|s| *s.lock().unwrap_or_else(PoisonError::into_inner));
+        let all = self.names.iter().map(String::as_str).zip(sums);
+        all.filter(|(_, (_, norm))| *norm > 0.0)
+            .map(|(name, (apart, norm))| (name, (apart / norm).sqrt()))
+            .collect()
+    }
+}
+
+impl Observer for TensorErrors<'_> {
+    fn product(
+        &self,
+        tensor: usize,
+        matrix: usize,
+        x: ArrayView2<f32>,
+        y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        let Some(partner) = self.partners[tensor] else { return Ok(()) };
+        let rows = y.ncols();
+        let other = Matrix {
+            source: self.other,
+            tensor: partner,
+            first_row: (matrix * rows) as u64,
+            rows,
+            columns: x.ncols(),
+            observer: None,
+        };
+        let found = other.apply_here(x)?;
+        let (mut apart, mut norm) = (0.0, 0.0);
+        for (&a, &b) in y.iter().zip(&found) {
+            apart += f64::from(b - a).powi(2);
+            norm += f64::from(a).powi(2);
+        }
+        let mut sums = self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner);
+        sums.0 += apart;
+        sums.1 += norm;
+        Ok(())
+    }
+}

@@ -1,0 +1,168 @@
+//! Importance matrices while they grow: sums of squares and counts, which can be added.
+
+use super::{Imatrix, ImatrixError, read_pairs};
+use crate::gguf::{Disk, GgufError, Layout, LocalDisk, Metadata, Value, Writer, folder};
+use crate::quant::QuantType;
+use std::collections::BTreeMap;
+use std::io::{BufWriter, Write};
+use std::path::Path;
+
+/// Sums of squares of the inputs of each tensor, in f64.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Sums {
+    /// By tensor name, in GGUF's spelling.
+    pub entries: BTreeMap<String, Entry>,
+    /// Names of the texts.
+    pub datasets: Vec<String>,
+    /// Chunks of text.
+    pub chunk_count: u32,
+    /// Tokens of a chunk.
+    pub chunk_size: u32,
+}
+
+/// The sums of one tensor.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Entry {
+    /// One a column, matrix after matrix for stacked tensors.
+    pub sums: Vec<f64>,
+    /// Tokens that went into each sum: one number, or one for each matrix of experts.
+    pub counts: Vec<u64>,
+}
+
+impl Sums {
+    /// Reads a GGUF file that holds sums and counts; the legacy format does not.
+    ///
+    /// # Errors
+    /// A file of another kind, or a damaged one.
+    pub fn open(path: &Path) -> Result<Self, ImatrixError> {
+        let (pairs, datasets, chunk_count, chunk_size) = read_pairs(path)?;
+        let entries = pairs.into_iter().map(|(name, sums, counts)| {
+            let sums = sums.into_iter().map(f64::from).collect();
+            let counts = counts.into_iter().map(|n| n.round().max(0.0) as u64).collect();
+            (name, Entry { sums, counts })
+        });
+        Ok(Self { entries: entries.collect(), datasets, chunk_count, chunk_size })
+    }
+
+    /// Adds the sums of another text, or of another part of it.
+    ///
+    /// # Errors
+    /// The name of an entry whose shape differs.
+    pub fn add(&mut self, other: &Self) -> Result<(), String> {
+        for (name, entry) in &other.entries {
+            let own = self.entries.entry(name.clone()).or_insert_with(|| Entry {
+                sums: vec![0.0; entry.sums.len()],
+                counts: vec![0; entry.counts.len()],
+            });
+            if own.sums.len() != entry.sums.len() || own.counts.len() != entry.counts.len() {
+                return Err(name.clone());
+            }
+            own.sums.iter_mut().zip(&entry.sums).for_each(|(a, b)| *a += b);
+            own.counts.iter_mut().zip(&entry.counts).for_each(|(a, b)| *a += b);
+        }
+        self.datasets.extend(other.datasets.iter().cloned());
+        self.chunk_count += other.chunk_count;
+        self.chunk_size = self.chunk_size.max(other.chunk_size);
+        Ok(())
+    }
+
+    /// Entries of which some matrices met no token, with the numbers of those matrices.
+    pub fn unreached(&self) -> Vec<(&str, Vec<usize>)> {
+        let missing = |entry: &Entry| -> Vec<usize> {
+            (0..entry.counts.len()).filter(|&i| entry.counts[i] == 0).collect()
+        };
+        let all = self.entries.iter().map(|(name, entry)| (name.as_str(), missing(entry)));
+        all.filter(|(_, missing)| !missing.is_empty()).collect()
+    }
+
+    /// The means, as a reader of the file finds them.
+    pub fn means(&self) -> Imatrix {
+        let entries = self.entries.iter().map(|(name, entry)| {
+            let columns = (entry.sums.len() / entry.counts.len().max(1)).max(1);
+            let means =
+                entry.sums.iter().enumerate().map(|(i, &sum)| match entry.counts[i / columns] {
+                    0 => 1.0,
+                    n => sum as f32 / n as f32,
+                });
+            (name.clone(), means.collect())
+        });
+        let (datasets, chunk_count) = (self.datasets.clone(), self.chunk_count);
+        Imatrix { entries: entries.collect(), datasets, chunk_count }
+    }
+
+    /// Writes a GGUF file (`IMatrixCollector::save_imatrix`).
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write_gguf(&self, path: &Path) -> Result<(), ImatrixError> {
+        let mut metadata = Metadata::new();
+        metadata.set("general.type", "imatrix");
+        metadata.set("imatrix.datasets", self.datasets.iter().cloned().collect::<Value>());
+        metadata.set("imatrix.chunk_count", self.chunk_count);
+        metadata.set("imatrix.chunk_size", self.chunk_size);
+        let mut infos = Vec::new();
+        let mut data: Vec<Vec<f32>> = Vec::new();
+        for (name, entry) in &self.entries {
+            let n = entry.counts.len().max(1) as u64;
+            let columns = entry.sums.len() as u64 / n;
+            infos.push((format!("{name}.in_sum2"), vec![columns, n], QuantType::F32));
+            data.push(entry.sums.iter().map(|&x| x as f32).collect());
+            infos.push((format!("{name}.counts"), vec![1, n], QuantType::F32));
+            data.push(entry.counts.iter().map(|&x| x as f32).collect());
+        }
+        let layout = Layout::new(&metadata, infos)?;
+        let writer = Writer::open(&LocalDisk, path, &layout)?;
+        for (i, values) in data.iter().enumerate() {
+            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+            writer.write_at(i, 0, &bytes)?;
+        }
+        writer.sync()?;
+        self.name(path)
+    }
+
+    /// Writes the legacy format (`IMatrixCollector::save_imatrix_legacy`).
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write_legacy(&self, path: &Path) -> Result<(), ImatrixError> {
+        let part = Writer::part_path(path);
+        let written = (|| {
+            let mut out = BufWriter::new(std::fs::File::create(&part)?);
+            let reached = |entry: &&Entry| entry.counts.iter().any(|&n| n > 0);
+            let kept: Vec<_> = self.entries.iter().filter(|(_, entry)| reached(entry)).collect();
+            let int = |out: &mut BufWriter<_>, n: usize| out.write_all(&(n as i32).to_le_bytes());
+            int(&mut out, kept.len())?;
+            for (name, entry) in kept {
+                int(&mut out, name.len())?;
+                out.write_all(name.as_bytes())?;
+                let most = entry.counts.iter().copied().max().unwrap_or(0);
+                let calls = most.div_ceil(u64::from(self.chunk_size.max(1)));
+                int(&mut out, calls as usize)?;
+                int(&mut out, entry.sums.len())?;
+                let columns = entry.sums.len() / entry.counts.len();
+                for (i, &sum) in entry.sums.iter().enumerate() {
+                    let value = match entry.counts[i / columns] {
+                        0 => 1.0,
+                        n => sum as f32 / n as f32,
+                    };
+                    out.write_all(&(value * calls as f32).to_le_bytes())?;
+                }
+            }
+            int(&mut out, self.chunk_count as usize)?;
+            let dataset = self.datasets.last().map_or("", String::as_str);
+            int(&mut out, dataset.len())?;
+            out.write_all(dataset.as_bytes())?;
+            out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
+        })();
+        written.map_err(|error| ImatrixError::Io { path: part, error })?;
+        self.name(path)
+    }
+
+    /// Gives a complete file its name.
+    fn name(&self, path: &Path) -> Result<(), ImatrixError> {
+        let renamed = LocalDisk.rename(&Writer::part_path(path), path);
+        renamed.map_err(|error| GgufError::io(path, error))?;
+        LocalDisk.sync_names(folder(path));
+        Ok(())
+    }
+}
