@@ -1,0 +1,239 @@
+//! Comparisons against figures computed apart, verdicts, and importance matrices against
+//! llama-imatrix's.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use assert_cmd::cargo::CommandCargoExt;
+use common::{HELDOUT, TINY_R1};
+use requant::eval::{self, PerplexityOptions, Reference, compare};
+use requant::imatrix::{Imatrix, Sums};
+use requant::model::{Model, Mtp};
+use serde_json::Value;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+const BF16: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+const CALIBRATION: &str = "tests/fixtures/text/calibration.txt";
+
+/// Exit code, standard output and standard error.
+fn requant(args: &[&str]) -> (i32, String, String) {
+    let run = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
+}
+
+fn quantized(dir: &Path, ty: &str) -> PathBuf {
+    let path = dir.join(format!("{ty}.gguf"));
+    let (code, _, err) = requant(&["quantize", BF16, path.to_str().unwrap(), ty, "-q"]);
+    assert_eq!(code, 0, "{err}");
+    path
+}
+
+fn validate(schema: &str, value: &Value) {
+    let schema = common::json(&format!("docs/schema/{schema}.json"));
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(value).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
+}
+
+#[test]
+fn figures_equal_those_computed_from_all_logits() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |path: &Path| Model::open(path, Mtp::Drop).unwrap();
+    let (a, b) = (open(Path::new(BF16)), open(&quantized(dir.path(), "Q2_K")));
+    let runner = |m| -> eval::Model<'_> {
+        let m: &Model = m;
+        eval::Model::new(m.hparams(), m.source()).unwrap()
+    };
+    let (a, b) = (runner(&a), runner(&b));
+    let ctx = 64;
+    let tokens: Vec<u32> = (0..3 * ctx as u32).map(|i| 5 + i * i * 7 % 2000).collect();
+    let options = PerplexityOptions { ctx, ..PerplexityOptions::default() };
+    let (own, found) = compare(Reference::Model(&a), &[&b], &tokens, &options, None, &()).unwrap();
+    let found = &found[0];
+
+    let logits = |model: &eval::Model| {
+        let mut states = model.embed(&tokens).unwrap();
+        for layer in 0..model.hparams().n_layer {
+            model.layer(layer, &mut states, ctx, 1 << 28).unwrap();
+        }
+        (model.logits(model.output_norm(states.view()).unwrap().view()).unwrap(), states)
+    };
+    let ((p, states), (q, others)) = (logits(&a), logits(&b));
+    let log_p = |row: ndarray::ArrayView1<f32>| -> Vec<f64> {
+        let sum: f64 = row.iter().map(|&x| f64::from(x).exp()).sum();
+        row.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+    };
+    let (mut kl, mut nll, mut change, mut same) = (Vec::new(), Vec::new(), Vec::new(), 0);
+    for chunk in 0..3 {
+        for at in chunk * ctx + ctx / 2..chunk * ctx + ctx - 1 {
+            let (p, q) = (log_p(p.row(at)), log_p(q.row(at)));
+            kl.push(p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum::<f64>());
+            let target = tokens[at + 1] as usize;
+            nll.push(-p[target]);
+            change.push(q[target].exp() - p[target].exp());
+            let top = |x: &[f64]| (0..x.len()).max_by(|&i, &j| x[i].total_cmp(&x[j])).unwrap();
+            same += usize::from(top(&p) == top(&q));
+        }
+    }
+    let n = kl.len() as f64;
+    let mean = |x: &[f64]| x.iter().sum::<f64>() / n;
+    let close = |a: f64, b: f64| assert!((a - b).abs() < 1e-5 * b.abs().max(1e-2), "{a} {b}");
+    close(found.kl_divergence.mean.value, mean(&kl));
+    close(found.kl_divergence.max, kl.iter().copied().fold(0.0, f64::max));
+    close(own.mean_nll, mean(&nll));
+    close(found.p_change.mean.value, mean(&change));
+    close(found.p_change_rms.value, mean(&change.iter().map(|x| x * x).collect::<Vec<_>>()).sqrt());
+    assert_eq!(found.same_top.value, same as f64 / n);
+    let spread = kl.iter().map(|x| (x - mean(&kl)).powi(2)).sum::<f64>() / n;
+    close(found.kl_divergence.mean.error, (spread / (n - 1.0)).sqrt());
+    let apart = (&others - &states).iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+    let norm = states.iter().map(|&x| f64::from(x).powi(2)).sum::<f64>();
+    close(*found.layer_error.last().unwrap(), (apart / norm).sqrt());
+}
+
+#[test]
+fn a_model_equals_itself_and_files_stand_in_for_references() {
+    let dir = tempfile::tempdir().unwrap();
+    let [base, report] = ["base.kld", "page.html"].map(|name| dir.path().join(name));
+    let q4 = quantized(dir.path(), "Q4_K_M");
+    let (q4, base) = (q4.to_str().unwrap(), base.to_str().unwrap());
+    let text = ["--text", HELDOUT, "--chunks", "3", "-q", "--json"];
+    let report = report.to_str().unwrap();
+    let mut args = vec!["compare", BF16, TINY_R1, q4, "--by-tensor", "--report", report];
+    args.extend(["--save-base", base]);
+    args.extend(text);
+    let (code, out, err) = requant(&args);
+    assert_eq!(code, 0, "{err}");
+    let json: Value = serde_json::from_str(&out).unwrap();
+    validate("compare", &json);
+    let kl = |json: &Value, i: usize| {
+        json["models"][i]["result"]["kl_divergence"]["mean"]["value"].as_f64().unwrap()
+    };
+    // The file holds the FP8 products rounded to eight bits; Q4_K has half as many.
+    assert!(kl(&json, 0) < 1e-3 && kl(&json, 1) > 2e-3, "{out}");
+    assert!(json["models"][1]["tensors"].as_array().unwrap().len() > 30);
+
+    let (code, out, err) = requant(&["compare", "--base", base, q4, "-q", "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let from_file: Value = serde_json::from_str(&out).unwrap();
+    validate("compare", &from_file);
+    assert!((kl(&from_file, 0) - kl(&json, 1)).abs() < 1e-4);
+
+    let page = std::fs::read_to_string(report).unwrap();
+    assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 4);
+    for forbidden in ["http:", "https:", "src=", "url(", "NaN", "inf"] {
+        assert!(!page.contains(forbidden), "{forbidden}");
+    }
+    let damaged = std::fs::read(base).unwrap();
+    std::fs::write(base, &damaged[..damaged.len() - 1]).unwrap();
+    let (code, _, err) = requant(&["compare", "--base", base, q4, "-q"]);
+    assert!(code == 1 && err.contains("cut short"), "{err}");
+
+    let mut same = vec!["compare", BF16, BF16];
+    same.extend(text);
+    let json: Value = serde_json::from_str(&requant(&same).1).unwrap();
+    let result = &json["models"][0]["result"];
+    assert_eq!((kl(&json, 0), result["same_top"]["value"].as_f64()), (0.0, Some(1.0)));
+    assert_eq!(result["paired"]["ln_ratio"], 0.0);
+}
+
+#[test]
+fn verdicts_have_exit_codes() {
+    let dir = tempfile::tempdir().unwrap();
+    let (q8, q2) = (quantized(dir.path(), "Q8_0"), quantized(dir.path(), "Q2_K"));
+    let gate = |model: &Path, limits: &[&str], chunks: &str| {
+        let mut args = vec!["gate", BF16, model.to_str().unwrap(), "--text", HELDOUT, "-q"];
+        args.extend(["--chunks", chunks, "--json"]);
+        args.extend(limits);
+        let (code, out, err) = requant(&args);
+        let json: Value = serde_json::from_str(&out).unwrap_or_else(|_| panic!("{err}"));
+        validate("gate", &json);
+        (code, json)
+    };
+    let (code, json) = gate(&q8, &["--max-kld", "0.02", "--max-ppl-ratio", "1.05"], "16");
+    assert_eq!((code, json["verdict"].as_str()), (0, Some("pass")), "{json}");
+    assert!(json["chunks"].as_u64().unwrap() < 16, "decided early: {json}");
+    let (code, json) = gate(&q2, &["--max-kld", "0.002", "--min-same-top", "0.5"], "8");
+    assert_eq!((code, json["verdict"].as_str()), (3, Some("fail")), "{json}");
+    let value = json["checks"][0]["value"].as_f64().unwrap().to_string();
+    let (code, json) = gate(&q2, &["--max-kld", &value], "6");
+    assert_eq!((code, json["verdict"].as_str()), (4, Some("undecided")), "{json}");
+    assert!(requant(&["gate", BF16, BF16, "--text", HELDOUT]).0 == 2, "no limit is bad usage");
+}
+
+#[test]
+fn importances_are_those_of_llama_imatrix() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [gguf, dat, fp8, twice] = ["a.gguf", "a.dat", "fp8.gguf", "twice.gguf"].map(path);
+    let run = |args: &[&str]| {
+        let (code, _, err) = requant(args);
+        assert_eq!(code, 0, "{err}");
+    };
+    run(&["imatrix", BF16, "--text", CALIBRATION, "-o", &gguf, "-q"]);
+    let ours = Imatrix::open(Path::new(&gguf)).unwrap();
+    let theirs = Imatrix::open(Path::new("tests/fixtures/reference/imatrix.gguf")).unwrap();
+    assert!(ours.entries.keys().eq(theirs.entries.keys()));
+    let distance = |a: &Imatrix, b: &Imatrix| {
+        let of = |name: &String| -> f64 {
+            let pairs = a.entries[name].iter().zip(&b.entries[name]);
+            let (apart, norm) = pairs.fold((0.0, 0.0), |(apart, norm), (&a, &b)| {
+                (apart + f64::from(a - b).powi(2), norm + f64::from(b).powi(2))
+            });
+            (apart / norm).sqrt()
+        };
+        a.entries.keys().map(of).fold(0.0, f64::max)
+    };
+    // The reference was collected with BOS at the beginning of each chunk, as the checkpoint has it
+    // but not the file. llama-imatrix rounds activations to BF16 and leaves out a few tokens.
+    run(&["imatrix", TINY_R1, "--text", CALIBRATION, "-o", &fp8, "-q"]);
+    let error = distance(&Imatrix::open(Path::new(&fp8)).unwrap(), &theirs);
+    assert!(error < 1e-2, "{error}");
+
+    run(&["imatrix", "--merge", &gguf, "--merge", &gguf, "-o", &twice]);
+    let (once, twice) = (Sums::open(Path::new(&gguf)), Sums::open(Path::new(&twice)));
+    let (once, twice) = (once.unwrap(), twice.unwrap());
+    assert_eq!(twice.chunk_count, 2 * once.chunk_count);
+    for (name, entry) in &once.entries {
+        assert!(
+            twice.entries[name].counts.iter().eq(entry
+                .counts
+                .iter()
+                .map(|n| 2 * n)
+                .collect::<Vec<_>>()
+                .iter())
+        );
+        assert!(entry.counts.iter().all(|&n| n > 0), "{name}");
+    }
+    assert_eq!(distance(&twice.means(), &ours), 0.0);
+
+    run(&["imatrix", BF16, "--text", CALIBRATION, "-o", &dat, "--output-format", "dat", "-q"]);
+    assert!(distance(&Imatrix::open(Path::new(&dat)).unwrap(), &ours) < 1e-6);
+    let (code, _, err) = requant(&["imatrix", BF16, "--text", CALIBRATION, "-o", &dat]);
+    assert!(code == 1 && err.contains("exists"), "{err}");
+}
+
+#[test]
+fn experts_that_no_token_reached_are_named_and_handled() {
+    let dir = tempfile::tempdir().unwrap();
+    let [tokens, file, out] = ["tokens", "im.gguf", "out.gguf"].map(|name| dir.path().join(name));
+    let [tokens, file, out] = [&tokens, &file, &out].map(|path| path.to_str().unwrap());
+    std::fs::write(tokens, "7, 8, 9, 10, 11, 12, 13, 14").unwrap();
+    let args = ["imatrix", BF16, "--tokens", tokens, "--ctx", "4", "-o", file, "-q"];
+    let (code, _, err) = requant(&args);
+    assert!(code == 0 && err.contains("no token reached blk."), "{err}");
+    let quantize = |unrouted: &str| {
+        let choice = ["--imatrix", file, "--unrouted", unrouted, "-q", "--force"];
+        let mut args = vec!["quantize", BF16, out, "IQ2_XS"];
+        args.extend(choice);
+        requant(&args)
+    };
+    let (code, _, err) = quantize("error");
+    assert!(code == 1 && err.contains("no token reached expert"), "{err}");
+    assert_eq!(quantize("uniform").0, 0);
+    let uniform = std::fs::read(out).unwrap();
+    assert_eq!(quantize("shared").0, 0);
+    assert!(std::fs::read(out).unwrap() != uniform);
+}
