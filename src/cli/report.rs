@@ -16,10 +16,11 @@ const STYLE: &str = "\
 body{margin:0 auto;padding:1.5rem;max-width:60rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\
 h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.5rem;overflow-wrap:anywhere}\
 .scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}\
-th,td{padding:.3rem .7rem;text-align:right;border-bottom:1px solid var(--faint);font-variant-numeric:tabular-nums;white-space:nowrap}\
+th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--faint);font-variant-numeric:tabular-nums;white-space:nowrap;font-size:.85rem}\
+th{white-space:normal;vertical-align:bottom}\
 th:first-child,td:first-child{text-align:left}\
 figure{margin:1.5rem 0}figcaption,.soft{color:var(--soft);font-size:.9rem}\
-svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:11px system-ui,sans-serif}\
+svg{width:100%;min-width:30rem;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}\
 .grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--line);stroke-width:2}.bar{fill:var(--line)}";
 
 /// The page.
@@ -114,10 +115,10 @@ fn figure(out: &mut String, caption: &str, draw: impl FnOnce(&mut String)) {
     let (width, height) = SIZE;
     let _ = write!(
         out,
-        "<figure><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{caption}\">"
+        "<figure><div class=\"scroll\"><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{caption}\">"
     );
     draw(out);
-    let _ = write!(out, "</svg><figcaption>{caption}</figcaption></figure>");
+    let _ = write!(out, "</svg></div><figcaption>{caption}</figcaption></figure>");
 }
 
 /// Powers of ten that enclose the values.
