@@ -138,3 +138,31 @@ fn completions_and_manuals_come_from_the_arguments() {
     let page = std::fs::read_to_string(dir.path().join("requant-quantize.1")).unwrap();
     assert!(page.contains("tensor\\-type"));
 }
+
+#[test]
+fn a_mix_is_shown_and_taken_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let [first, second, list] = ["a.gguf", "b.gguf", "mix.txt"].map(|name| dir.path().join(name));
+    let [a, b] = [&first, &second].map(|path| path.to_str().unwrap());
+    assert_eq!(requant(&["quantize", BF16, a, "Q4_K_M", "-q"]).0, 0);
+    let (code, out, _) = requant(&["recipe", "from", a]);
+    assert!(code == 0 && out.contains("ffn_down_exps"), "{out}");
+    std::fs::write(&list, out).unwrap();
+    let mix = ["--pure", "-q", "--tensor-type-file", list.to_str().unwrap()];
+    let mut args = vec!["quantize", BF16, b, "Q4_K_M"];
+    args.extend(mix);
+    assert_eq!(requant(&args).0, 0);
+    assert_eq!(sha256(&first), sha256(&second));
+
+    let shown = json(&["recipe", "show", "Q4_K_M", "--model", TINY_R1, "--json"]);
+    let types: Vec<(&str, &str)> = shown["tensors"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|t| (t["name"].as_str().unwrap(), t["type"].as_str().unwrap()))
+        .collect();
+    assert!(types.contains(&("blk.2.ffn_down_exps.weight", "Q6_K")));
+    assert!(shown["roles"]["expert"]["bits_per_weight"].as_f64().unwrap() > 4.5);
+    let (code, out, _) = requant(&["recipe", "show", "Q4_K_M", "--model", BF16]);
+    assert!(code == 0 && out.contains("blk.0-2.attn_k_b.weight"), "{out}");
+}

@@ -9,6 +9,7 @@ mod convert;
 mod evaluate;
 mod imatrix;
 mod inspect;
+mod mix;
 mod output;
 mod perplexity;
 mod place;
@@ -53,6 +54,7 @@ enum Command {
     Set(tools::SetArgs),
     Unset(tools::UnsetArgs),
     Hash(tools::HashArgs),
+    Recipe(mix::Args),
     /// Print completions for a shell
     ///
     /// For example: requant completions bash > /etc/bash_completion.d/requant
@@ -98,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Set(args) => tools::set(&args),
         Command::Unset(args) => tools::unset(&args),
         Command::Hash(args) => tools::hash(&args),
+        Command::Recipe(args) => mix::run(&args),
         Command::Completions { shell } => {
             let out = &mut std::io::stdout();
             clap_complete::generate(shell, &mut Cli::command(), "requant", out);

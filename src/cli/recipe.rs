@@ -240,14 +240,22 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
         }
     }
     for (why, names) in fallbacks {
-        line(out, "fallback", &format!("{why}: {}", names.join(", ")));
+        line(out, "fallback", &format!("{why}: {}", units::names(&names).join(", ")));
     }
     let unweighed: Vec<&str> = plan.unweighed().collect();
     if !unweighed.is_empty() {
-        line(out, "imatrix", &format!("no entry, quantized without: {}", unweighed.join(", ")));
+        line(
+            out,
+            "imatrix",
+            &format!("no entry, quantized without: {}", units::names(&unweighed).join(", ")),
+        );
     }
     let unused: Vec<&str> = plan.unused_importance().collect();
     if !unused.is_empty() {
-        line(out, "imatrix", &format!("entries without a tensor: {}", unused.join(", ")));
+        line(
+            out,
+            "imatrix",
+            &format!("entries without a tensor: {}", units::names(&unused).join(", ")),
+        );
     }
 }

@@ -1,0 +1,24 @@
+//! A GGUF file of any bytes: opened, described as a model, its vocabulary read, a row decoded.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use requant::model::{Model, Mtp};
+use requant::source::{GgufSource, Source};
+use requant::tokenizer::Vocab;
+
+fuzz_target!(|data: &[u8]| {
+    let file = tempfile::NamedTempFile::new_in("/dev/shm").unwrap();
+    std::fs::write(file.path(), data).unwrap();
+    if let Ok(source) = GgufSource::open(file.path()) {
+        let _ = Vocab::read(source.metadata());
+        for (i, meta) in source.tensors().iter().enumerate() {
+            let n = meta.n_per_row() as usize;
+            if meta.n_rows() > 0 && n < 1 << 20 {
+                let _ = source.read_rows(i, 0, &mut vec![0.0; n]);
+            }
+        }
+    }
+    if let Ok(model) = Model::open(file.path(), Mtp::Drop) {
+        let _ = requant::eval::Model::new(model.hparams(), model.source());
+    }
+});
