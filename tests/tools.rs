@@ -166,3 +166,56 @@ fn a_mix_is_shown_and_taken_from_a_file() {
     let (code, out, _) = requant(&["recipe", "show", "Q4_K_M", "--model", BF16]);
     assert!(code == 0 && out.contains("blk.0-2.attn_k_b.weight"), "{out}");
 }
+
+#[test]
+fn an_exported_checkpoint_converts_to_the_file_it_came_from() {
+    let dir = tempfile::tempdir().unwrap();
+    // Folders without a tokenizer borrow the fixture's.
+    let with_tokenizer = |name: &str| {
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let family = Path::new("tests/fixtures/family").join(name);
+        for from in [
+            family.join("config.json"),
+            family.join("model.safetensors"),
+            Path::new(TINY_R1).join("tokenizer.json"),
+            Path::new(TINY_R1).join("tokenizer_config.json"),
+        ] {
+            std::fs::copy(&from, folder.join(from.file_name().unwrap())).unwrap();
+        }
+        folder
+    };
+    let models = [
+        (Path::new(TINY_R1).to_owned(), "f32"),
+        (with_tokenizer("qwen2"), "bf16"),
+        (with_tokenizer("qwen3-yarn"), "bf16"),
+        (with_tokenizer("llama3"), "f32"),
+        (with_tokenizer("llama-bias"), "bf16"),
+        (with_tokenizer("deepseek-v2"), "bf16"),
+    ];
+    for (i, (checkpoint, dtype)) in models.iter().enumerate() {
+        let path = |name: &str| dir.path().join(format!("{name}-{i}")).to_str().unwrap().to_owned();
+        let [first, folder, second] = ["first", "folder", "second"].map(path);
+        let convert = |from: &str, to: &str| {
+            let args = ["convert", from, to, "-t", "F32", "--intermediate", "f32", "-q"];
+            let (code, _, err) = requant(&args);
+            assert_eq!(code, 0, "{err}");
+        };
+        convert(checkpoint.to_str().unwrap(), &first);
+        let (code, _, err) = requant(&["export", &first, &folder, "--dtype", dtype, "-q"]);
+        assert_eq!(code, 0, "{err}");
+        convert(&folder, &second);
+        let diff = json(&["diff", &first, &second, "--json", "-q"]);
+        let name = checkpoint.display();
+        assert_eq!(diff["tensors"].as_array().unwrap().len(), 0, "{name}");
+        assert!(diff["only_a"].as_array().unwrap().is_empty(), "{name}");
+        for key in diff["metadata"].as_array().unwrap() {
+            // What GGUF does not hold, or holds by default.
+            let key = key["key"].as_str().unwrap();
+            let known = ["general.", "yarn_beta_", "expert_gating_func"];
+            assert!(known.iter().any(|part| key.contains(part)), "{name}: {key}");
+        }
+        let (code, _, err) = requant(&["export", &first, &folder, "-q"]);
+        assert!(code == 1 && err.contains("exists"), "{err}");
+    }
+}

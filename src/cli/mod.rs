@@ -54,6 +54,7 @@ enum Command {
     Set(tools::SetArgs),
     Unset(tools::UnsetArgs),
     Hash(tools::HashArgs),
+    Export(tools::ExportArgs),
     Recipe(mix::Args),
     /// Print completions for a shell
     ///
@@ -100,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::Set(args) => tools::set(&args),
         Command::Unset(args) => tools::unset(&args),
         Command::Hash(args) => tools::hash(&args),
+        Command::Export(args) => tools::export(&args),
         Command::Recipe(args) => mix::run(&args),
         Command::Completions { shell } => {
             let out = &mut std::io::stdout();

@@ -6,7 +6,7 @@ use crate::convert::{Intermediate, Mode, Plan, Settings};
 use crate::gguf::{GgufFile, Metadata, Value, replace_metadata};
 use crate::inspect::{Difference, difference, hash_metadata, hash_tensor};
 use crate::monitor::Monitor;
-use crate::quant::Simd;
+use crate::quant::{QuantType, Simd};
 use crate::recipe::{FileType, Options};
 use crate::source::{Dtype, GgufSource, Source};
 use anyhow::{Context, bail};
@@ -376,4 +376,41 @@ fn diff_metadata(a: &Metadata, b: &Metadata) -> Vec<(String, Option<String>, Opt
 fn trimmed(dims: &[u64]) -> Vec<u64> {
     let n = dims.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
     dims[..n.min(dims.len())].to_vec()
+}
+
+/// Turn a GGUF model back into a checkpoint folder: safetensors, config.json, tokenizer.json.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  requant export model-Q8_0.gguf model-bf16 --dtype bf16")]
+pub struct ExportArgs {
+    /// GGUF file, or the first file of a split model
+    file: PathBuf,
+    /// Folder to write
+    folder: PathBuf,
+    /// Type of the weights
+    #[arg(long, value_enum, default_value = "bf16")]
+    dtype: Dtype16,
+    /// Show no progress
+    #[arg(long, short)]
+    quiet: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Dtype16 {
+    Bf16,
+    F16,
+    F32,
+}
+
+pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
+    let model = crate::model::GgufModel::open(&args.file)?;
+    let ty = match args.dtype {
+        Dtype16::Bf16 => QuantType::BF16,
+        Dtype16::F16 => QuantType::F16,
+        Dtype16::F32 => QuantType::F32,
+    };
+    let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
+    let progress = Progress::start("export", weights, "weights", 0, args.quiet);
+    crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)?;
+    progress.finish();
+    Ok(())
 }

@@ -6,6 +6,8 @@
 mod encode;
 mod error;
 mod estimate;
+#[cfg(feature = "eval")]
+mod export;
 mod journal;
 mod manifest;
 mod metadata;
@@ -16,6 +18,8 @@ mod shard;
 mod verify;
 
 pub use error::ConvertError;
+#[cfg(feature = "eval")]
+pub use export::export;
 pub use manifest::{HashedFile, HashedTensor, Manifest};
 pub use plan::{Plan, PlannedFile, PlannedTensor};
 pub use run::RunOptions;

@@ -189,10 +189,22 @@ pub(super) fn rope_factors(
     let low = rope.f64_opt("low_freq_factor")?.unwrap_or(1.0);
     let high = rope.f64_opt("high_freq_factor")?.unwrap_or(4.0);
     let context = rope.f64_opt("original_max_position_embeddings")?.unwrap_or(8192.0);
+    let n = a.head_dim as usize / 2;
+    Ok(Some(llama3_factors(hparams.rope.freq_base, n, factor, low, high, context)))
+}
+
+/// Llama 3's divisors of the frequencies of `n` pairs.
+pub(super) fn llama3_factors(
+    base: f32,
+    n: usize,
+    factor: f32,
+    low: f64,
+    high: f64,
+    context: f64,
+) -> Vec<f32> {
     let (long, short) = ((context / low) as f32, (context / high) as f32);
-    let base = hparams.rope.freq_base;
-    let factors = (0..a.head_dim).step_by(2).map(|i| {
-        let frequency = 1.0 / base.powf(i as f32 / a.head_dim as f32);
+    let factors = (0..n).map(|i| {
+        let frequency = 1.0 / base.powf((2 * i) as f32 / (2 * n) as f32);
         let wavelength = std::f32::consts::TAU / frequency;
         if wavelength < short {
             1.0
@@ -203,7 +215,7 @@ pub(super) fn rope_factors(
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     });
-    Ok(Some(factors.collect()))
+    factors.collect()
 }
 
 /// The tensors of layer `layer`, with the checkpoint tensors they are made of.

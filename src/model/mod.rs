@@ -9,6 +9,7 @@ mod config;
 mod decoder;
 mod deepseek2;
 mod error;
+mod export;
 mod general;
 mod hparams;
 mod keys;
@@ -17,6 +18,7 @@ mod model_id;
 pub use checkpoint::CheckpointModel;
 pub use config::{Config, RopeConfig};
 pub use error::ModelError;
+pub use export::Exported;
 pub use general::{ParamCounts, general_metadata};
 pub use hparams::{
     Arch, Attention, Gating, Grouped, Hparams, Latent, Moe, Pairs, Rope, Yarn, mscale,
@@ -60,6 +62,11 @@ impl GgufModel {
         let hparams =
             Hparams::from_metadata(path, source.metadata(), &|name| source.find(name).is_some())?;
         Ok(Self { hparams, source })
+    }
+
+    /// The file.
+    pub fn gguf(&self) -> &GgufSource {
+        &self.source
     }
 
     /// The file's metadata.

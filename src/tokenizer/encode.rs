@@ -35,38 +35,7 @@ impl Tokenizer {
     /// # Errors
     /// A pre-tokenizer whose rules are not known, or merges that do not fit the tokens.
     pub fn from_vocab(vocab: &Vocab) -> Result<Self, TokenizerError> {
-        let pre =
-            Pre::named(&vocab.pre).ok_or_else(|| TokenizerError::NoRules(vocab.pre.clone()))?;
-        let mut tokens = serde_json::Map::new();
-        let mut added: Vec<Value> = Vec::new();
-        for (id, (token, ty)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
-            match ty {
-                TokenType::Control | TokenType::UserDefined => added.push(json!({
-                    "id": id, "content": token, "single_word": false, "lstrip": false,
-                    "rstrip": false, "normalized": false, "special": *ty == TokenType::Control,
-                })),
-                TokenType::Unused => {}
-                _ => drop(tokens.insert(token.clone(), id.into())),
-            }
-        }
-        // An added token keeps its id only if the model knows it.
-        for token in &added {
-            if let Some(content) = token["content"].as_str() {
-                tokens.insert(content.to_owned(), token["id"].clone());
-            }
-        }
-        let json = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-            "normalizer": null, "pre_tokenizer": pre.section(), "post_processor": null,
-            "decoder": null,
-            "model": {
-                "type": "BPE", "dropout": null, "unk_token": null,
-                "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
-                "byte_fallback": false, "ignore_merges": pre.ignore_merges,
-                "vocab": tokens, "merges": vocab.merges,
-            },
-        });
-        Self::new(&json, vocab)
+        Self::new(&json_of(vocab)?, vocab)
     }
 
     fn new(json: &Value, vocab: &Vocab) -> Result<Self, TokenizerError> {
@@ -99,4 +68,70 @@ impl Tokenizer {
     pub fn add_bos(&self) -> bool {
         self.add_bos
     }
+}
+
+/// What tokenizer.json says about a vocabulary.
+fn json_of(vocab: &Vocab) -> Result<Value, TokenizerError> {
+    let pre = Pre::named(&vocab.pre).ok_or_else(|| TokenizerError::NoRules(vocab.pre.clone()))?;
+    let mut tokens = serde_json::Map::new();
+    let mut added: Vec<Value> = Vec::new();
+    for (id, (token, ty)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
+        match ty {
+            TokenType::Control | TokenType::UserDefined => added.push(json!({
+                "id": id, "content": token, "single_word": false, "lstrip": false,
+                "rstrip": false, "normalized": false, "special": *ty == TokenType::Control,
+            })),
+            TokenType::Unused => {}
+            _ => drop(tokens.insert(token.clone(), id.into())),
+        }
+    }
+    // An added token keeps its id only if the model knows it.
+    for token in &added {
+        if let Some(content) = token["content"].as_str() {
+            tokens.insert(content.to_owned(), token["id"].clone());
+        }
+    }
+    let json = json!({
+        "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
+        "normalizer": null, "pre_tokenizer": pre.section(), "post_processor": null,
+        "decoder": null,
+        "model": {
+            "type": "BPE", "dropout": null, "unk_token": null,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "byte_fallback": false, "ignore_merges": pre.ignore_merges,
+            "vocab": tokens, "merges": vocab.merges,
+        },
+    });
+    Ok(json)
+}
+
+/// tokenizer.json and tokenizer_config.json of a vocabulary.
+///
+/// # Errors
+/// A pre-tokenizer whose rules are not known.
+pub fn tokenizer_files(vocab: &Vocab) -> Result<Vec<(String, Value)>, TokenizerError> {
+    let mut tokenizer = json_of(vocab)?;
+    tokenizer["decoder"] = json!({
+        "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
+    });
+    let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
+    for (key, name) in [
+        ("bos_token", "bos"),
+        ("eos_token", "eos"),
+        ("pad_token", "padding"),
+        ("unk_token", "unknown"),
+    ] {
+        let token = vocab.special(name).and_then(|id| vocab.tokens.get(id as usize));
+        if let Some(token) = token {
+            config[key] = token.as_str().into();
+        }
+    }
+    for (name, add) in &vocab.add_special {
+        config[format!("add_{name}_token")] = (*add).into();
+    }
+    if let Some((_, template)) = vocab.chat_templates.iter().find(|(name, _)| name.is_none()) {
+        config["chat_template"] = template.as_str().into();
+    }
+    let named = [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)];
+    Ok(named.map(|(name, json)| (name.to_owned(), json)).into())
 }

@@ -11,6 +11,6 @@ mod special;
 mod vocab;
 
 #[cfg(feature = "eval")]
-pub use encode::Tokenizer;
+pub use encode::{Tokenizer, tokenizer_files};
 pub use error::TokenizerError;
 pub use vocab::{TokenType, Vocab};
