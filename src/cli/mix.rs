@@ -1,7 +1,7 @@
 //! `requant recipe`: what each tensor of a model gets in a mix, and which mix a file has.
 
 use super::{output, place, recipe, units};
-use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::convert::{Plan, Settings};
 use crate::model::Model;
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Reason, Role};
@@ -62,20 +62,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 fn show(args: &ShowArgs) -> anyhow::Result<()> {
     let importance = args.recipe.importance()?;
     let settings = Settings {
-        file_type: args.file_type,
-        mode: Mode::Quantize,
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
         recipe: args.recipe.options(importance.is_some())?,
-        intermediate: Intermediate::default(),
-        tokenizer_pre: None,
         threads: args.resources.threads(),
         importance,
         allow_requantize: true,
-        simd: args.recipe.simd(),
-        check: false,
-        split: None,
         memory: args.resources.memory(),
+        ..Settings::new(args.file_type)
     };
     let plan = if args.model.is_file() {
         Plan::of_gguf(&GgufSource::open(&args.model)?, &settings)?

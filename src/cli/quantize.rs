@@ -2,7 +2,7 @@
 
 use super::recipe::{self, line};
 use super::{output, plan, units};
-use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::convert::{Mode, Plan, Settings};
 use crate::recipe::{FileType, UnknownFileType};
 use crate::source::GgufSource;
 use std::path::PathBuf;
@@ -65,13 +65,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Target::Copy => (FileType::F32, Mode::Copy, "COPY".to_owned()),
     };
     let settings = Settings {
-        file_type,
         mode,
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
         recipe: args.recipe.options(importance.is_some())?,
-        intermediate: Intermediate::default(),
-        tokenizer_pre: None,
         threads: args.output_options.threads(),
         importance,
         allow_requantize: args.allow_requantize,
@@ -79,6 +76,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         check: args.recipe.check,
         split: args.output_options.split(args.keep_split)?,
         memory: args.output_options.memory(),
+        ..Settings::new(file_type)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
     if !args.output_options.quiet {

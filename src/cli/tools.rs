@@ -2,12 +2,12 @@
 
 use super::progress::Progress;
 use super::{output, plan, units};
-use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::convert::{Mode, Plan, Settings};
 use crate::gguf::{GgufFile, Metadata, Value, replace_metadata};
 use crate::inspect::{Difference, difference, hash_metadata, hash_tensor};
 use crate::monitor::Monitor;
-use crate::quant::{QuantType, Simd};
-use crate::recipe::{FileType, Options};
+use crate::quant::QuantType;
+use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source};
 use anyhow::{Context, bail};
 use rayon::prelude::*;
@@ -65,20 +65,11 @@ fn regroup(
 ) -> anyhow::Result<()> {
     let source = GgufSource::open(input)?;
     let settings = Settings {
-        file_type: FileType::F32,
         mode: Mode::Regroup,
-        prune_layers: Vec::new(),
-        override_kv: Vec::new(),
-        recipe: Options::default(),
-        intermediate: Intermediate::default(),
-        tokenizer_pre: None,
         threads: options.threads(),
-        importance: None,
-        allow_requantize: false,
-        simd: Simd::detect(),
-        check: false,
         split: options.split(false)?,
         memory: options.memory(),
+        ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
     match dry_run {

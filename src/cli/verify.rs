@@ -2,7 +2,7 @@
 
 use super::progress::Progress;
 use super::{output, recipe, units};
-use crate::convert::{Comparison, Intermediate, Manifest, Mode, Plan, Settings, validate_blocks};
+use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks};
 use crate::model::{CheckpointModel, Mtp};
 use crate::recipe::FileType;
 use crate::source::{GgufSource, Source};
@@ -171,23 +171,15 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
     let model = CheckpointModel::open_in(super::place::folder(checkpoint)?, mtp)?;
     let importance = args.recipe.importance()?;
     let settings = Settings {
-        file_type: FileType::BF16,
-        mode: Mode::Quantize,
-        prune_layers: Vec::new(),
-        override_kv: Vec::new(),
-        recipe: crate::recipe::Options::default(),
         intermediate: match args.intermediate {
             super::convert::Precision::Bf16 => Intermediate::Bf16,
             super::convert::Precision::F32 => Intermediate::F32,
         },
-        tokenizer_pre: None,
         threads: args.resources.threads(),
         importance,
-        allow_requantize: false,
         simd: args.recipe.simd(),
-        check: false,
-        split: None,
         memory: args.resources.memory(),
+        ..Settings::new(FileType::BF16)
     };
     let plan = Plan::like_file(&model, &settings, file)?;
     let share = args.sample.unwrap_or(1.0);

@@ -67,6 +67,28 @@ pub struct Settings {
     pub memory: Option<u64>,
 }
 
+impl Settings {
+    /// A mix and nothing else, on one thread, with the best instructions of this machine.
+    pub fn new(file_type: FileType) -> Self {
+        Self {
+            file_type,
+            mode: Mode::default(),
+            prune_layers: Vec::new(),
+            override_kv: Vec::new(),
+            recipe: recipe::Options::default(),
+            intermediate: Intermediate::default(),
+            tokenizer_pre: None,
+            threads: 1,
+            importance: None,
+            allow_requantize: false,
+            simd: Simd::detect(),
+            check: false,
+            split: None,
+            memory: None,
+        }
+    }
+}
+
 /// Where the output is cut into several files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SplitBy {

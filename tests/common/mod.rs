@@ -1,11 +1,10 @@
 //! What several integration tests need.
 #![allow(dead_code)]
 
-use requant::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
+use requant::convert::{Plan, RunOptions, Settings};
 use requant::gguf::GgufFile;
 use requant::model::{CheckpointModel, Mtp};
-use requant::quant::Simd;
-use requant::recipe::{FileType, Options};
+use requant::recipe::FileType;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
@@ -13,22 +12,7 @@ pub const TINY_R1: &str = "tests/fixtures/tiny-r1";
 pub const HELDOUT: &str = "tests/fixtures/text/heldout.txt";
 
 pub fn settings(file_type: FileType) -> Settings {
-    Settings {
-        file_type,
-        mode: Mode::Quantize,
-        prune_layers: Vec::new(),
-        override_kv: Vec::new(),
-        recipe: Options::default(),
-        intermediate: Intermediate::Bf16,
-        tokenizer_pre: None,
-        threads: 2,
-        importance: None,
-        allow_requantize: false,
-        simd: Simd::detect(),
-        check: false,
-        split: None,
-        memory: None,
-    }
+    Settings { threads: 2, ..Settings::new(file_type) }
 }
 
 pub fn convert(settings: &Settings, output: &Path) {

@@ -7,11 +7,11 @@
 #[cfg(test)]
 mod tests {
     use gguf_rs::{ByteOrder, FILE_MAGIC_GGUF_LE, GGUFContainer};
-    use requant::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
+    use requant::convert::{Plan, RunOptions, Settings};
     use requant::gguf::{Array, GgufFile, Value};
     use requant::model::{CheckpointModel, Mtp};
-    use requant::quant::{QuantType, Simd};
-    use requant::recipe::{FileType, Options};
+    use requant::quant::QuantType;
+    use requant::recipe::FileType;
     use std::io::{BufReader, Read};
     use std::path::Path;
 
@@ -33,22 +33,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let model = CheckpointModel::open(Path::new("../fixtures/tiny-r1"), Mtp::Drop).unwrap();
         for file_type in [FileType::BF16, FileType::Q8_0, FileType::Q4_K_M] {
-            let settings = Settings {
-                file_type,
-                mode: Mode::Quantize,
-                prune_layers: Vec::new(),
-                override_kv: Vec::new(),
-                recipe: Options::default(),
-                intermediate: Intermediate::Bf16,
-                tokenizer_pre: None,
-                threads: 2,
-                importance: None,
-                allow_requantize: false,
-                simd: Simd::detect(),
-                check: true,
-                split: None,
-                memory: None,
-            };
+            let settings = Settings { threads: 2, check: true, ..Settings::new(file_type) };
             let path = dir.path().join(file_type.to_string());
             let plan = Plan::of_checkpoint(&model, &settings).unwrap();
             plan.run(&model, &path, RunOptions::default(), &()).unwrap();
