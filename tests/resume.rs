@@ -7,7 +7,7 @@ use common::{Copy, TINY_R1, settings};
 use requant::convert::{ConvertError, Limit, Plan, RunOptions, Shard, SplitBy};
 use requant::gguf::{Disk, LocalDisk, Part};
 use requant::model::{CheckpointModel, Mtp};
-use requant::recipe::FileType;
+use requant::recipe::{FileType, Recipe};
 use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
@@ -195,7 +195,10 @@ fn a_journal_of_another_run_is_refused() {
         assert!(contents(dir.path()) == before, "nothing is touched");
     };
     refused(
-        &requant::convert::Settings { file_type: FileType::Q4_0, ..settings.clone() },
+        &requant::convert::Settings {
+            recipe: Recipe::of(FileType::Q4_0).into(),
+            ..settings.clone()
+        },
         "other options",
     );
     // The same bytes, written again: how could one know?

@@ -142,17 +142,36 @@ fn completions_and_manuals_come_from_the_arguments() {
 #[test]
 fn a_mix_is_shown_and_taken_from_a_file() {
     let dir = tempfile::tempdir().unwrap();
-    let [first, second, list] = ["a.gguf", "b.gguf", "mix.txt"].map(|name| dir.path().join(name));
+    let [first, second, list] = ["a.gguf", "b.gguf", "mix.toml"].map(|name| dir.path().join(name));
     let [a, b] = [&first, &second].map(|path| path.to_str().unwrap());
     assert_eq!(requant(&["quantize", BF16, a, "Q4_K_M", "-q"]).0, 0);
     let (code, out, _) = requant(&["recipe", "from", a]);
-    assert!(code == 0 && out.contains("ffn_down_exps"), "{out}");
-    std::fs::write(&list, out).unwrap();
-    let mix = ["--pure", "-q", "--tensor-type-file", list.to_str().unwrap()];
-    let mut args = vec!["quantize", BF16, b, "Q4_K_M"];
-    args.extend(mix);
-    assert_eq!(requant(&args).0, 0);
+    assert!(code == 0 && out.contains("# The mix of `llama-quantize Q4_K_M`"), "{out}");
+    std::fs::write(&list, &out).unwrap();
+    let list = list.to_str().unwrap();
+    assert_eq!(requant(&["quantize", BF16, b, list, "-q"]).0, 0);
     assert_eq!(sha256(&first), sha256(&second));
+
+    // Types that no named mix gives are listed.
+    let other = ["--tensor-type", "blk\\.1\\.ffn_up=q5_K", "--tensor-type", "attn_q_a=q8_0"];
+    assert_eq!(
+        requant(&[&["quantize", BF16, a, "Q4_K_M", "-q", "--force"][..], &other].concat()).0,
+        0
+    );
+    let (code, out, _) = requant(&["recipe", "from", a]);
+    assert!(code == 0 && out.contains("layers = \"1\""), "{out}");
+    std::fs::write(list, &out).unwrap();
+    assert_eq!(requant(&["quantize", BF16, b, list, "-q", "--force"]).0, 0);
+    assert_eq!(sha256(&first), sha256(&second));
+
+    // A file that holds its recipe gives it back.
+    assert_eq!(requant(&["quantize", BF16, a, list, "-q", "--force", "--write-recipe"]).0, 0);
+    assert_eq!(requant(&["recipe", "from", a]).1, out);
+    let (code, _, err) = requant(&["quantize", BF16, a, list, "--write-recipe", "--pure"]);
+    assert!(code == 2 && err.contains("--pure"), "{err}");
+    std::fs::write(list, out.replace("default", "defualt")).unwrap();
+    let (code, _, err) = requant(&["quantize", BF16, a, list]);
+    assert!(code == 2 && err.contains("defualt") && err.contains("line 3"), "{err}");
 
     let shown = json(&["recipe", "show", "Q4_K_M", "--model", TINY_R1, "--json"]);
     let types: Vec<(&str, &str)> = shown["tensors"]

@@ -20,8 +20,8 @@ fn assert_tensors(settings: &Settings, golden: &serde_json::Value) {
     let found = hashes(&output);
     assert_eq!(found.len(), golden.len());
     for (name, ty, hash) in found {
-        assert_eq!(golden[&name][0], ty, "type of {name} in {}", settings.file_type);
-        assert_eq!(golden[&name][1], hash, "bytes of {name} in {}", settings.file_type);
+        assert_eq!(golden[&name][0], ty, "type of {name} in {}", settings.recipe.name());
+        assert_eq!(golden[&name][1], hash, "bytes of {name} in {}", settings.recipe.name());
     }
 }
 
@@ -34,7 +34,7 @@ fn tensors_equal_the_two_step_ways() {
         let file_type = name.trim_end_matches("+imatrix");
         let mut settings = settings(file_type.parse().unwrap());
         if file_type != name {
-            settings.recipe.imatrix = true;
+            settings.options.imatrix = true;
             settings.importance = Some(Importance { imatrix: imatrix.clone(), file: file.into() });
         }
         assert_tensors(&settings, golden);

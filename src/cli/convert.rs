@@ -6,10 +6,11 @@ use super::{evaluate, output, place, plan, units};
 use crate::convert::{Intermediate, Mode, Plan, Settings};
 use crate::model::{CheckpointModel, Mtp};
 use crate::quant::QuantType;
-use crate::recipe::FileType;
-use anyhow::Context;
+use crate::recipe::{FileType, Recipe};
+use anyhow::{Context, bail};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 /// Convert a checkpoint folder to a GGUF file in one streaming pass.
 ///
@@ -46,12 +47,13 @@ pub struct Args {
 /// What the output is to be.
 #[derive(clap::Args)]
 pub struct Choices {
-    /// Type of the output, named as llama-quantize names it
-    #[arg(long = "type", short = 't', value_name = "TYPE", required_unless_present = "outtype")]
-    file_type: Option<FileType>,
+    /// Type of the output, named as llama-quantize names it, or a recipe file (*.toml)
+    #[arg(long = "type", short = 't', value_name = "TYPE", required_unless_present = "outtype",
+        value_parser = recipe::recipe)]
+    ty: Option<Arc<Recipe>>,
     /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
     /// every matrix in this type, straight from the checkpoint's exact values
-    #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["file_type", "imatrix",
+    #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["ty", "imatrix",
         "tensor_type", "pure"])]
     outtype: Option<Outtype>,
     #[command(flatten)]
@@ -111,16 +113,18 @@ impl Choices {
         };
         let model = CheckpointModel::open_in(place::folder(checkpoint)?, mtp)?;
         let importance = self.recipe.importance()?;
-        let (file_type, mode) = match self.outtype {
-            None => (self.file_type.unwrap_or(FileType::BF16), Mode::Quantize),
-            Some(outtype) => (outtype.file_type(&model), Mode::Convert),
+        let (recipe, mode) = match (self.outtype, &self.ty) {
+            (Some(outtype), _) => (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert),
+            (None, Some(recipe)) => (recipe.clone(), Mode::Quantize),
+            (None, None) => bail!("neither --type nor --outtype is given"),
         };
         let settings = Settings {
-            file_type,
+            recipe,
+            write_recipe: self.recipe.write_recipe,
             mode,
             prune_layers: self.recipe.prune_layers(),
             override_kv: self.recipe.override_kv(),
-            recipe: self.recipe.options(importance.is_some())?,
+            options: self.recipe.options(importance.is_some())?,
             intermediate: match self.intermediate {
                 Precision::Bf16 => Intermediate::Bf16,
                 Precision::F32 => Intermediate::F32,
@@ -140,8 +144,8 @@ impl Choices {
 
     /// What was asked for.
     pub fn name(&self) -> String {
-        match (self.file_type, self.outtype.and_then(|o| o.to_possible_value())) {
-            (Some(file_type), _) => file_type.to_string(),
+        match (&self.ty, self.outtype.and_then(|o| o.to_possible_value())) {
+            (Some(recipe), _) => recipe.name().to_owned(),
             (None, Some(outtype)) => outtype.get_name().to_owned(),
             (None, None) => String::new(),
         }

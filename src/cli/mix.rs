@@ -1,15 +1,16 @@
 //! `requant recipe`: what each tensor of a model gets in a mix, and which mix a file has.
 
 use super::{output, place, recipe, units};
-use crate::convert::{Plan, Settings};
+use crate::convert::{Plan, RECIPE, Settings};
 use crate::model::Model;
 use crate::quant::QuantType;
-use crate::recipe::{FileType, Reason, Role};
-use crate::source::{Dtype, GgufSource, Source};
+use crate::recipe::{FileType, Reason, Recipe, Role};
+use crate::source::GgufSource;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Look at mixes: what each tensor gets and why, or which types a file has.
 #[derive(clap::Args)]
@@ -24,16 +25,16 @@ enum Command {
     From(FromArgs),
 }
 
-/// Show what each tensor of a model gets in a mix, and why.
+/// Show the rules of a mix, or what each tensor of a model gets in it, and why.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  requant recipe show Q4_K_M --model DeepSeek-R1")]
 struct ShowArgs {
-    /// Mix, named as llama-quantize names it
-    #[arg(value_name = "TYPE")]
-    file_type: FileType,
-    /// Model: checkpoint or GGUF file
+    /// Mix, named as llama-quantize names it, or a recipe file (*.toml)
+    #[arg(value_name = "TYPE", value_parser = recipe::recipe)]
+    mix: Arc<Recipe>,
+    /// Model: checkpoint or GGUF file; without it, the recipe itself is printed
     #[arg(long)]
-    model: PathBuf,
+    model: Option<PathBuf>,
     #[command(flatten)]
     recipe: recipe::Args,
     #[command(flatten)]
@@ -43,10 +44,11 @@ struct ShowArgs {
     json: bool,
 }
 
-/// Print the types of a file as a list for --tensor-type-file, to make the same mix elsewhere.
+/// Print the recipe of a file, to make the same mix elsewhere: the one that it was made with, the
+/// named mix that gives its types, or a list of them.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant recipe from published-UD-Q2_K.gguf > mix.txt\n  \
-                        requant convert DeepSeek-R1 out.gguf --type Q2_K --tensor-type-file mix.txt")]
+#[command(after_help = "Example:\n  requant recipe from published-UD-Q2_K.gguf > mix.toml\n  \
+                        requant convert DeepSeek-R1 out.gguf --type mix.toml")]
 struct FromArgs {
     /// GGUF file, or the first file of a split model
     file: PathBuf,
@@ -60,24 +62,36 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn show(args: &ShowArgs) -> anyhow::Result<()> {
+    let Some(model) = &args.model else {
+        if args.json {
+            let text = args.mix.text();
+            let json = json!({ "version": 1, "mix": args.mix.name(), "recipe": text,
+                "sha256": args.mix.sha256() });
+            println!("{json:#}");
+        } else {
+            print!("{}", args.mix.text());
+        }
+        return Ok(());
+    };
     let importance = args.recipe.importance()?;
     let settings = Settings {
+        recipe: args.mix.clone(),
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
-        recipe: args.recipe.options(importance.is_some())?,
+        options: args.recipe.options(importance.is_some())?,
         threads: args.resources.threads(),
         importance,
         allow_requantize: true,
         memory: args.resources.memory(),
-        ..Settings::new(args.file_type)
+        ..Settings::new(FileType::F32)
     };
-    let plan = if args.model.is_file() {
-        Plan::of_gguf(&GgufSource::open(&args.model)?, &settings)?
+    let plan = if model.is_file() {
+        Plan::of_gguf(&GgufSource::open(model)?, &settings)?
     } else {
-        let Model::Checkpoint(model) = place::model(&args.model)? else {
-            anyhow::bail!("{}: neither a file nor a checkpoint", args.model.display())
+        let Model::Checkpoint(opened) = place::model(model)? else {
+            anyhow::bail!("{}: neither a file nor a checkpoint", model.display())
         };
-        Plan::of_checkpoint(&model, &settings)?
+        Plan::of_checkpoint(&opened, &settings)?
     };
     let mut roles: BTreeMap<Role, (u64, u64)> = BTreeMap::new();
     let mut groups: Vec<((QuantType, String), Vec<&str>)> = Vec::new();
@@ -85,7 +99,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         let share = roles.entry(Role::of(&tensor.name)).or_default();
         share.0 += tensor.n_elements();
         share.1 += plan.n_bytes(i);
-        let key = (tensor.ty, why(tensor.reason));
+        let key = (tensor.ty, why(&plan, tensor.reason));
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, names)) => names.push(&tensor.name),
             None => groups.push((key, vec![&tensor.name])),
@@ -95,7 +109,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         let tensors: Vec<Value> = plan
             .tensors()
             .iter()
-            .map(|t| json!({ "name": t.name, "type": t.ty.name(), "why": why(t.reason) }))
+            .map(|t| json!({ "name": t.name, "type": t.ty.name(), "why": why(&plan, t.reason) }))
             .collect();
         let roles: serde_json::Map<String, Value> = roles
             .iter()
@@ -104,7 +118,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
             })
             .collect();
         let json = json!({
-            "version": 1, "mix": args.file_type.to_string(), "roles": roles,
+            "version": 1, "mix": args.mix.name(), "roles": roles,
             "bits_per_weight": plan.bits_per_weight(), "tensors": tensors,
         });
         println!("{json:#}");
@@ -128,11 +142,12 @@ fn bits(weights: u64, bytes: u64) -> f64 {
     bytes as f64 * 8.0 / weights.max(1) as f64
 }
 
-fn why(reason: Reason) -> String {
+fn why(plan: &Plan, reason: Reason) -> String {
     match reason {
         Reason::Kept => "never quantized".to_owned(),
         Reason::Default => "the mix's default".to_owned(),
-        Reason::Mix => "a rule of the mix".to_owned(),
+        Reason::Rule(rule) => plan.recipe().rule_name(rule).to_owned(),
+        Reason::Outside => "outside of the layers".to_owned(),
         Reason::Requested => "asked for".to_owned(),
         Reason::Fallback { wanted } => format!("rows do not fit {wanted}"),
     }
@@ -140,36 +155,33 @@ fn why(reason: Reason) -> String {
 
 fn from(args: &FromArgs) -> anyhow::Result<()> {
     let file = GgufSource::open(&args.file)?;
-    // One line for each kind of tensor and type, with the layers where there are several.
-    let mut kinds: BTreeMap<&str, BTreeMap<QuantType, Vec<Option<u32>>>> = BTreeMap::new();
-    for meta in file.tensors() {
-        let Dtype::Gguf(ty) = meta.dtype else { continue };
-        let plain = matches!(ty, QuantType::F32) || meta.dims.len() < 2;
-        if plain || !meta.name.ends_with("weight") {
-            continue;
-        }
-        let layer = crate::recipe::layer_of(&meta.name);
-        let kind = match layer {
-            Some(_) => meta.name.splitn(3, '.').nth(2).unwrap_or_default(),
-            None => &meta.name,
-        };
-        kinds.entry(kind).or_default().entry(ty).or_default().push(layer);
+    if let Some(text) = file.metadata().str(RECIPE)? {
+        print!("{text}");
+        return Ok(());
     }
-    for (kind, types) in &kinds {
-        let kind = kind.replace('.', "\\.");
-        let mut types: Vec<_> = types.iter().collect();
-        types.sort_by_key(|(_, layers)| layers.len());
-        let last = types.len() - 1;
-        for (i, (ty, layers)) in types.into_iter().enumerate() {
-            let ty = ty.name();
-            let numbers: Vec<String> = layers.iter().flatten().map(u32::to_string).collect();
-            match numbers.is_empty() {
-                true => println!("^{kind}$={ty}"),
-                // The most frequent type stands last, for all layers that are not named.
-                false if i == last => println!("^blk\\.[0-9]+\\.{kind}$={ty}"),
-                false => println!("^blk\\.({})\\.{kind}$={ty}", numbers.join("|")),
-            }
+    let plan = |file_type, imatrix| {
+        let mut settings = Settings { allow_requantize: true, ..Settings::new(file_type) };
+        settings.options.imatrix = imatrix;
+        Plan::of_gguf(&file, &settings)
+    };
+    let given = file.metadata().u32("general.file_type")?;
+    let said = FileType::all().find(|ft| Some(ft.id()) == given);
+    let said = said.unwrap_or(FileType::Q4_K_M);
+    // The mix that the file claims to be, then all others.
+    let mixes = std::iter::once(said).chain(FileType::all().filter(|&ft| ft != said));
+    for (file_type, imatrix) in mixes.flat_map(|ft| [(ft, true), (ft, false)]) {
+        let Ok(plan) = plan(file_type, imatrix) else { continue };
+        if plan.tensors().iter().all(|t| t.reason == Reason::Kept || t.ty == t.stored) {
+            let with = if imatrix { "with" } else { "without" };
+            println!("# {}: the types of this mix {with} an imatrix.", args.file.display());
+            print!("{}", plan.recipe().text());
+            return Ok(());
         }
     }
+    let plan = plan(said, true)?;
+    let quantized = plan.tensors().iter().filter(|t| t.reason != Reason::Kept);
+    let types: Vec<_> = quantized.map(|t| (t.name.as_str(), t.n_elements(), t.stored)).collect();
+    let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
+    print!("{}", crate::recipe::recover(&name, said, &types));
     Ok(())
 }

@@ -159,7 +159,8 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
     let why = match planned.reason {
         Reason::Default => None,
         Reason::Kept => Some("not quantized".to_owned()),
-        Reason::Mix => Some("by the mix".to_owned()),
+        Reason::Rule(rule) => Some(format!("by rule: {}", plan.recipe().rule_name(rule))),
+        Reason::Outside => Some("outside of the layers".to_owned()),
         Reason::Requested => Some("by an option".to_owned()),
         Reason::Fallback { wanted } => {
             Some(format!("rows of {} are no whole {wanted} blocks", planned.dims[0]))

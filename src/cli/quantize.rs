@@ -3,9 +3,10 @@
 use super::recipe::{self, line};
 use super::{output, plan, units};
 use crate::convert::{Mode, Plan, Settings};
-use crate::recipe::{FileType, UnknownFileType};
+use crate::recipe::{FileType, Recipe};
 use crate::source::GgufSource;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 /// Quantize a GGUF file, byte for byte as llama-quantize does.
 #[derive(clap::Args)]
@@ -18,8 +19,9 @@ pub struct Args {
     input: PathBuf,
     /// GGUF file to write
     output: PathBuf,
-    /// Type of the output, named as llama-quantize names it; COPY keeps every tensor
-    #[arg(value_name = "TYPE")]
+    /// Type of the output, named as llama-quantize names it, or a recipe file (*.toml); COPY
+    /// keeps every tensor
+    #[arg(value_name = "TYPE", value_parser = target)]
     target: Target,
     #[command(flatten)]
     recipe: recipe::Args,
@@ -40,35 +42,33 @@ pub struct Args {
 }
 
 /// A type, or none.
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 enum Target {
-    Type(FileType),
+    Type(Arc<Recipe>),
     Copy,
 }
 
-impl std::str::FromStr for Target {
-    type Err = UnknownFileType;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        match text.eq_ignore_ascii_case("copy") {
-            true => Ok(Self::Copy),
-            false => text.parse().map(Self::Type),
-        }
+fn target(text: &str) -> Result<Target, String> {
+    match text.eq_ignore_ascii_case("copy") {
+        true => Ok(Target::Copy),
+        false => recipe::recipe(text).map(Target::Type),
     }
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let source = GgufSource::open(&args.input)?;
     let importance = args.recipe.importance()?;
-    let (file_type, mode, name) = match args.target {
-        Target::Type(file_type) => (file_type, Mode::Quantize, file_type.to_string()),
-        Target::Copy => (FileType::F32, Mode::Copy, "COPY".to_owned()),
+    let (recipe, mode, name) = match &args.target {
+        Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
+        Target::Copy => (Arc::new(Recipe::of(FileType::F32)), Mode::Copy, "COPY"),
     };
     let settings = Settings {
+        recipe,
+        write_recipe: args.recipe.write_recipe,
         mode,
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
-        recipe: args.recipe.options(importance.is_some())?,
+        options: args.recipe.options(importance.is_some())?,
         threads: args.output_options.threads(),
         importance,
         allow_requantize: args.allow_requantize,
@@ -76,14 +76,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         check: args.recipe.check,
         split: args.output_options.split(args.keep_split)?,
         memory: args.output_options.memory(),
-        ..Settings::new(file_type)
+        ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
     if !args.output_options.quiet {
         let mut out = String::new();
         let size = units::bytes(source.n_bytes());
         line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-        recipe::describe(&mut out, &plan, &args.output, &name);
+        recipe::describe(&mut out, &plan, &args.output, name);
         eprint!("{out}");
     }
     if args.dry_run {

@@ -5,7 +5,7 @@ use crate::convert::{Importance, Plan};
 use crate::gguf::Value;
 use crate::imatrix::Unrouted;
 use crate::quant::{QuantType, Simd, UnknownSimd};
-use crate::recipe::{Options, Reason, TensorType};
+use crate::recipe::{FileType, Options, Reason, Recipe, TensorType};
 use anyhow::Context;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -36,6 +36,10 @@ pub struct Args {
     /// Accept patterns that fit no tensor
     #[arg(long)]
     allow_unmatched: bool,
+    /// Write the recipe and its SHA-256 into the file's metadata (requant.recipe)
+    #[arg(long, conflicts_with_all = ["pure", "leave_output_tensor", "output_tensor_type",
+        "token_embedding_type", "tensor_type", "tensor_type_file"])]
+    pub write_recipe: bool,
     /// Leave out layers, counted from 0; those behind them move up
     #[arg(long, value_name = "L0,L1,...", value_delimiter = ',')]
     prune_layers: Vec<u32>,
@@ -158,6 +162,17 @@ impl Args {
     }
 }
 
+/// A mix of llama-quantize by its name, or a recipe file.
+pub fn recipe(text: &str) -> Result<Arc<Recipe>, String> {
+    if !text.ends_with(".toml") {
+        let file_type: FileType = text.parse().map_err(|error| format!("{error}"))?;
+        return Ok(Arc::new(Recipe::of(file_type)));
+    }
+    let read = std::fs::read_to_string(text).map_err(|error| format!("{text}: {error}"))?;
+    let recipe = Recipe::parse(&read).map_err(|error| format!("{text}: {error}"))?;
+    Ok(Arc::new(recipe))
+}
+
 /// `PATTERN=TYPE`; patterns are taken in lower case, as llama-quantize takes them.
 fn tensor_type(text: &str) -> Result<TensorType, String> {
     let (pattern, ty) = text.split_once('=').ok_or("not of the form PATTERN=TYPE")?;
@@ -241,6 +256,11 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
     }
     for (why, names) in fallbacks {
         line(out, "fallback", &format!("{why}: {}", units::names(&names).join(", ")));
+    }
+    let recipe = plan.recipe();
+    let unmatched = plan.unmatched_rules();
+    if !unmatched.is_empty() && recipe.text() != Recipe::of(recipe.file_type()).text() {
+        line(out, "recipe", &format!("rules that fit no tensor: {}", unmatched.join(", ")));
     }
     let unweighed: Vec<&str> = plan.unweighed().collect();
     if !unweighed.is_empty() {

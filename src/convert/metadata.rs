@@ -12,6 +12,9 @@ use crate::tokenizer::Vocab;
 /// The version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
+/// The key that holds the text of a recipe.
+pub const RECIPE: &str = "requant.recipe";
+
 pub(super) fn of_checkpoint(
     model: &CheckpointModel,
     settings: &Settings,
@@ -22,7 +25,7 @@ pub(super) fn of_checkpoint(
     let counts = param_counts(model);
     general_metadata(model.dir(), architecture, &config.json(), &counts, &mut metadata)?;
     let file_type = match settings.mode {
-        Mode::Convert => settings.file_type,
+        Mode::Convert => settings.recipe.file_type(),
         Mode::Quantize | Mode::Copy | Mode::Regroup => FileType::BF16,
     };
     model.hparams().write_keys(config, file_type.id(), &mut metadata)?;
@@ -91,11 +94,15 @@ fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) {
     metadata.set_last("general.quantization_version", QUANTIZATION_VERSION);
     let file_type = match settings.mode {
         Mode::Copy => kept,
-        Mode::Quantize | Mode::Regroup | Mode::Convert => settings.file_type.id(),
+        Mode::Quantize | Mode::Regroup | Mode::Convert => settings.recipe.file_type().id(),
     };
     metadata.set_last("general.file_type", file_type);
     for (key, value) in &settings.override_kv {
         metadata.set_last(key, value.clone());
+    }
+    if settings.write_recipe {
+        metadata.set_last(RECIPE, settings.recipe.text());
+        metadata.set_last("requant.recipe.sha256", settings.recipe.sha256());
     }
     let Some(Importance { imatrix, file }) = &settings.importance else { return };
     if imatrix.entries.is_empty() {

@@ -21,6 +21,7 @@ pub use error::ConvertError;
 #[cfg(feature = "eval")]
 pub use export::export;
 pub use manifest::{HashedFile, HashedTensor, Manifest};
+pub use metadata::RECIPE;
 pub use plan::{Plan, PlannedFile, PlannedTensor};
 pub use run::RunOptions;
 pub use settings::{Importance, Intermediate, Limit, Mode, Settings, SplitBy};

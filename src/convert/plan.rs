@@ -9,7 +9,7 @@ use crate::gguf::{Layout, Metadata, Split, folder, split_path};
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::quant::{QuantType, Simd};
-use crate::recipe::{self, Assignment, Facts, FileType, Reason, Shape};
+use crate::recipe::{self, Assignment, Facts, FileType, Reason, Recipe, Shape};
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
@@ -66,6 +66,7 @@ pub struct Plan {
     pub(super) split: bool,
     pub(super) threads: usize,
     pub(super) imatrix: Option<Arc<Imatrix>>,
+    recipe: Arc<Recipe>,
     /// Names of the tensors in the source, which the importance matrix uses.
     originals: BTreeSet<String>,
     pub(super) simd: Simd,
@@ -180,13 +181,15 @@ impl Plan {
             Some(given) => given,
             None => match settings.mode {
                 Mode::Quantize => {
-                    recipe::assign(&shapes, settings.file_type, facts, &settings.recipe)?
+                    recipe::assign(&shapes, &settings.recipe, facts, &settings.options)?
                 }
                 Mode::Copy | Mode::Regroup => {
                     let keep = |s: &Shape| Assignment { ty: s.source, reason: Reason::Kept };
                     shapes.iter().map(keep).collect()
                 }
-                Mode::Convert => recipe::assign_as_converter(&shapes, settings.file_type),
+                Mode::Convert => {
+                    recipe::assign_as_converter(&shapes, settings.recipe.default_type())
+                }
             },
         };
         let mut tensors = Vec::with_capacity(order.len());
@@ -255,6 +258,7 @@ impl Plan {
             split,
             threads,
             imatrix,
+            recipe: settings.recipe.clone(),
             simd,
             check,
             tables: 0,
@@ -279,6 +283,20 @@ impl Plan {
     /// The tensors in the order of the file.
     pub fn tensors(&self) -> &[PlannedTensor] {
         &self.tensors
+    }
+
+    /// What gave the tensors their types, unless options did.
+    pub fn recipe(&self) -> &Recipe {
+        &self.recipe
+    }
+
+    /// Names of the recipe's rules that fit no tensor.
+    pub fn unmatched_rules(&self) -> Vec<&str> {
+        let shape = |t| {
+            let PlannedTensor { name, dims, stored, .. }: &PlannedTensor = t;
+            Shape { name, dims, source: *stored }
+        };
+        self.recipe.unmatched(&self.tensors.iter().map(shape).collect::<Vec<_>>())
     }
 
     /// The metadata of the file.
@@ -521,7 +539,7 @@ fn is_weighed(
             expected,
             found: values.len(),
         }),
-        None if recipe::needs_imatrix(tensor.name, ty, settings.file_type) => {
+        None if recipe::needs_imatrix(tensor.name, ty, settings.recipe.file_type()) => {
             Err(ConvertError::NoImportance { tensor: tensor.name.to_owned(), ty })
         }
         None => Ok(false),

@@ -3,7 +3,7 @@
 use crate::gguf::Value;
 use crate::imatrix::Imatrix;
 use crate::quant::Simd;
-use crate::recipe::{self, FileType};
+use crate::recipe::{self, FileType, Recipe};
 use std::sync::Arc;
 
 /// The precision that weights pass through on their way to a quantized type.
@@ -35,16 +35,19 @@ pub enum Mode {
 /// What is asked of a conversion.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// The mix.
-    pub file_type: FileType,
+    /// Which tensor gets which type.
+    pub recipe: Arc<Recipe>,
+    /// Whether recipe and its hash are written into the metadata, as `requant.recipe` and
+    /// `requant.recipe.sha256`.
+    pub write_recipe: bool,
     /// What is done with it.
     pub mode: Mode,
     /// Layers that are left out; those behind them move up (llama-quantize `--prune-layers`).
     pub prune_layers: Vec<u32>,
     /// Metadata that is set instead of what the source has (llama-quantize `--override-kv`).
     pub override_kv: Vec<(String, Value)>,
-    /// Options on top of the mix.
-    pub recipe: recipe::Options,
+    /// Options on top of the recipe.
+    pub options: recipe::Options,
     /// The precision on the way.
     pub intermediate: Intermediate,
     /// GGUF's name of the pre-tokenizer, where it is not to be recognised.
@@ -68,14 +71,15 @@ pub struct Settings {
 }
 
 impl Settings {
-    /// A mix and nothing else, on one thread, with the best instructions of this machine.
+    /// One of llama-quantize's mixes and nothing else, on one thread, with the best instructions of this machine.
     pub fn new(file_type: FileType) -> Self {
         Self {
-            file_type,
+            recipe: Arc::new(Recipe::of(file_type)),
+            write_recipe: false,
             mode: Mode::default(),
             prune_layers: Vec::new(),
             override_kv: Vec::new(),
-            recipe: recipe::Options::default(),
+            options: recipe::Options::default(),
             intermediate: Intermediate::default(),
             tokenizer_pre: None,
             threads: 1,

@@ -1,9 +1,8 @@
 //! From a request to a type for each tensor (`llama_tensor_get_type` and its helpers).
 
 use super::file_type::FileType;
-use super::mix::{Category, Facts, Position, choose};
+use super::rules::{Conditions, Facts, Recipe};
 use crate::quant::QuantType;
-use std::collections::HashMap;
 
 /// A tensor as the rules see it.
 #[derive(Clone, Copy, Debug)]
@@ -65,10 +64,12 @@ impl TensorType {
 pub enum Reason {
     /// It is never quantized: a norm, a bias, a router.
     Kept,
-    /// The mix's default type.
+    /// The recipe's default type.
     Default,
-    /// A rule of the mix.
-    Mix,
+    /// A rule of the recipe, by its place.
+    Rule(usize),
+    /// What the reference converter does with a tensor outside of the layers.
+    Outside,
     /// An option names the type.
     Requested,
     /// Its rows are no whole number of the wanted type's blocks.
@@ -91,6 +92,20 @@ pub struct Assignment {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecipeError {
+    /// A recipe that is no TOML, or has other keys than a recipe's.
+    #[error("{what}")]
+    Toml {
+        /// Line, column and what is wrong.
+        what: String,
+    },
+    /// A rule of a recipe that makes no sense.
+    #[error("recipe, {rule}: {what}")]
+    Rule {
+        /// The rule's name.
+        rule: String,
+        /// What is wrong.
+        what: String,
+    },
     /// A pattern that is no regular expression.
     #[error("`{pattern}` is no regular expression: {what}")]
     Pattern {
@@ -136,6 +151,22 @@ pub enum RecipeError {
     },
 }
 
+impl RecipeError {
+    pub(super) fn rule(rule: &str, what: String) -> Self {
+        Self::Rule { rule: rule.to_owned(), what }
+    }
+}
+
+/// What a tensor is for, as far as options and the need of an importance matrix care
+/// (`tensor_category`).
+fn is_outside(name: &str) -> bool {
+    name == "output.weight" || is_embedding(name)
+}
+
+fn is_embedding(name: &str) -> bool {
+    matches!(name, "token_embd.weight" | "per_layer_token_embd.weight")
+}
+
 /// Chooses a type for every tensor. `tensors` must be in the order of the output file, which some
 /// rules count in (see [`output_order`]).
 ///
@@ -143,14 +174,15 @@ pub enum RecipeError {
 /// A type that fits no row, or one that needs an importance matrix when there is none.
 pub fn assign(
     tensors: &[Shape],
-    file_type: FileType,
+    recipe: &Recipe,
     facts: &Facts,
     options: &Options,
 ) -> Result<Vec<Assignment>, RecipeError> {
-    let n_attn_v =
-        tensors.iter().filter(|t| Category::of(t.name) == Category::AttnV).count() as u32;
-    let mut seen: HashMap<&'static str, u32> = HashMap::new();
-    let default_quantizes = file_type.default_type().is_quantized();
+    let conditions = Conditions::new();
+    let mut chooser = conditions.chooser(recipe, tensors, facts, options.imatrix)?;
+    let (default, file_type) = (recipe.default_type(), recipe.file_type());
+    // llama-quantize looks at no pattern where it only changes the width of floats.
+    let default_quantizes = default.is_quantized();
     for TensorType { pattern, ty } in &options.tensor_types {
         let mut quantized =
             tensors.iter().filter(|t| default_quantizes && is_quantized(t, options));
@@ -162,41 +194,23 @@ pub fn assign(
     tensors
         .iter()
         .map(|tensor| {
-            let role = Category::of(tensor.name);
-            let mut position = |key| {
-                let count = seen.entry(key).or_default();
-                *count += 1;
-                Position { count: *count - 1, of: facts.n_layer, layer: layer_of(tensor.name) }
-            };
             let assigned = if !is_quantized(tensor, options) {
                 Assignment { ty: tensor.source, reason: Reason::Kept }
-            } else if let Some(ty) = requested(role, options) {
+            } else if let Some(ty) = requested(tensor.name, options) {
                 if !fits(tensor, ty) {
                     return Err(no_fallback(tensor, ty));
                 }
                 Assignment { ty, reason: Reason::Requested }
             } else {
-                let default = file_type.default_type();
                 let mut given = options.tensor_types.iter().filter(|_| default_quantizes);
                 let given = given.find(|given| given.fits(tensor.name)).map(|given| given.ty);
-                let mixed = (default_quantizes && !options.pure && given.is_none())
-                    .then(|| {
-                        let at = match role {
-                            Category::AttnV => Position { of: n_attn_v, ..position("attn_v") },
-                            Category::FfnDown => position("ffn_down"),
-                            Category::FfnGate => position("ffn_gate"),
-                            Category::FfnUp => position("ffn_up"),
-                            _ => Position { count: 0, of: facts.n_layer, layer: None },
-                        };
-                        choose(file_type, role, tensor.dims, at, facts, options.imatrix)
-                    })
-                    .flatten()
-                    .filter(|&ty| ty != default);
-                let wanted = given.or(mixed).unwrap_or(default);
-                let reason = match (given, mixed) {
-                    (Some(_), _) => Reason::Requested,
-                    (None, Some(_)) => Reason::Mix,
-                    (None, None) => Reason::Default,
+                let (wanted, reason) = match given {
+                    Some(ty) => (ty, Reason::Requested),
+                    None if options.pure => (default, Reason::Default),
+                    None => match chooser.choose(tensor)? {
+                        Some((rule, ty)) => (ty, Reason::Rule(rule)),
+                        None => (default, Reason::Default),
+                    },
                 };
                 match fallback(tensor, wanted)? {
                     ty if ty == wanted => Assignment { ty, reason },
@@ -216,8 +230,7 @@ pub fn assign(
 }
 
 /// Chooses types as convert_hf_to_gguf.py `--outtype` does (`ModelBase.prepare_tensors`).
-pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assignment> {
-    let wanted = file_type.default_type();
+pub fn assign_as_converter(tensors: &[Shape], wanted: QuantType) -> Vec<Assignment> {
     let ternary = matches!(wanted, QuantType::TQ1_0 | QuantType::TQ2_0);
     let precise = |t: &Shape| {
         t.dims.len() <= 1
@@ -226,10 +239,9 @@ pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assign
             || !t.name.ends_with(".weight")
     };
     let choose = |t: &Shape| {
-        let outside = matches!(Category::of(t.name), Category::Output | Category::TokenEmbedding);
         let (ty, reason) = match t {
             t if precise(t) => (QuantType::F32, Reason::Kept),
-            _ if ternary && outside => (QuantType::F16, Reason::Mix),
+            _ if ternary && is_outside(t.name) => (QuantType::F16, Reason::Outside),
             t if fits(t, wanted) => (wanted, Reason::Default),
             _ => (QuantType::F16, Reason::Fallback { wanted }),
         };
@@ -259,10 +271,10 @@ fn is_quantized(tensor: &Shape, options: &Options) -> bool {
         && !(options.leave_output_tensor && tensor.name == "output.weight")
 }
 
-fn requested(role: Category, options: &Options) -> Option<QuantType> {
-    match role {
-        Category::Output => options.output_tensor_type,
-        Category::TokenEmbedding => options.token_embedding_type,
+fn requested(name: &str, options: &Options) -> Option<QuantType> {
+    match name {
+        "output.weight" => options.output_tensor_type,
+        _ if is_embedding(name) => options.token_embedding_type,
         _ => None,
     }
 }
@@ -297,7 +309,7 @@ fn no_fallback(tensor: &Shape, wanted: QuantType) -> RecipeError {
 /// (`tensor_requires_imatrix`).
 pub fn needs_imatrix(name: &str, ty: QuantType, file_type: FileType) -> bool {
     use QuantType::*;
-    !matches!(Category::of(name), Category::Output | Category::TokenEmbedding)
+    !is_outside(name)
         && match ty {
             IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
             Q2_K => file_type == FileType::Q2_K_S,

@@ -47,6 +47,22 @@ impl FileType {
         Self::TABLE.iter().find(|row| row.0 == self).expect("the table has every mix").1
     }
 
+    /// The text of the recipe that makes the mix.
+    pub(super) fn recipe(self) -> &'static str {
+        macro_rules! shipped {
+            ($($name:ident)*) => {
+                match self {
+                    $(Self::$name => include_str!(concat!("mixes/", stringify!($name), ".toml")),)*
+                }
+            };
+        }
+        shipped!(
+            F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q2_K_S Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M
+            Q5_K_S Q5_K_M Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M
+            IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4_MOE Q1_0 Q2_0
+        )
+    }
+
     /// The value of `general.file_type`.
     pub fn id(self) -> u32 {
         self as u32

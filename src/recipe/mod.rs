@@ -4,13 +4,15 @@
 
 mod assign;
 mod file_type;
-mod mix;
+mod recover;
 mod role;
+mod rules;
 
 pub use assign::{
     Assignment, Options, Reason, RecipeError, Shape, TensorType, assign, assign_as_converter,
     layer_of, needs_imatrix, output_order,
 };
 pub use file_type::{FileType, UnknownFileType};
-pub use mix::Facts;
+pub use recover::recover;
 pub use role::Role;
+pub use rules::{Facts, Recipe};
