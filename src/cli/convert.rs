@@ -111,7 +111,10 @@ impl Choices {
             MtpArg::Drop => Mtp::Drop,
             MtpArg::Keep => Mtp::Keep,
         };
-        let model = CheckpointModel::open_in(place::folder(checkpoint)?, mtp)?;
+        let mut model = CheckpointModel::open_in(place::folder(checkpoint)?, mtp)?;
+        if self.outtype.is_some() {
+            model.keep_nvfp4()?;
+        }
         let importance = self.recipe.importance()?;
         let (recipe, mode) = match (self.outtype, &self.ty) {
             (Some(outtype), _) => (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert),

@@ -231,6 +231,7 @@ fn to_json(value: &Value) -> Json {
 fn n_bytes(meta: &TensorMeta) -> u64 {
     match meta.dtype {
         Dtype::F8E4M3 => meta.n_elements(),
+        Dtype::NvFp4 => meta.n_elements() * 9 / 16,
         Dtype::Gguf(QuantType::F32) => 4 * meta.n_elements(),
         Dtype::Gguf(ty) => meta.n_elements() / ty.block_len() as u64 * ty.block_bytes() as u64,
     }

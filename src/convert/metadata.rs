@@ -12,6 +12,9 @@ use crate::tokenizer::Vocab;
 /// The version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
 
+/// `general.file_type` of files that llama-quantize cannot make (`LLAMA_FTYPE_MOSTLY_NVFP4`).
+const MOSTLY_NVFP4: u32 = 39;
+
 /// The key that holds the text of a recipe.
 pub const RECIPE: &str = "requant.recipe";
 
@@ -24,11 +27,15 @@ pub(super) fn of_checkpoint(
     let architecture = model.hparams().arch.name();
     let counts = param_counts(model);
     general_metadata(model.dir(), architecture, &config.json(), &counts, &mut metadata)?;
+    let of_converter = settings.recipe.file_type();
     let file_type = match settings.mode {
-        Mode::Convert => settings.recipe.file_type(),
-        Mode::Quantize | Mode::Copy | Mode::Regroup => FileType::BF16,
+        Mode::Convert if model.keeps_nvfp4() && !of_converter.default_type().is_quantized() => {
+            MOSTLY_NVFP4
+        }
+        Mode::Convert => of_converter.id(),
+        Mode::Quantize | Mode::Copy | Mode::Regroup => FileType::BF16.id(),
     };
-    model.hparams().write_keys(config, file_type.id(), &mut metadata)?;
+    model.hparams().write_keys(config, file_type, &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     let pre = settings.tokenizer_pre.as_deref();
     Vocab::from_checkpoint(model.dir(), &config.json(), pre)?.write(&mut metadata);

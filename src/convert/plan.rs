@@ -105,7 +105,10 @@ impl Plan {
         };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
-            stored_type(&meta.name, &meta.dims, intermediate)
+            match meta.dtype {
+                Dtype::Gguf(QuantType::NVFP4) => QuantType::NVFP4,
+                _ => stored_type(&meta.name, &meta.dims, intermediate),
+            }
         };
         Self::new(model, order, stored, metadata, &facts, settings, None)
     }
@@ -138,7 +141,7 @@ impl Plan {
         let facts = metadata::facts(source.metadata(), &settings.override_kv, tied)?;
         let stored = |i: usize| match source.tensors()[i].dtype {
             Dtype::Gguf(ty) => ty,
-            Dtype::F8E4M3 => unreachable!("GGUF has no such type"),
+            Dtype::F8E4M3 | Dtype::NvFp4 => unreachable!("GGUF has no such type"),
         };
         Self::new(source, None, stored, metadata, &facts, settings, None)
     }

@@ -54,10 +54,26 @@ impl Wanted {
 enum Resolved {
     Whole(usize),
     Stack(Vec<usize>),
-    HeadRows { from: usize, head_rows: u64, first: u64 },
-    HeadsTransposed { from: usize, head_rows: u64 },
-    Rotated { from: usize, head_rows: u64 },
+    HeadRows {
+        from: usize,
+        head_rows: u64,
+        first: u64,
+    },
+    HeadsTransposed {
+        from: usize,
+        head_rows: u64,
+    },
+    Rotated {
+        from: usize,
+        head_rows: u64,
+    },
     Computed(Vec<f32>),
+    /// The f32 factors of an NVFP4 tensor of this model: of the weights, or of the activations.
+    Factors {
+        of: usize,
+        activations: bool,
+        values: Vec<f32>,
+    },
 }
 
 /// A checkpoint of a supported architecture.
@@ -233,7 +249,7 @@ impl CheckpointModel {
             | Resolved::HeadRows { from: i, .. }
             | Resolved::HeadsTransposed { from: i, .. }
             | Resolved::Rotated { from: i, .. } => Some(*i),
-            Resolved::Computed(_) => None,
+            Resolved::Computed(_) | Resolved::Factors { .. } => None,
         };
         let Some(first) = first else { return Ok(()) };
         let dtype = self.checkpoint.tensors()[first].dtype;
@@ -241,6 +257,51 @@ impl CheckpointModel {
         self.metas.push(TensorMeta { name, dims, dtype });
         self.pieces.push(resolved);
         Ok(())
+    }
+
+    /// Shows NVFP4 weights as the blocks that GGUF has for them, with the factors of whole tensors
+    /// as tensors of their own (`.scale`, `.input_scale`), as convert_hf_to_gguf.py stores them.
+    /// Without this, the factors are multiplied in and the weights seen as f32.
+    ///
+    /// # Errors
+    /// Factors that cannot be read.
+    pub fn keep_nvfp4(&mut self) -> Result<(), SourceError> {
+        for tensor in 0..self.metas.len() {
+            let from: &[usize] = match &self.pieces[tensor] {
+                Resolved::Whole(i) => &[*i],
+                Resolved::Stack(all) => all,
+                Resolved::Rotated { from, .. } => &[*from],
+                _ => continue,
+            };
+            if !from.iter().all(|&i| self.checkpoint.tensors()[i].dtype == Dtype::NvFp4) {
+                continue;
+            }
+            let factors: Vec<[f32; 2]> =
+                from.iter().map(|&i| self.checkpoint.nvfp4_factors(i)).collect::<Result<_, _>>()?;
+            let stacked = matches!(self.pieces[tensor], Resolved::Stack(_));
+            self.metas[tensor].dtype = Dtype::Gguf(QuantType::NVFP4);
+            let name = self.metas[tensor].name.clone();
+            let stem = name.strip_suffix(".weight").unwrap_or(&name);
+            for (which, suffix) in ["scale", "input_scale"].into_iter().enumerate() {
+                let values: Vec<f32> = factors.iter().map(|pair| pair[which]).collect();
+                // As the reference has it, for one and for many.
+                let near = if stacked { 1.1e-5 } else { 1e-6 };
+                if values.iter().all(|&x| (f64::from(x) - 1.0).abs() < near) {
+                    continue;
+                }
+                let (name, dims) = (format!("{stem}.{suffix}"), vec![values.len() as u64]);
+                self.by_name.insert(name.clone(), self.metas.len());
+                self.metas.push(TensorMeta { name, dims, dtype: Dtype::Gguf(QuantType::F32) });
+                let activations = which == 1;
+                self.pieces.push(Resolved::Factors { of: tensor, activations, values });
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether NVFP4 weights are shown as they are stored.
+    pub fn keeps_nvfp4(&self) -> bool {
+        self.metas.iter().any(|meta| meta.dtype == Dtype::Gguf(QuantType::NVFP4))
     }
 
     /// The folder.
@@ -285,7 +346,7 @@ impl CheckpointModel {
                 | Resolved::HeadsTransposed { from: i, .. }
                 | Resolved::Rotated { from: i, .. } => at(*i),
                 Resolved::Stack(all) => all.iter().map(|&i| self.checkpoint.position(i)).max(),
-                Resolved::Computed(_) => None,
+                Resolved::Computed(_) | Resolved::Factors { .. } => None,
             }
         };
         let layer_stacks = |tensor: usize| {
@@ -297,13 +358,27 @@ impl CheckpointModel {
             of_layer.filter_map(place).max()
         };
         let key = |&tensor: &usize| {
+            let (of, part) = match &self.pieces[tensor] {
+                Resolved::Factors { of, activations, .. } => (*of, 1 + u8::from(*activations)),
+                _ => (tensor, 0),
+            };
+            // NVFP4 goes ahead of the rest: single tensors, then stacks by their first expert.
+            if self.metas[of].dtype == Dtype::Gguf(QuantType::NVFP4) {
+                let (stack, place) = match &self.pieces[of] {
+                    Resolved::Stack(all) => {
+                        (1, all.iter().map(|&i| self.checkpoint.position(i)).min())
+                    }
+                    _ => (0, place(of)),
+                };
+                return (stack, place, String::new(), part);
+            }
             let name = &self.metas[tensor].name;
             let place = match &self.pieces[tensor] {
                 Resolved::Stack(_) => layer_stacks(tensor),
                 _ => place(tensor),
             };
             // Made of the same: keys before values; down, gate, up, as the alphabet has it.
-            (place, name.clone())
+            (2, place, name.clone(), 0)
         };
         let mut order: Vec<usize> = (0..self.metas.len()).collect();
         order.sort_by_cached_key(key);
@@ -337,7 +412,7 @@ impl CheckpointModel {
                 // The elements of a bias are one row.
                 Resolved::Rotated { from, .. } if meta.dims.len() == 1 => (*from, row, 1),
                 Resolved::Rotated { from, head_rows } => (*from, rotated(row, *head_rows), 1),
-                Resolved::Computed(_) => return Ok(()),
+                Resolved::Computed(_) | Resolved::Factors { .. } => return Ok(()),
             };
             let count = available.min(rows.end - row);
             let at = (row - rows.start) as usize * n;
@@ -372,9 +447,17 @@ impl Source for CheckpointModel {
         let meta = &self.metas[tensor];
         let n = meta.n_per_row() as usize;
         let rows = first_row..first_row + (out.len() / n) as u64;
+        if meta.dtype == Dtype::Gguf(QuantType::NVFP4) {
+            let mut blocks = Vec::new();
+            self.read_raw(tensor, rows.clone(), &mut blocks)?;
+            return QuantType::NVFP4.decode_rows(&blocks, n, out).map_err(|error| {
+                let Origin { path, tensor } = self.origin(tensor, first_row);
+                SourceError::Decode { path, tensor, error }
+            });
+        }
         let transposed = matches!(self.pieces[tensor], Resolved::HeadsTransposed { .. });
         match &self.pieces[tensor] {
-            Resolved::Computed(values) => {
+            Resolved::Computed(values) | Resolved::Factors { values, .. } => {
                 out.copy_from_slice(values);
                 return Ok(());
             }
@@ -407,6 +490,27 @@ impl Source for CheckpointModel {
             row += (out.len() / n) as u64;
             Ok(())
         })
+    }
+
+    fn read_raw(
+        &self,
+        tensor: usize,
+        rows: Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<bool, SourceError> {
+        if self.metas[tensor].dtype != Dtype::Gguf(QuantType::NVFP4) {
+            return Ok(false);
+        }
+        let bytes = |elements: usize| elements / 64 * 36;
+        out.resize(
+            bytes((rows.end - rows.start) as usize * self.metas[tensor].dims[0] as usize),
+            0,
+        );
+        self.runs(tensor, rows, |from, stored, range| {
+            let out = &mut out[bytes(range.start)..bytes(range.end)];
+            self.checkpoint.read_nvfp4(from, stored, out).map(|_| ())
+        })?;
+        Ok(true)
     }
 
     fn prefetch(&self, tensor: usize, rows: Range<u64>) {

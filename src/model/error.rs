@@ -1,7 +1,7 @@
 //! What can be wrong with a model's description.
 
 use crate::gguf::GgufError;
-use crate::source::CheckpointError;
+use crate::source::{CheckpointError, SourceError};
 use std::path::PathBuf;
 
 /// A model that cannot be described, or whose tensors are not what its description says.
@@ -35,6 +35,9 @@ pub enum ModelError {
     /// The checkpoint cannot be opened.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
+    /// Factors of its tensors cannot be read.
+    #[error(transparent)]
+    Source(#[from] SourceError),
     /// The GGUF file cannot be opened or lacks metadata.
     #[error(transparent)]
     Gguf(#[from] GgufError),

@@ -58,7 +58,8 @@ impl GgufModel {
     /// # Errors
     /// When the file is damaged or its metadata does not describe such a model.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let source = GgufSource::open(path)?;
+        let mut source = GgufSource::open(path)?;
+        source.apply_scales()?;
         let hparams =
             Hparams::from_metadata(path, source.metadata(), &|name| source.find(name).is_some())?;
         Ok(Self { hparams, source })

@@ -116,6 +116,33 @@ pub(super) fn encode_nvfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u
     }
 }
 
+/// Packs whole rows of a ModelOpt checkpoint into NVFP4 blocks (`_nvfp4_pack` in the reference
+/// converter's `base.py`). There a byte holds two neighbours, the first in its low bits, and every
+/// 16 elements have an E4M3 scale; signs of scales are dropped.
+///
+/// # Errors
+/// The index of the first scale that is NaN. What is in `out` then is unspecified.
+///
+/// # Panics
+/// When the lengths do not belong together: 8 bytes for each scale, 36 for each four.
+pub fn nvfp4_from_modelopt(packed: &[u8], scales: &[u8], out: &mut [u8]) -> Result<(), usize> {
+    assert!(packed.len() == 8 * scales.len() && out.len() == 9 * scales.len());
+    if let Some(nan) = scales.iter().position(|d| d & 0x7f == 0x7f) {
+        return Err(nan);
+    }
+    let groups = scales.as_chunks::<4>().0.iter().zip(packed.as_chunks::<32>().0);
+    for ((scales, packed), out) in groups.zip(out.as_chunks_mut::<36>().0) {
+        for g in 0..4 {
+            out[g] = scales[g] & 0x7f;
+            let element = |i: usize| packed[8 * g + i / 2] >> (4 * (i % 2)) & 15;
+            for j in 0..8 {
+                out[4 + 8 * g + j] = element(j) | element(j + 8) << 4;
+            }
+        }
+    }
+    Ok(())
+}
+
 #[inline(always)]
 pub(super) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
     for (b, out) in bytes.as_chunks::<36>().0.iter().zip(out.as_chunks_mut::<64>().0) {

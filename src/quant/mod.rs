@@ -19,5 +19,6 @@ mod ternary;
 mod types;
 
 pub use error::QuantError;
+pub use fp4::nvfp4_from_modelopt;
 pub use simd::{Simd, UnknownSimd};
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

@@ -240,6 +240,7 @@ pub fn assign_as_converter(tensors: &[Shape], wanted: QuantType) -> Vec<Assignme
     };
     let choose = |t: &Shape| {
         let (ty, reason) = match t {
+            t if t.source == QuantType::NVFP4 => (t.source, Reason::Kept),
             t if precise(t) => (QuantType::F32, Reason::Kept),
             _ if ternary && is_outside(t.name) => (QuantType::F16, Reason::Outside),
             t if fits(t, wanted) => (wanted, Reason::Default),

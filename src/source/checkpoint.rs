@@ -1,4 +1,5 @@
-//! Hugging Face checkpoints: safetensors files, sharded or single, plain or block-scaled FP8.
+//! Hugging Face checkpoints: safetensors files, sharded or single, plain,
+//! block-scaled FP8, or quantized by ModelOpt (NVFP4, FP8).
 //!
 //! It knows how such a folder is stored, not what model it holds. Everything that the headers can
 //! tell is checked on opening; only values remain for reading.
@@ -7,7 +8,7 @@ use super::error::{CheckpointError, SourceError};
 use super::folder::Folder;
 use super::{Dtype, Origin, SCRATCH, Source, SourceFile, TensorMeta};
 use crate::blob::{Blob, physical_memory};
-use crate::quant::{QuantError, QuantType, fp8};
+use crate::quant::{QuantError, QuantType, fp8, nvfp4_from_modelopt};
 use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, TensorInfo};
 use serde_json::Value;
 use std::collections::{BTreeSet, HashMap};
@@ -15,7 +16,14 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 const INDEX: &str = "model.safetensors.index.json";
-const SCALE_SUFFIX: &str = "_scale_inv";
+/// The scales of FP8 weights in DeepSeek's own checkpoints.
+const SCALE_INV: &str = "_scale_inv";
+/// The scales of a weight in ModelOpt's: for blocks of NVFP4; for rows or the whole of FP8.
+const SCALE: &str = "_scale";
+/// The scale of an NVFP4 weight as a whole, on top of its blocks' scales.
+const SCALE_2: &str = "_scale_2";
+/// What ModelOpt keeps for activations and caches.
+const ACTIVATIONS: [&str; 3] = [".input_scale", ".k_scale", ".v_scale"];
 
 /// An opened checkpoint folder. Tensors are sorted by name, shapes are innermost first, and the
 /// `weight_scale_inv` companions are folded into the tensors that they scale.
@@ -36,11 +44,34 @@ struct Shard {
 struct Place {
     shard: usize,
     bytes: Range<u64>,
-    scale: Option<Scale>,
+    scaling: Scaling,
+}
+
+/// What turns stored values into weights.
+enum Scaling {
+    Plain,
+    Fp8(Scale),
+    NvFp4(NvFp4),
+}
+
+/// A range of bytes in a shard.
+#[derive(Clone)]
+struct Extent {
+    shard: usize,
+    bytes: Range<u64>,
+}
+
+struct NvFp4 {
+    scales: Extent,
+    /// One f32.
+    global: Option<Extent>,
+    /// One f32 for the activations, which the weights do not need.
+    input: Option<Extent>,
 }
 
 /// One f32 factor for every `block[0]` rows and `block[1]` columns (torch order).
 struct Scale {
+    suffix: &'static str,
     shard: usize,
     bytes: Range<u64>,
     dtype: QuantType,
@@ -64,7 +95,7 @@ impl Checkpoint {
     pub fn open(folder: Folder) -> Result<Self, CheckpointError> {
         let dir = folder.dir();
         let config = read_json(&dir.join("config.json"))?;
-        let block = fp8_block(dir, &config)?;
+        let quantization = Quantization::of(dir, &config)?;
         let (names, weight_map) = shard_names(dir)?;
         folder.expect(&names);
         let mut shards = Vec::with_capacity(names.len());
@@ -120,14 +151,14 @@ impl Checkpoint {
         let size: u64 = shards.iter().map(|s| s.blob.size()).sum();
         let large = physical_memory().is_some_and(|memory| size > memory / 2);
         shards.iter_mut().for_each(|s| s.blob.drop_pages(large));
-        Self::assemble(folder, shards, stored, block)
+        Self::assemble(folder, shards, stored, quantization)
     }
 
     fn assemble(
         folder: Folder,
         shards: Vec<Shard>,
         mut stored: HashMap<String, Stored>,
-        block: Option<[usize; 2]>,
+        quantization: Quantization,
     ) -> Result<Self, CheckpointError> {
         let mut names: Vec<String> = stored.keys().cloned().collect();
         names.sort_unstable();
@@ -135,10 +166,17 @@ impl Checkpoint {
             Self { folder, shards, metas: Vec::new(), places: Vec::new(), by_name: HashMap::new() };
         for name in names {
             let path = |shard: usize| checkpoint.shards[shard].path.clone();
-            if let Some(weight) = name.strip_suffix(SCALE_SUFFIX) {
+            let modelopt = quantization == Quantization::ModelOpt;
+            if modelopt && ACTIVATIONS.iter().any(|suffix| name.ends_with(suffix)) {
+                continue;
+            }
+            let suffixes: &[&str] = if modelopt { &[SCALE, SCALE_2] } else { &[SCALE_INV] };
+            if let Some(weight) = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)) {
                 // Names are visited in order, so the weight has been placed before its scale.
                 let scaled = checkpoint.by_name.get(weight);
-                if scaled.is_none_or(|&i| checkpoint.metas[i].dtype != Dtype::F8E4M3) {
+                let is_scaled =
+                    |&i: &usize| !matches!(checkpoint.places[i].scaling, Scaling::Plain);
+                if !scaled.is_some_and(is_scaled) {
                     let path = path(stored[&name].shard);
                     return Err(CheckpointError::StrayScale { path, tensor: name });
                 }
@@ -150,6 +188,7 @@ impl Checkpoint {
                 StDtype::F16 => Dtype::Gguf(QuantType::F16),
                 StDtype::BF16 => Dtype::Gguf(QuantType::BF16),
                 StDtype::F8_E4M3 => Dtype::F8E4M3,
+                StDtype::U8 if modelopt => Dtype::NvFp4,
                 other => {
                     return Err(CheckpointError::Dtype {
                         path: path(shard),
@@ -158,29 +197,90 @@ impl Checkpoint {
                     });
                 }
             };
-            let scale = match dtype {
+            let scale = |suffix: &str| {
+                let scale = format!("{name}{suffix}");
+                stored.get(&scale).ok_or_else(|| CheckpointError::MissingScale {
+                    path: path(shard),
+                    tensor: name.clone(),
+                    scale,
+                })
+            };
+            let mut dims: Vec<u64> = info.shape.iter().rev().map(|&d| d as u64).collect();
+            let scaling = match dtype {
+                Dtype::F8E4M3 if modelopt => {
+                    let found = scale(SCALE)?;
+                    Scaling::Fp8(scale_of(&name, &info, found, None, || path(found.shard))?)
+                }
                 Dtype::F8E4M3 => {
-                    let name_of_scale = format!("{name}{SCALE_SUFFIX}");
-                    let Some(found) = stored.get(&name_of_scale) else {
-                        return Err(CheckpointError::MissingScale {
-                            path: path(shard),
-                            tensor: name,
-                        });
-                    };
-                    let Some(block) = block else {
+                    let found = scale(SCALE_INV)?;
+                    let Quantization::Fp8(block) = quantization else {
                         return Err(CheckpointError::NoBlockSize {
                             path: checkpoint.folder.dir().join("config.json"),
                             tensor: name,
                         });
                     };
-                    Some(scale_of(&name, &info, found, block, || path(found.shard))?)
+                    Scaling::Fp8(scale_of(&name, &info, found, Some(block), || path(found.shard))?)
                 }
-                Dtype::Gguf(_) => None,
+                Dtype::NvFp4 => {
+                    let found = scale(SCALE)?;
+                    let extent = |stored: &Stored| Extent {
+                        shard: stored.shard,
+                        bytes: stored.bytes.clone(),
+                    };
+                    let expected = match *info.shape.as_slice() {
+                        // A GGUF block holds four groups of 16, of two to a byte.
+                        [rows, packed] if packed % 32 == 0 => vec![rows, packed / 8],
+                        _ => {
+                            return Err(CheckpointError::NvFp4Shape {
+                                path: path(shard),
+                                tensor: name,
+                                shape: info.shape.clone(),
+                            });
+                        }
+                    };
+                    let tensor = || format!("{name}{SCALE}");
+                    if found.info.dtype != StDtype::F8_E4M3 {
+                        return Err(CheckpointError::Dtype {
+                            path: path(found.shard),
+                            tensor: tensor(),
+                            dtype: format!("{:?}", found.info.dtype),
+                        });
+                    }
+                    if found.info.shape != expected {
+                        return Err(CheckpointError::ScaleShape {
+                            path: path(found.shard),
+                            tensor: tensor(),
+                            found: found.info.shape.clone(),
+                            expected,
+                        });
+                    }
+                    let single = |name: String| match stored.get(&name) {
+                        None => Ok(None),
+                        Some(Stored { shard, info, .. })
+                            if info.dtype != StDtype::F32 || info.shape.iter().any(|&n| n != 1) =>
+                        {
+                            Err(CheckpointError::ScaleShape {
+                                path: path(*shard),
+                                tensor: name,
+                                found: info.shape.clone(),
+                                expected: vec![1],
+                            })
+                        }
+                        Some(found) => Ok(Some(extent(found))),
+                    };
+                    dims[0] *= 2;
+                    let stem = name.strip_suffix(".weight").unwrap_or(&name);
+                    Scaling::NvFp4(NvFp4 {
+                        scales: extent(found),
+                        global: single(format!("{name}{SCALE_2}"))?,
+                        input: single(format!("{stem}.input_scale"))?,
+                    })
+                }
+                Dtype::Gguf(_) => Scaling::Plain,
             };
-            let dims = info.shape.iter().rev().map(|&d| d as u64).collect();
             checkpoint.by_name.insert(name.clone(), checkpoint.metas.len());
             checkpoint.metas.push(TensorMeta { name, dims, dtype });
-            checkpoint.places.push(Place { shard, bytes, scale });
+            checkpoint.places.push(Place { shard, bytes, scaling });
         }
         Ok(checkpoint)
     }
@@ -206,7 +306,7 @@ impl Checkpoint {
         let first = (0..self.metas.len()).filter(half).min_by_key(|&i| self.position(i))?;
         match self.metas[first].dtype {
             Dtype::Gguf(ty) => Some(ty),
-            Dtype::F8E4M3 => None,
+            Dtype::F8E4M3 | Dtype::NvFp4 => None,
         }
     }
 
@@ -225,7 +325,74 @@ impl Checkpoint {
     pub fn stored_bytes(&self, tensor: usize) -> u64 {
         let place = &self.places[tensor];
         let length = |bytes: &Range<u64>| bytes.end - bytes.start;
-        length(&place.bytes) + place.scale.as_ref().map_or(0, |s| length(&s.bytes))
+        length(&place.bytes)
+            + match &place.scaling {
+                Scaling::Plain => 0,
+                Scaling::Fp8(scale) => length(&scale.bytes),
+                Scaling::NvFp4(NvFp4 { scales, .. }) => length(&scales.bytes) + 4,
+            }
+    }
+
+    /// The f32 factors of an NVFP4 tensor as a whole: of its weights, and of the activations that
+    /// it is multiplied with; 1 where there is none.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn nvfp4_factors(&self, tensor: usize) -> Result<[f32; 2], SourceError> {
+        let Scaling::NvFp4(NvFp4 { global, input, .. }) = &self.places[tensor].scaling else {
+            return Ok([1.0; 2]);
+        };
+        let mut factors = [1.0; 2];
+        for (factor, extent) in factors.iter_mut().zip([global, input]) {
+            if let Some(Extent { shard, bytes }) = extent {
+                let mut stored = [0; 4];
+                self.read(*shard, || self.metas[tensor].name.clone(), bytes.start, &mut stored)?;
+                *factor = f32::from_le_bytes(stored);
+            }
+        }
+        Ok(factors)
+    }
+
+    /// Rows of an NVFP4 tensor as GGUF's blocks, which lack the factor of the whole
+    /// ([`Checkpoint::nvfp4_factors`]). `false` for other tensors.
+    ///
+    /// # Errors
+    /// When they cannot be read, and scales that are NaN.
+    pub fn read_nvfp4(
+        &self,
+        tensor: usize,
+        rows: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<bool, SourceError> {
+        let Place { shard, scaling: Scaling::NvFp4(NvFp4 { scales, .. }), .. } =
+            &self.places[tensor]
+        else {
+            return Ok(false);
+        };
+        let meta = &self.metas[tensor];
+        let per_row = meta.n_per_row() / 16;
+        let name_of_scale = || format!("{}{SCALE}", meta.name);
+        let mut stored = vec![0; ((rows.end - rows.start) * per_row) as usize];
+        self.read(
+            scales.shard,
+            name_of_scale,
+            scales.bytes.start + rows.start * per_row,
+            &mut stored,
+        )?;
+        let mut packed = SCRATCH.take();
+        packed.resize(8 * stored.len(), 0);
+        let at = self.bytes_of(tensor, rows.clone()).start;
+        self.read(*shard, || meta.name.clone(), at, &mut packed)?;
+        let done = nvfp4_from_modelopt(&packed, &stored, out);
+        SCRATCH.set(packed);
+        done.map_err(|at| SourceError::Scale {
+            path: self.shards[scales.shard].path.clone(),
+            tensor: name_of_scale(),
+            row: rows.start + at as u64 / per_row,
+            column: at as u64 % per_row,
+            value: f32::NAN,
+        })?;
+        Ok(true)
     }
 
     /// How many shards there are.
@@ -266,7 +433,7 @@ impl Checkpoint {
         let meta = &self.metas[tensor];
         let n = meta.n_per_row() as usize;
         let shard = self.places[tensor].shard;
-        let name_of_scale = || format!("{}{SCALE_SUFFIX}", meta.name);
+        let name_of_scale = || format!("{}{}", meta.name, scale.suffix);
         let n_rows = out.len() / n;
         let width = scale.dtype.block_bytes();
         // The scales of all rows at once: one for every block of rows.
@@ -330,14 +497,25 @@ impl Source for Checkpoint {
         if out.is_empty() || n == 0 {
             return Ok(());
         }
-        if let Some(scale) = &self.places[tensor].scale {
-            return self.read_fp8(tensor, scale, first_row as usize, out);
-        }
         let rows = first_row..first_row + (out.len() / n) as u64;
+        match &self.places[tensor].scaling {
+            Scaling::Plain => {}
+            Scaling::Fp8(scale) => return self.read_fp8(tensor, scale, first_row as usize, out),
+            Scaling::NvFp4(_) => {
+                let [factor, _] = self.nvfp4_factors(tensor)?;
+                let mut blocks = vec![0; out.len() / 64 * 36];
+                self.read_nvfp4(tensor, rows, &mut blocks)?;
+                QuantType::NVFP4
+                    .decode_rows(&blocks, n, out)
+                    .map_err(|error| self.decode_error(tensor, error))?;
+                out.iter_mut().for_each(|weight| *weight *= factor);
+                return Ok(());
+            }
+        }
         let mut bytes = SCRATCH.take();
         self.read_raw(tensor, rows, &mut bytes)?;
         let Dtype::Gguf(ty) = self.metas[tensor].dtype else {
-            unreachable!("FP8 tensors have a scale")
+            unreachable!("what is scaled has been read")
         };
         let done = ty.decode_rows(&bytes, n, out);
         SCRATCH.set(bytes);
@@ -351,7 +529,7 @@ impl Source for Checkpoint {
         out: &mut Vec<u8>,
     ) -> Result<bool, SourceError> {
         let place = &self.places[tensor];
-        if place.scale.is_some() {
+        if !matches!(place.scaling, Scaling::Plain) {
             return Ok(false);
         }
         let bytes = self.bytes_of(tensor, rows);
@@ -406,32 +584,53 @@ fn read_json(path: &Path) -> Result<Value, CheckpointError> {
         .map_err(|error| CheckpointError::Json { path: path.to_owned(), error })
 }
 
-/// `quantization_config.weight_block_size`, where the checkpoint is block-scaled FP8.
-fn fp8_block(dir: &Path, config: &Value) -> Result<Option<[usize; 2]>, CheckpointError> {
-    let Some(quantization) = config.get("quantization_config").filter(|v| !v.is_null()) else {
-        return Ok(None);
-    };
-    let bad = |found: &Value, key: &'static str, expected: &'static str| {
-        Err(CheckpointError::Quantization {
-            path: dir.join("config.json"),
-            key,
-            found: found.to_string(),
-            expected,
-        })
-    };
-    let method = &quantization["quant_method"];
-    if method != "fp8" {
-        return bad(method, "quant_method", "\"fp8\"");
-    }
-    let size = &quantization["weight_block_size"];
-    if size.is_null() {
-        return Ok(None);
-    }
-    let numbers: Option<Vec<usize>> =
-        size.as_array().map(|a| a.iter().filter_map(Value::as_u64).map(|n| n as usize).collect());
-    match numbers.as_deref() {
-        Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Some([rows, columns])),
-        _ => bad(size, "weight_block_size", "two positive integers"),
+/// How the weights of a checkpoint are quantized.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Quantization {
+    /// Not at all, or nothing says how.
+    None,
+    /// FP8 with a scale for each block of rows and columns.
+    Fp8([usize; 2]),
+    /// By NVIDIA's ModelOpt: NVFP4, and FP8 with a scale for each row or tensor.
+    ModelOpt,
+}
+
+impl Quantization {
+    /// Reads config.json's `quantization_config`, or hf_quant_config.json where that is missing.
+    fn of(dir: &Path, config: &Value) -> Result<Self, CheckpointError> {
+        let beside = dir.join("hf_quant_config.json");
+        let Some(quantization) = config.get("quantization_config").filter(|v| !v.is_null()) else {
+            return match beside.is_file() && read_json(&beside)?["producer"]["name"] == "modelopt" {
+                true => Ok(Self::ModelOpt),
+                false => Ok(Self::None),
+            };
+        };
+        let bad = |found: &Value, key: &'static str, expected: &'static str| {
+            Err(CheckpointError::Quantization {
+                path: dir.join("config.json"),
+                key,
+                found: found.to_string(),
+                expected,
+            })
+        };
+        let method = &quantization["quant_method"];
+        if method == "modelopt" {
+            return Ok(Self::ModelOpt);
+        }
+        if method != "fp8" {
+            return bad(method, "quant_method", "\"fp8\" or \"modelopt\"");
+        }
+        let size = &quantization["weight_block_size"];
+        if size.is_null() {
+            return Ok(Self::None);
+        }
+        let numbers: Option<Vec<usize>> = size
+            .as_array()
+            .map(|a| a.iter().filter_map(Value::as_u64).map(|n| n as usize).collect());
+        match numbers.as_deref() {
+            Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Self::Fp8([rows, columns])),
+            _ => bad(size, "weight_block_size", "two positive integers"),
+        }
     }
 }
 
@@ -542,13 +741,15 @@ fn unknown_dtype(header: &[u8]) -> Option<(String, String)> {
     })
 }
 
+/// The scale of an FP8 weight: one for each block, or without blocks, one for each row or for all.
 fn scale_of(
     tensor: &str,
     weight: &TensorInfo,
     scale: &Stored,
-    block: [usize; 2],
+    block: Option<[usize; 2]>,
     path: impl Fn() -> PathBuf,
 ) -> Result<Scale, CheckpointError> {
+    let suffix = if block.is_some() { SCALE_INV } else { SCALE };
     let &[rows, columns] = weight.shape.as_slice() else {
         return Err(CheckpointError::Fp8Shape {
             path: path(),
@@ -556,12 +757,16 @@ fn scale_of(
             shape: weight.shape.clone(),
         });
     };
+    let found = &scale.info.shape;
+    let whole = block.is_none() && found.iter().all(|&n| n == 1);
+    let block = block.unwrap_or([if whole { rows } else { 1 }, columns]).map(|n| n.max(1));
     let expected = vec![rows.div_ceil(block[0]), columns.div_ceil(block[1])];
-    if scale.info.shape != expected {
+    // A scale for each row has one dimension or two.
+    if *found != expected && !(suffix == SCALE && (whole || *found == expected[..1])) {
         return Err(CheckpointError::ScaleShape {
             path: path(),
-            tensor: format!("{tensor}{SCALE_SUFFIX}"),
-            found: scale.info.shape.clone(),
+            tensor: format!("{tensor}{suffix}"),
+            found: found.clone(),
             expected,
         });
     }
@@ -572,11 +777,11 @@ fn scale_of(
         other => {
             return Err(CheckpointError::Dtype {
                 path: path(),
-                tensor: format!("{tensor}{SCALE_SUFFIX}"),
+                tensor: format!("{tensor}{suffix}"),
                 dtype: format!("{other:?}"),
             });
         }
     };
     let bytes = scale.bytes.clone();
-    Ok(Scale { shard: scale.shard, bytes, dtype, block, per_row: expected[1] })
+    Ok(Scale { suffix, shard: scale.shard, bytes, dtype, block, per_row: expected[1] })
 }

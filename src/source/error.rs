@@ -184,8 +184,8 @@ pub enum CheckpointError {
     },
     /// A dtype that has no reader.
     #[error(
-        "{}: tensor `{tensor}` has dtype {dtype}; readable are F32, F16, BF16, and F8_E4M3 with \
-         its `weight_scale_inv`",
+        "{}: tensor `{tensor}` has dtype {dtype}; readable are F32, F16, BF16, F8_E4M3 with its \
+         `weight_scale_inv`, and what ModelOpt quantized to NVFP4 or FP8",
         path.display()
     )]
     Dtype {
@@ -196,16 +196,32 @@ pub enum CheckpointError {
         /// Its dtype as spelled in the header.
         dtype: String,
     },
-    /// An FP8 tensor without a scale.
-    #[error("{}: tensor `{tensor}` is F8_E4M3, but `{tensor}_scale_inv` is missing", path.display())]
+    /// A quantized tensor without a scale.
+    #[error("{}: tensor `{tensor}` is quantized, but `{scale}` is missing", path.display())]
     MissingScale {
         /// The shard of the tensor.
         path: PathBuf,
         /// The tensor.
         tensor: String,
+        /// The scale.
+        scale: String,
     },
-    /// A scale without an FP8 tensor.
-    #[error("{}: scale `{tensor}` has no F8_E4M3 tensor to scale", path.display())]
+    /// An NVFP4 tensor whose rows are no whole number of blocks.
+    #[error(
+        "{}: NVFP4 tensor `{tensor}` has shape {shape:?} in bytes, expected a matrix with rows of a \
+         multiple of 32 bytes (64 weights)",
+        path.display()
+    )]
+    NvFp4Shape {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// Its shape as stored, outermost first.
+        shape: Vec<usize>,
+    },
+    /// A scale without a quantized tensor.
+    #[error("{}: scale `{tensor}` has no quantized tensor to scale", path.display())]
     StrayScale {
         /// The shard of the scale.
         path: PathBuf,

@@ -3,6 +3,7 @@
 use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, TensorMeta};
 use crate::blob::{Blob, LocalFile, physical_memory};
 use crate::gguf::{GgufError, GgufFile, Metadata, open_all};
+use crate::quant::QuantType;
 use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -15,6 +16,8 @@ pub struct GgufSource {
     /// File, and index in that file.
     places: Vec<(usize, usize)>,
     by_name: HashMap<String, usize>,
+    /// For tensors that have some, a factor for each matrix.
+    factors: HashMap<usize, Vec<f32>>,
 }
 
 impl GgufSource {
@@ -41,7 +44,29 @@ impl GgufSource {
             }
         }
         let by_name = metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { files, data, metas, places, by_name })
+        Ok(Self { files, data, metas, places, by_name, factors: HashMap::new() })
+    }
+
+    /// From now on, rows read as `f32` are multiplied with the factor that the file has for them:
+    /// `X.scale` for `X.weight`, one number, or one for each expert. So llama.cpp computes with
+    /// weights that were NVFP4 in the checkpoint (`llama_model_base::load_tensors`).
+    ///
+    /// # Errors
+    /// Factors that cannot be read.
+    pub fn apply_scales(&mut self) -> Result<(), SourceError> {
+        for tensor in 0..self.metas.len() {
+            let meta = &self.metas[tensor];
+            let Some(stem) = meta.name.strip_suffix(".weight") else { continue };
+            let Some(scale) = self.find(&format!("{stem}.scale")) else { continue };
+            let of_scale = &self.metas[scale];
+            let matrices = meta.dims.get(2).copied().unwrap_or(1);
+            if of_scale.dtype == Dtype::Gguf(QuantType::F32) && of_scale.n_elements() == matrices {
+                let mut factors = vec![0.0; matrices as usize];
+                self.read_rows(scale, 0, &mut factors)?;
+                self.factors.insert(tensor, factors);
+            }
+        }
+        Ok(())
     }
 
     /// The first file, or the only one.
@@ -99,6 +124,13 @@ impl Source for GgufSource {
         let (file, index) = self.places[tensor];
         let done = self.files[file].tensors()[index].ty.decode_rows(&bytes, n, out);
         SCRATCH.set(bytes);
+        if let Some(factors) = self.factors.get(&tensor) {
+            let per_matrix = self.metas[tensor].dims[1];
+            for (row, weights) in (first_row..).zip(out.chunks_exact_mut(n)) {
+                let factor = factors[(row / per_matrix) as usize];
+                weights.iter_mut().for_each(|weight| *weight *= factor);
+            }
+        }
         done.map_err(|error| SourceError::Decode {
             path: self.path(tensor),
             tensor: self.metas[tensor].name.clone(),

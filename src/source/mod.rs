@@ -32,6 +32,8 @@ thread_local! {
 pub enum Dtype {
     /// FP8 E4M3 with one f32 scale for each block of rows and columns.
     F8E4M3,
+    /// ModelOpt's NVFP4: E2M1 codes, an E4M3 scale for every 16, and an f32 scale for the tensor.
+    NvFp4,
     /// A GGUF type: plain floats, or blocks.
     Gguf(QuantType),
 }
@@ -40,6 +42,7 @@ impl std::fmt::Display for Dtype {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Dtype::F8E4M3 => f.pad("F8_E4M3"),
+            Dtype::NvFp4 => f.pad("NVFP4"),
             Dtype::Gguf(ty) => f.pad(ty.name()),
         }
     }
