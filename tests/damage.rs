@@ -188,3 +188,19 @@ fn a_cancelled_run_leaves_nothing() {
     assert!(matches!(run, Err(ConvertError::Cancelled)));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn shapes_without_elements_do_not_overflow() {
+    let copy = Copy::new();
+    copy.edit(SHARDS[0], |bytes| {
+        let length = u64::from_le_bytes(bytes[..8].try_into().unwrap()) as usize;
+        let mut header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+        let shape = serde_json::json!([1u64 << 33, 1u64 << 33, 0]);
+        header["none"] =
+            serde_json::json!({"dtype": "F32", "shape": shape, "data_offsets": [0, 0]});
+        let header = header.to_string();
+        let data = bytes.split_off(8 + length);
+        *bytes = [&(header.len() as u64).to_le_bytes(), header.as_bytes(), &data].concat();
+    });
+    refused(&copy, &[SHARDS[0]]);
+}

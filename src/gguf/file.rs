@@ -267,7 +267,8 @@ impl Reader<'_> {
         let id: u32 = self.cursor.value().map_err(|Stop| cut(self))?;
         let offset: u64 = self.cursor.value().map_err(|Stop| cut(self))?;
         let error = |what: String| Err(self.tensor_error(&name, what));
-        let elements = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d));
+        // As if none were 0, so that products of some of them fit too.
+        let elements = dims.iter().try_fold(1u64, |n, &d| n.checked_mul(d.max(1)));
         if elements.is_none_or(|n| n > i64::MAX as u64) {
             return error(format!("its dimensions {dims:?} overflow"));
         }

@@ -233,6 +233,7 @@ fn tensors_that_break_the_format_are_named() {
     refused(&with(tensor("t", &[33], 8, 0)), "rows of 33");
     refused(&with(tensor("t", &[1 << 40, 1 << 40], 0, 0)), "overflow");
     refused(&with(tensor("t", &[1 << 62], 0, 0)), "overflow");
+    refused(&with(tensor("t", &[0, 1 << 56, 1 << 30], 0, 0)), "overflow");
     refused(&with(tensor("t", &[1; 5], 0, 0)), "5 dimensions");
     refused(&with(tensor("t", &[8], 0, 32)), "offset 32, expected 0");
     refused(&with(tensor("t", &[8], 0, u64::MAX - 3)), "expected 0");

@@ -713,9 +713,11 @@ fn read_header(path: &Path, blob: &dyn Blob) -> Result<(u64, Metadata), Checkpoi
     let mut end = 0;
     for name in metadata.offset_keys() {
         let Some(info) = metadata.info(&name) else { continue };
-        let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d));
+        // As if none were 0, so that products of some of them fit too.
+        let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
         let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
         let bits = bits.ok_or_else(|| invalid(SafeTensorError::ValidationOverflow))?;
+        let bits = if info.shape.contains(&0) { 0 } else { bits };
         if info.data_offsets.0 != end || info.data_offsets.1 < end {
             return Err(invalid(SafeTensorError::InvalidOffset(name)));
         }
