@@ -238,3 +238,36 @@ fn an_exported_checkpoint_converts_to_the_file_it_came_from() {
         assert!(code == 1 && err.contains("exists"), "{err}");
     }
 }
+
+#[test]
+fn joint_keys_and_values_of_older_files_are_split() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [legacy, split, new, quantized] = ["l", "s", "n", "q"].map(path);
+    for (output, mla) in [(&legacy, "legacy"), (&new, "split")] {
+        let args = ["convert", TINY_R1, output, "--type", "BF16", "--mla", mla, "-q"];
+        assert_eq!(requant(&args).0, 0);
+    }
+    assert_eq!(requant(&["quantize", &legacy, &split, "BF16", "--mla", "split", "-q"]).0, 0);
+    let (code, out, _) = requant(&["diff", &new, &split]);
+    assert!(code == 0 && out.starts_with("0 of 52"), "{out}");
+    assert_eq!(requant(&["verify", &legacy, "--against", TINY_R1, "-q"]).0, 0);
+
+    // Values keep their blocks, keys are transposed and cannot.
+    assert_eq!(requant(&["quantize", &legacy, &quantized, "Q4_K_M", "-q"]).0, 0);
+    let args = ["quantize", &quantized, &split, "COPY", "--mla", "split", "-q", "--force"];
+    assert_eq!(requant(&args).0, 0);
+    let types = json(&["inspect", &split, "--json"]);
+    let of = |name: &str| {
+        let tensors = types["tensors"].as_array().unwrap();
+        tensors.iter().find(|t| t["name"] == name).unwrap()["type"].as_str().unwrap().to_owned()
+    };
+    assert_eq!([of("blk.1.attn_k_b.weight"), of("blk.1.attn_v_b.weight")], ["Q8_0", "Q4_K"]);
+    let perplexity = |file: &str| {
+        let text = "tests/fixtures/text/heldout.txt";
+        let result = json(&["perplexity", file, "--text", text, "--chunks", "1", "--json", "-q"]);
+        result["perplexity"].as_f64().unwrap()
+    };
+    let ratio = perplexity(&split) / perplexity(&quantized);
+    assert!((ratio - 1.0).abs() < 1e-3, "{ratio}");
+}

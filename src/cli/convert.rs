@@ -4,7 +4,7 @@ use super::evaluate::{Evaluation, Text};
 use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, units};
 use crate::convert::{Intermediate, Mode, Plan, Settings};
-use crate::model::{CheckpointModel, Mtp};
+use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Recipe};
 use anyhow::{Context, bail};
@@ -65,6 +65,10 @@ pub struct Choices {
     /// Multi-token-prediction layers: drop them, as the reference converter does, or keep them
     #[arg(long, value_enum, default_value = "drop")]
     mtp: MtpArg,
+    /// Latent attention: split into attn_k_b and attn_v_b, as today's files have it, or legacy, the
+    /// joint attn_kv_b of files from before April 2025
+    #[arg(long, value_enum, default_value = "split")]
+    mla: MlaArg,
     /// Name of the pre-tokenizer (tokenizer.ggml.pre), if it is not recognised
     #[arg(long, value_name = "NAME")]
     tokenizer_pre: Option<String>,
@@ -100,6 +104,12 @@ enum MtpArg {
     Keep,
 }
 
+#[derive(Clone, Copy, ValueEnum)]
+enum MlaArg {
+    Split,
+    Legacy,
+}
+
 impl Choices {
     /// Opens a checkpoint and plans its conversion.
     pub fn plan(
@@ -111,7 +121,11 @@ impl Choices {
             MtpArg::Drop => Mtp::Drop,
             MtpArg::Keep => Mtp::Keep,
         };
-        let mut model = CheckpointModel::open_in(place::folder(checkpoint)?, mtp)?;
+        let mla = match self.mla {
+            MlaArg::Split => Mla::Split,
+            MlaArg::Legacy => Mla::Legacy,
+        };
+        let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
         if self.outtype.is_some() {
             model.keep_nvfp4()?;
         }
@@ -217,7 +231,9 @@ fn evaluate_both(
     text: &Text,
     threads: usize,
 ) -> anyhow::Result<Evaluation> {
-    let source = crate::model::Model::Checkpoint(Box::new(model));
+    // The forward pass has today's layout alone, and factors multiplied in.
+    drop(model);
+    let source = place::model(&args.checkpoint)?;
     let result = crate::model::Model::open(first, Mtp::Drop)
         .with_context(|| format!("reading {} back", first.display()))?;
     let options = evaluate::Options {

@@ -3,6 +3,7 @@
 use super::recipe::{self, line};
 use super::{output, plan, units};
 use crate::convert::{Mode, Plan, Settings};
+use crate::model::split_legacy_mla;
 use crate::recipe::{FileType, Recipe};
 use crate::source::GgufSource;
 use std::path::PathBuf;
@@ -28,6 +29,10 @@ pub struct Args {
     /// Quantize tensors that are quantized already, through their f32 values
     #[arg(long)]
     allow_requantize: bool,
+    /// Split the joint attn_kv_b of older deepseek2 files into attn_k_b and attn_v_b. Keys are
+    /// transposed, so what is quantized goes through its f32 values (with COPY, to Q8_0)
+    #[arg(long, value_enum, value_name = "LAYOUT")]
+    mla: Option<MlaArg>,
     /// Write as many files as the source has, each with the tensors of one of them
     #[arg(long)]
     keep_split: bool,
@@ -39,6 +44,11 @@ pub struct Args {
     /// Print the plan as JSON on standard output
     #[arg(long, requires = "dry_run")]
     json: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum MlaArg {
+    Split,
 }
 
 /// A type, or none.
@@ -56,7 +66,10 @@ fn target(text: &str) -> Result<Target, String> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let source = GgufSource::open(&args.input)?;
+    let mut source = GgufSource::open(&args.input)?;
+    if let Some(MlaArg::Split) = args.mla {
+        split_legacy_mla(&mut source)?;
+    }
     let importance = args.recipe.importance()?;
     let (recipe, mode, name) = match &args.target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),

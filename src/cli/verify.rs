@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{output, recipe, units};
 use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks};
-use crate::model::{CheckpointModel, Mtp};
+use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::recipe::FileType;
 use crate::source::{GgufSource, Source};
 use anyhow::{Context, bail};
@@ -168,7 +168,11 @@ fn candidates(model: &Path) -> Vec<PathBuf> {
 fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<Comparison> {
     let kept = file.tensors().iter().any(|t| t.name.contains(".nextn."));
     let mtp = if kept { Mtp::Keep } else { Mtp::Drop };
-    let model = CheckpointModel::open_in(super::place::folder(checkpoint)?, mtp)?;
+    let mla = match file.find("blk.0.attn_kv_b.weight") {
+        Some(_) => Mla::Legacy,
+        None => Mla::Split,
+    };
+    let model = CheckpointModel::open_as(super::place::folder(checkpoint)?, mtp, mla)?;
     let importance = args.recipe.importance()?;
     let settings = Settings {
         intermediate: match args.intermediate {

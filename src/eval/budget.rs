@@ -49,6 +49,7 @@ mod tests {
             n_vocab: 129_280,
             rms_eps: 1e-6,
             attention: Attention::Latent(Latent {
+                mla: Default::default(),
                 n_head: 128,
                 q_lora_rank: Some(1536),
                 kv_lora_rank: 512,

@@ -6,8 +6,7 @@
 use super::Mtp;
 use super::config::Config;
 use super::error::ModelError;
-use super::hparams::Arch;
-use super::hparams::Hparams;
+use super::hparams::{Arch, Attention, Hparams, Mla};
 use super::{decoder, deepseek2};
 use crate::quant::QuantType;
 use crate::source::{
@@ -107,10 +106,22 @@ impl CheckpointModel {
     /// # Errors
     /// As [`CheckpointModel::open`], and what the remote store says.
     pub fn open_in(folder: Folder, mtp: Mtp) -> Result<Self, ModelError> {
+        Self::open_as(folder, mtp, Mla::default())
+    }
+
+    /// [`CheckpointModel::open_in`] with a choice of how latent attention is seen. The forward pass
+    /// needs [`Mla::Split`].
+    ///
+    /// # Errors
+    /// As [`CheckpointModel::open_in`].
+    pub fn open_as(folder: Folder, mtp: Mtp, mla: Mla) -> Result<Self, ModelError> {
         let config = Config::open(folder.dir())?;
         let mut hparams = Hparams::from_config(&config)?;
         if mtp == Mtp::Drop {
             hparams.n_nextn = 0;
+        }
+        if let Attention::Latent(latent) = &mut hparams.attention {
+            latent.mla = mla;
         }
         let checkpoint = Checkpoint::open(folder)?;
         let mut model = Self {

@@ -6,7 +6,7 @@
 use super::checkpoint::{Piece, Wanted};
 use super::config::Config;
 use super::error::ModelError;
-use super::hparams::{Arch, Attention, Gating, Hparams, Latent, Moe, Rope, Yarn, mscale};
+use super::hparams::{Arch, Attention, Gating, Hparams, Latent, Mla, Moe, Rope, Yarn, mscale};
 use super::keys::Keys;
 use crate::gguf::Metadata;
 
@@ -64,6 +64,7 @@ pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelE
             qk_nope: config.u32("qk_nope_head_dim")?,
             qk_rope: config.u32("qk_rope_head_dim")?,
             v_head: config.u32("v_head_dim")?,
+            mla: Mla::default(),
         }),
         rope: rope(config)?,
         moe,
@@ -142,8 +143,9 @@ pub(super) fn write_keys(
             keys.set("expert_gating_func", moe.gating as u32);
         }
     }
-    keys.set("attention.key_length", a.kv_lora_rank + a.qk_rope);
-    keys.set("attention.value_length", a.kv_lora_rank);
+    let [key_length, value_length] = head_lengths(a);
+    keys.set("attention.key_length", key_length);
+    keys.set("attention.value_length", value_length);
     keys.general("general.file_type", file_type);
     let leading = hparams.moe.as_ref().map_or(hparams.n_layer, |moe| moe.leading_dense);
     keys.set("leading_dense_block_count", leading);
@@ -155,8 +157,10 @@ pub(super) fn write_keys(
         None => {}
     }
     keys.set("attention.kv_lora_rank", a.kv_lora_rank);
-    keys.set("attention.key_length_mla", a.qk_nope + a.qk_rope);
-    keys.set("attention.value_length_mla", a.v_head);
+    if a.mla == Mla::Split {
+        keys.set("attention.key_length_mla", a.qk_nope + a.qk_rope);
+        keys.set("attention.value_length_mla", a.v_head);
+    }
     let moe = hparams.moe.as_ref();
     keys.set("expert_feed_forward_length", moe.map_or(hparams.n_ff, |moe| moe.n_ff));
     keys.set("expert_shared_count", moe.map_or(0, |moe| moe.n_shared));
@@ -176,12 +180,38 @@ pub(super) fn write_keys(
     Ok(())
 }
 
+/// What `attention.key_length` and `value_length` say: the widths of the one head of multi-query
+/// attention on what is compressed, or of each head.
+fn head_lengths(a: &Latent) -> [u32; 2] {
+    match a.mla {
+        Mla::Split => [a.kv_lora_rank + a.qk_rope, a.kv_lora_rank],
+        Mla::Legacy => [a.qk_nope + a.qk_rope, a.v_head],
+    }
+}
+
+/// Sets the keys in which today's files differ from those with a joint `attn_kv_b`.
+pub(super) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
+    let mut keys = Keys::new(Arch::DeepSeek2, metadata);
+    let [key_length, value_length] = head_lengths(a);
+    keys.set("attention.head_count_kv", 1u32);
+    keys.set("attention.key_length", key_length);
+    keys.set("attention.value_length", value_length);
+    keys.set("attention.key_length_mla", a.qk_nope + a.qk_rope);
+    keys.set("attention.value_length_mla", a.v_head);
+}
+
 /// Reads the keys that [`write_keys`] writes.
 pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelError> {
     let n_nextn = keys.u32_or("nextn_predict_layers", 0)?;
     let blocks = keys.u32("block_count")?;
     let qk_rope = keys.u32("rope.dimension_count")?;
-    let key_length = keys.u32("attention.key_length_mla")?;
+    // Files with a joint `attn_kv_b` have no other lengths than these.
+    let legacy = keys.has_tensor("blk.0.attn_kv_b.weight");
+    let [key, value] = match legacy {
+        true => ["attention.key_length", "attention.value_length"],
+        false => ["attention.key_length_mla", "attention.value_length_mla"],
+    };
+    let key_length = keys.u32(key)?;
     let yarn = match keys.str_opt("rope.scaling.type")? {
         None | Some("none") => None,
         Some("yarn") => {
@@ -233,11 +263,10 @@ pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelErro
             n_head: keys.u32("attention.head_count")?,
             q_lora_rank: Some(keys.u32_or("attention.q_lora_rank", 0)?).filter(|&rank| rank > 0),
             kv_lora_rank: keys.u32("attention.kv_lora_rank")?,
-            qk_nope: key_length
-                .checked_sub(qk_rope)
-                .ok_or_else(|| keys.bad("attention.key_length_mla"))?,
+            qk_nope: key_length.checked_sub(qk_rope).ok_or_else(|| keys.bad(key))?,
             qk_rope,
-            v_head: keys.u32("attention.value_length_mla")?,
+            v_head: keys.u32(value)?,
+            mla: Mla::Split,
         }),
         rope: Rope { freq_base: keys.f32_or("rope.freq_base", 10000.0)?, yarn },
         moe,
@@ -309,14 +338,21 @@ pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
         piece: piece(hf("self_attn.kv_b_proj.weight"), nope, v),
         optional: false,
     };
-    wanted.push(kv_b("attn_k_b.weight", [nope, kv_lora, heads], |from, nope, v| {
-        Piece::HeadsTransposed { from, head_rows: nope + v }
-    }));
-    wanted.push(kv_b("attn_v_b.weight", [kv_lora, v, heads], |from, nope, v| Piece::HeadRows {
-        from,
-        head_rows: nope + v,
-        first: nope,
-    }));
+    match a.mla {
+        Mla::Split => {
+            wanted.push(kv_b("attn_k_b.weight", [nope, kv_lora, heads], |from, nope, v| {
+                Piece::HeadsTransposed { from, head_rows: nope + v }
+            }));
+            wanted.push(kv_b("attn_v_b.weight", [kv_lora, v, heads], |from, nope, v| {
+                Piece::HeadRows { from, head_rows: nope + v, first: nope }
+            }));
+        }
+        Mla::Legacy => {
+            let name = gguf("attn_kv_b.weight");
+            let dims = [kv_lora, heads * (nope + v)];
+            wanted.push(Wanted::whole(&name, &hf("self_attn.kv_b_proj.weight"), dims));
+        }
+    }
     if layer >= hparams.n_layer {
         let vocab = u64::from(hparams.n_vocab);
         for (name, from, dims, optional) in [

@@ -147,7 +147,8 @@ impl Attention {
     pub fn n_head_kv(&self) -> u32 {
         match self {
             // Latent attention is multi-query attention with one wide head.
-            Self::Latent(_) => 1,
+            Self::Latent(Latent { mla: Mla::Split, .. }) => 1,
+            Self::Latent(a) => a.n_head,
             Self::Grouped(a) => a.n_head_kv,
         }
     }
@@ -204,6 +205,19 @@ pub struct Latent {
     pub qk_rope: u32,
     /// Width of a head's value.
     pub v_head: u32,
+    /// How keys and values are stored.
+    pub mla: Mla,
+}
+
+/// How GGUF files store the matrix that unpacks compressed keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Mla {
+    /// `attn_k_b`, each head transposed, and `attn_v_b`: multi-query attention on the compressed
+    /// keys and values.
+    #[default]
+    Split,
+    /// `attn_kv_b`, as in the checkpoint: files from before April 2025.
+    Legacy,
 }
 
 /// Rotary position embedding.

@@ -21,7 +21,7 @@ pub use error::ModelError;
 pub use export::Exported;
 pub use general::{ParamCounts, general_metadata};
 pub use hparams::{
-    Arch, Attention, Gating, Grouped, Hparams, Latent, Moe, Pairs, Rope, Yarn, mscale,
+    Arch, Attention, Gating, Grouped, Hparams, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
 };
 
 use crate::gguf::Metadata;
@@ -60,8 +60,8 @@ impl GgufModel {
     pub fn open(path: &Path) -> Result<Self, ModelError> {
         let mut source = GgufSource::open(path)?;
         source.apply_scales()?;
-        let hparams =
-            Hparams::from_metadata(path, source.metadata(), &|name| source.find(name).is_some())?;
+        let hparams = hparams_of(&source)?;
+        split_mla(&mut source, &hparams)?;
         Ok(Self { hparams, source })
     }
 
@@ -74,6 +74,48 @@ impl GgufModel {
     pub fn metadata(&self) -> &Metadata {
         self.source.metadata()
     }
+}
+
+/// The hyper-parameters of a GGUF file.
+fn hparams_of(source: &GgufSource) -> Result<Hparams, ModelError> {
+    let has = |name: &str| source.find(name).is_some();
+    Hparams::from_metadata(source.file().path(), source.metadata(), &has)
+}
+
+/// Shows the joint `attn_kv_b` of older files as today's `attn_k_b` and `attn_v_b`, and the metadata
+/// that belongs to them. Does nothing to other files.
+///
+/// # Errors
+/// Metadata that does not describe a model, and tensors of other shapes than it says.
+pub fn split_legacy_mla(source: &mut GgufSource) -> Result<(), ModelError> {
+    let hparams = hparams_of(source)?;
+    split_mla(source, &hparams)
+}
+
+fn split_mla(source: &mut GgufSource, hparams: &Hparams) -> Result<(), ModelError> {
+    let Attention::Latent(latent) = &hparams.attention else { return Ok(()) };
+    let [head, nope, v] = [latent.n_head, latent.qk_nope, latent.v_head].map(u64::from);
+    let joint: Vec<usize> = (0..source.tensors().len())
+        .filter(|&i| source.tensors()[i].name.ends_with(".attn_kv_b.weight"))
+        .collect();
+    if joint.is_empty() {
+        return Ok(());
+    }
+    for &tensor in &joint {
+        let meta = &source.tensors()[tensor];
+        let expected = [u64::from(latent.kv_lora_rank), head * (nope + v)];
+        if meta.dims != expected {
+            return Err(ModelError::Shape {
+                path: source.file().path().to_owned(),
+                tensor: meta.name.clone(),
+                found: meta.dims.iter().rev().copied().collect(),
+                expected: expected.into_iter().rev().collect(),
+            });
+        }
+    }
+    source.split_heads(&joint, nope, v);
+    deepseek2::write_mla_keys(latent, source.metadata_mut());
+    Ok(())
 }
 
 impl Model {

@@ -8,13 +8,36 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+/// Where a tensor is stored: file, index in that file, and which part of it.
+#[derive(Clone, Copy)]
+struct Place {
+    file: usize,
+    index: usize,
+    part: Part,
+}
+
+/// The part of a stored tensor that is seen as a tensor.
+#[derive(Clone, Copy)]
+enum Part {
+    Whole,
+    /// Of every `of` rows, those from `first` on.
+    Rows {
+        of: u64,
+        first: u64,
+    },
+    /// Of every `of` rows the first ones, transposed.
+    Columns {
+        of: u64,
+    },
+}
+
 /// An opened GGUF model whose tensors can be read as `f32` whatever their type.
 pub struct GgufSource {
     files: Vec<GgufFile>,
     data: Vec<LocalFile>,
     metas: Vec<TensorMeta>,
-    /// File, and index in that file.
-    places: Vec<(usize, usize)>,
+    metadata: Metadata,
+    places: Vec<Place>,
     by_name: HashMap<String, usize>,
     /// For tensors that have some, a factor for each matrix.
     factors: HashMap<usize, Vec<f32>>,
@@ -38,13 +61,14 @@ impl GgufSource {
             blob.drop_pages(large);
             data.push(blob);
             for (j, t) in file.tensors().iter().enumerate() {
-                places.push((i, j));
+                places.push(Place { file: i, index: j, part: Part::Whole });
                 let dtype = Dtype::Gguf(t.ty);
                 metas.push(TensorMeta { name: t.name.clone(), dims: t.dims.clone(), dtype });
             }
         }
         let by_name = metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
-        Ok(Self { files, data, metas, places, by_name, factors: HashMap::new() })
+        let metadata = files[0].metadata().clone();
+        Ok(Self { files, data, metas, metadata, places, by_name, factors: HashMap::new() })
     }
 
     /// From now on, rows read as `f32` are multiplied with the factor that the file has for them:
@@ -81,7 +105,83 @@ impl GgufSource {
 
     /// The model's metadata.
     pub fn metadata(&self) -> &Metadata {
-        self.files[0].metadata()
+        &self.metadata
+    }
+
+    /// The metadata, to be seen otherwise than it is stored.
+    pub fn metadata_mut(&mut self) -> &mut Metadata {
+        &mut self.metadata
+    }
+
+    /// Sees each of these tensors, `X.attn_kv_b.weight` with `nope + v` rows to a head, as
+    /// `X.attn_k_b.weight`, each head's first `nope` rows transposed, and `X.attn_v_b.weight`, the
+    /// others. Transposed blocks have to be made again: what is quantized becomes Q8_0.
+    pub fn split_heads(&mut self, joint: &[usize], nope: u64, v: u64) {
+        for &tensor in joint {
+            let TensorMeta { name, dims, dtype } = self.metas[tensor].clone();
+            let (of, rank) = (nope + v, dims[0]);
+            let heads = dims[1] / of;
+            let named = |part: &str| name.replace("attn_kv_b", part);
+            let keys = match dtype {
+                Dtype::Gguf(ty) if ty.is_quantized() => Dtype::Gguf(QuantType::Q8_0),
+                float => float,
+            };
+            self.metas[tensor] =
+                TensorMeta { name: named("attn_k_b"), dims: vec![nope, rank, heads], dtype: keys };
+            self.metas.push(TensorMeta {
+                name: named("attn_v_b"),
+                dims: vec![rank, v, heads],
+                dtype,
+            });
+            let place = self.places[tensor];
+            self.places[tensor].part = Part::Columns { of };
+            self.places.push(Place { part: Part::Rows { of, first: nope }, ..place });
+        }
+        self.by_name = self.metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+    }
+
+    /// Calls `each` with runs of stored rows and the rows of the tensor that they are; for what is
+    /// transposed, the stored rows of the whole head.
+    fn runs(
+        &self,
+        tensor: usize,
+        rows: Range<u64>,
+        mut each: impl FnMut(Range<u64>, Range<u64>) -> Result<(), SourceError>,
+    ) -> Result<(), SourceError> {
+        let (of, first, stored) = match self.places[tensor].part {
+            Part::Whole => return each(rows.clone(), rows),
+            Part::Rows { of, first } => (of, first, None),
+            Part::Columns { of } => (of, 0, Some(self.metas[tensor].dims[0])),
+        };
+        let per_head = self.metas[tensor].dims[1];
+        let mut row = rows.start;
+        while row < rows.end {
+            let (head, in_head) = (row / per_head, row % per_head);
+            let count = (per_head - in_head).min(rows.end - row);
+            let start = head * of + first;
+            let stored = match stored {
+                Some(all) => start..start + all,
+                None => start + in_head..start + in_head + count,
+            };
+            each(stored, row..row + count)?;
+            row += count;
+        }
+        Ok(())
+    }
+
+    /// Reads stored rows as they are.
+    fn read_stored(
+        &self,
+        tensor: usize,
+        stored: Range<u64>,
+        out: &mut [u8],
+    ) -> Result<(), SourceError> {
+        let start = self.bytes_of(tensor, stored).start;
+        self.blob(tensor).read_at(start, out).map_err(|error| SourceError::Io {
+            path: self.path(tensor),
+            tensor: self.metas[tensor].name.clone(),
+            error,
+        })
     }
 
     /// Bytes of all files together.
@@ -90,22 +190,22 @@ impl GgufSource {
     }
 
     fn path(&self, tensor: usize) -> PathBuf {
-        self.files[self.places[tensor].0].path().to_owned()
+        self.files[self.places[tensor].file].path().to_owned()
     }
 
-    /// Where rows lie in their file.
+    /// Where stored rows lie in their file.
     fn bytes_of(&self, tensor: usize, rows: Range<u64>) -> Range<u64> {
-        let (file, index) = self.places[tensor];
+        let Place { file, index, .. } = self.places[tensor];
         let file = &self.files[file];
-        let n_per_row = self.metas[tensor].n_per_row() as usize;
-        let row = file.tensors()[index].ty.row_bytes(n_per_row);
+        let stored = &file.tensors()[index];
+        let row = stored.ty.row_bytes(stored.dims.first().map_or(1, |&n| n as usize));
         let row = row.expect("the reader checked that rows are whole") as u64;
         let start = file.tensor_range(index).start as u64;
         start + rows.start * row..start + rows.end * row
     }
 
     fn blob(&self, tensor: usize) -> &LocalFile {
-        &self.data[self.places[tensor].0]
+        &self.data[self.places[tensor].file]
     }
 }
 
@@ -120,9 +220,34 @@ impl Source for GgufSource {
             return Ok(());
         }
         let mut bytes = SCRATCH.take();
-        self.read_raw(tensor, first_row..first_row + (out.len() / n) as u64, &mut bytes)?;
-        let (file, index) = self.places[tensor];
-        let done = self.files[file].tensors()[index].ty.decode_rows(&bytes, n, out);
+        let rows = first_row..first_row + (out.len() / n) as u64;
+        let Place { file, index, part } = self.places[tensor];
+        let stored = &self.files[file].tensors()[index];
+        let mut done = Ok(());
+        if let Part::Columns { .. } = part {
+            let (width, per_head) = (stored.dims[0] as usize, self.metas[tensor].dims[1]);
+            let mut head = Vec::new();
+            self.runs(tensor, rows, |stored_rows, rows| {
+                let range = self.bytes_of(tensor, stored_rows.clone());
+                bytes.resize((range.end - range.start) as usize, 0);
+                self.read_stored(tensor, stored_rows, &mut bytes)?;
+                head.resize(n * width, 0.0);
+                if done.is_ok() {
+                    done = stored.ty.decode_rows(&bytes, width, &mut head);
+                }
+                for row in rows {
+                    let column = (row % per_head) as usize;
+                    let out = &mut out[(row - first_row) as usize * n..][..n];
+                    for (value, stored) in out.iter_mut().zip(head.chunks_exact(width)) {
+                        *value = stored[column];
+                    }
+                }
+                Ok(())
+            })?;
+        } else {
+            self.read_raw(tensor, rows, &mut bytes)?;
+            done = stored.ty.decode_rows(&bytes, n, out);
+        }
         SCRATCH.set(bytes);
         if let Some(factors) = self.factors.get(&tensor) {
             let per_matrix = self.metas[tensor].dims[1];
@@ -144,22 +269,33 @@ impl Source for GgufSource {
         rows: Range<u64>,
         out: &mut Vec<u8>,
     ) -> Result<bool, SourceError> {
-        let bytes = self.bytes_of(tensor, rows);
+        if let Part::Columns { .. } = self.places[tensor].part {
+            return Ok(false);
+        }
+        let bytes = self.bytes_of(tensor, rows.clone());
         out.resize((bytes.end - bytes.start) as usize, 0);
-        self.blob(tensor).read_at(bytes.start, out).map_err(|error| SourceError::Io {
-            path: self.path(tensor),
-            tensor: self.metas[tensor].name.clone(),
-            error,
+        let row = out.len() / (rows.end - rows.start).max(1) as usize;
+        self.runs(tensor, rows.clone(), |stored, run| {
+            let [start, end] = [run.start, run.end].map(|at| (at - rows.start) as usize * row);
+            self.read_stored(tensor, stored, &mut out[start..end])
         })?;
         Ok(true)
     }
 
     fn prefetch(&self, tensor: usize, rows: Range<u64>) {
-        self.blob(tensor).prefetch(self.bytes_of(tensor, rows));
+        let told = self.runs(tensor, rows, |stored, _| {
+            self.blob(tensor).prefetch(self.bytes_of(tensor, stored));
+            Ok(())
+        });
+        debug_assert!(told.is_ok(), "a hint reads nothing");
     }
 
     fn release(&self, tensor: usize, rows: Range<u64>) {
-        self.blob(tensor).release(self.bytes_of(tensor, rows));
+        let told = self.runs(tensor, rows, |stored, _| {
+            self.blob(tensor).release(self.bytes_of(tensor, stored));
+            Ok(())
+        });
+        debug_assert!(told.is_ok(), "a hint reads nothing");
     }
 
     fn origin(&self, tensor: usize, _row: u64) -> Origin {
@@ -178,7 +314,7 @@ impl Source for GgufSource {
     }
 
     fn file_of(&self, tensor: usize) -> usize {
-        self.places[tensor].0
+        self.places[tensor].file
     }
 
     fn find(&self, name: &str) -> Option<usize> {
