@@ -19,16 +19,35 @@ pub(super) struct Pre {
 
 const HAN: &str = "[一-龥\u{3040}-ゟ゠-ヿ]+";
 const DEEPSEEK_V3: &str = r##"[!"#$%&'()*+,\-./:;<=>?@\[\\\]^_`{|}~][A-Za-z]+|[^\r\n\p{L}\p{P}\p{S}]?[\p{L}\p{M}]+| ?[\p{P}\p{S}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"##;
+/// Cased letters as DeepSeek V2 lists them.
+const DEEPSEEK_LLM_LETTERS: &str = r"\s?[A-Za-zµÀ-ÖØ-öø-ƺƼ-ƿǄ-ʓʕ-ʯͰ-ͳͶͷͻ-ͽͿΆΈ-ΊΌΎ-ΡΣ-ϵϷ-ҁҊ-ԯԱ-ՖႠ-ჅᎠ-Ᏽᏸ-ᏽᲐ-ᲺᲽ-Ჿᴀ-ᴫᵫ-ᵷᵹ-ᶚḀ-ἕἘ-Ἕἠ-ὅὈ-Ὅὐ-ὗὙὛὝὟ-ώᾀ-ᾴᾶ-ᾼιῂ-ῄῆ-ῌῐ-ΐῖ-Ίῠ-Ῥῲ-ῴῶ-ῼℂℇℊ-ℓℕℙ-ℝℤΩℨK-ℭℯ-ℴℹℼ-ℿⅅ-ⅉⅎↃↄⰀ-ⱻⱾ-ⳤⳫ-ⳮⳲⳳꙀ-ꙭꚀ-ꚛꜢ-ꝯꝱ-ꞇꞋ-ꞎꭰ-ꮿﬀ-ﬆﬓ-ﬗＡ-Ｚａ-ｚ𐐀-𐑏𐒰-𐓓𐓘-𐓻𐲀-𐲲𐳀-𐳲𑢠-𑣟𞤀-𞥃]+";
+const DEEPSEEK_LLM_PUNCTUATION: &str = r"\s?[!-/:-~！-／：-～‘-‟　-。]+";
+const DEEPSEEK_LLM_HAN: &str = "[一-龥\u{800}-一가-\u{d7ff}]+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// What a step for individual digits splits off.
+const DIGIT: &str = r"\p{N}";
 /// The regular expression that the ByteLevel step applies by itself.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The first that fits is taken, so the more particular ones come first.
-const KNOWN: [Pre; 5] = [
+const KNOWN: [Pre; 6] = [
     Pre {
         name: "deepseek-v3",
         splits: &[r"\p{N}{1,3}", HAN, DEEPSEEK_V3],
+        marker: None,
+        ignore_merges: false,
+    },
+    Pre {
+        name: "deepseek-llm",
+        splits: &[
+            r"[\r\n]",
+            DEEPSEEK_LLM_LETTERS,
+            DEEPSEEK_LLM_PUNCTUATION,
+            r"\s+$",
+            DEEPSEEK_LLM_HAN,
+            DIGIT,
+        ],
         marker: None,
         ignore_merges: false,
     },
@@ -104,6 +123,10 @@ fn splits_of(section: &Value) -> Option<Vec<String>> {
     }
     let mut found = Vec::new();
     for split in splits {
+        if split["type"] == "Digits" && split["individual_digits"] == true {
+            found.push(DIGIT.to_owned());
+            continue;
+        }
         let plain =
             split["type"] == "Split" && split["behavior"] == "Isolated" && split["invert"] != true;
         let regex = split["pattern"]["Regex"].as_str().filter(|_| plain)?;
@@ -128,6 +151,15 @@ mod tests {
             let found = Pre::recognise(&pre.section(), |token| Some(token) == pre.marker);
             assert_eq!(found.map(|p| p.name), Some(pre.name));
         }
+    }
+
+    #[test]
+    #[cfg(feature = "eval")]
+    fn digits_may_be_a_step_of_their_own() {
+        let pre = Pre::named("deepseek-llm").unwrap();
+        let mut section = pre.section();
+        section["pretokenizers"][5] = json!({"type": "Digits", "individual_digits": true});
+        assert_eq!(Pre::recognise(&section, |_| false).map(|p| p.name), Some("deepseek-llm"));
     }
 
     #[test]
