@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{output, plan, units};
 use crate::convert::{Mode, Plan, Settings};
-use crate::gguf::{GgufFile, Metadata, Value, replace_metadata};
+use crate::gguf::{Edited, GgufFile, Metadata, Value, finish_interrupted, replace_metadata};
 use crate::inspect::{Difference, difference, hash_metadata, hash_tensor};
 use crate::monitor::Monitor;
 use crate::quant::QuantType;
@@ -132,6 +132,7 @@ fn edit(
     path: &Path,
     change: impl FnOnce(&mut Metadata) -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    finish_interrupted(path)?;
     let mut metadata = GgufFile::open(path)?.metadata().clone();
     let before = metadata.clone();
     change(&mut metadata)?;
@@ -141,8 +142,11 @@ fn edit(
             bail!("{}: `{key}` belongs to the file's structure and stays", path.display());
         }
     }
-    let in_place = replace_metadata(path, &metadata)?;
-    let how = if in_place { "in place" } else { "in a new file, which replaced it" };
+    let how = match replace_metadata(path, &metadata)? {
+        Edited::InPlace => "in place",
+        Edited::Inserted => "with room made for it at the front",
+        Edited::Anew => "in a new file, which replaced it",
+    };
     eprintln!("{}: metadata written {how}", path.display());
     Ok(())
 }

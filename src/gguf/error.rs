@@ -28,6 +28,15 @@ pub enum GgufError {
         /// The file.
         path: PathBuf,
     },
+    /// A change of its metadata was interrupted.
+    #[error(
+        "{}: a change of its metadata was interrupted; run `requant set` on it again, which ends it",
+        path.display()
+    )]
+    Interrupted {
+        /// The file.
+        path: PathBuf,
+    },
     /// A version that is not read.
     #[error("{}: GGUF version {version} is not readable: {why}", path.display())]
     Version {

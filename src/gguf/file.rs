@@ -1,5 +1,6 @@
 //! Reading: the header in full, checked against the file; tensor data mapped, not loaded.
 
+use super::edit::head_path;
 use super::error::GgufError;
 use super::metadata::Metadata;
 use super::parse::{Cursor, Stop};
@@ -156,6 +157,9 @@ impl Reader<'_> {
     /// Version and the numbers of tensors and keys.
     fn head(&mut self) -> Result<(u32, u64, u64), GgufError> {
         if self.cursor.fixed().ok() != Some(MAGIC) {
+            if head_path(self.path).is_file() {
+                return Err(GgufError::Interrupted { path: self.path.to_owned() });
+            }
             return Err(GgufError::Magic { path: self.path.to_owned() });
         }
         let head = |c: &mut Cursor| -> Result<(u32, u64, u64), Stop> {

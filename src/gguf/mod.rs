@@ -26,7 +26,7 @@ mod writer;
 
 pub use disk::{Disk, LocalDisk, Part};
 pub(crate) use disk::{read_all, write_all};
-pub use edit::replace_metadata;
+pub use edit::{Edited, finish_interrupted, replace_metadata};
 pub use error::GgufError;
 pub use file::{GgufFile, TensorInfo};
 pub use layout::Layout;
