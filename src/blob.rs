@@ -54,6 +54,11 @@ impl LocalFile {
         let (size, modified) = (metadata.len(), metadata.modified().ok());
         Ok(Self { file, size, modified, drop_pages: false })
     }
+
+    /// The file itself.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
 }
 
 impl Blob for LocalFile {

@@ -26,6 +26,10 @@ const LOOK_AHEAD: usize = 8;
 /// pages small enough that other programs stay responsive.
 const FLUSH_BYTES: u64 = 256 << 20;
 
+/// Stands in the journal for the hash of a unit that the system copied: nothing has read its bytes,
+/// and they are compared with the source's when the run goes on.
+const COPIED: u64 = 0;
+
 /// How a plan is carried out. None of this changes a byte of the output.
 #[derive(Clone, Copy)]
 pub struct RunOptions<'a> {
@@ -299,13 +303,29 @@ impl Run<'_> {
                 Some(&hash) => {
                     bytes.resize(length as usize, 0);
                     writer.read_at(index, at, bytes)?;
-                    xxh3_64(bytes) == hash
+                    match hash == COPIED {
+                        true => encoder.encode(unit)? == bytes,
+                        false => xxh3_64(bytes) == hash,
+                    }
                 }
             };
             if !done {
-                let bytes = encoder.encode(unit)?;
-                writer.write_at(index, at, bytes)?;
-                self.journal.record(unit.number, xxh3_64(bytes))?;
+                let stored = match tensor.ty == tensor.stored {
+                    true => self.source.stored_in(tensor.source, unit.rows.clone()),
+                    false => None,
+                };
+                let copied = match stored {
+                    Some((file, range)) => writer.copy_from(index, at, file, range)?,
+                    None => false,
+                };
+                if copied {
+                    self.source.release(tensor.source, unit.rows.clone());
+                    self.journal.record(unit.number, COPIED)?;
+                } else {
+                    let bytes = encoder.encode(unit)?;
+                    writer.write_at(index, at, bytes)?;
+                    self.journal.record(unit.number, xxh3_64(bytes))?;
+                }
                 self.recorded.fetch_add(1, Ordering::Relaxed);
                 let before = self.unflushed.fetch_add(length, Ordering::Relaxed);
                 if before / FLUSH_BYTES != (before + length) / FLUSH_BYTES {

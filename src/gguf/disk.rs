@@ -14,6 +14,15 @@ pub trait Part: Send + Sync {
     /// What the system says.
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize>;
 
+    /// Has the system copy bytes of another file to `offset`, which may share blocks or leave the
+    /// work to a server. `false` where it cannot; some bytes may have been written then.
+    ///
+    /// # Errors
+    /// What the system says, a full disk above all.
+    fn copy_from(&self, _file: &File, _bytes: Range<u64>, _offset: u64) -> io::Result<bool> {
+        Ok(false)
+    }
+
     /// Reads some bytes from `offset` on and says how many; 0 at the end.
     ///
     /// # Errors
@@ -113,6 +122,24 @@ impl Part for LocalPart {
     #[cfg(windows)]
     fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
         std::os::windows::fs::FileExt::seek_write(&self.0, bytes, offset)
+    }
+
+    #[cfg(target_os = "linux")]
+    fn copy_from(&self, file: &File, mut bytes: Range<u64>, mut offset: u64) -> io::Result<bool> {
+        use rustix::io::Errno;
+        while !bytes.is_empty() {
+            let length = (bytes.end - bytes.start).min(1 << 30) as usize;
+            let (from, to) = (Some(&mut bytes.start), Some(&mut offset));
+            match rustix::fs::copy_file_range(file, from, &self.0, to, length) {
+                Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(_) | Err(Errno::INTR) => {}
+                Err(Errno::XDEV | Errno::NOSYS | Errno::OPNOTSUPP | Errno::INVAL | Errno::PERM) => {
+                    return Ok(false);
+                }
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(true)
     }
 
     #[cfg(unix)]

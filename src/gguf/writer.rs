@@ -4,6 +4,8 @@
 use super::disk::{Disk, Part, read_all, write_all};
 use super::error::GgufError;
 use super::layout::Layout;
+use std::fs::File;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// A file being written.
@@ -73,6 +75,24 @@ impl Writer {
     pub fn write_at(&self, tensor: usize, at: u64, bytes: &[u8]) -> Result<(), GgufError> {
         let offset = self.place(tensor, at, bytes.len());
         write_all(self.part.as_ref(), bytes, offset).map_err(|error| self.error(error))
+    }
+
+    /// Has the system copy a part of a tensor's data from another file; `false` where it cannot.
+    ///
+    /// # Errors
+    /// The system refuses.
+    ///
+    /// # Panics
+    /// When the part reaches past the tensor's end.
+    pub fn copy_from(
+        &self,
+        tensor: usize,
+        at: u64,
+        file: &File,
+        bytes: Range<u64>,
+    ) -> Result<bool, GgufError> {
+        let offset = self.place(tensor, at, (bytes.end - bytes.start) as usize);
+        self.part.copy_from(file, bytes, offset).map_err(|error| self.error(error))
     }
 
     /// Reads back a part of a tensor's data.

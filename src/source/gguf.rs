@@ -5,6 +5,7 @@ use crate::blob::{Blob, LocalFile, physical_memory};
 use crate::gguf::{GgufError, GgufFile, Metadata, open_all};
 use crate::quant::QuantType;
 use std::collections::HashMap;
+use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
@@ -280,6 +281,11 @@ impl Source for GgufSource {
             self.read_stored(tensor, stored, &mut out[start..end])
         })?;
         Ok(true)
+    }
+
+    fn stored_in(&self, tensor: usize, rows: Range<u64>) -> Option<(&File, Range<u64>)> {
+        let whole = matches!(self.places[tensor].part, Part::Whole);
+        whole.then(|| (self.blob(tensor).file(), self.bytes_of(tensor, rows)))
     }
 
     fn prefetch(&self, tensor: usize, rows: Range<u64>) {

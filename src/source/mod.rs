@@ -19,6 +19,7 @@ pub use remote::{RemoteError, RemoteFolder, RemoteOptions, is_url};
 
 use crate::quant::QuantType;
 use std::cell::Cell;
+use std::fs::File;
 use std::ops::Range;
 use std::path::PathBuf;
 
@@ -129,6 +130,12 @@ pub trait Source: Send + Sync {
         _out: &mut Vec<u8>,
     ) -> Result<bool, SourceError> {
         Ok(false)
+    }
+
+    /// The local file and the bytes in it that [`Source::read_raw`] reads for these rows, where they
+    /// lie together in one.
+    fn stored_in(&self, _tensor: usize, _rows: Range<u64>) -> Option<(&File, Range<u64>)> {
+        None
     }
 
     /// Says that these rows will be read soon. A hint without effect on what is read.
