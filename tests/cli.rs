@@ -136,3 +136,24 @@ fn an_interrupted_run_goes_on_with_the_same_command() {
     assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
 }
+
+#[test]
+fn as_much_is_said_as_the_level_asks_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let said = |level: &[&str]| {
+        let output = dir.path().join("out.gguf");
+        let mut command = Command::cargo_bin("requant").unwrap();
+        command.args(["convert", TINY_R1]).arg(output).args(["--type", "Q4_K_M", "--force"]);
+        let run = command.args(level).output().unwrap();
+        assert!(run.status.success() && run.stdout.is_empty());
+        String::from_utf8(run.stderr).unwrap()
+    };
+    assert_eq!(said(&["--quiet"]), "");
+    assert_eq!(said(&["--log-level", "error"]), "");
+    let warnings = said(&["--log-level", "warn"]);
+    assert!(warnings.starts_with("fallback ") && warnings.lines().count() == 1, "{warnings}");
+    let info = said(&[]);
+    assert!(info.starts_with("source ") && info.contains(&warnings) && !info.contains("threads"));
+    let debug = said(&["--log-level", "debug"]);
+    assert!(debug.contains(" threads,") && !debug.contains('\x1b'), "{debug}");
+}

@@ -221,7 +221,7 @@ fn experts_that_no_token_reached_are_named_and_handled() {
     let [tokens, file, out] = ["tokens", "im.gguf", "out.gguf"].map(|name| dir.path().join(name));
     let [tokens, file, out] = [&tokens, &file, &out].map(|path| path.to_str().unwrap());
     std::fs::write(tokens, "7, 8, 9, 10, 11, 12, 13, 14").unwrap();
-    let args = ["imatrix", BF16, "--tokens", tokens, "--ctx", "4", "-o", file, "-q"];
+    let args = ["imatrix", BF16, "--tokens", tokens, "--ctx", "4", "-o", file];
     let (code, _, err) = requant(&args);
     assert!(code == 0 && err.contains("no token reached blk."), "{err}");
     let quantize = |unrouted: &str| {

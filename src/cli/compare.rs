@@ -73,9 +73,6 @@ pub struct RunArgs {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// Show no progress
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 impl RunArgs {
@@ -203,7 +200,7 @@ fn from_model(args: &Args) -> anyhow::Result<Outcome> {
     let mut counted = vec![&runner];
     counted.extend(&candidates_run);
     let work = comparison_work(&counted, tokens.len(), &options);
-    let progress = Progress::start("compare", work, "token-layers", 0, args.run.quiet);
+    let progress = Progress::start("compare", work, "token-layers", 0);
     let (own, comparisons) = args.run.pool()?.install(|| {
         let reference = Reference::Model(&runner);
         compare(reference, &candidates_run, &tokens, &options, writer.as_mut(), &progress)
@@ -243,7 +240,7 @@ fn from_base(args: &Args, base: &Path) -> anyhow::Result<Outcome> {
         ..PerplexityOptions::default()
     };
     let work = comparison_work(&candidates, tokens.len(), &options);
-    let progress = Progress::start("compare", work, "token-layers", 0, args.run.quiet);
+    let progress = Progress::start("compare", work, "token-layers", 0);
     let (own, comparisons) = args.run.pool()?.install(|| {
         compare(Reference::Base(&mut reader), &candidates, &tokens, &options, None, &progress)
     })?;
@@ -432,7 +429,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     };
     let looks = looks(n_chunks, FIRST_LOOK);
     let work = comparison_work(&[&reference, &other], tokens.len(), &options);
-    let progress = Progress::start("gate", work, "token-layers", 0, args.run.quiet);
+    let progress = Progress::start("gate", work, "token-layers", 0);
     let pool = args.run.pool()?;
     let (mut parts, mut done) = (Vec::new(), 0);
     let mut checks: Vec<Check> = Vec::new();

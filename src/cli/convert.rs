@@ -2,7 +2,7 @@
 
 use super::evaluate::{Evaluation, Text};
 use super::recipe::{self, line};
-use super::{evaluate, output, place, plan, units};
+use super::{evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, Settings};
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::quant::QuantType;
@@ -190,12 +190,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     // The text is read first: a typo in its name should not cost a conversion.
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
-    if !args.output_options.quiet {
-        eprint!(
-            "{}",
-            describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output)
-        );
-    }
+    say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
+    say::warn(recipe::surprises(&plan));
     if args.dry_run {
         let options = args.output_options.options()?;
         return plan::print(&plan, &model, &args.output, options.shard, args.json);
@@ -236,12 +232,7 @@ fn evaluate_both(
     let source = place::model(&args.checkpoint)?;
     let result = crate::model::Model::open(first, Mtp::Drop)
         .with_context(|| format!("reading {} back", first.display()))?;
-    let options = evaluate::Options {
-        ctx: 512,
-        chunks: args.chunks,
-        threads,
-        quiet: args.output_options.quiet,
-    };
+    let options = evaluate::Options { ctx: 512, chunks: args.chunks, threads };
     evaluate::compare(
         ("source", &args.checkpoint, &source),
         (&args.choices.name(), first, &result),

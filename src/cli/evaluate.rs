@@ -46,8 +46,6 @@ pub struct Options {
     pub chunks: Option<usize>,
     /// Threads.
     pub threads: usize,
-    /// No progress.
-    pub quiet: bool,
 }
 
 /// Perplexity of one model.
@@ -79,7 +77,7 @@ pub fn run(
     let runner = crate::eval::Model::new(model.hparams(), model.source())
         .with_context(|| path.display().to_string())?;
     let work = settings.work(tokens.len(), model.hparams());
-    let progress = Progress::start(what, work, "token-layers", 0, options.quiet);
+    let progress = Progress::start(what, work, "token-layers", 0);
     let result = pool
         .install(|| perplexity(&runner, &tokens, &settings, &progress))
         .with_context(|| path.display().to_string())?;

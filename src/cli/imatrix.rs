@@ -1,8 +1,8 @@
 //! `requant imatrix`: importance matrices from a model and a text.
 
 use super::compare::{RunArgs, TextArgs};
-use super::place;
 use super::progress::Progress;
+use super::{place, say};
 use crate::eval::{Collector, collect};
 use crate::imatrix::Sums;
 use anyhow::{Context, bail};
@@ -86,16 +86,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("{json:#}");
         return Ok(());
     }
-    eprintln!(
+    say::info(format!(
         "{}: {} entries from {} chunks of {}",
         args.output.display(),
         sums.entries.len(),
         sums.chunk_count,
         sums.chunk_size
-    );
+    ));
     for (name, experts) in unreached {
         let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
-        eprintln!("no token reached {name}: {}", experts.join(", "));
+        say::warn(format!("no token reached {name}: {}", experts.join(", ")));
     }
     Ok(())
 }
@@ -108,7 +108,7 @@ fn of_model(args: &Args, path: &std::path::Path) -> anyhow::Result<Sums> {
         .with_context(|| path.display().to_string())?;
     runner.observe(&collector);
     let work = options.work(tokens.len(), model.hparams());
-    let progress = Progress::start("imatrix", work, "token-layers", 0, args.run.quiet);
+    let progress = Progress::start("imatrix", work, "token-layers", 0);
     let n_chunks = args
         .run
         .pool()?

@@ -18,6 +18,7 @@ mod progress;
 mod quantize;
 mod recipe;
 mod report;
+mod say;
 mod tools;
 mod units;
 mod verify;
@@ -33,6 +34,12 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
 struct Cli {
+    /// How much to say on standard error
+    #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
+    log_level: say::Level,
+    /// Say nothing but errors, as --log-level error
+    #[arg(long, short, global = true, conflicts_with = "log_level")]
+    quiet: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -83,7 +90,7 @@ pub fn main() -> ExitCode {
         }
     });
     let mut exit = ExitCode::SUCCESS;
-    let result = handler.map_err(anyhow::Error::from).and_then(|()| match Cli::parse().command {
+    let result = handler.map_err(anyhow::Error::from).and_then(|()| match parse().command {
         Command::Convert(args) => convert::run(&args),
         Command::Quantize(args) => quantize::run(&args),
         Command::Plan(args) => plan::run(&args),
@@ -113,11 +120,18 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => exit,
         Err(error) => {
-            eprintln!("requant: {}", describe(&error));
+            say::error(describe(&error));
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);
             ExitCode::from(if interrupted { 130 } else { 1 })
         }
     }
+}
+
+/// The arguments; how much is said follows from them at once.
+fn parse() -> Cli {
+    let cli = Cli::parse();
+    say::set_level(if cli.quiet { say::Level::Error } else { cli.log_level });
+    cli
 }
 
 /// The chain of causes on one line. Library errors name their cause themselves, so a cause that is

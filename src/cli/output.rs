@@ -1,6 +1,7 @@
 //! Options on how and where files are written, which `convert` and `quantize` share.
 
 use super::progress::Progress;
+use super::{say, units};
 use crate::convert::{BadShard, Limit, Plan, RunOptions, Shard, SplitBy};
 use crate::gguf::LocalDisk;
 use crate::source::Source;
@@ -35,9 +36,6 @@ pub struct Args {
     /// Begin anew where an interrupted run was kept
     #[arg(long)]
     restart: bool,
-    /// Show neither plan nor progress
-    #[arg(long, short)]
-    pub quiet: bool,
 }
 
 /// What of the machine may be used.
@@ -118,24 +116,31 @@ impl Args {
         let options = self.options()?;
         plan.check_output(output, options)?;
         let files = plan.files_of(options.shard);
-        if let Some(shard) = options.shard
-            && !self.quiet
-        {
+        if let Some(shard) = options.shard {
             let names: Vec<String> =
                 files.clone().map(|i| plan.path(i, output).display().to_string()).collect();
             let (k, n) = (shard.number(), shard.count());
             match names.is_empty() {
-                true => eprintln!("share {k}/{n}: no file falls to this share, nothing to do"),
-                false => eprintln!("share {k}/{n}: {}", names.join(", ")),
+                true => {
+                    say::info(format!("share {k}/{n}: no file falls to this share, nothing to do"))
+                }
+                false => say::info(format!("share {k}/{n}: {}", names.join(", "))),
             }
         }
+        say::debug(format!(
+            "{} threads, {} tensors in {} files, at most {} of memory",
+            plan.threads(),
+            plan.tensors().len(),
+            plan.files().len(),
+            units::bytes(plan.peak_memory())
+        ));
         let weights = plan.weights_of(files.clone());
         let size = files.map(|i| plan.files()[i].layout.file_size()).sum();
-        let progress = Progress::start(what, weights, "weights", size, self.quiet);
+        let progress = Progress::start(what, weights, "weights", size);
         plan.run(source, output, options, &progress)?;
         progress.finish();
         match self.manifest {
-            true => super::verify::write_manifest(plan, source, output, self.quiet),
+            true => super::verify::write_manifest(plan, source, output),
             false => Ok(()),
         }
     }

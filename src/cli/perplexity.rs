@@ -31,9 +31,6 @@ pub struct Args {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -43,7 +40,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ctx: args.ctx as usize,
         chunks: args.chunks.map(|n| n as usize),
         threads: threads(args.threads.map(usize::from)),
-        quiet: args.quiet,
     };
     let result = evaluate::run("perplexity", &args.model, &model, &text, &options)?;
     if args.json {

@@ -1,6 +1,6 @@
 //! `requant plan`: what a conversion will write, to the byte, from headers alone.
 
-use super::{convert, output, units};
+use super::{convert, output, recipe, say, units};
 use crate::convert::{Plan, Shard};
 use crate::recipe::Reason;
 use crate::source::Source;
@@ -32,12 +32,9 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
-    if !args.output_options.quiet {
-        eprint!(
-            "{}",
-            convert::describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output)
-        );
-    }
+    let name = args.choices.name();
+    say::info(convert::describe(&model, &plan, &name, &args.checkpoint, &args.output));
+    say::warn(recipe::surprises(&plan));
     print(&plan, &model, &args.output, args.output_options.options()?.shard, args.json)
 }
 
@@ -85,7 +82,7 @@ pub fn print(
         println!("{plan:#}");
     } else {
         print!("{}", table(plan, source, files, output));
-        eprintln!("time       about {}, if the disk keeps up", duration(seconds));
+        say::info(format!("time       about {}, if the disk keeps up", duration(seconds)));
     }
     match free {
         Some(free) if free < size => bail!(

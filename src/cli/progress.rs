@@ -1,6 +1,6 @@
 //! Progress on standard error: a bar on a terminal, a plain line now and then in a log.
 
-use super::{INTERRUPTED, units};
+use super::{INTERRUPTED, say, units};
 use crate::monitor::Monitor;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
@@ -26,13 +26,8 @@ pub struct Progress {
 impl Progress {
     /// Starts showing `total` units of work named `unit`. Where `bytes` is not 0, it is the amount
     /// that will have been written in the end.
-    pub fn start(
-        what: &'static str,
-        total: u64,
-        unit: &'static str,
-        bytes: u64,
-        quiet: bool,
-    ) -> Self {
+    pub fn start(what: &'static str, total: u64, unit: &'static str, bytes: u64) -> Self {
+        let quiet = !say::shows(say::Level::Info);
         let terminal = std::io::stderr().is_terminal();
         let target = match terminal && !quiet {
             true => ProgressDrawTarget::stderr(),

@@ -1,7 +1,7 @@
 //! `requant quantize`: a GGUF file to another type.
 
 use super::recipe::{self, line};
-use super::{output, plan, units};
+use super::{output, plan, say, units};
 use crate::convert::{Mode, Plan, Settings};
 use crate::model::split_legacy_mla;
 use crate::recipe::{FileType, Recipe};
@@ -92,13 +92,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
-    if !args.output_options.quiet {
-        let mut out = String::new();
-        let size = units::bytes(source.n_bytes());
-        line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-        recipe::describe(&mut out, &plan, &args.output, name);
-        eprint!("{out}");
-    }
+    let mut out = String::new();
+    let size = units::bytes(source.n_bytes());
+    line(&mut out, "source", &format!("{} ({size})", args.input.display()));
+    recipe::describe(&mut out, &plan, &args.output, name);
+    say::info(out);
+    say::warn(recipe::surprises(&plan));
     if args.dry_run {
         let options = args.output_options.options()?;
         return plan::print(&plan, &source, &args.output, options.shard, args.json);

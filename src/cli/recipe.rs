@@ -211,7 +211,7 @@ pub fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<10} {text}");
 }
 
-/// What a plan will write and take, and everything that is not as one would expect.
+/// What a plan will write and take.
 pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
     let size = plan.file_size();
     line(
@@ -239,6 +239,11 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
     line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
     let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
     line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
+}
+
+/// Everything in a plan that is not as one would expect.
+pub fn surprises(plan: &Plan) -> String {
+    let mut out = String::new();
     // One line for all layers' tensors of a kind.
     let mut fallbacks: Vec<(String, Vec<&str>)> = Vec::new();
     for tensor in plan.tensors() {
@@ -255,17 +260,17 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
         }
     }
     for (why, names) in fallbacks {
-        line(out, "fallback", &format!("{why}: {}", units::names(&names).join(", ")));
+        line(&mut out, "fallback", &format!("{why}: {}", units::names(&names).join(", ")));
     }
     let recipe = plan.recipe();
     let unmatched = plan.unmatched_rules();
     if !unmatched.is_empty() && recipe.text() != Recipe::of(recipe.file_type()).text() {
-        line(out, "recipe", &format!("rules that fit no tensor: {}", unmatched.join(", ")));
+        line(&mut out, "recipe", &format!("rules that fit no tensor: {}", unmatched.join(", ")));
     }
     let unweighed: Vec<&str> = plan.unweighed().collect();
     if !unweighed.is_empty() {
         line(
-            out,
+            &mut out,
             "imatrix",
             &format!("no entry, quantized without: {}", units::names(&unweighed).join(", ")),
         );
@@ -273,9 +278,10 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
     let unused: Vec<&str> = plan.unused_importance().collect();
     if !unused.is_empty() {
         line(
-            out,
+            &mut out,
             "imatrix",
             &format!("entries without a tensor: {}", units::names(&unused).join(", ")),
         );
     }
+    out
 }

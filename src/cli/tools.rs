@@ -1,7 +1,7 @@
 //! Everyday tools on GGUF files: `split`, `merge`, `set`, `unset`, `hash`, `diff`.
 
 use super::progress::Progress;
-use super::{output, plan, units};
+use super::{output, plan, say, units};
 use crate::convert::{Mode, Plan, Settings};
 use crate::gguf::{Edited, GgufFile, Metadata, Value, finish_interrupted, replace_metadata};
 use crate::inspect::{Difference, difference, hash_metadata, hash_tensor};
@@ -147,7 +147,7 @@ fn edit(
         Edited::Inserted => "with room made for it at the front",
         Edited::Anew => "in a new file, which replaced it",
     };
-    eprintln!("{}: metadata written {how}", path.display());
+    say::info(format!("{}: metadata written {how}", path.display()));
     Ok(())
 }
 
@@ -160,15 +160,12 @@ pub struct HashArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 pub fn hash(args: &HashArgs) -> anyhow::Result<()> {
     let model = GgufSource::open(&args.model)?;
     let weights: u64 = model.tensors().iter().map(|t| t.n_elements()).sum();
-    let progress = Progress::start("hash", weights, "weights", model.n_bytes(), args.quiet);
+    let progress = Progress::start("hash", weights, "weights", model.n_bytes());
     let mut tensors: Vec<(usize, [u8; 32])> = (0..model.tensors().len())
         .into_par_iter()
         .map(|i| {
@@ -231,9 +228,6 @@ pub struct DiffArgs {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 struct TensorDiff {
@@ -262,7 +256,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
     let pairs: Vec<(usize, usize)> =
         a.tensors().iter().enumerate().filter_map(|(i, t)| Some((i, b.find(&t.name)?))).collect();
     let weights: u64 = pairs.iter().map(|&(i, _)| a.tensors()[i].n_elements()).sum();
-    let progress = Progress::start("diff", weights, "weights", 0, args.quiet || args.no_values);
+    let progress = Progress::start("diff", weights, "weights", 0);
     let mut tensors: Vec<TensorDiff> = pairs
         .into_par_iter()
         .map(|(i, j)| {
@@ -384,9 +378,6 @@ pub struct ExportArgs {
     /// Type of the weights
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Dtype16,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -404,7 +395,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
         Dtype16::F32 => QuantType::F32,
     };
     let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
-    let progress = Progress::start("export", weights, "weights", 0, args.quiet);
+    let progress = Progress::start("export", weights, "weights", 0);
     crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)?;
     progress.finish();
     Ok(())

@@ -45,16 +45,13 @@ pub struct Args {
     /// Print the result as JSON on standard output
     #[arg(long)]
     json: bool,
-    /// Show no progress
-    #[arg(long, short)]
-    quiet: bool,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let file = GgufSource::open(&args.model)?;
     let threads = args.resources.threads();
     let weights: u64 = file.tensors().iter().map(|t| t.n_elements()).sum();
-    let progress = Progress::start("blocks", weights, "weights", file.n_bytes(), args.quiet);
+    let progress = Progress::start("blocks", weights, "weights", file.n_bytes());
     validate_blocks(&file, threads, &progress)?;
     progress.finish();
     let mut problems = Vec::new();
@@ -146,7 +143,7 @@ fn check_manifest(
         bail!("{}: manifest of version {}, known is 1", path.display(), manifest.format);
     }
     let paths: Vec<PathBuf> = file.files().iter().map(|f| f.path().to_owned()).collect();
-    let progress = Progress::start("hash", file.n_bytes(), "B", 0, args.quiet);
+    let progress = Progress::start("hash", file.n_bytes(), "B", 0);
     let (files, tensors) = Manifest::hash_outputs(&paths, &progress)?;
     progress.finish();
     problems.extend(manifest.differences(&files, &tensors));
@@ -192,7 +189,7 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
         now.map_or(0, |now| now.as_nanos() as u64)
     });
     let expected = (plan.n_weights() as f64 * share) as u64;
-    let progress = Progress::start("compare", expected, "weights", 0, args.quiet);
+    let progress = Progress::start("compare", expected, "weights", 0);
     let comparison = plan.compare(&model, file, share, seed, &progress)?;
     progress.finish();
     Ok(comparison)
@@ -211,15 +208,10 @@ fn share(text: &str) -> Result<f64, String> {
 }
 
 /// Writes the manifest of an output beside it.
-pub fn write_manifest(
-    plan: &Plan,
-    source: &dyn Source,
-    output: &Path,
-    quiet: bool,
-) -> anyhow::Result<()> {
+pub fn write_manifest(plan: &Plan, source: &dyn Source, output: &Path) -> anyhow::Result<()> {
     let outputs: Vec<PathBuf> = (0..plan.files().len()).map(|i| plan.path(i, output)).collect();
     let inputs: u64 = source.files().iter().map(|f| f.size).sum();
-    let progress = Progress::start("hash", inputs + plan.file_size(), "B", 0, quiet);
+    let progress = Progress::start("hash", inputs + plan.file_size(), "B", 0);
     let options: Vec<String> =
         std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let manifest = Manifest::make(source, &outputs, json!(options), &progress)?;
