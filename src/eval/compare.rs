@@ -223,9 +223,9 @@ pub fn compare(
             }
         }
         let Some(of_reference) = &of_reference else { continue };
-        for (walk, errors) in walks.iter().zip(&mut layer_errors) {
+        for (walk, errors) in walks.iter_mut().zip(&mut layer_errors) {
             if n_layer(walk) == n_layer(of_reference) {
-                errors.extend(state_error(of_reference, walk));
+                errors.extend(walk.error(of_reference, layer)?);
             }
         }
     }
@@ -271,6 +271,7 @@ pub fn compare(
             return Err(EvalError::Cancelled);
         }
     }
+    of_reference.into_iter().chain(walks).for_each(Walk::finish);
     let per_chunk = nll_reference.len() / n_chunks;
     let sums = nll_reference.chunks(per_chunk.max(1)).map(|chunk| chunk.iter().sum()).collect();
     let own = Perplexity::new(sums, nll_reference);
@@ -339,33 +340,6 @@ fn tokens_of(
             }
         })
         .collect()
-}
-
-/// Norm of the difference of all states, relative to the reference's.
-fn state_error(reference: &Walk, other: &Walk) -> Option<f64> {
-    let (mut apart, mut norm) = (0.0, 0.0);
-    // Batches may be cut differently; the states are the same tokens in the same order.
-    let rows = |walk: &Walk| -> usize { walk.batches.iter().map(|b| b.states.nrows()).sum() };
-    if rows(reference) != rows(other) {
-        return None;
-    }
-    let all = |walk: &'_ Walk| -> Vec<f32> {
-        walk.batches.iter().flat_map(|b| b.states.iter().copied()).collect()
-    };
-    if reference.batches.len() == other.batches.len() {
-        for (a, b) in reference.batches.iter().zip(&other.batches) {
-            for (&a, &b) in a.states.iter().zip(&b.states) {
-                apart += f64::from(a - b).powi(2);
-                norm += f64::from(a).powi(2);
-            }
-        }
-    } else {
-        for (a, b) in all(reference).into_iter().zip(all(other)) {
-            apart += f64::from(a - b).powi(2);
-            norm += f64::from(a).powi(2);
-        }
-    }
-    Some((apart / norm).sqrt())
 }
 
 #[cfg(test)]

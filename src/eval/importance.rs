@@ -90,5 +90,6 @@ pub fn collect(
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;
     }
+    walk.finish();
     Ok(n_chunks as u32)
 }

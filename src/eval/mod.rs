@@ -20,6 +20,7 @@ mod observe;
 mod perplexity;
 mod rope;
 mod router;
+mod states;
 mod tensor_error;
 mod walk;
 
@@ -33,4 +34,5 @@ pub use importance::{Collector, collect};
 pub use model::Model;
 pub use observe::Observer;
 pub use perplexity::{Paired, Perplexity, PerplexityOptions, perplexity};
+pub use states::Scratch;
 pub use tensor_error::TensorErrors;

@@ -58,6 +58,11 @@ impl<'a> Model<'a> {
         self.observer = Some(observer);
     }
 
+    /// Whether someone does.
+    pub(super) fn is_observed(&self) -> bool {
+        self.observer.is_some()
+    }
+
     /// The weights.
     pub fn source(&self) -> &'a dyn Source {
         self.source

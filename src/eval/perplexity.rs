@@ -2,6 +2,7 @@
 
 use super::error::EvalError;
 use super::model::Model;
+use super::states::Scratch;
 use super::walk::Walk;
 use crate::model::Hparams;
 use crate::monitor::Monitor;
@@ -18,11 +19,23 @@ pub struct PerplexityOptions {
     pub bos: Option<u32>,
     /// Bytes that intermediate results of a layer may take, roughly.
     pub memory: usize,
+    /// Bytes of hidden states of a model that wait in memory between layers. More than that goes to
+    /// a scratch file, where there is a folder for one.
+    pub states_memory: u64,
+    /// Where such a file goes.
+    pub scratch: Option<Scratch>,
 }
 
 impl Default for PerplexityOptions {
     fn default() -> Self {
-        Self { ctx: 512, chunks: None, bos: None, memory: 512 << 20 }
+        Self {
+            ctx: 512,
+            chunks: None,
+            bos: None,
+            memory: 512 << 20,
+            states_memory: u64::MAX,
+            scratch: None,
+        }
     }
 }
 
@@ -123,6 +136,7 @@ pub fn perplexity(
             return Err(EvalError::Cancelled);
         }
     }
+    walk.finish();
     Ok(Perplexity::new(nll_per_chunk, nll))
 }
 
