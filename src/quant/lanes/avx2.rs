@@ -59,6 +59,13 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe {
+            _mm256_round_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
+    }
+    #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
         // SAFETY: the features are there, see above.
         unsafe { _mm256_cmp_ps::<_CMP_LT_OQ>(self.0, other.0) }

@@ -59,6 +59,13 @@ impl Lanes for Avx512 {
         })
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe {
+            _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(self.0)
+        })
+    }
+    #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
         // SAFETY: the features are there, see above.
         unsafe { _mm512_cmp_ps_mask::<_CMP_LT_OQ>(self.0, other.0) }

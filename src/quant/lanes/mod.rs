@@ -18,7 +18,7 @@ pub(super) mod search;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// At most this many lanes, pairs included.
-pub(super) const MAX: usize = 32;
+pub(super) const MAX: usize = 64;
 
 /// A vector of f32. All operations are IEEE binary32, lane by lane.
 pub(super) trait Lanes:
@@ -42,6 +42,9 @@ pub(super) trait Lanes:
     fn max(self, other: Self) -> Self;
     /// `super::search::nearest_int`, any input, as a float.
     fn nearest_int(self) -> Self;
+    /// Rounds to the nearest integer, ties to even: [`nearest_int`](Self::nearest_int) for what is
+    /// below 2^22 in magnitude. What rounds to zero has either sign.
+    fn round(self) -> Self;
     /// False where either is NaN.
     fn lt(self, other: Self) -> Self::Mask;
     /// False where either is NaN.

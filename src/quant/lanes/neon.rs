@@ -59,6 +59,11 @@ impl Lanes for Neon {
         })
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe { vrndnq_f32(self.0) })
+    }
+    #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
         // SAFETY: the features are there, see above.
         unsafe { vcltq_f32(self.0, other.0) }

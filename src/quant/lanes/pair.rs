@@ -56,6 +56,10 @@ impl<L: Lanes> Lanes for Pair<L> {
         Self(self.0.nearest_int(), self.1.nearest_int())
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        Self(self.0.round(), self.1.round())
+    }
+    #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
         (self.0.lt(other.0), self.1.lt(other.1))
     }

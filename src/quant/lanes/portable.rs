@@ -58,6 +58,12 @@ impl Lanes for Portable {
         Self(self.0.map(|v| nearest_int(v) as f32))
     }
     #[inline(always)]
+    fn round(self) -> Self {
+        // Below 2^22, adding and subtracting this rounds as asked, and a library call does not
+        // vectorise.
+        Self(self.0.map(|v| (v + 12_582_912.0) - 12_582_912.0))
+    }
+    #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
         from_fn(|i| self.0[i] < other.0[i])
     }

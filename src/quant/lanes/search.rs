@@ -10,7 +10,7 @@ pub(in crate::quant) use super::pair::Pair;
 /// [`Search`] in lanes `L`.
 pub(in crate::quant) struct InLanes<L>(PhantomData<L>);
 
-/// 1.5 · 2^23: adding and subtracting it rounds what is below 2^22 to an integer, ties to even.
+/// 1.5 · 2^23: the low bits of a sum with it are those of the nearest integer.
 const MAGIC: f32 = 12_582_912.0;
 
 /// Up to `WIDTH` groups of `G` values, transposed: element `i` of group `j` in lane `j` of
@@ -67,8 +67,14 @@ fn signed_max<L: Lanes>(x: &[L]) -> (L, L::Mask) {
 /// Rounds and limits what is surely below 2^22 in magnitude.
 #[inline(always)]
 fn code<L: Lanes>(v: L, least: L, most: L) -> L {
-    let magic = L::splat(MAGIC);
-    (v + magic - magic).max(least).min(most)
+    limit::<L, true, true>(v.round(), least, most)
+}
+
+/// Limits a code at the ends where it can be beyond.
+#[inline(always)]
+fn limit<L: Lanes, const BELOW: bool, const ABOVE: bool>(l: L, least: L, most: L) -> L {
+    let l = if BELOW { l.max(least) } else { l };
+    if ABOVE { l.min(most) } else { l }
 }
 
 impl<L: Lanes> Search for InLanes<L> {
@@ -105,18 +111,11 @@ impl<L: Lanes> Search for InLanes<L> {
         mins: &mut [f32],
         codes: &mut [u8],
     ) {
-        let n = G * L::WIDTH;
-        let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
-        let outputs = scales.chunks_mut(L::WIDTH).zip(mins.chunks_mut(L::WIDTH));
-        for (((x, w), codes), (scales, mins)) in groups.zip(outputs) {
-            let done = if steps.absolute {
-                asymmetric::<L, G, true>(&steps, x, w, scales, mins, codes)
-            } else {
-                asymmetric::<L, G, false>(&steps, x, w, scales, mins, codes)
-            };
-            if !done {
-                Plain::asymmetric::<G>(steps, x, w, scales, mins, codes);
-            }
+        match (G < 32, steps.absolute) {
+            (true, true) => asymmetric_all::<Pair<L>, G, true>(&steps, x, w, scales, mins, codes),
+            (true, false) => asymmetric_all::<Pair<L>, G, false>(&steps, x, w, scales, mins, codes),
+            (false, true) => asymmetric_all::<L, G, true>(&steps, x, w, scales, mins, codes),
+            (false, false) => asymmetric_all::<L, G, false>(&steps, x, w, scales, mins, codes),
         }
     }
 
@@ -129,9 +128,10 @@ impl<L: Lanes> Search for InLanes<L> {
     }
 }
 
-/// The sums from which a scale follows, for the codes that a candidate gives.
+/// The sums from which a scale follows, for the codes that a candidate gives; these are limited only
+/// where they can be beyond the least or the greatest code.
 #[inline(always)]
-fn fit<L: Lanes, const G: usize>(
+fn fit<L: Lanes, const G: usize, const BELOW: bool, const ABOVE: bool>(
     iscale: L,
     x: &[L; G],
     w: &[L; G],
@@ -141,14 +141,45 @@ fn fit<L: Lanes, const G: usize>(
     let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
     let (mut sumlx, mut suml2) = (L::splat(0.0), L::splat(0.0));
     for i in 0..G {
-        let l = code(iscale * x[i], least, most);
+        let l = limit::<L, BELOW, ABOVE>((iscale * x[i]).round(), least, most);
         sumlx = sumlx + wx[i] * l;
         suml2 = suml2 + w[i] * l * l;
     }
     (sumlx, suml2)
 }
 
-/// Codes stay within `nmax + 1` of zero, so rounding needs no guard here.
+/// The best of the candidates of [`symmetric`] so far.
+struct Best<L> {
+    iscale: L,
+    scale: L,
+    /// What the scale takes off the error.
+    gain: L,
+}
+
+impl<L: Lanes> Best<L> {
+    /// Tries the candidates of some steps.
+    #[inline(always)]
+    fn improve<const G: usize, const BELOW: bool, const ABOVE: bool>(
+        &mut self,
+        steps: std::ops::RangeInclusive<i32>,
+        max: L,
+        [x, w, wx]: [&[L; G]; 3],
+        nmax: f32,
+    ) {
+        for step in steps {
+            let iscale = L::splat(-(nmax + 0.1 * step as f32)) / max;
+            let (sumlx, suml2) = fit::<L, G, BELOW, ABOVE>(iscale, x, w, wx, nmax);
+            let better = L::and(L::splat(0.0).lt(suml2), (self.gain * suml2).lt(sumlx * sumlx));
+            self.iscale = L::select(better, iscale, self.iscale);
+            self.scale = L::select(better, sumlx / suml2, self.scale);
+            self.gain = L::select(better, self.scale * sumlx, self.gain);
+        }
+    }
+}
+
+/// Codes stay within `nmax + 1` of zero, so rounding needs no guard here. The largest weight has the
+/// code `-nmax - step / 10` before rounding, and no other one a larger magnitude: one step beyond
+/// ±5, rounding alone keeps codes within one of the limits.
 #[inline(always)]
 fn symmetric<L: Lanes, const G: usize>(
     nmax: f32,
@@ -165,22 +196,19 @@ fn symmetric<L: Lanes, const G: usize>(
     for i in 0..G {
         wx[i] = w[i] * x[i];
     }
-    let mut chosen = L::splat(-nmax) / max;
-    let (sumlx, suml2) = fit(chosen, &x, &w, &wx, nmax);
-    let mut scale = L::select(suml2.equal(zero), zero, sumlx / suml2);
-    let mut best = scale * sumlx;
-    for step in (-9..=9).filter(|&step| step != 0) {
-        let iscale = L::splat(-(nmax + 0.1 * step as f32)) / max;
-        let (sumlx, suml2) = fit(iscale, &x, &w, &wx, nmax);
-        let better = L::and(zero.lt(suml2), (best * suml2).lt(sumlx * sumlx));
-        chosen = L::select(better, iscale, chosen);
-        scale = L::select(better, sumlx / suml2, scale);
-        best = L::select(better, scale * sumlx, best);
-    }
-    store(L::select(all_zero, zero, scale), scales);
+    let iscale = L::splat(-nmax) / max;
+    let (sumlx, suml2) = fit::<L, G, false, true>(iscale, &x, &w, &wx, nmax);
+    let scale = L::select(suml2.equal(zero), zero, sumlx / suml2);
+    let mut best = Best { iscale, scale, gain: scale * sumlx };
+    let weights = [&x, &w, &wx];
+    best.improve::<G, false, false>(-9..=-6, max, weights, nmax);
+    best.improve::<G, false, true>(-5..=-1, max, weights, nmax);
+    best.improve::<G, false, true>(1..=4, max, weights, nmax);
+    best.improve::<G, true, true>(5..=9, max, weights, nmax);
+    store(L::select(all_zero, zero, best.scale), scales);
     let mut l = [zero; G];
     for i in 0..G {
-        let stored = code(chosen * x[i], least, most) + L::splat(nmax);
+        let stored = code(best.iscale * x[i], least, most) + L::splat(nmax);
         l[i] = L::select(all_zero, zero, stored);
     }
     scatter(&l, codes);
@@ -241,6 +269,36 @@ fn in_range<L: Lanes>(iscale: L, low: L, high: L) -> bool {
     L::all(L::and((iscale * low).abs().le(limit), (iscale * high).abs().le(limit)))
 }
 
+/// Whether all codes lie in `0..=nmax` without being limited, by the same argument.
+#[inline(always)]
+fn within<L: Lanes>(iscale: L, low: L, high: L, nmax: L) -> bool {
+    let half = L::splat(0.5);
+    L::all(L::and(L::splat(-0.5).le(iscale * low), (iscale * high).lt(nmax + half)))
+}
+
+/// The codes that a candidate gives, and the sums from which scale and minimum follow: of the codes,
+/// of their squares, of their products with the weights.
+#[inline(always)]
+fn sums<L: Lanes, const G: usize, const LIMIT: bool>(
+    iscale: L,
+    min: L,
+    x: &[L; G],
+    w: &[L; G],
+    nmax: L,
+    l: &mut [L; G],
+) -> [L; 3] {
+    let zero = L::splat(0.0);
+    let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
+    for i in 0..G {
+        l[i] = limit::<L, LIMIT, LIMIT>((iscale * (x[i] - min)).round(), zero, nmax);
+        let wl = w[i] * l[i];
+        sum_l = sum_l + wl;
+        sum_l2 = sum_l2 + wl * l[i];
+        sum_xl = sum_xl + wl * x[i];
+    }
+    [sum_l, sum_l2, sum_xl]
+}
+
 #[inline(always)]
 fn error<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     x: &[L; G],
@@ -255,6 +313,27 @@ fn error<L: Lanes, const G: usize, const ABSOLUTE: bool>(
         error = error + w[i] * if ABSOLUTE { diff.abs() } else { diff * diff };
     }
     error
+}
+
+/// [`asymmetric`] for a span. What a step has to do once for all lanes weighs more for small groups, so
+/// these take twice the lanes.
+#[inline(always)]
+fn asymmetric_all<L: Lanes, const G: usize, const ABSOLUTE: bool>(
+    steps: &Steps,
+    x: &[f32],
+    w: &[f32],
+    scales: &mut [f32],
+    mins: &mut [f32],
+    codes: &mut [u8],
+) {
+    let n = G * L::WIDTH;
+    let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
+    let outputs = scales.chunks_mut(L::WIDTH).zip(mins.chunks_mut(L::WIDTH));
+    for (((x, w), codes), (scales, mins)) in groups.zip(outputs) {
+        if !asymmetric::<L, G, ABSOLUTE>(steps, x, w, scales, mins, codes) {
+            Plain::asymmetric::<G>(*steps, x, w, scales, mins, codes);
+        }
+    }
 }
 
 /// False where a code would leave the range in which rounding is exact (weights of zero and
@@ -293,24 +372,23 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     let mut scale = one / chosen.0;
     let mut best = error::<L, G, ABSOLUTE>(&x, &w, &l, scale, min);
     for step in 0..=steps.steps {
-        let iscale = L::splat(steps.candidate(step)) / L::select(flat, one, max - min);
-        if !in_range(iscale, least - min, max - min) {
+        let (low, high) = (least - min, max - min);
+        let iscale = L::splat(steps.candidate(step)) / L::select(flat, one, high);
+        let [sum_l, sum_l2, sum_xl] = if within(iscale, low, high, nmax) {
+            sums::<L, G, false>(iscale, min, &x, &w, nmax, &mut l)
+        } else if in_range(iscale, low, high) {
+            sums::<L, G, true>(iscale, min, &x, &w, nmax, &mut l)
+        } else {
             return false;
-        }
-        let (mut sum_l, mut sum_l2, mut sum_xl) = (zero, zero, zero);
-        for i in 0..G {
-            l[i] = code(iscale * (x[i] - min), zero, nmax);
-            let wl = w[i] * l[i];
-            sum_l = sum_l + wl;
-            sum_l2 = sum_l2 + wl * l[i];
-            sum_xl = sum_xl + wl * x[i];
-        }
+        };
         let d = sum_w * sum_l2 - sum_l * sum_l;
-        let this_scale = (sum_w * sum_xl - sum_x * sum_l) / d;
-        let this_min = (sum_l2 * sum_x - sum_l * sum_xl) / d;
+        let mut this_scale = (sum_w * sum_xl - sum_x * sum_l) / d;
+        let mut this_min = (sum_l2 * sum_x - sum_l * sum_xl) / d;
         let above = zero.lt(this_min);
-        let this_scale = L::select(above, sum_xl / sum_l2, this_scale);
-        let this_min = L::select(above, zero, this_min);
+        if L::any(above) {
+            this_scale = L::select(above, sum_xl / sum_l2, this_scale);
+            this_min = L::select(above, zero, this_min);
+        }
         let this_error = error::<L, G, ABSOLUTE>(&x, &w, &l, this_scale, this_min);
         let better = L::and(zero.lt(d), this_error.lt(best));
         chosen.0 = L::select(better, iscale, chosen.0);
