@@ -35,7 +35,9 @@ pub enum QuantError {
         value: f32,
     },
     /// An importance that is NaN, infinite or negative.
-    #[error("importance of column {column} is {value}, not a finite number")]
+    #[error(
+        "importance of column {column} is {value}, where sums of squares are finite and not negative"
+    )]
     Importance {
         /// Column.
         column: usize,

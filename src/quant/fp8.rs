@@ -6,6 +6,8 @@
 //! ```
 //! (Micikevicius et al., arXiv:2209.05433.)
 
+use super::simd::Simd;
+
 /// Value of a byte; ±480 for the two that are NaN. The magnitude's bits, moved to those of an f32,
 /// stand for the value times 2^-120, subnormal ones included.
 #[inline(always)]
@@ -23,15 +25,21 @@ fn value(byte: u8) -> f32 {
 /// When the lengths differ.
 pub fn decode_scaled(bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), usize> {
     assert_eq!(bytes.len(), out.len());
+    match super::simd::decode_fp8(Simd::detect(), bytes, scale, out) {
+        true => Ok(()),
+        false => Err(bytes.iter().position(|b| b & 0x7f == 0x7f).unwrap_or(0)),
+    }
+}
+
+/// Decodes whatever the bytes are; false where one is NaN.
+#[inline(always)]
+pub(super) fn decode(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
     let mut nan = false;
     for (value, &byte) in out.iter_mut().zip(bytes) {
         *value = self::value(byte) * scale;
         nan |= byte & 0x7f == 0x7f;
     }
-    match nan {
-        true => Err(bytes.iter().position(|b| b & 0x7f == 0x7f).unwrap_or(0)),
-        false => Ok(()),
-    }
+    !nan
 }
 
 #[cfg(test)]
@@ -45,6 +53,17 @@ mod tests {
         {
             assert_eq!(self::value(byte), value);
             assert_eq!(self::value(byte | 0x80), -value);
+        }
+    }
+
+    #[test]
+    fn every_level_decodes_as_the_plain_loop() {
+        let bytes: Vec<u8> = (0..=255).chain(0..77).collect();
+        for level in Simd::ALL.into_iter().filter(|level| level.is_supported()) {
+            let [mut out, mut expected] = [(); 2].map(|()| vec![0f32; bytes.len()]);
+            assert!(!crate::quant::simd::decode_fp8(level, &bytes, 0.3, &mut out));
+            decode(&bytes, 0.3, &mut expected);
+            assert_eq!(out, expected, "{level}");
         }
     }
 

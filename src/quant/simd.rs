@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use super::lattice::{iq1, iq2, iq3};
 use super::types::QuantType;
-use super::{float, fp4, iq4, k_min, k_sym, legacy, ternary};
+use super::{float, fp4, fp8, iq4, k_min, k_sym, legacy, ternary};
 
 /// A set of instructions that kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -175,6 +175,29 @@ kernels!(
     target_feature(enable = "neon"),
     super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::neon::Neon>>
 );
+
+/// [`fp8::decode`] compiled for a level; where the machine lacks it, for what every machine has.
+pub(super) fn decode_fp8(level: Simd, bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx2")]
+        fn avx2(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
+            fp8::decode(bytes, scale, out)
+        }
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+        fn avx512(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
+            fp8::decode(bytes, scale, out)
+        }
+        match level {
+            // SAFETY: the level is supported.
+            Simd::Avx2 if level.is_supported() => return unsafe { avx2(bytes, scale, out) },
+            // SAFETY: the level is supported.
+            Simd::Avx512 if level.is_supported() => return unsafe { avx512(bytes, scale, out) },
+            _ => {}
+        }
+    }
+    fp8::decode(bytes, scale, out)
+}
 
 impl Simd {
     /// The kernels of a type at this level; `None` if it has none. Where the machine lacks the
