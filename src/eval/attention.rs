@@ -3,11 +3,11 @@
 
 use super::error::EvalError;
 use super::exponential::softmax;
+use super::gemm::{Panels, pack, panels_len};
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
 use crate::model::{self, Hparams, Pairs};
-use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
@@ -61,8 +61,9 @@ pub(super) enum Query<'a> {
     LowRank { a: Matrix<'a>, norm: Vec<f32>, b: Matrix<'a> },
 }
 
-/// Queries that are scored together: against the keys up to the last of them, not all.
-const QUERIES: usize = 64;
+/// Queries that are scored together: against the keys up to the last of them, not all. Two tiles of
+/// the widest kernel.
+const QUERIES: usize = 28;
 
 impl Attention<'_> {
     /// Attention over chunks of `ctx` tokens, each on its own. `x` are the normalised inputs.
@@ -112,9 +113,10 @@ impl Latent<'_> {
             .try_for_each(|(h, (out, q))| -> Result<(), EvalError> {
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
-                let values = latent.dot(&v_b.t());
+                let mut values = Array2::zeros((x.nrows(), v));
+                product(latent.view(), v_b.view(), values.view_mut());
                 let mut keys = Array2::zeros((x.nrows(), nope + rope));
-                general_mat_mul(1.0, &latent, &k_b, 0.0, &mut keys.slice_mut(s![.., ..nope]));
+                product(latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
                 if self.k_b.observer.is_some() {
                     // As if keys were not decompressed: queries and mixed latents pass the
@@ -159,12 +161,12 @@ impl Grouped<'_> {
         let group = (a.n_head / a.n_head_kv) as usize;
         let mut heads = Array2::zeros(q.raw_dim());
         heads
-            .axis_chunks_iter_mut(Axis(1), width)
+            .axis_chunks_iter_mut(Axis(1), group * width)
             .into_par_iter()
-            .zip(q.axis_chunks_iter(Axis(1), width))
+            .zip(q.axis_chunks_iter(Axis(1), group * width))
             .enumerate()
             .for_each(|(h, (out, q))| {
-                let of_head = s![.., h / group * width..(h / group + 1) * width];
+                let of_head = s![.., h * width..(h + 1) * width];
                 attend(q, k.slice(of_head), values.slice(of_head), out, ctx, scale);
             });
         self.output.apply(heads.view())
@@ -190,7 +192,16 @@ fn turn(
     });
 }
 
-/// One head: `softmax(scale q kᵀ) v` over each chunk of `ctx` tokens.
+/// `out = x · Wᵀ` on the calling thread.
+fn product(x: ArrayView2<f32>, weights: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
+    let columns = weights.ncols();
+    let mut values = vec![0.0; panels_len(weights.nrows(), columns)];
+    pack(weights, &mut values);
+    Panels { values: &values, columns }.multiply_here(x, out);
+}
+
+/// Heads that share keys and values, side by side in `q` and `out`: `softmax(scale q kᵀ) v` over
+/// each chunk of `ctx` tokens.
 fn attend(
     q: ArrayView2<f32>,
     keys: ArrayView2<f32>,
@@ -199,19 +210,43 @@ fn attend(
     ctx: usize,
     scale: f32,
 ) {
-    let n = q.nrows();
-    let mut scores = Array2::zeros((QUERIES, ctx));
-    let blocks = (0..n).step_by(ctx).flat_map(|chunk| {
-        let end = (chunk + ctx).min(n);
-        (chunk..end).step_by(QUERIES).map(move |b| (chunk, b, end.min(b + QUERIES)))
-    });
-    for (chunk, first, end) in blocks {
-        let (rows, seen) = (s![first..end, ..], s![chunk..end, ..]);
-        let mut scores = scores.slice_mut(s![..end - first, ..end - chunk]);
-        general_mat_mul(1.0, &q.slice(rows), &keys.slice(seen).t(), 0.0, &mut scores);
-        causal_softmax(scores.view_mut(), first - chunk, scale);
-        let mut out = out.slice_mut(rows);
-        general_mat_mul(1.0, &scores, &values.slice(seen), 0.0, &mut out);
+    let (width, width_out) = (keys.ncols(), values.ncols());
+    out.axis_chunks_iter_mut(Axis(0), ctx)
+        .into_par_iter()
+        .zip(q.axis_chunks_iter(Axis(0), ctx))
+        .zip(keys.axis_chunks_iter(Axis(0), ctx))
+        .zip(values.axis_chunks_iter(Axis(0), ctx))
+        .for_each(|(((mut out, q), keys), values)| {
+            let n = keys.nrows();
+            let mut key_panels = vec![0.0; panels_len(n, width)];
+            pack(keys, &mut key_panels);
+            let keys = Panels { values: &key_panels, columns: width };
+            let mut value_panels = vec![0.0; panels_len(width_out, n)];
+            pack(values.t(), &mut value_panels);
+            let values = Panels { values: &value_panels, columns: n };
+            out.axis_chunks_iter_mut(Axis(1), width_out)
+                .into_par_iter()
+                .zip(q.axis_chunks_iter(Axis(1), width))
+                .for_each(|(out, q)| attend_head(q, keys, values, out, scale));
+        });
+}
+
+/// One head and chunk.
+fn attend_head(
+    q: ArrayView2<f32>,
+    keys: Panels,
+    values: Panels,
+    mut out: ArrayViewMut2<f32>,
+    scale: f32,
+) {
+    let mut scores = Array2::zeros((QUERIES, q.nrows()));
+    let outs = out.axis_chunks_iter_mut(Axis(0), QUERIES);
+    for (block, (q, out)) in q.axis_chunks_iter(Axis(0), QUERIES).zip(outs).enumerate() {
+        let first = block * QUERIES;
+        let mut scores = scores.slice_mut(s![..q.nrows(), ..first + q.nrows()]);
+        keys.multiply_here(q, scores.view_mut());
+        causal_softmax(scores.view_mut(), first, scale);
+        values.multiply_here(scores.view(), out);
     }
 }
 

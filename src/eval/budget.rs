@@ -4,8 +4,9 @@
 use super::feed_forward::WAVE;
 use crate::model::{Attention, Hparams};
 
-/// Beyond this many tokens, decoding weights once for all no longer shows in the time.
-const ENOUGH: usize = 4096;
+/// Beyond this many tokens, decoding weights once for all no longer shows in the time, but results
+/// that leave the caches do.
+const ENOUGH: usize = 2048;
 
 /// Chunks that a layer's experts are decoded for once. A token takes its normalised state and the
 /// sum of its experts' outputs, and its share of the experts that run at the same time.

@@ -3,13 +3,45 @@
 //! The standard library's is a call for each value, and slow far below zero, where most attention
 //! scores lie; this one has no branches, so loops over it become SIMD code.
 
+use crate::quant::Simd;
 use std::f32::consts::LOG2_E;
+
+/// Compiles a function for each set of instructions, and calls the best that the machine has. All
+/// give the same bits: products and sums are not contracted.
+macro_rules! in_vectors {
+    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty $body:block) => {
+        $(#[$doc])*
+        $vis fn $name($($arg: $ty),*) -> $result {
+            #[inline(always)]
+            fn plain($($arg: $ty),*) -> $result $body
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2")]
+            fn avx2($($arg: $ty),*) -> $result {
+                plain($($arg),*)
+            }
+            #[cfg(target_arch = "x86_64")]
+            #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
+            fn avx512($($arg: $ty),*) -> $result {
+                plain($($arg),*)
+            }
+            match Simd::detect() {
+                // SAFETY: the machine has the instructions.
+                #[cfg(target_arch = "x86_64")]
+                Simd::Avx2 => unsafe { avx2($($arg),*) },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                Simd::Avx512 => unsafe { avx512($($arg),*) },
+                _ => plain($($arg),*),
+            }
+        }
+    };
+}
 
 /// `e^x` to 3 units in the last place; where that leaves f32's normal range, the last value within.
 ///
 /// `x = n ln 2 + r` with `n` whole and `|r| <= ln 2 / 2`: `2^n` is put together from bits, `e^r` is
 /// its series up to the seventh power, whose remainder is below 2^-27.
-#[inline]
+#[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     /// Adding it leaves the nearest whole number in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
@@ -26,26 +58,79 @@ pub(super) fn exp(x: f32) -> f32 {
     series * f32::from_bits((shifted.to_bits() + 127) << 23)
 }
 
-/// `silu(gate) * up` with `silu(x) = x / (1 + e^-x)`, in place of `gate`.
-pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) {
-    for (g, u) in gate.iter_mut().zip(up) {
-        *g = *g / (1.0 + exp(-*g)) * u;
+/// Values that are taken together: sums and maxima have so many parts, for one alone would make each
+/// step wait for the one before.
+const LANES: usize = 16;
+
+in_vectors! {
+    /// `silu(gate) * up` with `silu(x) = x / (1 + e^-x)`, in place of `gate`.
+    pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) -> () {
+        for (g, u) in gate.iter_mut().zip(up) {
+            *g = *g / (1.0 + exp(-*g)) * u;
+        }
     }
 }
 
-/// Softmax of `scale * scores`, in place; the sum is f64.
-pub(super) fn softmax(scores: &mut [f32], scale: f32) {
-    let max = scores.iter().fold(f32::NEG_INFINITY, |max, s| max.max(s * scale));
-    scores.iter_mut().for_each(|s| *s = exp(*s * scale - max));
-    let sum: f64 = scores.iter().map(|&s| f64::from(s)).sum();
-    let norm = (1.0 / sum) as f32;
-    scores.iter_mut().for_each(|s| *s *= norm);
+in_vectors! {
+    /// Softmax of `scale * scores`, in place; the sum is f64.
+    pub(super) fn softmax(scores: &mut [f32], scale: f32) -> () {
+        scores.iter_mut().for_each(|s| *s *= scale);
+        let max = largest(scores);
+        scores.iter_mut().for_each(|s| *s = exp(*s - max));
+        let norm = (1.0 / sum(scores, |s| f64::from(s))) as f32;
+        scores.iter_mut().for_each(|s| *s *= norm);
+    }
 }
 
-/// The largest of `logits`, and the sum in f64 of `e^(l - largest)`.
-pub(super) fn log_sum_parts(logits: &[f32]) -> (f32, f64) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, logits.iter().map(|l| f64::from(exp(l - max))).sum())
+in_vectors! {
+    /// The largest of `logits`, and the sum in f64 of `e^(l - largest)`.
+    pub(super) fn log_sum_parts(logits: &[f32]) -> (f32, f64) {
+        let max = largest(logits);
+        (max, sum(logits, |l| f64::from(exp(l - max))))
+    }
+}
+
+in_vectors! {
+    /// The sum in f64 of squares.
+    pub(super) fn square_sum(values: &[f32]) -> f64 {
+        sum(values, |v| f64::from(v * v))
+    }
+}
+
+in_vectors! {
+    /// Whether all values are finite.
+    pub(super) fn all_finite(values: &[f32]) -> bool {
+        // The exponent of all ones: nothing that would end the loop early.
+        let bad: u32 = values.iter().map(|v| u32::from(v.to_bits() << 1 >= 0xff00_0000)).sum();
+        bad == 0
+    }
+}
+
+/// The largest value that is a number.
+#[inline(always)]
+fn largest(values: &[f32]) -> f32 {
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut parts = [f32::NEG_INFINITY; LANES];
+    for chunk in chunks {
+        for (part, &value) in parts.iter_mut().zip(chunk) {
+            *part = larger(*part, value);
+        }
+    }
+    parts.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &v| larger(max, v))
+}
+
+/// The sum of a function of the values.
+#[inline(always)]
+fn sum(values: &[f32], f: impl Fn(f32) -> f64) -> f64 {
+    let (chunks, rest) = values.as_chunks::<LANES>();
+    let mut parts = [0.0; LANES];
+    for chunk in chunks {
+        for (part, &value) in parts.iter_mut().zip(chunk) {
+            *part += f(value);
+        }
+    }
+    parts.iter().sum::<f64>() + rest.iter().map(|&v| f(v)).sum::<f64>()
 }
 
 #[cfg(test)]

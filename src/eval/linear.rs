@@ -1,15 +1,23 @@
-//! Matrices as they are stored, multiplied a few rows at a time.
+//! Matrices as they are stored, multiplied some rows at a time.
 
 use super::error::EvalError;
+use super::gemm::{PANEL_ROWS, Panels, pack, panels_len};
 use super::observe::Observer;
 use crate::source::Source;
-use ndarray::linalg::general_mat_mul;
-use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use rayon::prelude::*;
+use std::cell::Cell;
 
-/// Weights decoded at a time, at most. Each panel's product prepares all of its inputs anew, so
-/// that large panels pay although they leave a core's own cache.
+/// Weights in panels at a time for each thread, at most.
 const PANEL_ELEMENTS: usize = 1 << 20;
+/// Weights read and decoded at a time, at most: they are put into panels while a core's own cache
+/// still holds them.
+const DECODED_ELEMENTS: usize = 1 << 17;
+
+thread_local! {
+    /// Panels and decoded rows of the last product, to be written over.
+    static SCRATCH: [Cell<Vec<f32>>; 2] = Default::default();
+}
 
 /// One matrix of a tensor: `rows` outputs of `columns` inputs.
 #[derive(Clone, Copy)]
@@ -25,34 +33,70 @@ pub(super) struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
-    fn panel_rows(&self) -> usize {
-        // Where panels are cut does not change results: each is a sum over columns alone.
-        let share = self.rows.div_ceil(rayon::current_num_threads());
-        (PANEL_ELEMENTS / self.columns).min(share).max(8)
-    }
-
-    /// `x · Wᵀ`: rows of `x` are inputs, rows of the result outputs. Panels run in parallel; the
-    /// result does not depend on how many threads there are.
+    /// `x · Wᵀ`: rows of `x` are inputs, rows of the result outputs. The result does not depend on
+    /// how many threads there are.
     pub fn apply(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        let mut out = Array2::zeros((x.nrows(), self.rows));
-        let panel = self.panel_rows();
-        out.axis_chunks_iter_mut(Axis(1), panel)
-            .into_par_iter()
-            .enumerate()
-            .try_for_each(|(i, out)| self.apply_panel(i * panel, x, out))?;
-        self.observed(x, out.view())?;
-        Ok(out)
+        self.in_parts(x, rayon::current_num_threads(), |first, panels, out| {
+            let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
+            panels.par_chunks_mut(unit).enumerate().try_for_each(|(i, panels)| {
+                let done = i * unit / self.columns.max(1);
+                self.decode_panels(first + done, out.ncols() - done, panels)
+            })?;
+            Panels { values: panels, columns: self.columns }.multiply(x, out);
+            Ok(())
+        })
     }
 
     /// As [`Matrix::apply`] on the calling thread, for callers that run in parallel themselves.
     pub fn apply_here(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        self.in_parts(x, 1, |first, panels, out| {
+            let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
+            for (i, panels) in panels.chunks_mut(unit).enumerate() {
+                let done = i * unit / self.columns.max(1);
+                self.decode_panels(first + done, out.ncols() - done, panels)?;
+            }
+            Panels { values: panels, columns: self.columns }.multiply_here(x, out);
+            Ok(())
+        })
+    }
+
+    /// Cuts a product into parts whose panels may exist at once.
+    fn in_parts(
+        &self,
+        x: ArrayView2<f32>,
+        threads: usize,
+        part: impl Fn(usize, &mut [f32], ArrayViewMut2<f32>) -> Result<(), EvalError>,
+    ) -> Result<Array2<f32>, EvalError> {
         let mut out = Array2::zeros((x.nrows(), self.rows));
-        let panel = self.panel_rows();
-        for (i, out) in out.axis_chunks_iter_mut(Axis(1), panel).enumerate() {
-            self.apply_panel(i * panel, x, out)?;
+        let at_once = rows_within(PANEL_ELEMENTS * threads, self.columns);
+        let mut panels = SCRATCH.with(|[panels, _]| panels.take());
+        for (i, out) in out.axis_chunks_iter_mut(Axis(1), at_once).enumerate() {
+            let len = panels_len(out.ncols(), self.columns);
+            if panels.len() < len {
+                panels.resize(len, 0.0);
+            }
+            part(i * at_once, &mut panels[..len], out)?;
         }
+        SCRATCH.with(|[kept, _]| kept.set(panels));
         self.observed(x, out.view())?;
         Ok(out)
+    }
+
+    /// Brings rows from `first` into panels, as many as these hold and there are.
+    fn decode_panels(
+        &self,
+        first: usize,
+        rows: usize,
+        panels: &mut [f32],
+    ) -> Result<(), EvalError> {
+        let rows = rows.min(panels.len() / self.columns.max(1));
+        let mut weights = SCRATCH.with(|[_, decoded]| decoded.take());
+        weights.resize(rows * self.columns, 0.0);
+        self.read(first, &mut weights)?;
+        let shape = (rows, self.columns);
+        pack(ArrayView2::from_shape(shape, &weights).expect("whole rows"), panels);
+        SCRATCH.with(|[_, kept]| kept.set(weights));
+        Ok(())
     }
 
     /// One of several stacked.
@@ -70,24 +114,23 @@ impl Matrix<'_> {
         }
     }
 
-    fn apply_panel(
-        &self,
-        first: usize,
-        x: ArrayView2<f32>,
-        mut out: ArrayViewMut2<f32>,
-    ) -> Result<(), EvalError> {
-        let weights = self.decode(first, out.ncols())?;
-        general_mat_mul(1.0, &x, &weights.t(), 0.0, &mut out);
-        Ok(())
-    }
-
     /// Some rows as f32.
     pub fn decode(&self, first: usize, rows: usize) -> Result<Array2<f32>, EvalError> {
         let mut weights = Array2::zeros((rows, self.columns));
-        let row = self.first_row + first as u64;
-        let slice = weights.as_slice_mut().expect("a new array is contiguous");
-        self.source.read_rows(self.tensor, row, slice)?;
-        self.source.release(self.tensor, row..row + rows as u64);
+        self.read(first, weights.as_slice_mut().expect("a new array is contiguous"))?;
         Ok(weights)
     }
+
+    fn read(&self, first: usize, weights: &mut [f32]) -> Result<(), EvalError> {
+        let row = self.first_row + first as u64;
+        let rows = weights.len() / self.columns.max(1);
+        self.source.read_rows(self.tensor, row, weights)?;
+        self.source.release(self.tensor, row..row + rows as u64);
+        Ok(())
+    }
+}
+
+/// Whole panels of about so many weights.
+fn rows_within(elements: usize, columns: usize) -> usize {
+    (elements / columns.max(1) / PANEL_ROWS).max(1) * PANEL_ROWS
 }

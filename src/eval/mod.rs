@@ -12,6 +12,7 @@ mod error;
 mod exponential;
 mod feed_forward;
 mod gate;
+mod gemm;
 mod importance;
 mod linear;
 mod model;

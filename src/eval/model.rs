@@ -3,7 +3,7 @@
 use super::attention::{Attention, Biased, Grouped, Latent, Query};
 use super::budget;
 use super::error::EvalError;
-use super::exponential::log_sum_parts;
+use super::exponential::{all_finite, log_sum_parts};
 use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
 use super::norm::rms_norm;
@@ -12,7 +12,7 @@ use super::rope::Rotary;
 use crate::model::{self, Gating, Hparams};
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, Axis};
+use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
 
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
 pub struct Model<'a> {
@@ -261,12 +261,12 @@ impl<'a> Model<'a> {
         let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
         for mut states in states.axis_chunks_iter_mut(Axis(0), part) {
             let x = rms_norm(states.view(), &weight, eps);
-            states += &attention.run(self.hparams, &self.rotary, x.view(), ctx)?;
+            add(states.view_mut(), &attention.run(self.hparams, &self.rotary, x.view(), ctx)?);
         }
         finite(states, layer, "attention")?;
         let feed_forward = self.feed_forward(layer, true)?;
         let x = rms_norm(states.view(), &norm("ffn_norm")?, eps);
-        *states += &feed_forward.run(x.view(), part)?;
+        add(states.view_mut(), &feed_forward.run(x.view(), part)?);
         finite(states, layer, "feed-forward network")
     }
 
@@ -374,8 +374,18 @@ fn check(hparams: &Hparams) -> Result<(), EvalError> {
     Ok(())
 }
 
+/// Adds to states, on all threads.
+fn add(mut states: ArrayViewMut2<f32>, change: &Array2<f32>) {
+    let states = states.axis_iter_mut(Axis(0)).into_par_iter();
+    states.zip(change.axis_iter(Axis(0))).for_each(|(mut state, change)| state += &change);
+}
+
 fn finite(states: &Array2<f32>, layer: u32, part: &'static str) -> Result<(), EvalError> {
-    let bad = states.rows().into_iter().position(|row| !row.iter().all(|v| v.is_finite()));
+    let is_bad = |row: ArrayView1<f32>| match row.as_slice() {
+        Some(row) => !all_finite(row),
+        None => !row.iter().all(|v| v.is_finite()),
+    };
+    let bad = states.axis_iter(Axis(0)).into_par_iter().position_first(is_bad);
     match bad {
         None => Ok(()),
         Some(token) => Err(EvalError::NotFinite { layer, part, token }),

@@ -1,5 +1,6 @@
 //! Root-mean-square normalisation.
 
+use super::exponential::square_sum;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
@@ -16,8 +17,7 @@ pub(super) fn rms_norm(x: ArrayView2<f32>, weight: &[f32], eps: f32) -> Array2<f
 }
 
 fn rms_norm_row(row: &mut [f32], weight: &[f32], eps: f32) {
-    let sum: f64 = row.iter().map(|&v| f64::from(v * v)).sum();
-    let scale = 1.0 / ((sum / row.len() as f64) as f32 + eps).sqrt();
+    let scale = 1.0 / ((square_sum(row) / row.len() as f64) as f32 + eps).sqrt();
     for (v, w) in row.iter_mut().zip(weight) {
         *v = *v * scale * w;
     }

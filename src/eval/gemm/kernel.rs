@@ -1,0 +1,304 @@
+//! The innermost loop of products, for each set of instructions.
+//!
+//! A kernel takes a tile: a few rows of inputs, copied side by side, and one panel of weights. Sums
+//! stay in registers over the whole slice of columns. Each sum adds its terms in the order of the
+//! columns with one rounding a term, so that all kernels but the portable one, which rounds products
+//! as well, give the same bits.
+
+use crate::quant::Simd;
+use std::sync::OnceLock;
+
+/// Rows of weights that lie side by side in a panel.
+pub(super) const PANEL: usize = 32;
+/// Columns of a slice, at most: a tile of inputs stays in the nearest cache.
+pub(super) const SLICE: usize = 384;
+/// From one row of a tile to the next: no multiple of a power of two, so that rows do not fall on
+/// the same places of the cache.
+pub(super) const STRIDE: usize = SLICE + 16;
+/// Rows of a tile, at most, of all kernels.
+pub(super) const MAX_ROWS: usize = 14;
+
+/// Multiplies a tile: inputs in rows of [`STRIDE`], weights as `[columns][PANEL]`, the number of
+/// columns, outputs and what lies from one row of them to the next, and whether to add to them.
+///
+/// To call it, the inputs must hold the kernel's rows with that many columns, the weights that many
+/// times [`PANEL`], the outputs [`PANEL`] values in each row, and the machine the instructions.
+pub(super) type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, usize, bool);
+
+/// The kernels of one set of instructions.
+pub(super) struct Kernels {
+    /// For one row, two rows, and so on.
+    pub tiles: &'static [Tile],
+}
+
+/// A register.
+trait Vector: Copy {
+    const WIDTH: usize;
+    unsafe fn splat(v: f32) -> Self;
+    unsafe fn load(from: *const f32) -> Self;
+    unsafe fn store(self, to: *mut f32);
+    unsafe fn add(self, other: Self) -> Self;
+    /// `self + a * b`.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+/// The loop itself: `ROWS * VECTORS` sums.
+///
+/// # Safety
+/// As for [`Tile`].
+#[inline(always)]
+unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
+    x: *const f32,
+    weights: *const f32,
+    columns: usize,
+    out: *mut f32,
+    stride: usize,
+    add: bool,
+) {
+    let width = V::WIDTH * VECTORS;
+    for part in 0..PANEL / width {
+        // SAFETY: rows, columns and places within a panel are below the bounds that the caller
+        // grants.
+        unsafe {
+            let (weights, out) = (weights.add(part * width), out.add(part * width));
+            let mut sums = [[V::splat(0.0); VECTORS]; ROWS];
+            for column in 0..columns {
+                let weights = weights.add(column * PANEL);
+                let mut w = [V::splat(0.0); VECTORS];
+                for (v, w) in w.iter_mut().enumerate() {
+                    *w = V::load(weights.add(v * V::WIDTH));
+                }
+                for (row, sums) in sums.iter_mut().enumerate() {
+                    let x = V::splat(*x.add(row * STRIDE + column));
+                    for (sum, w) in sums.iter_mut().zip(w) {
+                        *sum = sum.add_product(x, w);
+                    }
+                }
+            }
+            for (row, sums) in sums.into_iter().enumerate() {
+                for (v, mut sum) in sums.into_iter().enumerate() {
+                    let out = out.add(row * stride + v * V::WIDTH);
+                    if add {
+                        sum = V::load(out).add(sum);
+                    }
+                    sum.store(out);
+                }
+            }
+        }
+    }
+}
+
+/// Defines the kernels of a register type for the given numbers of rows.
+macro_rules! kernels {
+    ($name:ident, $attribute:meta, $vector:ty, $vectors:literal, $($rows:literal)*) => {
+        static $name: Kernels = Kernels { tiles: &[$({
+            #[$attribute]
+            unsafe fn kernel(
+                x: *const f32,
+                weights: *const f32,
+                columns: usize,
+                out: *mut f32,
+                stride: usize,
+                add: bool,
+            ) {
+                // SAFETY: as the caller grants.
+                unsafe { tile::<$vector, $rows, $vectors>(x, weights, columns, out, stride, add) }
+            }
+            kernel
+        }),*] };
+    };
+}
+
+/// Four numbers, in whatever the compiler makes of them.
+#[derive(Clone, Copy)]
+struct Portable([f32; 4]);
+
+impl Vector for Portable {
+    const WIDTH: usize = 4;
+    #[inline(always)]
+    unsafe fn splat(v: f32) -> Self {
+        Self([v; 4])
+    }
+    #[inline(always)]
+    unsafe fn load(from: *const f32) -> Self {
+        // SAFETY: the caller grants four numbers.
+        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store(self, to: *mut f32) {
+        // SAFETY: the caller grants four numbers.
+        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
+    }
+    #[inline(always)]
+    unsafe fn add(self, other: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
+    }
+    #[inline(always)]
+    unsafe fn add_product(self, a: Self, b: Self) -> Self {
+        Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
+    }
+}
+
+kernels!(PORTABLE, inline(never), Portable, 2, 1 2 3 4);
+
+/// Implements [`Vector`] by intrinsics; `$product` is called with `(a, b, sum)`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! vector {
+    ($name:ident, $register:ty, $width:literal, $splat:ident, $load:ident, $store:ident,
+     $add:ident, |$a:ident, $b:ident, $sum:ident| $product:expr) => {
+        #[derive(Clone, Copy)]
+        struct $name($register);
+
+        // SAFETY of every block below: kernels of this type run only where its instructions are,
+        // and the pointers are those that their callers grant.
+        impl Vector for $name {
+            const WIDTH: usize = $width;
+            #[inline(always)]
+            unsafe fn splat(v: f32) -> Self {
+                // SAFETY: see above.
+                Self(unsafe { $splat(v) })
+            }
+            #[inline(always)]
+            unsafe fn load(from: *const f32) -> Self {
+                // SAFETY: see above.
+                Self(unsafe { $load(from) })
+            }
+            #[inline(always)]
+            unsafe fn store(self, to: *mut f32) {
+                // SAFETY: see above.
+                unsafe { $store(to, self.0) }
+            }
+            #[inline(always)]
+            unsafe fn add(self, other: Self) -> Self {
+                // SAFETY: see above.
+                Self(unsafe { $add(self.0, other.0) })
+            }
+            #[inline(always)]
+            unsafe fn add_product(self, a: Self, b: Self) -> Self {
+                let ($a, $b, $sum) = (a.0, b.0, self.0);
+                // SAFETY: see above.
+                Self(unsafe { $product })
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    vector!(
+        Avx2,
+        __m256,
+        8,
+        _mm256_set1_ps,
+        _mm256_loadu_ps,
+        _mm256_storeu_ps,
+        _mm256_add_ps,
+        |a, b, sum| _mm256_fmadd_ps(a, b, sum)
+    );
+    vector!(
+        Avx512,
+        __m512,
+        16,
+        _mm512_set1_ps,
+        _mm512_loadu_ps,
+        _mm512_storeu_ps,
+        _mm512_add_ps,
+        |a, b, sum| _mm512_fmadd_ps(a, b, sum)
+    );
+
+    kernels!(AVX2_KERNELS, target_feature(enable = "avx2,fma"), Avx2, 2, 1 2 3 4 5 6);
+    kernels!(
+        AVX512_KERNELS, target_feature(enable = "avx512f"), Avx512, 2,
+        1 2 3 4 5 6 7 8 9 10 11 12 13 14
+    );
+
+    pub(super) static AVX2: &Kernels = &AVX2_KERNELS;
+    pub(super) static AVX512: &Kernels = &AVX512_KERNELS;
+}
+
+#[cfg(target_arch = "aarch64")]
+mod arm {
+    use super::*;
+    use std::arch::aarch64::*;
+
+    vector!(Neon, float32x4_t, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, |a, b, sum| {
+        vfmaq_f32(sum, a, b)
+    });
+
+    kernels!(NEON_KERNELS, target_feature(enable = "neon"), Neon, 4, 1 2 3 4 5 6);
+
+    pub(super) static NEON: &Kernels = &NEON_KERNELS;
+}
+
+/// The kernels of a level, where the machine has its instructions.
+fn of(level: Simd) -> Option<&'static Kernels> {
+    if !level.is_supported() {
+        return None;
+    }
+    match level {
+        Simd::Portable => Some(&PORTABLE),
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2 => is_x86_feature_detected!("fma").then_some(x86::AVX2),
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512 => Some(x86::AVX512),
+        #[cfg(target_arch = "aarch64")]
+        Simd::Neon => Some(arm::NEON),
+        #[allow(unreachable_patterns, reason = "levels of other architectures")]
+        _ => None,
+    }
+}
+
+/// The fastest kernels of this machine, found once.
+pub(super) fn best() -> &'static Kernels {
+    static BEST: OnceLock<&Kernels> = OnceLock::new();
+    BEST.get_or_init(|| Simd::ALL.into_iter().rev().find_map(of).unwrap_or(&PORTABLE))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Small whole numbers, whose sums of products are exact in any order.
+    fn numbers(n: usize, seed: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * 31 + seed) % 17) as f32 - 8.0).collect()
+    }
+
+    #[test]
+    fn every_kernel_multiplies_its_rows_and_touches_nothing_else() {
+        const OUT: usize = PANEL + 3;
+        let x = numbers(MAX_ROWS * STRIDE, 5);
+        for level in Simd::ALL {
+            let Some(kernels) = of(level) else { continue };
+            assert!(kernels.tiles.len() <= MAX_ROWS);
+            for (rows, tile) in kernels.tiles.iter().enumerate().map(|(i, tile)| (i + 1, tile)) {
+                for (columns, add) in [(1, false), (7, true), (SLICE, false), (SLICE, true)] {
+                    let weights = numbers(columns * PANEL, 3);
+                    let before = numbers(rows * OUT, 1);
+                    let mut out = before.clone();
+                    // SAFETY: all buffers are as large as a tile, and the level is supported.
+                    unsafe {
+                        let to = out.as_mut_ptr();
+                        tile(x.as_ptr(), weights.as_ptr(), columns, to, OUT, add);
+                    }
+                    for (i, (found, before)) in out.iter().zip(before).enumerate() {
+                        let (row, lane) = (i / OUT, i % OUT);
+                        let product = || -> f32 {
+                            (0..columns)
+                                .map(|c| x[row * STRIDE + c] * weights[c * PANEL + lane])
+                                .sum()
+                        };
+                        let expected = match (lane < PANEL, add) {
+                            (false, _) => before,
+                            (true, false) => product(),
+                            (true, true) => before + product(),
+                        };
+                        assert_eq!(*found, expected, "{level}, {rows} rows, {columns} columns");
+                    }
+                }
+            }
+        }
+    }
+}

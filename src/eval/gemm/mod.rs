@@ -1,0 +1,259 @@
+//! Products of f32 matrices: `x · Wᵀ`, both with their rows contiguous.
+//!
+//! Weights are brought into panels once: [`PANEL`] rows side by side, column after column, as the
+//! kernels read them. Inputs stay as they are; a kernel's few rows are copied next to each other when
+//! their turn comes. A slice of some panels stays in a core's own cache while all rows pass.
+//!
+//! Each output is a sum over slices of columns, always cut in the same way, so that neither the
+//! number of threads nor the rows that share a product change it.
+
+mod kernel;
+
+use kernel::{Kernels, MAX_ROWS, PANEL, SLICE, STRIDE};
+use ndarray::parallel::prelude::*;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+
+/// Weights of a slice of the panels that are multiplied together, at most: half a mebibyte, which a
+/// core's own cache holds.
+const NEAR: usize = 1 << 17;
+/// Rows of inputs that are worth a task of their own.
+const TASK_ROWS: usize = 8 * MAX_ROWS;
+
+/// Rows of a panel: weights that are cut into parts should be cut at multiples of it.
+pub(super) const PANEL_ROWS: usize = PANEL;
+
+/// How many values the panels of so many rows take.
+pub(super) fn panels_len(rows: usize, columns: usize) -> usize {
+    rows.next_multiple_of(PANEL) * columns
+}
+
+/// Puts the rows of a matrix into panels, [`panels_len`] values. What is in the place of rows that
+/// would fill the last panel stays as it was.
+pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
+    /// A cache line.
+    const LINE: usize = 16;
+    let columns = matrix.ncols();
+    if columns == 0 {
+        return;
+    }
+    let groups = matrix.axis_chunks_iter(Axis(0), PANEL);
+    for (rows, panel) in groups.zip(panels.chunks_exact_mut(PANEL * columns)) {
+        if rows.column(0).as_slice().is_some() {
+            for (column, panel) in rows.columns().into_iter().zip(panel.chunks_exact_mut(PANEL)) {
+                let column = column.to_slice().expect("so is the first column");
+                panel[..column.len()].copy_from_slice(column);
+            }
+            continue;
+        }
+        for (block, panel) in panel.chunks_mut(LINE * PANEL).enumerate() {
+            let columns = block * LINE..columns.min((block + 1) * LINE);
+            for (lane, row) in rows.rows().into_iter().enumerate() {
+                let places = panel[lane..].iter_mut().step_by(PANEL);
+                let row = row.slice_move(s![columns.clone()]);
+                match row.to_slice() {
+                    Some(row) => places.zip(row).for_each(|(place, weight)| *place = *weight),
+                    None => places.zip(row).for_each(|(place, weight)| *place = *weight),
+                }
+            }
+        }
+    }
+}
+
+/// A matrix in panels.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<'a> {
+    pub values: &'a [f32],
+    pub columns: usize,
+}
+
+impl Panels<'_> {
+    /// `out = x · Wᵀ` on all threads, for `out.ncols()` rows and `x.ncols()` columns of `W`.
+    pub fn multiply(self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
+        let rows = match rayon::current_num_threads() {
+            1 => x.nrows(),
+            // Several tasks for each thread, for some threads are slower than others.
+            n => x.nrows().div_ceil(4 * n).next_multiple_of(MAX_ROWS).max(TASK_ROWS),
+        };
+        tasks(x, self, out, rows).into_par_iter().for_each(Task::run);
+    }
+
+    /// As [`Panels::multiply`] on the calling thread.
+    pub fn multiply_here(self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
+        tasks(x, self, out, x.nrows()).into_iter().for_each(Task::run);
+    }
+}
+
+/// Some rows of inputs times some panels.
+struct Task<'a> {
+    x: ArrayView2<'a, f32>,
+    panels: Panels<'a>,
+    out: ArrayViewMut2<'a, f32>,
+}
+
+/// Cuts a product into tasks of `rows` rows.
+fn tasks<'a>(
+    x: ArrayView2<'a, f32>,
+    panels: Panels<'a>,
+    out: ArrayViewMut2<'a, f32>,
+    rows: usize,
+) -> Vec<Task<'a>> {
+    assert_eq!(x.nrows(), out.nrows(), "one row of outputs for each of inputs");
+    assert!(x.ncols() <= panels.columns, "a column of weights for each of inputs");
+    assert!(panels.values.len() >= panels_len(out.ncols(), panels.columns), "weights for outputs");
+    if out.is_empty() {
+        return Vec::new();
+    }
+    let n_panels = out.ncols().div_ceil(PANEL);
+    let near = (NEAR / PANEL / slice(x.ncols()).max(1)).max(1);
+    let group = n_panels.div_ceil(n_panels.div_ceil(near));
+    let mut tasks = Vec::new();
+    for (i, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
+        let values = &panels.values[i * group * PANEL * panels.columns..];
+        for (j, out) in axis_chunks(out, Axis(0), rows).into_iter().enumerate() {
+            let x = x.slice_move(s![j * rows..j * rows + out.nrows(), ..]);
+            tasks.push(Task { x, panels: Panels { values, ..panels }, out });
+        }
+    }
+    tasks
+}
+
+/// As `axis_chunks_iter_mut`, of a view that is given away.
+fn axis_chunks(mut view: ArrayViewMut2<f32>, axis: Axis, size: usize) -> Vec<ArrayViewMut2<f32>> {
+    let mut chunks = Vec::new();
+    while view.len_of(axis) > size {
+        let (chunk, rest) = view.split_at(axis, size);
+        chunks.push(chunk);
+        view = rest;
+    }
+    chunks.push(view);
+    chunks
+}
+
+/// Columns of a slice.
+fn slice(columns: usize) -> usize {
+    columns.div_ceil(columns.div_ceil(SLICE).max(1))
+}
+
+impl Task<'_> {
+    fn run(self) {
+        self.run_with(kernel::best());
+    }
+
+    fn run_with(mut self, kernels: &Kernels) {
+        let columns = self.x.ncols();
+        if columns == 0 {
+            self.out.fill(0.0);
+            return;
+        }
+        let slice = slice(columns);
+        let mut inputs = [0.0; MAX_ROWS * STRIDE];
+        for first in (0..columns).step_by(slice) {
+            let slice = first..columns.min(first + slice);
+            let mut row = 0;
+            while row < self.x.nrows() {
+                let rows = kernels.tiles.len().min(self.x.nrows() - row);
+                for (i, to) in inputs.chunks_exact_mut(STRIDE).take(rows).enumerate() {
+                    let from = self.x.row(row + i);
+                    match from.to_slice() {
+                        Some(from) => to[..slice.len()].copy_from_slice(&from[slice.clone()]),
+                        None => to
+                            .iter_mut()
+                            .zip(from.slice(s![slice.clone()]))
+                            .for_each(|(to, from)| *to = *from),
+                    }
+                }
+                self.run_tile(kernels, &inputs, row, rows, slice.start, slice.len());
+                row += rows;
+            }
+        }
+    }
+
+    /// All panels of a slice for the inputs of one tile. Without views of single panels, which would
+    /// take a tenth of the time where there are few columns.
+    fn run_tile(
+        &mut self,
+        kernels: &Kernels,
+        inputs: &[f32; MAX_ROWS * STRIDE],
+        row: usize,
+        rows: usize,
+        first: usize,
+        n: usize,
+    ) {
+        let tile = kernels.tiles[rows - 1];
+        let add = first > 0;
+        let mut edge = [0.0; MAX_ROWS * PANEL];
+        let (n_rows, n_out) = self.out.dim();
+        assert!(row + rows <= n_rows && n <= SLICE, "a tile lies within the product");
+        let contiguous = self.out.strides()[1] == 1 && self.out.strides()[0] >= 0;
+        let stride = self.out.strides()[0] as usize;
+        let out = self.out.as_mut_ptr();
+        let panels = self.panels.values.chunks_exact(PANEL * self.panels.columns);
+        for (start, panel) in (0..n_out).step_by(PANEL).zip(panels) {
+            let weights = &panel[first * PANEL..][..n * PANEL];
+            if contiguous && n_out - start >= PANEL {
+                // SAFETY: the inputs are a tile of at least `rows` rows of `n <= SLICE` columns,
+                // `weights` holds `n` times `PANEL` values; the view has rows of contiguous outputs
+                // `stride` apart, of which `rows` from `row` and `PANEL` from `start` lie within
+                // it; the kernels are of this machine.
+                unsafe {
+                    let out = out.add(row * stride + start);
+                    tile(inputs.as_ptr(), weights.as_ptr(), n, out, stride, add);
+                }
+                continue;
+            }
+            // SAFETY: as above, with outputs in rows of `PANEL`.
+            unsafe {
+                tile(inputs.as_ptr(), weights.as_ptr(), n, edge.as_mut_ptr(), PANEL, false);
+            }
+            for (row, sums) in (row..row + rows).zip(edge.chunks_exact(PANEL)) {
+                for (column, sum) in (start..n_out).zip(sums) {
+                    // SAFETY: both are below the view's extents.
+                    let out = unsafe { self.out.uget_mut((row, column)) };
+                    *out = if add { *out + sum } else { *sum };
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array2;
+
+    fn matrix(rows: usize, columns: usize, seed: usize) -> Array2<f32> {
+        Array2::from_shape_fn((rows, columns), |(i, j)| ((i * 7 + j * 3 + seed) % 13) as f32 - 6.0)
+    }
+
+    #[test]
+    fn products_are_those_of_plain_loops() {
+        for (tokens, columns, rows) in
+            [(1, 1, 1), (14, 384, 32), (15, 385, 33), (40, 900, 700), (250, 64, 31), (3, 0, 5)]
+        {
+            let (x, w) = (matrix(tokens, columns, 1), matrix(rows, columns, 2));
+            let mut values = vec![f32::NAN; panels_len(rows, columns)];
+            pack(w.view(), &mut values);
+            let mut turned = vec![f32::NAN; values.len()];
+            pack(w.t().as_standard_layout().t(), &mut turned);
+            assert!(values.iter().zip(&turned).all(|(a, b)| a == b || a.is_nan() && b.is_nan()));
+            let panels = Panels { values: &values, columns };
+            let expected = Array2::from_shape_fn((tokens, rows), |(i, j)| {
+                (0..columns).map(|c| x[(i, c)] * w[(j, c)]).sum::<f32>()
+            });
+            let mut out = Array2::from_elem((tokens, rows), f32::NAN);
+            panels.multiply(x.view(), out.view_mut());
+            assert_eq!(out, expected, "{tokens} x {columns} x {rows}");
+            // Views with other strides, of inputs and of outputs.
+            let turned = x.t().as_standard_layout().into_owned();
+            let mut wide = Array2::from_elem((tokens, rows + 3), 1.0);
+            panels.multiply_here(turned.t(), wide.slice_mut(s![.., 1..rows + 1]));
+            assert_eq!(wide.slice(s![.., 1..rows + 1]), expected);
+            assert!(wide.column(0).iter().all(|&v| v == 1.0));
+            // The first columns alone.
+            let half = columns / 2;
+            let expected = x.slice(s![.., ..half]).dot(&w.slice(s![.., ..half]).t());
+            panels.multiply_here(x.slice(s![.., ..half]), out.view_mut());
+            assert_eq!(out, expected);
+        }
+    }
+}
