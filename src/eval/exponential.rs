@@ -42,12 +42,6 @@ pub(super) fn softmax(scores: &mut [f32], scale: f32) {
     scores.iter_mut().for_each(|s| *s *= norm);
 }
 
-/// The largest of `logits`, and the sum in f64 of `e^(l - largest)`.
-pub(super) fn log_sum_parts(logits: &[f32]) -> (f32, f64) {
-    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    (max, logits.iter().map(|l| f64::from(exp(l - max))).sum())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
