@@ -193,7 +193,7 @@ fn map(out: &mut String, tensors: &[(String, f64)]) {
             escape(kind)
         );
         if columns <= 10 {
-            let ink = if shade(*error) > 0.55 { "on" } else { "off" };
+            let ink = if shade(*error) > 0.7 { "on" } else { "off" };
             let _ = write!(
                 out,
                 "<text class=\"{ink}\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{error:.1e}</text>",
