@@ -7,6 +7,11 @@ pub trait Monitor: Sync {
     /// `amount` more of the work is done, in the unit that the work's documentation names.
     fn advance(&self, amount: u64);
 
+    /// `amount` of the work was done before, by a process that was stopped.
+    fn resume(&self, amount: u64) {
+        self.advance(amount);
+    }
+
     /// Whether the work should end at the next opportunity, with an error and nothing left behind.
     fn cancelled(&self) -> bool {
         false

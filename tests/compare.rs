@@ -122,7 +122,7 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
     assert!((kl(&from_file, 0) - kl(&json, 1)).abs() < 1e-4);
 
     let page = std::fs::read_to_string(report).unwrap();
-    assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 4);
+    assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 6);
     for forbidden in ["http:", "https:", "src=", "url(", "NaN", "inf"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
@@ -236,4 +236,189 @@ fn experts_that_no_token_reached_are_named_and_handled() {
     let uniform = std::fs::read(out).unwrap();
     assert_eq!(quantize("shared").0, 0);
     assert!(std::fs::read(out).unwrap() != uniform);
+}
+
+/// Runs a command, killing it again and again, until it ends by itself. Returns its output, and how
+/// often it was killed after it had left something to go on with.
+#[cfg(unix)]
+fn killed_again_and_again(args: &[&str], scratch: &Path, step: u64) -> (String, u32) {
+    use std::process::Stdio;
+    let journals = || {
+        let entries = std::fs::read_dir(scratch).unwrap().map(|entry| entry.unwrap().path());
+        let journals = entries.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+        journals.filter_map(|path| std::fs::metadata(path).ok()).map(|data| data.len()).sum::<u64>()
+    };
+    let mut kills = 0;
+    for patience in 1.. {
+        let mut child = Command::cargo_bin("requant").unwrap();
+        let child = child.args(args).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = child.spawn().unwrap();
+        let before = journals();
+        // Long enough for some progress, which a busy machine makes more slowly.
+        let wanted = before + step * patience;
+        while journals() < wanted && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        child.kill().unwrap();
+        let ended = child.wait_with_output().unwrap();
+        match ended.status.code() {
+            None => kills += 1,
+            Some(code) => {
+                assert_eq!(code, 0);
+                return (String::from_utf8(ended.stdout).unwrap(), kills);
+            }
+        }
+        assert!(patience < 100, "no progress");
+    }
+    unreachable!("it ends within a hundred starts")
+}
+
+#[test]
+#[cfg(unix)]
+fn a_killed_evaluation_goes_on_and_finds_the_same_to_the_bit() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let q4 = quantized(dir.path(), "Q4_0");
+    let q4 = q4.to_str().unwrap();
+    let out = dir.path().join("im.gguf");
+    let out = out.to_str().unwrap();
+    let common = ["--text", HELDOUT, "--chunks", "12", "-q", "--memory", "320M"];
+    let other = dir.path().to_str().unwrap();
+    let tail = ["--scratch", scratch.to_str().unwrap()];
+    let cases: [Vec<&str>; 4] = [
+        vec!["perplexity", q4, "--json"],
+        vec!["compare", BF16, q4, "--json", "--by-layer"],
+        vec!["gate", BF16, q4, "--json", "--max-kld", "0.0001"],
+        vec!["imatrix", BF16, "-o", out, "--force"],
+    ];
+    for mut args in cases {
+        args.extend(common);
+        // Batches follow from the memory, and figures from batches in their last bits.
+        let (code, expected, err) = requant(&[&args[..], &["--scratch", other]].concat());
+        let verdict = args[0] == "gate";
+        assert!(code == 0 || verdict && code == 3, "{err}");
+        let file = std::fs::read(out).ok();
+        if verdict {
+            // Its exit code is the verdict: one kill is enough here.
+            args.extend(tail);
+            assert_eq!(requant(&args).1, expected);
+            continue;
+        }
+        args.extend(tail);
+        let (found, kills) = killed_again_and_again(&args, &scratch, 60);
+        assert!(kills > 0, "{args:?} was never killed");
+        assert_eq!(found, expected, "{args:?} after {kills} kills");
+        assert!(std::fs::read(out).ok() == file, "the same file");
+        assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0, "nothing is left");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn what_was_kept_of_another_text_or_model_is_not_taken() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let [text, model] = ["text", "m.gguf"].map(|name| dir.path().join(name));
+    std::fs::copy(HELDOUT, &text).unwrap();
+    std::fs::copy(BF16, &model).unwrap();
+    let run = |interrupt: bool, chunks: &str| {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        command.arg("perplexity").arg(&model).arg("--text").arg(&text);
+        command.args(["--chunks", chunks, "--scratch"]).arg(&scratch);
+        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        if interrupt {
+            let lines = || -> usize {
+                let all = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().path());
+                let all = all.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+                all.filter_map(|path| std::fs::read_to_string(path).ok())
+                    .map(|text| text.lines().count())
+                    .max()
+                    .unwrap_or(0)
+            };
+            while lines() < 2 && child.try_wait().unwrap().is_none() {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            let id = rustix::process::Pid::from_child(&child);
+            let _ = rustix::process::kill_process(id, rustix::process::Signal::INT);
+        }
+        let out = child.wait_with_output().unwrap();
+        (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let went_on = "goes on where it was interrupted";
+    assert_eq!(run(true, "40").0, 130);
+    let (code, err) = run(false, "3");
+    assert!(code == 0 && !err.contains(went_on) && err.contains("1 other evaluation"), "{err}");
+    let (code, err) = run(false, "40");
+    assert!(code == 0 && err.contains(went_on), "{err}");
+    assert_eq!(std::fs::read_dir(&scratch).unwrap().count(), 0);
+    // The same bytes, written again: how could one know?
+    assert_eq!(run(true, "40").0, 130);
+    std::fs::copy(BF16, &model).unwrap();
+    let (code, err) = run(false, "40");
+    assert!(code == 0 && !err.contains(went_on), "{err}");
+}
+
+#[test]
+fn the_tensor_that_is_not_finite_is_named() {
+    use requant::gguf::GgufFile;
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("damaged.gguf");
+    let file = GgufFile::open(Path::new(BF16)).unwrap();
+    let tokens = dir.path().join("tokens");
+    let list: Vec<String> = (0..64u32).map(|i| (5 + i * i * 7 % 2000).to_string()).collect();
+    std::fs::write(&tokens, list.join(" ")).unwrap();
+    let mut kinds = 0;
+    for (i, info) in file.tensors().iter().enumerate() {
+        // One layer of each kind, and what is in no layer.
+        if info.name.starts_with("blk.2.") {
+            continue;
+        }
+        kinds += 1;
+        let mut bytes = std::fs::read(BF16).unwrap();
+        let at = (file.data_offset() + info.offset) as usize;
+        let (nan, width) = match file.tensor_data(i).len() as u64 / info.n_elements() {
+            2 => (&[0xc0, 0x7f][..], 2),
+            _ => (&[0, 0, 0xc0, 0x7f][..], 4),
+        };
+        // All of an expert's or head's first row; of embeddings, a token that occurs.
+        let row = if info.name == "token_embd.weight" { 5 } else { 0 };
+        let columns = info.dims[0] as usize;
+        let experts = if info.name.contains("_exps.") { info.dims[2] as usize } else { 1 };
+        for expert in 0..experts {
+            let stack = info.n_elements() as usize / experts * width;
+            let first = at + expert * stack + row * columns * width;
+            bytes[first..first + width].copy_from_slice(nan);
+        }
+        std::fs::write(&path, bytes).unwrap();
+        let (path, tokens) = (path.to_str().unwrap(), tokens.to_str().unwrap());
+        let args = ["compare", BF16, path, "--tokens", tokens, "--ctx", "32", "-q"];
+        let (code, out, err) = requant(&args);
+        assert!(code == 1 && out.is_empty(), "{}: {out} {err}", info.name);
+        assert!(
+            err.contains(&format!("`{}`", info.name)) && err.contains(path),
+            "{}: {err}",
+            info.name
+        );
+        if info.dims.len() > 1 {
+            assert!(err.contains("not finite at token "), "{err}");
+        }
+        if let Some(layer) = info.name.strip_prefix("blk.").filter(|_| info.dims.len() > 1) {
+            assert!(err.contains(&format!("layer {}: ", &layer[..1])), "{err}");
+        }
+        assert_eq!(err.contains(", expert "), info.name.contains("_exps."), "{err}");
+    }
+    assert!(kinds > 25, "{kinds}");
+}
+
+#[test]
+fn too_little_memory_is_said_before_anything_runs() {
+    let args = ["compare", BF16, BF16, "--text", HELDOUT, "--memory", "256M"];
+    let (code, _, err) = requant(&args);
+    assert!(code == 1 && err.contains("--memory") && err.contains("--scratch puts these"), "{err}");
+    let args = ["perplexity", BF16, "--text", HELDOUT, "--scratch", "no/such/folder"];
+    let (code, _, err) = requant(&args);
+    assert!(code == 1 && err.contains("not a folder"), "{err}");
 }

@@ -1,11 +1,11 @@
 //! `requant compare` and `requant gate`: what a quantization costs, token by token.
 
-use super::evaluate::{self, Text};
+use super::evaluate::{self, Room, Text};
 use super::progress::Progress;
 use super::{place, report, threads};
 use crate::eval::{
-    BaseReader, BaseWriter, Check, Comparison, Limits, Perplexity, PerplexityOptions, Reference,
-    TensorErrors, Verdict, compare, comparison_work, looks, verdict,
+    BaseReader, BaseWriter, Check, Comparison, EvalError, Limits, Perplexity, PerplexityOptions,
+    Reference, TensorErrors, Verdict, compare, comparison_work, looks, verdict,
 };
 use crate::model::Model;
 use anyhow::{Context, bail};
@@ -42,6 +42,8 @@ pub struct Args {
     /// Write a page with tables and pictures
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    room: Room,
     #[command(flatten)]
     run: RunArgs,
 }
@@ -143,7 +145,7 @@ pub struct Outcome {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let outcome = match &args.base {
+    let (outcome, options) = match &args.base {
         Some(base) => from_base(args, base)?,
         None => from_model(args)?,
     };
@@ -154,6 +156,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         true => println!("{:#}", outcome.json()),
         false => print!("{}", outcome.table(args.by_layer)),
     }
+    Room::finish(&options);
     Ok(())
 }
 
@@ -166,14 +169,27 @@ fn runners(models: &[Model]) -> anyhow::Result<Vec<crate::eval::Model<'_>>> {
     Ok(runners.collect::<Result<_, _>>()?)
 }
 
-fn from_model(args: &Args) -> anyhow::Result<Outcome> {
+/// An error of one of several models, with the name of that model.
+fn named(error: EvalError, models: &[&Path]) -> anyhow::Error {
+    match error {
+        EvalError::Of { model, error } => {
+            let name = models.get(model).map_or(String::new(), |path| path.display().to_string());
+            anyhow::Error::new(*error).context(name)
+        }
+        error => error.into(),
+    }
+}
+
+fn from_model(args: &Args) -> anyhow::Result<(Outcome, PerplexityOptions)> {
     let [reference, candidates @ ..] = args.models.as_slice() else { bail!("no model is given") };
     if candidates.is_empty() && args.save_base.is_none() {
         bail!("give a reference and at least one model to compare with it");
     }
     let reference_model = place::model(reference)?;
-    let (tokens, options) = args.text.read(&reference_model)?;
+    let (tokens, mut options) = args.text.read(&reference_model)?;
     let models = open(candidates)?;
+    let together: Vec<&Model> = std::iter::once(&reference_model).chain(&models).collect();
+    args.room.apply(&mut options, &together, tokens.len())?;
     let others = runners(&models)?;
     let errors: Vec<TensorErrors> = match args.by_tensor {
         true => {
@@ -201,10 +217,12 @@ fn from_model(args: &Args) -> anyhow::Result<Outcome> {
     counted.extend(&candidates_run);
     let work = comparison_work(&counted, tokens.len(), &options);
     let progress = Progress::start("compare", work, "token-layers", 0);
-    let (own, comparisons) = args.run.pool()?.install(|| {
+    let found = args.run.pool()?.install(|| {
         let reference = Reference::Model(&runner);
         compare(reference, &candidates_run, &tokens, &options, writer.as_mut(), &progress)
-    })?;
+    });
+    let paths: Vec<&Path> = args.models.iter().map(PathBuf::as_path).collect();
+    let (own, comparisons) = found.map_err(|error| named(error, &paths))?;
     progress.finish();
     if let Some(writer) = writer {
         writer.finish()?;
@@ -224,26 +242,31 @@ fn from_model(args: &Args) -> anyhow::Result<Outcome> {
         rows.push(Row { path: path.clone(), bits: bits(&models[i]), comparison, tensors });
     }
     let text = Some(args.text.path()?.to_owned());
-    Ok(Outcome { reference: reference.clone(), text, ctx: options.ctx, own, rows })
+    let ctx = options.ctx;
+    Ok((Outcome { reference: reference.clone(), text, ctx, own, rows }, options))
 }
 
-fn from_base(args: &Args, base: &Path) -> anyhow::Result<Outcome> {
+fn from_base(args: &Args, base: &Path) -> anyhow::Result<(Outcome, PerplexityOptions)> {
     let mut reader = BaseReader::open(base)?;
     let models = open(&args.models)?;
     let others = runners(&models)?;
     let candidates: Vec<&crate::eval::Model> = others.iter().collect();
     let tokens = reader.tokens().to_vec();
-    let options = PerplexityOptions {
+    let mut options = PerplexityOptions {
         ctx: reader.ctx() as usize,
         chunks: args.text.chunks.map(|n| n as usize),
         bos: evaluate::bos(&models[0])?,
         ..PerplexityOptions::default()
     };
+    args.room.apply(&mut options, &models.iter().collect::<Vec<_>>(), tokens.len())?;
     let work = comparison_work(&candidates, tokens.len(), &options);
     let progress = Progress::start("compare", work, "token-layers", 0);
-    let (own, comparisons) = args.run.pool()?.install(|| {
+    let found = args.run.pool()?.install(|| {
         compare(Reference::Base(&mut reader), &candidates, &tokens, &options, None, &progress)
-    })?;
+    });
+    let paths: Vec<&Path> =
+        [base].into_iter().chain(args.models.iter().map(PathBuf::as_path)).collect();
+    let (own, comparisons) = found.map_err(|error| named(error, &paths))?;
     progress.finish();
     let rows = args.models.iter().zip(&models).zip(comparisons);
     let rows = rows.map(|((path, model), comparison)| {
@@ -251,7 +274,7 @@ fn from_base(args: &Args, base: &Path) -> anyhow::Result<Outcome> {
         Row { path: path.clone(), bits: bits(model), comparison, tensors }
     });
     let (reference, ctx, rows) = (base.to_owned(), options.ctx, rows.collect());
-    Ok(Outcome { reference, text: None, ctx, own, rows })
+    Ok((Outcome { reference, text: None, ctx, own, rows }, options))
 }
 
 /// Several observers as one.
@@ -266,6 +289,16 @@ impl crate::eval::Observer for All<'_> {
         y: ndarray::ArrayView2<f32>,
     ) -> Result<(), crate::eval::EvalError> {
         self.0.iter().try_for_each(|one| one.product(tensor, matrix, x, y))
+    }
+
+    fn seen(&self, layer: u32) -> Vec<u8> {
+        self.0.iter().flat_map(|one| one.seen(layer)).collect()
+    }
+
+    /// All have the reference's tensors, so each takes as many bytes.
+    fn take_up(&self, layer: u32, seen: &[u8]) -> Result<(), EvalError> {
+        let parts = seen.chunks((seen.len() / self.0.len().max(1)).max(1));
+        self.0.iter().zip(parts).try_for_each(|(one, seen)| one.take_up(layer, seen))
     }
 }
 
@@ -398,6 +431,8 @@ pub struct GateArgs {
     #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = probability)]
     confidence: f64,
     #[command(flatten)]
+    room: Room,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -415,8 +450,9 @@ const FIRST_LOOK: usize = 4;
 
 pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     let reference_model = place::model(&args.reference)?;
-    let (tokens, options) = args.text.read(&reference_model)?;
+    let (tokens, mut options) = args.text.read(&reference_model)?;
     let model = place::model(&args.model)?;
+    args.room.apply(&mut options, &[&reference_model, &model], tokens.len())?;
     let reference = crate::eval::Model::new(reference_model.hparams(), reference_model.source())
         .with_context(|| args.reference.display().to_string())?;
     let other = crate::eval::Model::new(model.hparams(), model.source())
@@ -437,16 +473,18 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
         let part = &tokens[done * options.ctx..look * options.ctx];
         let reference = Reference::Model(&reference);
         // What a first part has shown is not thrown away: the parts are joined.
-        let (_, mut found) = pool.install(|| {
-            compare(
-                reference,
-                &[&other],
-                part,
-                &PerplexityOptions { chunks: None, ..options.clone() },
-                None,
-                &progress,
-            )
-        })?;
+        let (_, mut found) = pool
+            .install(|| {
+                compare(
+                    reference,
+                    &[&other],
+                    part,
+                    &PerplexityOptions { chunks: None, ..options.clone() },
+                    None,
+                    &progress,
+                )
+            })
+            .map_err(|error| named(error, &[&args.reference, &args.model]))?;
         parts.extend(found.pop());
         done = look;
         let joined = Comparison::join(parts.clone())?;
@@ -486,6 +524,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
         };
         println!("{name} at confidence {} after {done} of {n_chunks} chunks", args.confidence);
     }
+    Room::finish(&options);
     Ok(ExitCode::from(match verdict {
         Verdict::Pass => 0,
         Verdict::Fail => 3,

@@ -232,7 +232,12 @@ fn evaluate_both(
     let source = place::model(&args.checkpoint)?;
     let result = crate::model::Model::open(first, Mtp::Drop)
         .with_context(|| format!("reading {} back", first.display()))?;
-    let options = evaluate::Options { ctx: 512, chunks: args.chunks, threads };
+    let options = evaluate::Options {
+        room: evaluate::Room::default(),
+        ctx: 512,
+        chunks: args.chunks,
+        threads,
+    };
     evaluate::compare(
         ("source", &args.checkpoint, &source),
         (&args.choices.name(), first, &result),

@@ -1,8 +1,9 @@
 //! Perplexity of models on a text: shared by `perplexity` and `convert --evaluate`.
 
+use super::output::binary_size;
 use super::progress::Progress;
-use super::units;
-use crate::eval::{Paired, Perplexity, PerplexityOptions, perplexity};
+use super::{say, units};
+use crate::eval::{Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
 use crate::model::Model;
 use crate::tokenizer::{Tokenizer, Vocab};
 use anyhow::{Context, bail};
@@ -38,8 +39,79 @@ impl Text {
     }
 }
 
+/// Where hidden states wait, and how much memory there is.
+#[derive(Clone, Default, clap::Args)]
+pub struct Room {
+    /// Folder for hidden states, instead of memory; an interrupted run goes on from there with the
+    /// same command
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Memory to keep within, about: N bytes, or N followed by M or G (binary) [default: some 1G
+    /// and the hidden states]
+    #[arg(long, value_name = "SIZE", value_parser = binary_size)]
+    memory: Option<u64>,
+}
+
+/// What everything else takes: code, tables, decoded weights and logits.
+const OVERHEAD: u64 = 256 << 20;
+
+impl Room {
+    /// Sets the options for models that run together over so many tokens.
+    pub fn apply(
+        &self,
+        options: &mut PerplexityOptions,
+        models: &[&Model],
+        n_tokens: usize,
+    ) -> anyhow::Result<()> {
+        if let Some(folder) = &self.scratch {
+            if !folder.is_dir() {
+                bail!("{}: not a folder; --scratch needs one with room", folder.display());
+            }
+            options.scratch = Some(Scratch::new(folder));
+        }
+        let Some(memory) = self.memory else { return Ok(()) };
+        let n = (n_tokens / options.ctx).min(options.chunks.unwrap_or(usize::MAX)) * options.ctx;
+        let width: u64 = models.iter().map(|model| u64::from(model.hparams().n_embd)).sum();
+        let states = if self.scratch.is_some() { 0 } else { 4 * n as u64 * width };
+        // One half is for the states of a batch and its products, one for a layer's own.
+        let work = memory.saturating_sub(OVERHEAD + states) / 2;
+        if work < 32 << 20 {
+            bail!(
+                "--memory {} is not enough: {} are needed besides{}",
+                units::bytes(memory),
+                units::bytes(OVERHEAD + states + (64 << 20)),
+                match states {
+                    0 => String::new(),
+                    n => format!(
+                        ", {} of them for hidden states; --scratch puts these on disk",
+                        units::bytes(n)
+                    ),
+                }
+            );
+        }
+        options.memory = (work as usize).min(options.memory);
+        Ok(())
+    }
+
+    /// Removes what was kept, now that the results are safe.
+    pub fn finish(options: &PerplexityOptions) {
+        let Some(scratch) = &options.scratch else { return };
+        let (n, bytes) = scratch.finish();
+        if n > 0 {
+            say::warn(format!(
+                "{}: {n} other evaluations left {} here; delete requant-* if nothing of them is to \
+                 go on",
+                scratch.folder().display(),
+                units::bytes(bytes)
+            ));
+        }
+    }
+}
+
 /// How to evaluate.
 pub struct Options {
+    /// Where hidden states wait.
+    pub room: Room,
     /// Tokens per chunk.
     pub ctx: usize,
     /// Chunks at most.
@@ -67,12 +139,13 @@ pub fn run(
             options.ctx
         );
     }
-    let settings = PerplexityOptions {
+    let mut settings = PerplexityOptions {
         ctx: options.ctx,
         chunks: options.chunks,
         bos,
         ..PerplexityOptions::default()
     };
+    options.room.apply(&mut settings, &[model], tokens.len())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let runner = crate::eval::Model::new(model.hparams(), model.source())
         .with_context(|| path.display().to_string())?;
@@ -82,6 +155,7 @@ pub fn run(
         .install(|| perplexity(&runner, &tokens, &settings, &progress))
         .with_context(|| path.display().to_string())?;
     progress.finish();
+    Room::finish(&settings);
     Ok(result)
 }
 

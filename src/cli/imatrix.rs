@@ -1,9 +1,10 @@
 //! `requant imatrix`: importance matrices from a model and a text.
 
 use super::compare::{RunArgs, TextArgs};
+use super::evaluate::Room;
 use super::progress::Progress;
 use super::{place, say};
-use crate::eval::{Collector, collect};
+use crate::eval::{Collector, PerplexityOptions, collect};
 use crate::imatrix::Sums;
 use anyhow::{Context, bail};
 use std::path::PathBuf;
@@ -34,6 +35,8 @@ pub struct Args {
     #[arg(long)]
     force: bool,
     #[command(flatten)]
+    room: Room,
+    #[command(flatten)]
     run: RunArgs,
 }
 
@@ -60,8 +63,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             )
         })?;
     }
+    let mut options = PerplexityOptions::default();
     if let Some(path) = &args.model {
-        let own = of_model(args, path)?;
+        let own = of_model(args, path, &mut options)?;
         sums.add(&own).map_err(|name| {
             anyhow::anyhow!(
                 "{}: `{name}` has another shape than in the files merged",
@@ -73,6 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Format::Gguf => sums.write_gguf(&args.output)?,
         Format::Dat => sums.write_legacy(&args.output)?,
     }
+    Room::finish(&options);
     let unreached = sums.unreached();
     if args.run.json {
         let unreached: serde_json::Map<String, serde_json::Value> = unreached
@@ -100,9 +105,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn of_model(args: &Args, path: &std::path::Path) -> anyhow::Result<Sums> {
+fn of_model(
+    args: &Args,
+    path: &std::path::Path,
+    options: &mut PerplexityOptions,
+) -> anyhow::Result<Sums> {
     let model = place::model(path)?;
-    let (tokens, options) = args.text.read(&model)?;
+    let (tokens, read) = args.text.read(&model)?;
+    *options = read;
+    args.room.apply(options, &[&model], tokens.len())?;
     let collector = Collector::new(model.source());
     let mut runner = crate::eval::Model::new(model.hparams(), model.source())
         .with_context(|| path.display().to_string())?;
@@ -112,7 +123,7 @@ fn of_model(args: &Args, path: &std::path::Path) -> anyhow::Result<Sums> {
     let n_chunks = args
         .run
         .pool()?
-        .install(|| collect(&runner, &tokens, &options, &progress))
+        .install(|| collect(&runner, &tokens, options, &progress))
         .with_context(|| path.display().to_string())?;
     progress.finish();
     let dataset = args.text.path()?.display().to_string();

@@ -201,7 +201,7 @@ fn decimal_size(text: &str) -> Result<u64, String> {
     size(text, 1000)
 }
 
-fn binary_size(text: &str) -> Result<u64, String> {
+pub fn binary_size(text: &str) -> Result<u64, String> {
     size(text, 1024)
 }
 

@@ -28,6 +28,8 @@ pub struct Args {
     /// Threads [default: all processors]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    #[command(flatten)]
+    room: evaluate::Room,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -37,6 +39,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let text = Text::read(&args.text)?;
     let model = super::place::model(&args.model)?;
     let options = evaluate::Options {
+        room: args.room.clone(),
         ctx: args.ctx as usize,
         chunks: args.chunks.map(|n| n as usize),
         threads: threads(args.threads.map(usize::from)),

@@ -6,7 +6,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Seconds between lines where there is no terminal.
@@ -21,6 +21,8 @@ pub struct Progress {
     /// What one unit of work is in bytes, where bytes are of interest.
     bytes_per_unit: f64,
     unit: &'static str,
+    /// Work that an earlier process did.
+    resumed: AtomicU64,
 }
 
 impl Progress {
@@ -50,7 +52,7 @@ impl Progress {
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
         bar.set_prefix(what);
         let next_line = (!terminal && !quiet).then(|| Mutex::new(Instant::now() + LOG_INTERVAL));
-        Self { bar, what, next_line, bytes_per_unit, unit }
+        Self { bar, what, next_line, bytes_per_unit, unit, resumed: AtomicU64::new(0) }
     }
 
     /// Ends the display with a line that stays.
@@ -64,7 +66,8 @@ impl Progress {
     fn line(&self) -> String {
         let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
         let seconds = self.bar.elapsed().as_secs_f64();
-        let rate = units::count(done as f64 / seconds.max(1e-9));
+        let own = done.saturating_sub(self.resumed.load(Ordering::Relaxed));
+        let rate = units::count(own as f64 / seconds.max(1e-9));
         let size = match self.bytes_per_unit > 0.0 {
             true => format!(" {},", units::bytes((done as f64 * self.bytes_per_unit) as u64)),
             false => String::new(),
@@ -72,7 +75,7 @@ impl Progress {
         if done >= total {
             return format!("{}: done,{size} {seconds:.1} s, {rate} {}/s", self.what, self.unit);
         }
-        let left = seconds / done.max(1) as f64 * (total - done) as f64;
+        let left = seconds / own.max(1) as f64 * (total - done) as f64;
         let percent = 100.0 * done as f64 / total as f64;
         format!("{}: {percent:.0}%,{size} {rate} {}/s, {left:.0} s left", self.what, self.unit)
     }
@@ -87,6 +90,19 @@ impl Monitor for Progress {
             *next = Instant::now() + LOG_INTERVAL;
             eprintln!("{}", self.line());
         }
+    }
+
+    fn resume(&self, amount: u64) {
+        if amount == 0 {
+            return;
+        }
+        self.resumed.fetch_add(amount, Ordering::Relaxed);
+        self.bar.inc(amount);
+        self.bar.reset_eta();
+        let share = 100.0 * amount as f64 / self.bar.length().unwrap_or(amount).max(1) as f64;
+        let line =
+            format!("{}: goes on where it was interrupted, {share:.0} % were done", self.what);
+        self.bar.suspend(|| say::info(line));
     }
 
     fn cancelled(&self) -> bool {

@@ -21,7 +21,9 @@ th{white-space:normal;vertical-align:bottom}\
 th:first-child,td:first-child{text-align:left}\
 figure{margin:1.5rem 0}figcaption,.soft{color:var(--soft);font-size:.9rem}\
 svg{width:100%;min-width:30rem;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}\
-.grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--line);stroke-width:2}.bar{fill:var(--line)}";
+.grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--line);stroke-width:2}.bar{fill:var(--line)}svg text.on{fill:var(--paper)}svg text.off{fill:var(--ink)}\
+summary{cursor:pointer;margin:1rem 0}\
+@media print{svg{min-width:0}.scroll{overflow:visible}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}";
 
 /// The page.
 pub fn page(outcome: &Outcome) -> String {
@@ -90,17 +92,147 @@ pub fn page(outcome: &Outcome) -> String {
             });
         }
         if let Some(tensors) = &row.tensors {
-            out += "<div class=\"scroll\"><table><thead><tr><th>tensor<th>relative error of its output\
-                    </tr></thead><tbody>";
-            for (name, error) in tensors {
-                let _ = write!(out, "<tr><td>{}<td>{error:.3e}</tr>", escape(name));
-            }
-            out += "</tbody></table></div>";
+            tensor_errors(&mut out, tensors);
         }
     }
     let _ = write!(out, "<p class=\"soft\">requant {}</p></html>", env!("CARGO_PKG_VERSION"));
     out.push('\n');
     out
+}
+
+/// The errors of single tensors, as a picture and, largest first, as a table.
+fn tensor_errors(out: &mut String, tensors: &[(String, f64)]) {
+    const SHOWN: usize = 20;
+    map(out, tensors);
+    let table = |out: &mut String, part: &[(String, f64)]| {
+        *out += "<div class=\"scroll\"><table><thead><tr><th>tensor<th>relative error of its output\
+                 </tr></thead><tbody>";
+        for (name, error) in part {
+            let _ = write!(out, "<tr><td>{}<td>{error:.3e}</tr>", escape(name));
+        }
+        *out += "</tbody></table></div>";
+    };
+    let (first, rest) = tensors.split_at(SHOWN.min(tensors.len()));
+    table(out, first);
+    if !rest.is_empty() {
+        let _ = write!(out, "<details><summary>{} more tensors</summary>", rest.len());
+        table(out, rest);
+        *out += "</details>";
+    }
+}
+
+/// One row for each kind of tensor, one column for each layer; the darker, the larger the error.
+fn map(out: &mut String, tensors: &[(String, f64)]) {
+    // blk.3.attn_q.weight is of layer 3 and kind attn_q.
+    let parts = |name: &str| -> (u32, String) {
+        let of_layer = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+        let (layer, kind) = match of_layer.map(|(layer, kind)| (layer.parse(), kind)) {
+            Some((Ok(layer), kind)) => (layer, kind),
+            _ => (0, name),
+        };
+        (layer, kind.strip_suffix(".weight").unwrap_or(kind).to_owned())
+    };
+    let cells: Vec<(u32, String, f64)> = tensors
+        .iter()
+        .map(|(name, error)| {
+            let (layer, kind) = parts(name);
+            (layer, kind, *error)
+        })
+        .collect();
+    let mut kinds: Vec<&str> = cells.iter().map(|cell| cell.1.as_str()).collect();
+    kinds.sort_unstable();
+    kinds.dedup();
+    let columns = cells.iter().map(|cell| cell.0 + 1).max().unwrap_or(0);
+    let (low, high) = cells
+        .iter()
+        .filter(|cell| cell.2 > 0.0)
+        .fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), cell| {
+            (low.min(cell.2), high.max(cell.2))
+        });
+    if columns == 0 || low > high {
+        return;
+    }
+    const ROW: f64 = 20.0;
+    const LEFT: f64 = 132.0;
+    let bottom = kinds.len() as f64 * ROW;
+    let step = (SIZE.0 - 8.0 - LEFT) / f64::from(columns);
+    let caption =
+        "Relative error of each tensor's output, by layer; the stronger the colour, the larger";
+    let _ = write!(
+        out,
+        "<figure><div class=\"scroll\"><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{caption}\">",
+        SIZE.0,
+        bottom + 52.0
+    );
+    // From a tenth of the colour to all of it, on a logarithmic scale.
+    let shade = |error: f64| match high > low {
+        true => 0.1 + 0.9 * ((error / low).ln() / (high / low).ln()).clamp(0.0, 1.0),
+        false => 1.0,
+    };
+    for (i, kind) in kinds.iter().enumerate() {
+        let _ = write!(
+            out,
+            "<text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">{}</text>",
+            LEFT - 8.0,
+            (i as f64 + 0.5) * ROW + 4.0,
+            escape(kind)
+        );
+    }
+    for (layer, kind, error) in &cells {
+        let row = kinds.iter().position(|known| known == kind).unwrap_or(0);
+        let (x, y) = (LEFT + step * f64::from(*layer), row as f64 * ROW);
+        let _ = write!(
+            out,
+            "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{}\" \
+             fill-opacity=\"{:.3}\"><title>layer {layer}, {}: {error:.3e}</title></rect>",
+            x + 0.03 * step,
+            y + 1.0,
+            0.94 * step,
+            ROW - 2.0,
+            shade(*error),
+            escape(kind)
+        );
+        if columns <= 10 {
+            let ink = if shade(*error) > 0.7 { "on" } else { "off" };
+            let _ = write!(
+                out,
+                "<text class=\"{ink}\" x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{error:.1e}</text>",
+                x + 0.5 * step,
+                y + 0.5 * ROW + 4.0
+            );
+        }
+    }
+    let every = columns.div_ceil(16);
+    for layer in (0..columns).step_by(every as usize) {
+        let _ = write!(
+            out,
+            "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"middle\">{layer}</text>",
+            LEFT + step * (f64::from(layer) + 0.5),
+            bottom + 16.0
+        );
+    }
+    // The scale, in steps.
+    const STEPS: u32 = 12;
+    let width = 10.0;
+    for i in 0..STEPS {
+        let part = f64::from(i) / f64::from(STEPS - 1);
+        let _ = write!(
+            out,
+            "<rect class=\"bar\" x=\"{:.1}\" y=\"{:.1}\" width=\"{width}\" height=\"10\" fill-opacity=\"{:.3}\"/>",
+            LEFT + 64.0 + width * f64::from(i),
+            bottom + 32.0,
+            0.1 + 0.9 * part
+        );
+    }
+    let _ = write!(
+        out,
+        "<text x=\"{}\" y=\"{1:.1}\" text-anchor=\"end\">{low:.1e}</text>\
+         <text x=\"{2}\" y=\"{1:.1}\">{high:.1e}</text>\
+         </svg></div><figcaption>{caption}</figcaption></figure>",
+        LEFT + 56.0,
+        bottom + 41.0,
+        LEFT + 72.0 + width * f64::from(STEPS)
+    );
 }
 
 fn name(row: &Row) -> String {

@@ -1,17 +1,16 @@
 //! Models against a reference on the same text: perplexity, KL divergence, agreement.
 //!
-//! All models walk in lock-step, layer by layer and then chunk by chunk through the output matrix,
-//! so that no file of logits is needed. Definitions are llama-perplexity's (`kl_divergence` in
+//! All models walk in lock-step, layer by layer and then tile by tile through the output matrix, so
+//! that no file of logits is needed. Definitions are llama-perplexity's (`kl_divergence` in
 //! `perplexity.cpp`); sums are f64 and log-probabilities are not rounded to 16 bits.
 
 use super::base::{BaseReader, BaseWriter};
 use super::error::EvalError;
 use super::model::Model;
 use super::perplexity::{Paired, Perplexity, PerplexityOptions, mean};
-use super::walk::Walk;
+use super::vocabulary::{self, Side};
+use super::walk::{Walk, identity};
 use crate::monitor::Monitor;
-use ndarray::parallel::prelude::*;
-use ndarray::{Array2, Axis};
 use serde::Serialize;
 
 /// Where the reference's probabilities come from.
@@ -90,8 +89,8 @@ pub struct TokenValues {
 /// Percentages that are reported.
 const PERCENTILES: [f64; 11] = [0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9];
 
-/// Rows of logits that exist at a time.
-const ROWS: usize = 128;
+/// Whole rows of logits that exist at a time, where a file needs them.
+const WHOLE_ROWS: usize = 128;
 
 impl Distribution {
     fn new(values: impl Iterator<Item = f64>, n_chunks: usize) -> Self {
@@ -197,15 +196,6 @@ pub fn compare(
     monitor: &dyn Monitor,
 ) -> Result<(Perplexity, Vec<Comparison>), EvalError> {
     let n_chunks = options.checked_chunks(tokens)?;
-    let walk = |model| Walk::new(model, tokens, n_chunks, options);
-    let mut of_reference = match &reference {
-        Reference::Model(model) => Some(walk(model)?),
-        Reference::Base(_) => None,
-    };
-    let mut walks = Vec::new();
-    for &model in candidates {
-        walks.push(walk(model)?);
-    }
     let n_vocab = match &reference {
         Reference::Model(model) => model.hparams().n_vocab,
         Reference::Base(base) => base.n_vocab(),
@@ -213,65 +203,94 @@ pub fn compare(
     if let Some(other) = candidates.iter().find(|m| m.hparams().n_vocab != n_vocab) {
         return Err(EvalError::Vocabularies(n_vocab, other.hparams().n_vocab));
     }
-    let mut layer_errors = vec![Vec::new(); candidates.len()];
-    let n_layer = |walk: &Walk| walk.model.hparams().n_layer;
-    let deepest = of_reference.iter().chain(&walks).map(n_layer).max().unwrap_or(0);
-    for layer in 0..deepest {
-        for walk in of_reference.iter_mut().chain(&mut walks) {
-            if layer < n_layer(walk) {
-                walk.layer(layer, monitor)?;
+    let own: Option<&Model> = match &reference {
+        Reference::Model(model) => Some(model),
+        Reference::Base(_) => None,
+    };
+    // The reference has number 0, whether it runs or not.
+    let first = usize::from(own.is_none());
+    let together: Vec<&Model> = own.into_iter().chain(candidates.iter().copied()).collect();
+    let identity = identity(&together, &tokens[..n_chunks * options.ctx], options);
+    let mut walks = Vec::new();
+    for (number, &model) in (first..).zip(&together) {
+        let walk = Walk::new(model, tokens, n_chunks, options, identity ^ number as u64);
+        walks.push(walk.map_err(|error| error.of(number))?);
+    }
+    let deepest = together.iter().map(|model| model.hparams().n_layer).max().unwrap_or(0);
+    if let (Some(own), [_, others @ ..]) = (own, &walks[..]) {
+        // Errors are taken in lock-step, so nobody may be ahead of what is known of them.
+        let compared = others.iter().filter(|walk| comparable(walk.model, own));
+        if let Some(noted) = compared.map(Walk::noted).min() {
+            for walk in &mut walks {
+                walk.restart_beyond(noted + 1)?;
             }
         }
-        let Some(of_reference) = &of_reference else { continue };
-        for (walk, errors) in walks.iter_mut().zip(&mut layer_errors) {
-            if n_layer(walk) == n_layer(of_reference) {
+    }
+    let mut done = 0;
+    for (number, walk) in (first..).zip(&mut walks) {
+        done += walk.begin().map_err(|error| error.of(number))?;
+    }
+    monitor.resume(done);
+    let mut layer_errors = vec![Vec::new(); candidates.len()];
+    for layer in 0..deepest {
+        for (number, walk) in (first..).zip(&mut walks) {
+            if layer < walk.model.hparams().n_layer {
+                walk.layer(layer, monitor).map_err(|error| error.of(number))?;
+            }
+        }
+        let (Some(own), [of_reference, others @ ..]) = (own, &mut walks[..]) else { continue };
+        for (walk, errors) in others.iter_mut().zip(&mut layer_errors) {
+            if comparable(walk.model, own) {
                 errors.extend(walk.error(of_reference, layer)?);
             }
         }
     }
+    let (of_reference, others) = match (own, &walks[..]) {
+        (Some(_), [walk, others @ ..]) => (Some(walk), others),
+        (_, others) => (None, others),
+    };
+    let Some(any) = walks.first() else { return Err(EvalError::NothingToScore) };
+    // Where whole rows are needed for a file, only few may exist.
+    let whole = save.is_some() || own.is_none();
     let mut nll_reference = Vec::new();
     let mut values: Vec<Vec<TokenValues>> = vec![Vec::new(); candidates.len()];
-    for chunk in 0..n_chunks {
-        let rows_of = |walk: &Walk| walk.rows(chunk);
-        let own = of_reference.as_ref().map(rows_of).transpose()?;
-        let others = walks.iter().map(rows_of).collect::<Result<Vec<_>, _>>()?;
-        let Some((_, targets, first)) = own.as_ref().or(others.first()) else { break };
-        for start in (0..targets.len()).step_by(ROWS) {
-            let part = start..(start + ROWS).min(targets.len());
-            let slice = ndarray::s![part.clone(), ..];
-            let mut logits = match (&mut reference, &own) {
-                (Reference::Model(model), Some((rows, ..))) => model.logits(rows.slice(slice))?,
-                (Reference::Base(base), _) => base.read(part.len())?,
-                (Reference::Model(_), None) => unreachable!("a model has walked"),
-            };
-            if let Some(save) = save.as_deref_mut() {
-                save.write(logits.view())?;
-            }
-            let targets = &targets[part.clone()];
-            let nll = match &reference {
-                Reference::Model(_) => log_softmax(&mut logits, targets)
-                    .map_err(|token| not_finite(deepest, first + part.start + token))?,
-                // Taken as saved, though rounding has left the sums of probabilities off 1.
-                Reference::Base(_) => {
-                    let rows = logits.rows().into_iter().zip(targets);
-                    rows.map(|(row, &target)| -f64::from(row[target as usize])).collect()
-                }
-            };
-            nll_reference.extend_from_slice(&nll);
-            for ((model, (rows, ..)), values) in candidates.iter().zip(&others).zip(&mut values) {
-                let mut other = model.logits(rows.slice(slice))?;
-                let other_nll = log_softmax(&mut other, targets)
-                    .map_err(|token| not_finite(deepest, first + part.start + token))?;
-                values.extend(tokens_of(&logits, &other, &nll, &other_nll));
-            }
+    for rows in any.groups(if whole { WHOLE_ROWS } else { vocabulary::ROWS }) {
+        let targets = any.targets(rows.clone());
+        let normed = of_reference.map(|walk| walk.normed(rows.clone())).transpose()?;
+        let mut states = Vec::new();
+        for walk in others {
+            states.push(walk.normed(rows.clone())?);
         }
-        let n_models = walks.len() + usize::from(of_reference.is_some());
-        monitor.advance((options.ctx * n_models) as u64);
+        let models: Vec<_> =
+            others.iter().zip(&states).map(|(walk, rows)| (walk.model, rows.view())).collect();
+        let logits = match (&mut reference, &normed) {
+            (Reference::Base(base), _) => Some(base.read(rows.len())?),
+            (Reference::Model(model), Some(normed)) if whole => Some(model.logits(normed.view())?),
+            _ => None,
+        };
+        if let (Some(save), Some(logits)) = (save.as_deref_mut(), &logits) {
+            save.write(logits.view())?;
+        }
+        let side = match (own, &normed, &logits) {
+            (Some(_), _, Some(logits)) => Side::Logits(logits.view()),
+            (Some(model), Some(normed), None) => Side::Model(model, normed.view()),
+            (_, _, Some(logits)) => Side::Saved(logits.view()),
+            (_, _, None) => unreachable!("a reference is a model or a file"),
+        };
+        let scores = vocabulary::score(side, &models, &targets).map_err(|bad| {
+            let (number, token) = (bad.model, any.place(rows.start + bad.row));
+            match number.checked_sub(first) {
+                Some(i) => bad.error(together[i], token).of(number),
+                None => EvalError::SavedNotFinite { token },
+            }
+        })?;
+        nll_reference.extend(scores.nll);
+        values.iter_mut().zip(scores.models).for_each(|(all, part)| all.extend(part));
+        monitor.advance(any.tokens_of(rows) * walks.len() as u64);
         if monitor.cancelled() {
             return Err(EvalError::Cancelled);
         }
     }
-    of_reference.into_iter().chain(walks).for_each(Walk::finish);
     let per_chunk = nll_reference.len() / n_chunks;
     let sums = nll_reference.chunks(per_chunk.max(1)).map(|chunk| chunk.iter().sum()).collect();
     let own = Perplexity::new(sums, nll_reference);
@@ -280,84 +299,15 @@ pub fn compare(
     Ok((own, comparisons.collect::<Result<_, _>>()?))
 }
 
-fn not_finite(layer: u32, token: usize) -> EvalError {
-    EvalError::NotFinite { layer, part: "output matrix", token }
-}
-
-/// Turns rows of logits into log-probabilities, and gives the negative of each row's target.
-/// Fails with the first row that is not finite.
-fn log_softmax(logits: &mut Array2<f32>, targets: &[u32]) -> Result<Vec<f64>, usize> {
-    let nll: Vec<f64> = logits
-        .axis_iter_mut(Axis(0))
-        .into_par_iter()
-        .zip(targets)
-        .map(|(mut row, &target)| {
-            let row = row.as_slice_mut().expect("rows are contiguous");
-            let (max, sum) = super::exponential::log_sum_parts(row);
-            let log_sum = sum.ln();
-            let nll = log_sum - (f64::from(row[target as usize]) - f64::from(max));
-            for logit in row {
-                *logit = (f64::from(*logit) - f64::from(max) - log_sum) as f32;
-            }
-            nll
-        })
-        .collect();
-    match nll.iter().position(|nll| !nll.is_finite()) {
-        Some(token) => Err(token),
-        None => Ok(nll),
-    }
-}
-
-/// Compares rows of log-probabilities.
-fn tokens_of(
-    reference: &Array2<f32>,
-    other: &Array2<f32>,
-    nll_reference: &[f64],
-    nll: &[f64],
-) -> Vec<TokenValues> {
-    let rows = reference.axis_iter(Axis(0)).into_par_iter().zip(other.axis_iter(Axis(0)));
-    rows.zip(nll_reference.par_iter().zip(nll))
-        .map(|((a, b), (&nll_reference, &nll))| {
-            let (mut kl, mut top_a, mut top_b) = (0.0, 0, 0);
-            for (i, (&p, &q)) in a.iter().zip(b).enumerate() {
-                if p > a[top_a] {
-                    top_a = i;
-                }
-                if q > b[top_b] {
-                    top_b = i;
-                }
-                // What is less probable than this adds nothing.
-                if p > -60.0 {
-                    kl += f64::from(super::exponential::exp(p)) * f64::from(p - q);
-                }
-            }
-            TokenValues {
-                nll_reference,
-                nll,
-                kl,
-                p_change: (-nll).exp() - (-nll_reference).exp(),
-                same_top: top_a == top_b,
-            }
-        })
-        .collect()
+/// Whether states after the same layer can be compared.
+fn comparable(model: &Model, reference: &Model) -> bool {
+    let shape = |model: &Model| (model.hparams().n_layer, model.hparams().n_embd);
+    shape(model) == shape(reference)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn divergence_and_agreement_by_hand() {
-        // p = (1/2, 1/4, 1/4), q = (1/4, 1/2, 1/4): KL = ln(2)/2 - ln(2)/4.
-        let mut p = Array2::from_shape_vec((1, 3), vec![2f32.ln(), 0.0, 0.0]).unwrap();
-        let mut q = Array2::from_shape_vec((1, 3), vec![7.0, 7.0 + 2f32.ln(), 7.0]).unwrap();
-        let (a, b) = (log_softmax(&mut p, &[0]).unwrap(), log_softmax(&mut q, &[0]).unwrap());
-        let token = tokens_of(&p, &q, &a, &b)[0];
-        assert!((token.kl - 2f64.ln() / 4.0).abs() < 1e-6, "{token:?}");
-        assert!((token.p_change + 0.25).abs() < 1e-6 && !token.same_top);
-        assert!((token.nll - 4f64.ln()).abs() < 1e-6);
-        assert_eq!(log_softmax(&mut Array2::from_elem((1, 2), f32::NAN), &[0]), Err(0));
-    }
 
     #[test]
     fn percentiles_lie_between_neighbours() {

@@ -36,14 +36,38 @@ pub enum EvalError {
     },
     /// An activation that is NaN or infinite.
     #[error(
-        "layer {layer}: the output of the {part} is not finite at token {token}; a weight is damaged or out of range"
+        "layer {layer}: the output of {place} is not finite at token {token}; a weight is damaged or out of range"
     )]
     NotFinite {
         /// The layer; the number of layers for the output layer.
         layer: u32,
-        /// Which part of the layer.
-        part: &'static str,
+        /// The tensor that gave it, or the part of the layer where no single one did.
+        place: String,
         /// The token's number in the text, or in the states that were handed over.
+        token: usize,
+    },
+    /// A weight of a vector, which every token meets, that is NaN or infinite.
+    #[error("`{tensor}`: element {element} is {value}, and so would be the state of every token")]
+    Weight {
+        /// The tensor.
+        tensor: String,
+        /// Its place in the tensor.
+        element: usize,
+        /// The value.
+        value: f32,
+    },
+    /// One of several models that run together.
+    #[error("{error}")]
+    Of {
+        /// 0 for the reference, then the models compared with it.
+        model: usize,
+        /// What is wrong.
+        error: Box<EvalError>,
+    },
+    /// A log-probability of a file that is NaN or infinite.
+    #[error("the file of log-probabilities is not finite at token {token}")]
+    SavedNotFinite {
+        /// The token's number in the text.
         token: usize,
     },
     /// A text too short.
@@ -79,6 +103,15 @@ pub enum EvalError {
         /// What the system said.
         error: std::io::Error,
     },
+    /// What an observer had seen of an evaluation that was stopped.
+    #[error("what was kept of an interrupted evaluation does not fit this model")]
+    Seen,
+    /// No room for hidden states.
+    #[error("{}: the disk is full; hidden states need more room there", path.display())]
+    DiskFull {
+        /// The file.
+        path: PathBuf,
+    },
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Cancelled,
@@ -91,5 +124,13 @@ impl EvalError {
             *token += first;
         }
         self
+    }
+
+    /// The error as one of several models'.
+    pub(super) fn of(self, model: usize) -> Self {
+        match self {
+            Self::Cancelled | Self::Of { .. } => self,
+            error => Self::Of { model, error: Box::new(error) },
+        }
     }
 }

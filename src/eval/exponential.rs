@@ -83,14 +83,6 @@ in_vectors! {
 }
 
 in_vectors! {
-    /// The largest of `logits`, and the sum in f64 of `e^(l - largest)`.
-    pub(super) fn log_sum_parts(logits: &[f32]) -> (f32, f64) {
-        let max = largest(logits);
-        (max, sum(logits, |l| f64::from(exp(l - max))))
-    }
-}
-
-in_vectors! {
     /// The sum in f64 of squares.
     pub(super) fn square_sum(values: &[f32]) -> f64 {
         sum(values, |v| f64::from(v * v))

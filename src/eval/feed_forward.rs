@@ -89,7 +89,14 @@ impl Experts<'_> {
             Some(shared) => shared.run_in_parts(x, part)?,
             None => Array2::zeros(x.raw_dim()),
         };
-        let routes: Vec<Vec<(usize, f32)>> = (self.router.apply(x)?.axis_iter(Axis(0)))
+        let logits = self.router.apply(x)?;
+        for (token, row) in logits.rows().into_iter().enumerate() {
+            if !row.iter().all(|logit| logit.is_finite()) {
+                // An expert that is never chosen would hide it.
+                out.row_mut(token).fill(f32::NAN);
+            }
+        }
+        let routes: Vec<Vec<(usize, f32)>> = (logits.axis_iter(Axis(0)))
             .into_par_iter()
             .map(|logits| route(self.moe, &logits.to_vec(), self.bias.as_deref()))
             .collect();

@@ -115,14 +115,28 @@ pub fn verdict(checks: &[Check]) -> Verdict {
     }
 }
 
-/// Numbers of chunks after which to look, up to all of them: each twice the one before.
+/// Numbers of chunks after which to look, up to all of them: each twice the one before. Two chunks
+/// at least lie between looks, the fewest that are evaluated.
 pub fn looks(n_chunks: usize, first: usize) -> Vec<usize> {
     let mut looks = Vec::new();
     let mut at = first.max(2);
-    while at < n_chunks {
+    while at + 2 <= n_chunks {
         looks.push(at);
         at *= 2;
     }
     looks.push(n_chunks);
     looks
+}
+
+#[cfg(test)]
+mod tests {
+    use super::looks;
+
+    #[test]
+    fn no_look_leaves_a_single_chunk() {
+        assert_eq!(looks(5, 4), [5]);
+        assert_eq!(looks(6, 4), [4, 6]);
+        assert_eq!(looks(17, 4), [4, 8, 17]);
+        assert_eq!(looks(2, 4), [2]);
+    }
 }

@@ -3,9 +3,9 @@
 
 use super::error::EvalError;
 use super::model::Model;
-use super::observe::Observer;
+use super::observe::{Observer, Words, of_layer};
 use super::perplexity::PerplexityOptions;
-use super::walk::Walk;
+use super::walk::{Walk, identity};
 use crate::imatrix::{Entry, Sums};
 use crate::monitor::Monitor;
 use crate::source::{Source, TensorMeta};
@@ -15,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 /// Collects sums of squares. Made before the model that it observes.
 pub struct Collector {
     tensors: Vec<TensorMeta>,
+    names: Vec<String>,
     entries: Vec<Mutex<Entry>>,
 }
 
@@ -23,7 +24,8 @@ impl Collector {
     pub fn new(source: &dyn Source) -> Self {
         let tensors = source.tensors().to_vec();
         let entries = tensors.iter().map(|_| Mutex::default()).collect();
-        Self { tensors, entries }
+        let names = tensors.iter().map(|tensor| tensor.name.clone()).collect();
+        Self { tensors, names, entries }
     }
 
     /// What has been collected.
@@ -66,6 +68,30 @@ impl Observer for Collector {
         }
         Ok(())
     }
+
+    fn seen(&self, layer: u32) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for tensor in of_layer(&self.names, layer) {
+            let entry = self.entries[tensor].lock().unwrap_or_else(PoisonError::into_inner);
+            let lengths = [entry.sums.len() as u64, entry.counts.len() as u64];
+            let sums = entry.sums.iter().map(|sum| sum.to_bits());
+            let words = lengths.into_iter().chain(sums).chain(entry.counts.iter().copied());
+            bytes.extend(words.flat_map(u64::to_le_bytes));
+        }
+        bytes
+    }
+
+    fn take_up(&self, layer: u32, seen: &[u8]) -> Result<(), EvalError> {
+        let mut words = Words::new(seen);
+        for tensor in of_layer(&self.names, layer) {
+            let [sums, counts] = [words.next()?, words.next()?];
+            let mut read = |n: u64| (0..n).map(|_| words.next()).collect::<Result<Vec<_>, _>>();
+            let sums = read(sums)?.into_iter().map(f64::from_bits).collect();
+            let entry = Entry { sums, counts: read(counts)? };
+            *self.entries[tensor].lock().unwrap_or_else(PoisonError::into_inner) = entry;
+        }
+        Ok(())
+    }
 }
 
 /// Runs a text through the layers of a model that a [`Collector`] observes. Returns the number of
@@ -86,10 +112,11 @@ pub fn collect(
     if ctx < 4 || n_chunks == 0 {
         return Err(EvalError::TooShort { found: tokens.len(), ctx });
     }
-    let mut walk = Walk::new(model, tokens, n_chunks, options)?;
+    let identity = identity(&[model], &tokens[..n_chunks * ctx], options);
+    let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?;
+    monitor.resume(walk.begin()?);
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;
     }
-    walk.finish();
     Ok(n_chunks as u32)
 }

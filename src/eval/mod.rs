@@ -19,10 +19,12 @@ mod model;
 mod norm;
 mod observe;
 mod perplexity;
+mod probe;
 mod rope;
 mod router;
 mod states;
 mod tensor_error;
+mod vocabulary;
 mod walk;
 
 pub use base::{BaseReader, BaseWriter};

@@ -3,16 +3,16 @@
 use super::attention::{Attention, Biased, Grouped, Latent, Query};
 use super::budget;
 use super::error::EvalError;
-use super::exponential::{all_finite, log_sum_parts};
 use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::observe::Observer;
+use super::probe::{Probe, first_not_finite};
 use super::rope::Rotary;
 use crate::model::{self, Gating, Hparams};
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
 pub struct Model<'a> {
@@ -21,9 +21,6 @@ pub struct Model<'a> {
     rotary: Rotary,
     observer: Option<&'a dyn Observer>,
 }
-
-/// Rows of the output matrix that one task takes.
-const VOCAB_TILE: usize = 1024;
 
 impl<'a> Model<'a> {
     /// Checks that `source` has the tensors that `hparams` call for.
@@ -58,9 +55,9 @@ impl<'a> Model<'a> {
         self.observer = Some(observer);
     }
 
-    /// Whether someone does.
-    pub(super) fn is_observed(&self) -> bool {
-        self.observer.is_some()
+    /// Who does.
+    pub(super) fn observer(&self) -> Option<&'a dyn Observer> {
+        self.observer
     }
 
     /// The weights.
@@ -104,12 +101,16 @@ impl<'a> Model<'a> {
         Ok(Matrix { source, tensor, first_row: 0, rows, columns, observer })
     }
 
-    /// A vector's values; empty when only its presence is checked.
+    /// A vector's values, which have to be finite; empty when only its presence is checked.
     fn vector(&self, name: &str, n: usize, read: bool) -> Result<Vec<f32>, EvalError> {
         let tensor = self.tensor(name, &[n])?;
         let mut values = vec![0.0; if read { n } else { 0 }];
         if read {
             self.source.read_rows(tensor, 0, &mut values)?;
+        }
+        if let Some(element) = values.iter().position(|value| !value.is_finite()) {
+            let value = values[element];
+            return Err(EvalError::Weight { tensor: name.to_owned(), element, value });
         }
         Ok(values)
     }
@@ -214,18 +215,23 @@ impl<'a> Model<'a> {
     }
 
     /// The output matrix; the token embedding where they are tied.
-    fn output(&self) -> Result<Matrix<'a>, EvalError> {
-        let tied = self.source.find("output.weight").is_none();
-        let name = if tied { "token_embd.weight" } else { "output.weight" };
+    pub(super) fn output(&self) -> Result<Matrix<'a>, EvalError> {
+        let name = self.output_name();
         let (embd, vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab as usize);
         // It is taken in tiles, and belongs to no layer.
         Ok(Matrix { observer: None, ..self.matrix(name, embd, vocab)? })
     }
 
+    /// The name of the output matrix.
+    pub(super) fn output_name(&self) -> &'static str {
+        let tied = self.source.find("output.weight").is_none();
+        if tied { "token_embd.weight" } else { "output.weight" }
+    }
+
     /// Embeddings of tokens, one row each.
     ///
     /// # Errors
-    /// A token beyond the vocabulary.
+    /// A token beyond the vocabulary, or whose embedding is not finite.
     pub fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, EvalError> {
         let (embd, n_vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab);
         let matrix = self.matrix("token_embd.weight", embd, n_vocab as usize)?;
@@ -236,7 +242,13 @@ impl<'a> Model<'a> {
             }
             row.assign(&matrix.decode(token as usize, 1)?.row(0));
         }
-        Ok(states)
+        match first_not_finite(states.view()) {
+            Some(token) => {
+                let place = "`token_embd.weight`".to_owned();
+                Err(EvalError::NotFinite { layer: 0, place, token })
+            }
+            None => Ok(states),
+        }
     }
 
     /// Passes states, one row a token in chunks of `ctx`, through a layer. Intermediate results
@@ -259,15 +271,48 @@ impl<'a> Model<'a> {
         let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), embd, true);
         let part = budget::part(self.hparams, ctx, memory);
         let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
-        for mut states in states.axis_chunks_iter_mut(Axis(0), part) {
+        for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
             let x = rms_norm(states.view(), &weight, eps);
             add(states.view_mut(), &attention.run(self.hparams, &self.rotary, x.view(), ctx)?);
+            if let Some(row) = first_not_finite(states.view()) {
+                // Its own chunk up to itself has a say in it.
+                let x = x.slice(s![row / ctx * ctx..=row, ..]);
+                let run = |model: &Model| {
+                    model.attention(layer, true)?.run(self.hparams, &self.rotary, x, ctx)
+                };
+                let place = self.culprit("attention", run)?;
+                return Err(EvalError::NotFinite { layer, place, token: i * part + row });
+            }
         }
-        finite(states, layer, "attention")?;
         let feed_forward = self.feed_forward(layer, true)?;
         let x = rms_norm(states.view(), &norm("ffn_norm")?, eps);
         add(states.view_mut(), &feed_forward.run(x.view(), part)?);
-        finite(states, layer, "feed-forward network")
+        if let Some(token) = first_not_finite(states.view()) {
+            let x = x.slice(s![token..=token, ..]);
+            let run = |model: &Model| model.feed_forward(layer, true)?.run(x, 1);
+            let place = self.culprit("the feed-forward network", run)?;
+            return Err(EvalError::NotFinite { layer, place, token });
+        }
+        Ok(())
+    }
+
+    /// Runs a part of a layer again, whose last row is not finite, to learn which tensor that comes
+    /// from.
+    fn culprit(
+        &self,
+        part: &str,
+        run: impl FnOnce(&Model) -> Result<Array2<f32>, EvalError>,
+    ) -> Result<String, EvalError> {
+        let probe = Probe::default();
+        let mut probed = Model {
+            hparams: self.hparams,
+            source: self.source,
+            rotary: Rotary::default(),
+            observer: None,
+        };
+        probed.observe(&probe);
+        run(&probed)?;
+        Ok(probe.found(self.source).unwrap_or_else(|| part.to_owned()))
     }
 
     /// The states after the last layer, normalised for the output matrix.
@@ -285,46 +330,6 @@ impl<'a> Model<'a> {
     /// Weights that cannot be read.
     pub fn logits(&self, normed: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
         self.output()?.apply(normed)
-    }
-
-    /// Negative log-likelihood in nats of each row's target. The vocabulary is taken in tiles, so
-    /// that the logits of all tokens never exist at once; sums are f64.
-    ///
-    /// # Errors
-    /// Weights that cannot be read, or logits that are not finite.
-    pub fn nll(&self, normed: ArrayView2<f32>, targets: &[u32]) -> Result<Vec<f64>, EvalError> {
-        let output = self.output()?;
-        let tiles: Vec<usize> = (0..output.rows).step_by(VOCAB_TILE).collect();
-        // For each tile and row: largest logit, sum of exponentials below it, the target's logit.
-        let parts: Vec<Vec<(f32, f64, Option<f32>)>> = tiles
-            .par_iter()
-            .map(|&first| {
-                let rows = VOCAB_TILE.min(output.rows - first);
-                let tile = Matrix { first_row: first as u64, rows, ..output };
-                let logits = tile.apply_here(normed)?;
-                Ok(logits
-                    .axis_iter(Axis(0))
-                    .zip(targets)
-                    .map(|(row, &target)| {
-                        let (max, sum) = log_sum_parts(row.to_slice().expect("contiguous rows"));
-                        let target = (target as usize).checked_sub(first);
-                        (max, sum, target.and_then(|t| row.get(t)).copied())
-                    })
-                    .collect())
-            })
-            .collect::<Result<_, EvalError>>()?;
-        (0..targets.len())
-            .map(|i| {
-                let max = parts.iter().map(|tile| tile[i].0).fold(f32::NEG_INFINITY, f32::max);
-                let sum: f64 =
-                    parts.iter().map(|tile| tile[i].1 * f64::from(tile[i].0 - max).exp()).sum();
-                let target = parts.iter().find_map(|tile| tile[i].2);
-                let nll = target.map(|l| sum.ln() - f64::from(l - max)).unwrap_or(f64::NAN);
-                let layer = self.hparams.n_layer;
-                let error = EvalError::NotFinite { layer, part: "output matrix", token: i };
-                if nll.is_finite() { Ok(nll) } else { Err(error) }
-            })
-            .collect()
     }
 }
 
@@ -378,16 +383,4 @@ fn check(hparams: &Hparams) -> Result<(), EvalError> {
 fn add(mut states: ArrayViewMut2<f32>, change: &Array2<f32>) {
     let states = states.axis_iter_mut(Axis(0)).into_par_iter();
     states.zip(change.axis_iter(Axis(0))).for_each(|(mut state, change)| state += &change);
-}
-
-fn finite(states: &Array2<f32>, layer: u32, part: &'static str) -> Result<(), EvalError> {
-    let is_bad = |row: ArrayView1<f32>| match row.as_slice() {
-        Some(row) => !all_finite(row),
-        None => !row.iter().all(|v| v.is_finite()),
-    };
-    let bad = states.axis_iter(Axis(0)).into_par_iter().position_first(is_bad);
-    match bad {
-        None => Ok(()),
-        Some(token) => Err(EvalError::NotFinite { layer, part, token }),
-    }
 }

@@ -17,4 +17,34 @@ pub trait Observer: Sync {
         x: ArrayView2<f32>,
         y: ArrayView2<f32>,
     ) -> Result<(), EvalError>;
+
+    /// What has been seen of a layer so far, so that an evaluation that is stopped can go on.
+    fn seen(&self, layer: u32) -> Vec<u8>;
+
+    /// Takes up what an earlier process had seen of a layer.
+    ///
+    /// # Errors
+    /// Bytes that [`Observer::seen`] did not make.
+    fn take_up(&self, layer: u32, seen: &[u8]) -> Result<(), EvalError>;
+}
+
+/// The tensors of a layer among all, by number.
+pub(super) fn of_layer(names: &[String], layer: u32) -> impl Iterator<Item = usize> + '_ {
+    let begin = format!("blk.{layer}.");
+    (0..names.len()).filter(move |&i| names[i].starts_with(&begin))
+}
+
+/// Numbers of eight bytes, read one after the other.
+pub(super) struct Words<'b>(pub std::slice::Iter<'b, [u8; 8]>);
+
+impl<'b> Words<'b> {
+    pub fn new(bytes: &'b [u8]) -> Self {
+        Self(bytes.as_chunks().0.iter())
+    }
+
+    /// The next number.
+    pub fn next(&mut self) -> Result<u64, EvalError> {
+        let word = self.0.next().ok_or(EvalError::Seen)?;
+        Ok(u64::from_le_bytes(*word))
+    }
 }

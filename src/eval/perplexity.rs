@@ -3,7 +3,8 @@
 use super::error::EvalError;
 use super::model::Model;
 use super::states::Scratch;
-use super::walk::Walk;
+use super::vocabulary::{self, Side};
+use super::walk::{Walk, identity};
 use crate::model::Hparams;
 use crate::monitor::Monitor;
 use serde::Serialize;
@@ -19,23 +20,14 @@ pub struct PerplexityOptions {
     pub bos: Option<u32>,
     /// Bytes that intermediate results of a layer may take, roughly.
     pub memory: usize,
-    /// Bytes of hidden states of a model that wait in memory between layers. More than that goes to
-    /// a scratch file, where there is a folder for one.
-    pub states_memory: u64,
-    /// Where such a file goes.
+    /// Where hidden states wait between layers, and are kept when the evaluation is stopped; in
+    /// memory where there is none.
     pub scratch: Option<Scratch>,
 }
 
 impl Default for PerplexityOptions {
     fn default() -> Self {
-        Self {
-            ctx: 512,
-            chunks: None,
-            bos: None,
-            memory: 512 << 20,
-            states_memory: u64::MAX,
-            scratch: None,
-        }
+        Self { ctx: 512, chunks: None, bos: None, memory: 512 << 20, scratch: None }
     }
 }
 
@@ -120,23 +112,28 @@ pub fn perplexity(
     monitor: &dyn Monitor,
 ) -> Result<Perplexity, EvalError> {
     let n_chunks = options.checked_chunks(tokens)?;
-    let mut walk = Walk::new(model, tokens, n_chunks, options)?;
+    let identity = identity(&[model], &tokens[..n_chunks * options.ctx], options);
+    let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?;
+    monitor.resume(walk.begin()?);
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;
     }
     let mut nll = Vec::new();
-    let mut nll_per_chunk = Vec::with_capacity(n_chunks);
-    for chunk in 0..n_chunks {
-        let (normed, targets, first) = walk.rows(chunk)?;
-        let of_chunk = model.nll(normed.view(), &targets).map_err(|e| e.after(first))?;
-        nll_per_chunk.push(of_chunk.iter().sum());
-        nll.extend(of_chunk);
-        monitor.advance(options.ctx as u64);
+    for rows in walk.groups(vocabulary::ROWS) {
+        let (normed, targets) = (walk.normed(rows.clone())?, walk.targets(rows.clone()));
+        let scores = vocabulary::score(Side::Model(model, normed.view()), &[], &targets);
+        let scores = scores.map_err(|bad| {
+            let token = walk.place(rows.start + bad.row);
+            bad.error(model, token)
+        })?;
+        nll.extend(scores.nll);
+        monitor.advance(walk.tokens_of(rows));
         if monitor.cancelled() {
             return Err(EvalError::Cancelled);
         }
     }
-    walk.finish();
+    let per_chunk = nll.len() / n_chunks;
+    let nll_per_chunk = nll.chunks(per_chunk).map(|chunk| chunk.iter().sum()).collect();
     Ok(Perplexity::new(nll_per_chunk, nll))
 }
 

@@ -1,28 +1,72 @@
-//! Hidden states between two layers: in memory, or in a scratch file where they do not fit or where
-//! an evaluation that is stopped shall go on.
+//! Hidden states between two layers: in memory, or in a scratch file, where an evaluation that is
+//! stopped goes on.
 //!
 //! The file has one slot more than there are batches. A batch that has passed a layer is written
 //! into the free slot, and only then the slot that it came from is free; a journal says which slot
-//! holds which batch after how many layers, so that a process may end at any point.
+//! holds which batch after how many layers, so that a process may end at any point. What observers
+//! have seen of a layer lies in a file of its own, in two places by turns; it and the states of the
+//! batch that was seen last are in one line of the journal.
 
 use super::error::EvalError;
-use super::perplexity::PerplexityOptions;
+use crate::gguf::{Disk, LocalDisk, Part, read_all, write_all};
 use ndarray::{Array2, s};
 use std::borrow::Cow;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use xxhash_rust::xxh3::xxh3_64;
+use std::sync::{Arc, Mutex, PoisonError};
+use xxhash_rust::xxh3::Xxh3;
 
-/// Where hidden states go that do not fit into memory.
-#[derive(Clone, Debug)]
+/// A folder where hidden states wait between layers, and where an evaluation that was stopped goes
+/// on with the last batch that passed a layer.
+#[derive(Clone)]
 pub struct Scratch {
-    /// A folder with room for them: 4 bytes for each token and dimension of the model.
-    pub folder: PathBuf,
-    /// Whether they, and a journal, stay there when the evaluation is stopped, so that the same
-    /// evaluation goes on with the last finished layer.
-    pub keep: bool,
+    folder: PathBuf,
+    disk: Arc<dyn Disk>,
+    /// Files that are no longer needed when the results are safe.
+    files: Arc<Mutex<Vec<PathBuf>>>,
+}
+
+impl std::fmt::Debug for Scratch {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_tuple("Scratch").field(&self.folder).finish()
+    }
+}
+
+impl Scratch {
+    /// A folder with room: 4 bytes for each token and dimension of each model.
+    pub fn new(folder: &Path) -> Self {
+        Self::on(Arc::new(LocalDisk), folder)
+    }
+
+    /// A folder of another disk than the local one.
+    pub fn on(disk: Arc<dyn Disk>, folder: &Path) -> Self {
+        Self { folder: folder.to_owned(), disk, files: Arc::default() }
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// Removes what was left for the case that the evaluation is stopped; to be called when its
+    /// results are safe. Returns how many files of other evaluations lie in the folder, and their
+    /// bytes.
+    pub fn finish(&self) -> (usize, u64) {
+        for path in self.files.lock().unwrap_or_else(PoisonError::into_inner).drain(..) {
+            // Left-over files cost room, not results.
+            let _ = self.disk.remove(&path);
+        }
+        let entries = std::fs::read_dir(&self.folder).into_iter().flatten().flatten();
+        let others = entries.filter(|entry| {
+            let name = entry.file_name();
+            let name = name.to_string_lossy();
+            name.starts_with("requant-") && name.ends_with(".states")
+        });
+        let sizes = others.filter_map(|entry| entry.metadata().ok()).map(|data| data.len());
+        sizes.fold((0, 0), |(n, bytes), size| (n + 1, bytes + size))
+    }
 }
 
 /// The states of all batches.
@@ -46,38 +90,54 @@ enum Place {
 
 struct Slots {
     path: PathBuf,
-    file: File,
+    part: Box<dyn Part>,
     slot_bytes: u64,
     slot_of: Vec<u64>,
     free: u64,
-    journal: Option<(PathBuf, File)>,
+    journal_path: PathBuf,
+    journal: File,
+    seen: Option<Seen>,
 }
+
+/// What an observer has seen, layer by layer.
+struct Seen {
+    path: PathBuf,
+    part: Box<dyn Part>,
+    layers: Vec<Piece>,
+}
+
+/// Where the file has what was seen of a layer.
+#[derive(Clone, Copy)]
+struct Piece {
+    layer: u32,
+    at: u64,
+    length: u64,
+    hash: u64,
+}
+
+/// Bytes that are turned into floats, or back, at a time.
+const PIECE: usize = 1 << 18;
 
 impl States {
     /// Room for batches of so many rows. `identity` tells evaluations apart that may leave states in
-    /// the same folder.
+    /// the same folder; an observed one also keeps what was seen.
     pub fn new(
         rows: &[usize],
         columns: usize,
-        options: &PerplexityOptions,
-        keep: bool,
+        scratch: Option<&Scratch>,
         identity: u64,
+        observed: bool,
     ) -> Result<Self, EvalError> {
-        let size = 4 * columns as u64 * rows.iter().sum::<usize>() as u64;
-        let keep = |scratch: &Scratch| scratch.keep && keep;
         let batches = rows.iter().map(|&rows| Batch { rows, passed: None }).collect();
-        let place = match &options.scratch {
-            Some(scratch) if keep(scratch) || size > options.states_memory => {
+        let place = match scratch {
+            Some(scratch) => {
                 let slot_bytes = 4 * (columns * rows.iter().max().copied().unwrap_or(0)) as u64;
-                Place::File(Box::new(Slots::open(scratch, keep(scratch), identity, slot_bytes)?))
+                let n = rows.len() as u64;
+                Place::File(Box::new(Slots::open(scratch, identity, observed, slot_bytes, n)?))
             }
-            _ => Place::Memory(rows.iter().map(|_| Array2::zeros((0, columns))).collect()),
+            None => Place::Memory(rows.iter().map(|_| Array2::zeros((0, columns))).collect()),
         };
         let mut states = Self { columns, batches, place, notes: Vec::new() };
-        if let Place::File(slots) = &mut states.place {
-            slots.slot_of = (0..rows.len() as u64).collect();
-            slots.free = rows.len() as u64;
-        }
         states.recover()?;
         Ok(states)
     }
@@ -85,6 +145,12 @@ impl States {
     /// Layers that a batch has passed; `None` before it is embedded.
     pub fn passed(&self, batch: usize) -> Option<u32> {
         self.batches[batch].passed
+    }
+
+    /// Rows times layers that all batches have passed.
+    pub fn work(&self) -> u64 {
+        let of = |batch: &Batch| batch.rows as u64 * u64::from(batch.passed.unwrap_or(0));
+        self.batches.iter().map(of).sum()
     }
 
     /// A number that was noted about a layer.
@@ -98,17 +164,52 @@ impl States {
         self.record(&format!("note {layer} {:016x}\n", value.to_bits()))
     }
 
-    /// Gives a batch its states after `passed` layers.
-    pub fn put(&mut self, batch: usize, passed: u32, states: Array2<f32>) -> Result<(), EvalError> {
+    /// Has batches begin anew that have passed more layers than this; where an observer would see
+    /// something twice, all of them.
+    pub fn restart_beyond(&mut self, layers: u32) -> Result<(), EvalError> {
+        if self.batches.iter().all(|batch| batch.passed.is_none_or(|passed| passed <= layers)) {
+            return Ok(());
+        }
+        for batch in &mut self.batches {
+            batch.passed = batch.passed.filter(|&passed| passed <= layers);
+        }
+        match &self.place {
+            Place::File(slots) if slots.seen.is_some() => self.restart(),
+            _ => Ok(()),
+        }
+    }
+
+    /// Has all batches begin anew.
+    fn restart(&mut self) -> Result<(), EvalError> {
+        self.batches.iter_mut().for_each(|batch| batch.passed = None);
+        self.notes.clear();
+        let Place::File(slots) = &mut self.place else { return Ok(()) };
+        if let Some(seen) = &mut slots.seen {
+            seen.layers.clear();
+        }
+        slots.journal.set_len(0).map_err(|error| io_error(&slots.journal_path, error))
+    }
+
+    /// Gives a batch its states after `passed` layers, together with what an observer has seen of
+    /// the last of them.
+    pub fn put(
+        &mut self,
+        batch: usize,
+        passed: u32,
+        states: Array2<f32>,
+        seen: Option<&[u8]>,
+    ) -> Result<(), EvalError> {
         match &mut self.place {
             Place::Memory(all) => all[batch] = states,
             Place::File(slots) => {
-                let bytes: Vec<u8> = states.iter().flat_map(|x| x.to_le_bytes()).collect();
                 let slot = slots.free;
-                slots.write(&bytes, slot)?;
+                let hash = slots.write(slot, &states, seed(batch, passed))?;
+                let seen = match (&mut slots.seen, seen) {
+                    (Some(file), Some(bytes)) => file.put(passed.saturating_sub(1), bytes)?,
+                    _ => String::new(),
+                };
                 slots.free = std::mem::replace(&mut slots.slot_of[batch], slot);
-                let hash = xxh3_64(&bytes);
-                self.record(&format!("{batch} {passed} {slot} {hash:016x}\n"))?;
+                self.record(&format!("{batch} {passed} {slot} {hash:016x}{seen}\n"))?;
             }
         }
         self.batches[batch].passed = Some(passed);
@@ -122,7 +223,7 @@ impl States {
             Place::Memory(states) => {
                 Ok(std::mem::replace(&mut states[batch], Array2::zeros((0, self.columns))))
             }
-            Place::File(slots) => slots.read(batch, all, self.columns),
+            Place::File(slots) => slots.read(slots.slot_of[batch], all, self.columns),
         }
     }
 
@@ -134,86 +235,96 @@ impl States {
                 Ok(Cow::Borrowed(rows.to_slice().expect("rows are contiguous")))
             }
             Place::File(slots) => {
-                let read = slots.read(batch, rows, self.columns)?;
+                let read = slots.read(slots.slot_of[batch], rows, self.columns)?;
                 Ok(Cow::Owned(read.into_raw_vec_and_offset().0))
             }
         }
     }
 
-    /// Removes what was kept, when nothing is left to go on with.
-    pub fn remove(self) {
-        if let Place::File(slots) = self.place
-            && let Some((journal, _)) = slots.journal
-        {
-            // Left-over files cost room, not results.
-            let _ = std::fs::remove_file(journal);
-            let _ = std::fs::remove_file(slots.path);
-        }
+    /// Whether what an observer has seen is kept.
+    pub fn keeps_seen(&self) -> bool {
+        matches!(&self.place, Place::File(slots) if slots.seen.is_some())
+    }
+
+    /// What an observer had seen before the evaluation was stopped, a layer at a time.
+    pub fn each_seen(
+        &self,
+        mut give: impl FnMut(u32, &[u8]) -> Result<(), EvalError>,
+    ) -> Result<(), EvalError> {
+        let Place::File(slots) = &self.place else { return Ok(()) };
+        let Some(seen) = &slots.seen else { return Ok(()) };
+        seen.layers.iter().try_for_each(|&piece| give(piece.layer, &seen.read(piece)?))
     }
 
     fn record(&mut self, line: &str) -> Result<(), EvalError> {
-        match &mut self.place {
-            Place::File(slots) => match &mut slots.journal {
-                Some((path, journal)) => {
-                    journal.write_all(line.as_bytes()).map_err(|error| io_error(path, error))
-                }
-                None => Ok(()),
-            },
-            Place::Memory(_) => Ok(()),
-        }
+        let Place::File(slots) = &mut self.place else { return Ok(()) };
+        let written = slots.journal.write_all(line.as_bytes());
+        written.map_err(|error| io_error(&slots.journal_path, error))
     }
 
     /// Takes up what an earlier process left, as far as hashes confirm it.
     fn recover(&mut self) -> Result<(), EvalError> {
         let Place::File(slots) = &mut self.place else { return Ok(()) };
-        let Some((path, _)) = &slots.journal else { return Ok(()) };
-        let text = std::fs::read_to_string(path).map_err(|error| io_error(path, error))?;
-        let mut last: Vec<Option<(u32, u64, u64)>> = vec![None; self.batches.len()];
-        // A line that was cut short has no end.
-        for line in text.split_inclusive('\n').filter_map(|line| line.strip_suffix('\n')) {
+        let bytes = std::fs::read(&slots.journal_path);
+        let bytes = bytes.map_err(|error| io_error(&slots.journal_path, error))?;
+        // A line that was cut short has no end; the next one must not become a part of it.
+        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
+        let cut = slots.journal.set_len(whole as u64);
+        cut.map_err(|error| io_error(&slots.journal_path, error))?;
+        let text = String::from_utf8_lossy(&bytes[..whole]);
+        let n = self.batches.len();
+        let mut last: Vec<Option<(u32, u64, u64)>> = vec![None; n];
+        for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
-            let hex = |word: &str| u64::from_str_radix(word, 16).ok();
-            match words[..] {
-                ["note", layer, value] => {
-                    if let (Ok(layer), Some(bits)) = (layer.parse(), hex(value)) {
-                        self.notes.push((layer, f64::from_bits(bits)));
-                    }
+            if let ["note", layer, value] = words[..] {
+                if let (Ok(layer), Some(bits)) = (layer.parse(), hex(value)) {
+                    self.notes.push((layer, f64::from_bits(bits)));
                 }
-                [batch, passed, slot, hash] => {
-                    if let (Ok(batch), Ok(passed), Ok(slot), Some(hash)) =
-                        (batch.parse::<usize>(), passed.parse(), slot.parse(), hex(hash))
-                        && batch < last.len()
-                        && slot <= self.batches.len() as u64
-                    {
-                        last[batch] = Some((passed, slot, hash));
-                    }
-                }
-                _ => {}
+                continue;
+            }
+            let [batch, passed, slot, hash, ref seen @ ..] = words[..] else { continue };
+            let (Ok(batch), Ok(passed), Ok(slot), Some(hash)) =
+                (batch.parse::<usize>(), passed.parse::<u32>(), slot.parse::<u64>(), hex(hash))
+            else {
+                continue;
+            };
+            if batch >= n || slot > n as u64 {
+                continue;
+            }
+            last[batch] = Some((passed, slot, hash));
+            if let ([at, length, hash], Some(file), Some(layer)) =
+                (seen, &mut slots.seen, passed.checked_sub(1))
+                && let (Ok(at), Ok(length), Some(hash)) = (at.parse(), length.parse(), hex(hash))
+            {
+                file.set(Piece { layer, at, length, hash });
             }
         }
         for (batch, found) in last.iter().enumerate() {
             let Some((passed, slot, hash)) = *found else { continue };
             slots.slot_of[batch] = slot;
-            let read = slots.read(batch, 0..self.batches[batch].rows, self.columns);
-            let sound = read.is_ok_and(|states| {
-                xxh3_64(&states.iter().flat_map(|x| x.to_le_bytes()).collect::<Vec<u8>>()) == hash
-            });
-            self.batches[batch].passed = sound.then_some(passed);
+            let found =
+                slots.hash(slot, self.batches[batch].rows, self.columns, seed(batch, passed));
+            self.batches[batch].passed = found.is_ok_and(|found| found == hash).then_some(passed);
         }
+        // What was seen of a batch that begins anew must not be counted twice.
+        let complete =
+            self.batches.iter().zip(&last).all(|(b, l)| b.passed.is_some() == l.is_some());
+        if let Some(seen) = &slots.seen
+            && !(complete && seen.layers.iter().all(|&piece| seen.sound(piece)))
+        {
+            self.restart()?;
+        }
+        let Place::File(slots) = &mut self.place else { return Ok(()) };
         // Batches that begin anew take slots that no other holds.
-        let n = self.batches.len() as u64;
-        let held = |slots: &Slots, batches: &[Batch]| -> Vec<u64> {
-            let of_sound = batches.iter().zip(&slots.slot_of).filter(|(b, _)| b.passed.is_some());
-            of_sound.map(|(_, &slot)| slot).collect()
-        };
-        let held = held(slots, &self.batches);
-        let mut free = (0..=n).filter(|slot| !held.contains(slot));
+        let of_sound = self.batches.iter().zip(&slots.slot_of).filter(|(b, _)| b.passed.is_some());
+        let held: Vec<u64> = of_sound.map(|(_, &slot)| slot).collect();
+        let mut free = (0..=n as u64).filter(|slot| !held.contains(slot));
         for (batch, slot) in self.batches.iter().zip(&mut slots.slot_of) {
             if batch.passed.is_none() {
-                *slot = free.next().unwrap_or(n);
+                *slot = free.next().unwrap_or(n as u64);
             }
         }
-        slots.free = free.next().unwrap_or(n);
+        slots.free = free.next().unwrap_or(n as u64);
         Ok(())
     }
 }
@@ -221,127 +332,282 @@ impl States {
 impl Slots {
     fn open(
         scratch: &Scratch,
-        keep: bool,
         identity: u64,
+        observed: bool,
         slot_bytes: u64,
+        n: u64,
     ) -> Result<Self, EvalError> {
-        let folder = &scratch.folder;
-        let path = folder.join(format!("requant-{identity:016x}.states"));
-        let create = |path: &Path| {
-            let mut options = OpenOptions::new();
-            options.read(true).write(true).create(true).truncate(false);
-            options.open(path).map_err(|error| io_error(path, error))
-        };
-        let (file, journal) = match keep {
-            true => {
-                let at = path.with_extension("journal");
-                let journal = OpenOptions::new().append(true).create(true).read(true).open(&at);
-                let journal = journal.map_err(|error| io_error(&at, error))?;
-                if let Err(TryLockError::WouldBlock) = journal.try_lock() {
-                    let error = io::Error::other("another process is at this evaluation");
-                    return Err(io_error(&at, error));
+        let path = scratch.folder.join(format!("requant-{identity:016x}.states"));
+        let [journal_path, seen_path] = ["journal", "seen"].map(|end| path.with_extension(end));
+        let journal = OpenOptions::new().append(true).create(true).read(true).open(&journal_path);
+        let journal = journal.map_err(|error| io_error(&journal_path, error))?;
+        if let Err(TryLockError::WouldBlock) = journal.try_lock() {
+            let error = io::Error::other("another process is at this evaluation");
+            return Err(io_error(&journal_path, error));
+        }
+        {
+            let mut files = scratch.files.lock().unwrap_or_else(PoisonError::into_inner);
+            files.extend([journal_path.clone(), path.clone()]);
+            files.extend(observed.then(|| seen_path.clone()));
+        }
+        let open = |path: &Path| scratch.disk.open(path).map_err(|error| io_error(path, error));
+        let part = open(&path)?;
+        // A disk without room for all of it is better noticed now than after days.
+        if let Err(error) = part.reserve((n + 1) * slot_bytes) {
+            if journal.metadata().is_ok_and(|data| data.len() == 0) {
+                // Nothing is in there that one could go on with.
+                for path in [&path, &journal_path] {
+                    let _ = scratch.disk.remove(path);
                 }
-                (create(&path)?, Some((at, journal)))
             }
-            false => {
-                let file = tempfile::tempfile_in(folder);
-                (file.map_err(|error| io_error(folder, error))?, None)
-            }
+            return Err(io_error(&path, error));
+        }
+        let seen = match observed {
+            true => Some(Seen { part: open(&seen_path)?, path: seen_path, layers: Vec::new() }),
+            false => None,
         };
-        Ok(Self { path, file, slot_bytes, slot_of: Vec::new(), free: 0, journal })
+        let slot_of = (0..n).collect();
+        Ok(Self { path, part, slot_bytes, slot_of, free: n, journal_path, journal, seen })
     }
 
-    fn write(&self, bytes: &[u8], slot: u64) -> Result<(), EvalError> {
-        use std::io::{Seek, SeekFrom};
-        let mut file = &self.file;
-        let done =
-            file.seek(SeekFrom::Start(slot * self.slot_bytes)).and_then(|_| file.write_all(bytes));
-        done.map_err(|error| io_error(&self.path, error))
+    /// Writes a batch's states, and gives their hash.
+    fn write(&self, slot: u64, states: &Array2<f32>, mut hash: Xxh3) -> Result<u64, EvalError> {
+        let mut bytes = Vec::with_capacity(PIECE);
+        let mut at = slot * self.slot_bytes;
+        for piece in states.as_slice().expect("states are contiguous").chunks(PIECE / 4) {
+            bytes.clear();
+            bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
+            hash.update(&bytes);
+            let written = write_all(self.part.as_ref(), &bytes, at);
+            written.map_err(|error| io_error(&self.path, error))?;
+            at += bytes.len() as u64;
+        }
+        Ok(hash.digest())
     }
 
     fn read(
         &self,
-        batch: usize,
+        slot: u64,
         rows: Range<usize>,
         columns: usize,
     ) -> Result<Array2<f32>, EvalError> {
-        let at = self.slot_of[batch] * self.slot_bytes + 4 * (rows.start * columns) as u64;
-        let mut bytes = vec![0; 4 * rows.len() * columns];
-        crate::blob::read_exact_at(&self.file, &mut bytes, at)
-            .map_err(|error| io_error(&self.path, error))?;
-        let values = bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)).collect();
+        let first = slot * self.slot_bytes + 4 * (rows.start * columns) as u64;
+        let mut values = Vec::with_capacity(rows.len() * columns);
+        self.pieces(first, 4 * rows.len() * columns, |bytes| {
+            values.extend(bytes.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b)));
+        })?;
         Ok(Array2::from_shape_vec((rows.len(), columns), values).expect("as many as were read"))
+    }
+
+    fn hash(&self, slot: u64, rows: usize, columns: usize, hash: Xxh3) -> Result<u64, EvalError> {
+        let mut hash = hash;
+        self.pieces(slot * self.slot_bytes, 4 * rows * columns, |bytes| hash.update(bytes))?;
+        Ok(hash.digest())
+    }
+
+    fn pieces(
+        &self,
+        mut at: u64,
+        mut length: usize,
+        mut give: impl FnMut(&[u8]),
+    ) -> Result<(), EvalError> {
+        let mut bytes = vec![0; PIECE.min(length)];
+        while length > 0 {
+            let piece = &mut bytes[..PIECE.min(length)];
+            let read = read_all(self.part.as_ref(), piece, at);
+            read.map_err(|error| io_error(&self.path, error))?;
+            give(piece);
+            at += piece.len() as u64;
+            length -= piece.len();
+        }
+        Ok(())
     }
 }
 
+impl Seen {
+    /// Writes what was seen of a layer where nothing lies that the journal still needs.
+    fn put(&mut self, layer: u32, bytes: &[u8]) -> Result<String, EvalError> {
+        let end = |pieces: &mut dyn Iterator<Item = &Piece>| {
+            pieces.map(|piece| piece.at + piece.length).max().unwrap_or(0)
+        };
+        let before = end(&mut self.layers.iter().filter(|piece| piece.layer != layer));
+        let length = bytes.len() as u64;
+        let at = match self.layers.iter().find(|piece| piece.layer == layer) {
+            Some(piece) if piece.at < before + length => piece.at + piece.length,
+            _ => before,
+        };
+        let written = write_all(self.part.as_ref(), bytes, at);
+        written.map_err(|error| io_error(&self.path, error))?;
+        let hash = xxhash_rust::xxh3::xxh3_64(bytes);
+        self.set(Piece { layer, at, length, hash });
+        Ok(format!(" {at} {length} {hash:016x}"))
+    }
+
+    fn set(&mut self, piece: Piece) {
+        self.layers.retain(|old| old.layer != piece.layer);
+        self.layers.push(piece);
+    }
+
+    fn read(&self, piece: Piece) -> Result<Vec<u8>, EvalError> {
+        // The file tells how much there can be; a damaged journal may claim anything.
+        let io = |error| io_error(&self.path, error);
+        if piece
+            .at
+            .checked_add(piece.length)
+            .is_none_or(|end| self.part.size().is_ok_and(|n| end > n))
+        {
+            return Err(io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        let mut bytes = vec![0; piece.length as usize];
+        read_all(self.part.as_ref(), &mut bytes, piece.at).map_err(io)?;
+        Ok(bytes)
+    }
+
+    fn sound(&self, piece: Piece) -> bool {
+        self.read(piece).is_ok_and(|bytes| xxhash_rust::xxh3::xxh3_64(&bytes) == piece.hash)
+    }
+}
+
+/// The hash of a batch's states begins with what they are, so that no other's can stand in.
+fn seed(batch: usize, passed: u32) -> Xxh3 {
+    let mut hash = Xxh3::new();
+    hash.update(&(batch as u64).to_le_bytes());
+    hash.update(&passed.to_le_bytes());
+    hash
+}
+
+fn hex(word: &str) -> Option<u64> {
+    u64::from_str_radix(word, 16).ok()
+}
+
 fn io_error(path: &Path, error: io::Error) -> EvalError {
-    EvalError::Io { path: path.to_owned(), error }
+    let path = path.to_owned();
+    match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EvalError::DiskFull { path },
+        _ => EvalError::Io { path, error },
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn states(folder: &Path) -> States {
-        let scratch = Scratch { folder: folder.to_owned(), keep: true };
-        let options = PerplexityOptions { scratch: Some(scratch), ..PerplexityOptions::default() };
-        States::new(&[2, 2, 1], 3, &options, true, 7).unwrap()
+    fn states(folder: &Path, observed: bool) -> (Scratch, States) {
+        let scratch = Scratch::new(folder);
+        let states = States::new(&[2, 2, 1], 3, Some(&scratch), 7, observed).unwrap();
+        (scratch, states)
+    }
+
+    fn passed(states: &States) -> [Option<u32>; 3] {
+        [0, 1, 2].map(|batch| states.passed(batch))
     }
 
     fn filled(rows: usize, value: f32) -> Array2<f32> {
         Array2::from_elem((rows, 3), value)
     }
 
+    /// Changes a byte in the middle of a file.
+    fn damage(path: &Path, at: usize) {
+        let mut bytes = std::fs::read(path).unwrap();
+        bytes[at] ^= 1;
+        std::fs::write(path, bytes).unwrap();
+    }
+
     #[test]
     fn what_was_put_is_found_again_by_another_process() {
         let dir = tempfile::tempdir().unwrap();
-        let mut first = states(dir.path());
+        let (_, mut first) = states(dir.path(), false);
         assert_eq!(first.passed(0), None);
         for (batch, rows) in [2, 2, 1].into_iter().enumerate() {
-            first.put(batch, 0, filled(rows, batch as f32)).unwrap();
+            first.put(batch, 0, filled(rows, batch as f32), None).unwrap();
         }
         for passed in 1..4 {
             let rows = first.take(1).unwrap() + 10.0;
-            first.put(1, passed, rows).unwrap();
+            first.put(1, passed, rows, None).unwrap();
         }
         first.set_note(2, 0.1).unwrap();
         assert_eq!(*first.rows(1, 1..2).unwrap(), [31.0; 3]);
         drop(first);
-        // A line that was begun when the process ended.
+        // A line that was begun when the process ended: with what comes next it would be one.
         let journal = dir.path().join("requant-0000000000000007.journal");
-        OpenOptions::new().append(true).open(&journal).unwrap().write_all(b"2 1 3 00").unwrap();
-        let mut second = states(dir.path());
-        let passed: Vec<_> = (0..3).map(|batch| second.passed(batch)).collect();
-        assert_eq!(passed, [Some(0), Some(3), Some(0)]);
+        OpenOptions::new().append(true).open(&journal).unwrap().write_all(b"2").unwrap();
+        let (_, mut second) = states(dir.path(), false);
+        assert_eq!(passed(&second), [Some(0), Some(3), Some(0)]);
+        assert_eq!(second.work(), 6);
         assert_eq!(second.note(2), Some(0.1));
         assert_eq!(second.take(1).unwrap(), filled(2, 31.0));
         assert_eq!(second.take(2).unwrap(), filled(1, 2.0));
-        second.remove();
-        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        second.put(0, 1, filled(2, 5.0), None).unwrap();
+        drop(second);
+        let (scratch, mut third) = states(dir.path(), false);
+        assert_eq!(passed(&third), [Some(1), Some(3), Some(0)]);
+        assert_eq!(third.take(0).unwrap(), filled(2, 5.0));
+        third.restart_beyond(1).unwrap();
+        assert_eq!(passed(&third), [Some(1), None, Some(0)]);
+        std::fs::write(dir.path().join("requant-1.states"), "abc").unwrap();
+        assert_eq!(scratch.finish(), (1, 3));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
     }
 
     #[test]
     fn damaged_states_begin_anew() {
         let dir = tempfile::tempdir().unwrap();
-        let mut first = states(dir.path());
+        let (_, mut first) = states(dir.path(), false);
         for (batch, rows) in [2, 2, 1].into_iter().enumerate() {
-            first.put(batch, 5, filled(rows, 1.0)).unwrap();
+            first.put(batch, 5, filled(rows, 1.0), None).unwrap();
         }
-        let damaged = match &first.place {
-            Place::File(slots) => slots.slot_of[1] * slots.slot_bytes,
-            Place::Memory(_) => unreachable!("states are kept"),
-        };
+        let Place::File(slots) = &first.place else { unreachable!("there is a folder") };
+        let at = slots.slot_of[1] * slots.slot_bytes;
         drop(first);
-        let path = dir.path().join("requant-0000000000000007.states");
-        let mut bytes = std::fs::read(&path).unwrap();
-        bytes[damaged as usize] ^= 1;
-        std::fs::write(&path, bytes).unwrap();
-        let mut second = states(dir.path());
-        let passed: Vec<_> = (0..3).map(|batch| second.passed(batch)).collect();
-        assert_eq!(passed, [Some(5), None, Some(5)]);
-        second.put(1, 0, filled(2, 9.0)).unwrap();
+        damage(&dir.path().join("requant-0000000000000007.states"), at as usize);
+        let (_, mut second) = states(dir.path(), false);
+        assert_eq!(passed(&second), [Some(5), None, Some(5)]);
+        second.put(1, 0, filled(2, 9.0), None).unwrap();
         for (batch, value) in [1.0, 9.0, 1.0].into_iter().enumerate() {
             assert!(second.rows(batch, 0..1).unwrap().iter().all(|&x| x == value));
         }
+    }
+
+    #[test]
+    fn what_was_seen_belongs_to_the_states() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_, mut first) = states(dir.path(), true);
+        for passed in 0..3u8 {
+            for (batch, rows) in [2, 2, 1].into_iter().enumerate() {
+                let seen = [10 * passed + batch as u8; 40];
+                let seen = (passed > 0).then_some(&seen[..]);
+                first.put(batch, passed.into(), filled(rows, 0.0), seen).unwrap();
+            }
+        }
+        first.put(0, 3, filled(2, 0.0), Some(&[30; 40])).unwrap();
+        drop(first);
+        let seen = |states: &States| -> Vec<(u32, u8)> {
+            let mut all = Vec::new();
+            let give = |layer, bytes: &[u8]| {
+                assert!(bytes.len() == 40 && bytes.iter().all(|&b| b == bytes[0]));
+                all.push((layer, bytes[0]));
+                Ok(())
+            };
+            states.each_seen(give).unwrap();
+            all
+        };
+        let (_, second) = states(dir.path(), true);
+        assert_eq!(passed(&second), [Some(3), Some(2), Some(2)]);
+        assert_eq!(seen(&second), [(0, 12), (1, 22), (2, 30)]);
+        drop(second);
+        // Where a part of it is lost, all begins anew.
+        damage(&dir.path().join("requant-0000000000000007.seen"), 0);
+        let (_, third) = states(dir.path(), true);
+        let lost = (passed(&third), seen(&third));
+        assert_eq!(lost, ([None; 3], vec![]));
+    }
+
+    #[test]
+    fn two_processes_do_not_share_states() {
+        let dir = tempfile::tempdir().unwrap();
+        let (scratch, _first) = states(dir.path(), false);
+        let error = States::new(&[2, 2, 1], 3, Some(&scratch), 7, false).err().unwrap();
+        assert!(error.to_string().contains("another process"), "{error}");
+        assert!(States::new(&[2, 2, 1], 3, Some(&scratch), 8, false).is_ok());
     }
 }

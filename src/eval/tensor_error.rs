@@ -3,7 +3,7 @@
 
 use super::error::EvalError;
 use super::linear::Matrix;
-use super::observe::Observer;
+use super::observe::{Observer, Words, of_layer};
 use crate::source::Source;
 use ndarray::ArrayView2;
 use std::sync::{Mutex, PoisonError};
@@ -72,6 +72,23 @@ impl Observer for TensorErrors<'_> {
         let mut sums = self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner);
         sums.0 += apart;
         sums.1 += norm;
+        Ok(())
+    }
+
+    fn seen(&self, layer: u32) -> Vec<u8> {
+        let words = of_layer(&self.names, layer).flat_map(|tensor| {
+            let sums = self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner);
+            [sums.0.to_bits(), sums.1.to_bits()]
+        });
+        words.flat_map(u64::to_le_bytes).collect()
+    }
+
+    fn take_up(&self, layer: u32, seen: &[u8]) -> Result<(), EvalError> {
+        let mut words = Words::new(seen);
+        for tensor in of_layer(&self.names, layer) {
+            let sums = [words.next()?, words.next()?].map(f64::from_bits);
+            *self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner) = (sums[0], sums[1]);
+        }
         Ok(())
     }
 }

@@ -7,17 +7,19 @@ use super::model::Model;
 use super::perplexity::PerplexityOptions;
 use super::states::States;
 use crate::monitor::Monitor;
-use ndarray::Array2;
-use ndarray::ArrayView2;
+use ndarray::{Array2, ArrayView2, s};
 use std::borrow::Cow;
 use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
 
 /// The states of all chunks of a text between two layers.
+///
+/// Scored rows are numbered over all chunks: the second half of each, but for the last.
 pub(super) struct Walk<'m, 'a> {
     pub model: &'m Model<'a>,
     ctx: usize,
     memory: usize,
+    bos: Option<u32>,
     /// Tokens of a batch: chunks that pass a layer together. The last may have fewer.
     n_batch: usize,
     tokens: Vec<u32>,
@@ -25,44 +27,69 @@ pub(super) struct Walk<'m, 'a> {
 }
 
 impl<'m, 'a> Walk<'m, 'a> {
-    /// Embeds the first `n_chunks` chunks of a text, or takes up what was left of an earlier walk.
+    /// Opens the states of the first `n_chunks` chunks of a text, with what was left of an earlier
+    /// walk of the same [`identity`].
     pub fn new(
         model: &'m Model<'a>,
         tokens: &[u32],
         n_chunks: usize,
         options: &PerplexityOptions,
+        identity: u64,
     ) -> Result<Self, EvalError> {
         let ctx = options.ctx;
         let n_batch = ctx * budget::batch(model.hparams(), ctx, options.memory);
         let tokens = tokens[..n_chunks * ctx].to_vec();
         let rows: Vec<usize> = tokens.chunks(n_batch).map(<[u32]>::len).collect();
         let columns = model.hparams().n_embd as usize;
-        let identity = identity(model, &tokens, n_batch, options);
-        // What an observer has seen is not kept, so it has to see everything again.
-        let keep = !model.is_observed();
-        let states = States::new(&rows, columns, options, keep, identity)?;
-        let mut walk = Self { model, ctx, memory: options.memory, n_batch, tokens, states };
-        for (batch, tokens) in walk.tokens.chunks(n_batch).enumerate() {
-            if walk.states.passed(batch).is_none() {
+        let observed = model.observer().is_some();
+        let states = States::new(&rows, columns, options.scratch.as_ref(), identity, observed)?;
+        Ok(Self { model, ctx, memory: options.memory, bos: options.bos, n_batch, tokens, states })
+    }
+
+    /// Layers from the first on whose error was noted before the walk was stopped.
+    pub fn noted(&self) -> u32 {
+        (0..).take_while(|&layer| self.states.note(layer).is_some()).count() as u32
+    }
+
+    /// Has chunks begin anew that have passed more layers than this.
+    pub fn restart_beyond(&mut self, layers: u32) -> Result<(), EvalError> {
+        self.states.restart_beyond(layers)
+    }
+
+    /// Embeds the chunks that begin anew, and tells the observer what it saw before. Returns the
+    /// work that was done before, in tokens times layers.
+    pub fn begin(&mut self) -> Result<u64, EvalError> {
+        if let Some(observer) = self.model.observer() {
+            self.states.each_seen(|layer, seen| observer.take_up(layer, seen))?;
+        }
+        let done = self.states.work();
+        for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
+            if self.states.passed(batch).is_none() {
                 let mut input = tokens.to_vec();
-                if let Some(bos) = options.bos {
-                    input.iter_mut().step_by(ctx).for_each(|token| *token = bos);
+                if let Some(bos) = self.bos {
+                    input.iter_mut().step_by(self.ctx).for_each(|token| *token = bos);
                 }
-                walk.states.put(batch, 0, model.embed(&input)?)?;
+                let states = self.model.embed(&input).map_err(|e| e.after(batch * self.n_batch))?;
+                self.states.put(batch, 0, states, None)?;
             }
         }
-        Ok(walk)
+        Ok(done)
     }
 
     /// Passes all chunks through a layer, as far as they have not passed it.
     pub fn layer(&mut self, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
         for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
-            if self.states.passed(batch).is_none_or(|passed| passed <= layer) {
-                let mut states = self.states.take(batch)?;
-                let passed = self.model.layer(layer, &mut states, self.ctx, self.memory);
-                passed.map_err(|e| e.after(batch * self.n_batch))?;
-                self.states.put(batch, layer + 1, states)?;
+            if self.states.passed(batch).is_some_and(|passed| passed > layer) {
+                continue;
             }
+            let mut states = self.states.take(batch)?;
+            let passed = self.model.layer(layer, &mut states, self.ctx, self.memory);
+            passed.map_err(|e| e.after(batch * self.n_batch))?;
+            let seen = match self.states.keeps_seen() {
+                true => self.model.observer().map(|observer| observer.seen(layer)),
+                false => None,
+            };
+            self.states.put(batch, layer + 1, states, seen.as_deref())?;
             monitor.advance(tokens.len() as u64);
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);
@@ -71,28 +98,55 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(())
     }
 
-    /// Positions of a chunk whose next token is scored: the second half, but for the last.
-    pub fn scored(ctx: usize) -> Range<usize> {
-        ctx / 2..ctx - 1
+    /// Rows of a chunk that are scored.
+    fn per_chunk(&self) -> usize {
+        self.ctx - 1 - self.ctx / 2
     }
 
-    /// Some rows of a chunk.
-    fn chunk(&self, chunk: usize, rows: Range<usize>) -> Result<Cow<'_, [f32]>, EvalError> {
-        let first = chunk * self.ctx;
-        let (batch, first) = (first / self.n_batch, first % self.n_batch);
-        self.states.rows(batch, first + rows.start..first + rows.end)
+    /// All scored rows, so many at a time.
+    pub fn groups(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
+        let n = self.tokens.len() / self.ctx * self.per_chunk();
+        (0..n).step_by(rows).map(move |first| first..n.min(first + rows))
     }
 
-    /// The scored rows of a chunk, normalised for the output matrix, the tokens that they should
-    /// predict, and the place of the first of them in the text.
-    pub fn rows(&self, chunk: usize) -> Result<(Array2<f32>, Vec<u32>, usize), EvalError> {
-        let scored = Self::scored(self.ctx);
-        let first = chunk * self.ctx + scored.start;
-        let targets = self.tokens[first + 1..][..scored.len()].to_vec();
-        let states = self.chunk(chunk, scored)?;
-        let shape = (targets.len(), self.model.hparams().n_embd as usize);
-        let states = ArrayView2::from_shape(shape, &states).expect("whole rows");
-        Ok((self.model.output_norm(states)?, targets, first))
+    /// The place of a scored row in the text.
+    pub fn place(&self, row: usize) -> usize {
+        row / self.per_chunk() * self.ctx + self.ctx / 2 + row % self.per_chunk()
+    }
+
+    /// The tokens that scored rows should predict.
+    pub fn targets(&self, rows: Range<usize>) -> Vec<u32> {
+        rows.map(|row| self.tokens[self.place(row) + 1]).collect()
+    }
+
+    /// Tokens of the chunks that end with these scored rows.
+    pub fn tokens_of(&self, rows: Range<usize>) -> u64 {
+        let chunks = rows.end / self.per_chunk() - rows.start / self.per_chunk();
+        (chunks * self.ctx) as u64
+    }
+
+    /// Scored rows, normalised for the output matrix.
+    pub fn normed(&self, rows: Range<usize>) -> Result<Array2<f32>, EvalError> {
+        let columns = self.model.hparams().n_embd as usize;
+        let mut all = Array2::zeros((rows.len(), columns));
+        let mut at = rows.start;
+        while at < rows.end {
+            let left = self.per_chunk() - at % self.per_chunk();
+            let end = rows.end.min(at + left);
+            let place = self.place(at);
+            let states = self.rows(place..place + end - at)?;
+            let states = ArrayView2::from_shape((end - at, columns), &states).expect("whole rows");
+            let part = s![at - rows.start..end - rows.start, ..];
+            all.slice_mut(part).assign(&self.model.output_norm(states)?);
+            at = end;
+        }
+        Ok(all)
+    }
+
+    /// States of tokens that one batch holds.
+    fn rows(&self, tokens: Range<usize>) -> Result<Cow<'_, [f32]>, EvalError> {
+        let first = tokens.start % self.n_batch;
+        self.states.rows(tokens.start / self.n_batch, first..first + tokens.len())
     }
 
     /// Norm of the difference of all states, relative to the reference's, after a layer that both
@@ -105,8 +159,8 @@ impl<'m, 'a> Walk<'m, 'a> {
             return Ok(None);
         }
         let (mut apart, mut norm) = (0.0, 0.0);
-        for chunk in 0..self.tokens.len() / self.ctx {
-            let rows = [reference, self].map(|walk| walk.chunk(chunk, 0..walk.ctx));
+        for chunk in (0..self.tokens.len()).step_by(self.ctx) {
+            let rows = [reference, self].map(|walk| walk.rows(chunk..chunk + walk.ctx));
             let [a, b] = rows;
             for (&a, &b) in a?.iter().zip(b?.iter()) {
                 apart += f64::from(a - b).powi(2);
@@ -117,24 +171,24 @@ impl<'m, 'a> Walk<'m, 'a> {
         self.states.set_note(layer, error)?;
         Ok(Some(error))
     }
-
-    /// Removes what was kept for the case that the walk is stopped.
-    pub fn finish(self) {
-        self.states.remove();
-    }
 }
 
-/// What tells one walk from another.
-fn identity(model: &Model, tokens: &[u32], n_batch: usize, options: &PerplexityOptions) -> u64 {
+/// What tells one evaluation from another: models, text and how it is cut. Models that run together
+/// have the same one, to which each adds its number.
+pub(super) fn identity(models: &[&Model], tokens: &[u32], options: &PerplexityOptions) -> u64 {
     let mut hash = Xxh3::new();
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
-    for file in model.source().files() {
-        hash.update(file.path.as_os_str().as_encoded_bytes());
-        hash.update(&file.size.to_le_bytes());
-        hash.update(file.version.as_bytes());
+    for model in models {
+        hash.update(&[u8::from(model.observer().is_some())]);
+        for file in model.source().files() {
+            hash.update(file.path.as_os_str().as_encoded_bytes());
+            hash.update(&file.size.to_le_bytes());
+            hash.update(file.version.as_bytes());
+        }
     }
     tokens.iter().for_each(|token| hash.update(&token.to_le_bytes()));
-    let numbers = [options.ctx, n_batch, options.bos.map_or(0, |bos| bos as usize + 1)];
+    // Where chunks are cut into batches follows from the memory.
+    let numbers = [options.ctx, options.memory, options.bos.map_or(0, |bos| bos as usize + 1)];
     numbers.iter().for_each(|n| hash.update(&n.to_le_bytes()));
     hash.digest()
 }

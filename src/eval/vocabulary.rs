@@ -1,0 +1,313 @@
+//! From the last states to probabilities: the vocabulary is taken in tiles, so that the logits of
+//! whole rows never exist, and each tile of the output matrix is decoded once for all rows.
+//!
+//! Everything that is reported of a token follows from sums over the vocabulary, which each tile
+//! adds to: with `a` and `b` the logits of reference and model, `Z = Σ eᵃ`,
+//! `KL = Σ eᵃ (a - b) / Z - ln Σ eᵃ + ln Σ eᵇ`. Sums are f64, and relative to the largest logit so
+//! far.
+
+use super::compare::TokenValues;
+use super::error::EvalError;
+use super::exponential::exp;
+use super::linear::Matrix;
+use super::model::Model;
+use ndarray::parallel::prelude::*;
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
+
+/// Rows of states that are scored together.
+pub(super) const ROWS: usize = 2048;
+
+/// Tokens of the vocabulary that one task takes.
+const TILE: usize = 1024;
+
+/// Where the logits of some rows come from.
+pub(super) enum Side<'s, 'a> {
+    /// From normalised states.
+    Model(&'s Model<'a>, ArrayView2<'s, f32>),
+    /// They are known.
+    Logits(ArrayView2<'s, f32>),
+    /// Log-probabilities are known, and taken as they are: rounding has left their sums off 1.
+    Saved(ArrayView2<'s, f32>),
+}
+
+/// What was found of some rows.
+pub(super) struct Scores {
+    /// The reference's negative log-likelihood of each row's target.
+    pub nll: Vec<f64>,
+    /// Each model's values.
+    pub models: Vec<Vec<TokenValues>>,
+}
+
+/// A row that is not finite, or weights that cannot be read.
+#[derive(Debug)]
+pub(super) struct Bad {
+    /// 0 for the reference, then the models compared with it.
+    pub model: usize,
+    /// The row.
+    pub row: usize,
+    cause: Option<EvalError>,
+}
+
+impl Bad {
+    /// The error, for a row that is the text's token `token`.
+    pub fn error(self, model: &Model, token: usize) -> EvalError {
+        self.cause.unwrap_or_else(|| {
+            let place = format!("`{}`", model.output_name());
+            EvalError::NotFinite { layer: model.hparams().n_layer, place, token }
+        })
+    }
+}
+
+/// Sums over a part of the vocabulary.
+#[derive(Clone, Copy)]
+struct Sums {
+    /// The largest logit, and which it is.
+    max: f32,
+    top: u32,
+    /// Sum of `e^(l - max)`.
+    sum: f64,
+    /// For a model: sum of `e^(a - max) (a - b)` with the reference's logits `a` and their `max`.
+    cross: f64,
+    /// The target's logit.
+    target: Option<f32>,
+}
+
+impl Sums {
+    fn of(logits: &[f32], first: usize, target: u32) -> Self {
+        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let top = logits.iter().position(|&l| l == max).unwrap_or(0);
+        Self {
+            max,
+            top: (first + top) as u32,
+            sum: sum(logits, |l| f64::from(exp(l - max))),
+            cross: 0.0,
+            target: (target as usize).checked_sub(first).and_then(|t| logits.get(t)).copied(),
+        }
+    }
+
+    /// Adds another part, all but the cross sums, which are relative to the reference's logits.
+    fn add(&mut self, other: &Self) {
+        let max = self.max.max(other.max);
+        let [own, others] = [self.max, other.max].map(|m| f64::from(m - max).exp());
+        self.sum = self.sum * own + other.sum * others;
+        if other.max > self.max {
+            self.top = other.top;
+        }
+        self.max = max;
+        self.target = self.target.or(other.target);
+    }
+
+    fn log_sum(&self) -> f64 {
+        f64::from(self.max) + self.sum.ln()
+    }
+}
+
+/// The sum of a function in f64, in several lanes at once.
+fn sum(values: &[f32], f: impl Fn(f32) -> f64) -> f64 {
+    let (chunks, rest) = values.as_chunks::<8>();
+    let mut lanes = [0.0; 8];
+    for chunk in chunks {
+        for (lane, &value) in lanes.iter_mut().zip(chunk) {
+            *lane += f(value);
+        }
+    }
+    lanes.iter().sum::<f64>() + rest.iter().map(|&value| f(value)).sum::<f64>()
+}
+
+/// `Σ e^(a - max) (a - b)`.
+fn cross(a: &[f32], b: &[f32], max: f32) -> f64 {
+    let term = |a: f32, b: f32| f64::from(exp(a - max)) * (f64::from(a) - f64::from(b));
+    let ((chunks_a, rest_a), (chunks_b, rest_b)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
+    let mut lanes = [0.0; 8];
+    for (a, b) in chunks_a.iter().zip(chunks_b) {
+        for ((lane, &a), &b) in lanes.iter_mut().zip(a).zip(b) {
+            *lane += term(a, b);
+        }
+    }
+    let rest = rest_a.iter().zip(rest_b).map(|(&a, &b)| term(a, b));
+    lanes.iter().sum::<f64>() + rest.sum::<f64>()
+}
+
+impl Side<'_, '_> {
+    fn n_vocab(&self) -> usize {
+        match self {
+            Self::Model(model, _) => model.hparams().n_vocab as usize,
+            Self::Logits(rows) | Self::Saved(rows) => rows.ncols(),
+        }
+    }
+
+    /// Logits of a part of the vocabulary.
+    fn tile(&self, first: usize, n: usize) -> Result<Array2<f32>, EvalError> {
+        match self {
+            Self::Model(model, states) => {
+                let output = model.output()?;
+                let tile = Matrix { first_row: first as u64, rows: n, ..output };
+                tile.apply_here(*states)
+            }
+            Self::Logits(rows) | Self::Saved(rows) => {
+                Ok(rows.slice(s![.., first..first + n]).as_standard_layout().into_owned())
+            }
+        }
+    }
+}
+
+/// Scores rows of a reference and of models, whose next tokens should be `targets`. All have the
+/// same vocabulary.
+pub(super) fn score(
+    reference: Side,
+    models: &[(&Model, ArrayView2<f32>)],
+    targets: &[u32],
+) -> Result<Scores, Bad> {
+    let n_vocab = reference.n_vocab();
+    let tiles: Vec<usize> = (0..n_vocab).step_by(TILE).collect();
+    let sides = 1 + models.len();
+    let bad = |model| move |cause| Bad { model, row: 0, cause: Some(cause) };
+    // For each tile the sums of each row, for the reference and then for each model.
+    let parts: Vec<Vec<Sums>> = tiles
+        .par_iter()
+        .map(|&first| {
+            let n = TILE.min(n_vocab - first);
+            let a = reference.tile(first, n).map_err(bad(0))?;
+            let mut parts = Vec::with_capacity(sides * targets.len());
+            for (row, &target) in a.rows().into_iter().zip(targets) {
+                parts.push(Sums::of(slice(&row), first, target));
+            }
+            for (i, &(model, states)) in models.iter().enumerate() {
+                let b = Side::Model(model, states).tile(first, n).map_err(bad(1 + i))?;
+                for (row, (a, b)) in a.rows().into_iter().zip(b.rows()).enumerate() {
+                    let (a, b) = (slice(&a), slice(&b));
+                    let cross = cross(a, b, parts[row].max);
+                    parts.push(Sums { cross, ..Sums::of(b, first, targets[row]) });
+                }
+            }
+            Ok(parts)
+        })
+        .collect::<Result<_, Bad>>()?;
+    let saved = matches!(reference, Side::Saved(_));
+    let rows: Vec<(f64, Vec<TokenValues>)> = (0..targets.len())
+        .into_par_iter()
+        .map(|row| join(&parts, row, targets.len(), sides, saved))
+        .collect::<Result<_, _>>()?;
+    let mut models = vec![Vec::with_capacity(rows.len()); models.len()];
+    let mut nll = Vec::with_capacity(rows.len());
+    for (own, values) in rows {
+        nll.push(own);
+        models.iter_mut().zip(values).for_each(|(all, value)| all.push(value));
+    }
+    Ok(Scores { nll, models })
+}
+
+fn slice<'r>(row: &'r ArrayView1<f32>) -> &'r [f32] {
+    row.as_slice().expect("rows are contiguous")
+}
+
+/// What follows from the tiles' sums for a row.
+fn join(
+    parts: &[Vec<Sums>],
+    row: usize,
+    rows: usize,
+    sides: usize,
+    saved: bool,
+) -> Result<(f64, Vec<TokenValues>), Bad> {
+    let whole = |side: usize| {
+        let mut all = parts[0][side * rows + row];
+        parts[1..].iter().for_each(|tile| all.add(&tile[side * rows + row]));
+        all
+    };
+    let finite = |model: usize, value: f64| match value.is_finite() {
+        true => Ok(value),
+        false => Err(Bad { model, row, cause: None }),
+    };
+    let a = whole(0);
+    let target = |sums: &Sums| f64::from(sums.target.unwrap_or(f32::NAN));
+    // Saved log-probabilities count as they are.
+    let log_sum_a = if saved { 0.0 } else { a.log_sum() };
+    let nll_reference = finite(0, log_sum_a - target(&a))?;
+    let weight = f64::from(a.max).exp() * a.sum;
+    let values = (1..sides).map(|side| {
+        let b = whole(side);
+        let log_sum_b = b.log_sum();
+        let nll = finite(side, log_sum_b - target(&b))?;
+        let cross: f64 = parts
+            .iter()
+            .map(|tile| tile[side * rows + row].cross * f64::from(tile[row].max - a.max).exp())
+            .sum();
+        let mut kl = cross / a.sum - log_sum_a + log_sum_b;
+        if saved {
+            kl *= weight;
+        }
+        Ok(TokenValues {
+            nll_reference,
+            nll,
+            kl: finite(side, kl)?,
+            p_change: (-nll).exp() - (-nll_reference).exp(),
+            same_top: a.top == b.top,
+        })
+    });
+    Ok((nll_reference, values.collect::<Result<_, _>>()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Sums of rows of logits, cut into tiles of `n`.
+    fn tiles(a: &[f32], b: &[f32], n: usize, target: u32) -> Vec<Vec<Sums>> {
+        let tiles = (0..a.len()).step_by(n).map(|first| {
+            let range = first..a.len().min(first + n);
+            let (a, b) = (&a[range.clone()], &b[range]);
+            let own = Sums::of(a, first, target);
+            vec![own, Sums { cross: cross(a, b, own.max), ..Sums::of(b, first, target) }]
+        });
+        tiles.collect()
+    }
+
+    #[test]
+    fn divergence_and_agreement_by_hand() {
+        // p = (1/2, 1/4, 1/4), q = (1/4, 1/2, 1/4): KL = ln(2)/2 - ln(2)/4.
+        let (p, q) = ([2f32.ln(), 0.0, 0.0], [7.0, 7.0 + 2f32.ln(), 7.0]);
+        for n in 1..4 {
+            let (nll, values) = join(&tiles(&p, &q, n, 0), 0, 1, 2, false).unwrap();
+            assert!((nll - 2f64.ln()).abs() < 1e-6);
+            assert!((values[0].kl - 2f64.ln() / 4.0).abs() < 1e-6, "{values:?}");
+            assert!((values[0].p_change + 0.25).abs() < 1e-6 && !values[0].same_top);
+            assert!((values[0].nll - 4f64.ln()).abs() < 1e-6);
+        }
+        // Log-probabilities whose sum is 3/4 are not scaled up to 1.
+        let p = [0.5f32.ln(), 0.125f32.ln(), 0.125f32.ln()];
+        let (nll, values) = join(&tiles(&p, &q, 2, 0), 0, 1, 2, true).unwrap();
+        assert!((nll - 2f64.ln()).abs() < 1e-6);
+        let by_hand = 0.5 * 2f64.ln() + 0.125 * 0.25f64.ln() + 0.125 * 0.5f64.ln();
+        assert!((values[0].kl - by_hand).abs() < 1e-6, "{} {by_hand}", values[0].kl);
+    }
+
+    #[test]
+    fn tiles_give_what_the_whole_row_gives() {
+        let wave = |i: usize, k: f32| (i as f32 * k).sin() * 12.0;
+        let a: Vec<f32> = (0..1000).map(|i| wave(i, 0.37)).collect();
+        let b: Vec<f32> = (0..1000).map(|i| wave(i, 0.37) + 0.1 * wave(i, 1.7)).collect();
+        let log_p = |x: &[f32]| -> Vec<f64> {
+            let sum: f64 = x.iter().map(|&x| f64::from(x).exp()).sum();
+            x.iter().map(|&x| f64::from(x) - sum.ln()).collect()
+        };
+        let (p, q) = (log_p(&a), log_p(&b));
+        let kl: f64 = p.iter().zip(&q).map(|(p, q)| p.exp() * (p - q)).sum();
+        let top = |x: &[f64]| (0..1000).max_by(|&i, &j| x[i].total_cmp(&x[j])).unwrap();
+        for n in [7, 64, 1000] {
+            let (nll, values) = join(&tiles(&a, &b, n, 613), 0, 1, 2, false).unwrap();
+            assert!((nll + p[613]).abs() < 1e-6 && (values[0].nll + q[613]).abs() < 1e-6);
+            assert!((values[0].kl / kl - 1.0).abs() < 1e-5, "{} {kl}", values[0].kl);
+            assert_eq!(values[0].same_top, top(&p) == top(&q));
+            let (_, same) = join(&tiles(&a, &a, n, 613), 0, 1, 2, false).unwrap();
+            assert!(same[0].kl == 0.0 && same[0].same_top, "{same:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_is_found_on_either_side() {
+        let (good, bad) = ([1.0, 2.0, 3.0], [1.0, f32::NAN, 3.0]);
+        let found = |a, b| join(&tiles(a, b, 2, 0), 0, 1, 2, false).unwrap_err();
+        assert_eq!((found(&bad, &good).model, found(&good, &bad).model), (0, 1));
+        assert_eq!(found(&[1.0, f32::INFINITY, 0.0], &good).model, 0);
+    }
+}
