@@ -256,10 +256,11 @@ pub fn compare(
     let mut values: Vec<Vec<TokenValues>> = vec![Vec::new(); candidates.len()];
     for rows in any.groups(if whole { WHOLE_ROWS } else { vocabulary::ROWS }) {
         let targets = any.targets(rows.clone());
-        let normed = of_reference.map(|walk| walk.normed(rows.clone())).transpose()?;
+        let normed = of_reference.map(|walk| walk.normed(rows.clone()));
+        let normed = normed.transpose().map_err(|error| error.of(0))?;
         let mut states = Vec::new();
-        for walk in others {
-            states.push(walk.normed(rows.clone())?);
+        for (number, walk) in (1..).zip(others) {
+            states.push(walk.normed(rows.clone()).map_err(|error| error.of(number))?);
         }
         let models: Vec<_> =
             others.iter().zip(&states).map(|(walk, rows)| (walk.model, rows.view())).collect();
