@@ -71,7 +71,7 @@ impl QuantType {
         let Kernels { encode, .. } = self.kernels(simd)?;
         let rows = rows.chunks_exact(n_per_row).zip(out.chunks_exact_mut(row_bytes));
         for (row, (x, out)) in rows.enumerate() {
-            if !all_finite(x) {
+            if !super::simd::all_finite(simd, x) {
                 let column = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
                 return Err(QuantError::NotFinite { row, column, value: x[column] });
             }
@@ -188,15 +188,6 @@ impl QuantType {
     }
 }
 
-/// Without an early exit, so that it vectorises.
-fn all_finite(x: &[f32]) -> bool {
-    let mut infinite = false;
-    for v in x {
-        infinite |= v.to_bits() & 0x7f80_0000 == 0x7f80_0000;
-    }
-    !infinite
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -220,7 +211,7 @@ mod tests {
                 bytes[at..at + 2].copy_from_slice(&[0x00, 0x7c]);
                 let mut values = [0.0; N];
                 ty.decode_rows(&bytes, N, &mut values).unwrap();
-                let expected = if all_finite(&values) {
+                let expected = if super::super::float::all_finite(&values) {
                     Ok(())
                 } else {
                     Err(QuantError::InvalidBlock { ty, block })

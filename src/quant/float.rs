@@ -8,6 +8,7 @@
 //! All conversions are free of branches, so loops over them become vector code.
 
 use super::search::Search;
+use super::simd::Simd;
 
 /// f32 to the bits of a BF16 (`ggml_compute_fp32_to_bf16`).
 #[inline(always)]
@@ -48,9 +49,25 @@ pub fn f16_to_f32(bits: u16) -> f32 {
 
 /// Replaces each value by the nearest that a BF16 holds.
 pub fn round_to_bf16(values: &mut [f32]) {
+    super::simd::round_to_bf16(Simd::detect(), values);
+}
+
+/// [`round_to_bf16`] with the instructions that it is compiled for.
+#[inline(always)]
+pub(super) fn round_all_to_bf16(values: &mut [f32]) {
     for value in values {
         *value = bf16_to_f32(f32_to_bf16(*value));
     }
+}
+
+/// Whether all are numbers. Without an early exit, so that it vectorises.
+#[inline(always)]
+pub(super) fn all_finite(values: &[f32]) -> bool {
+    let mut infinite = false;
+    for v in values {
+        infinite |= v.to_bits() & 0x7f80_0000 == 0x7f80_0000;
+    }
+    !infinite
 }
 
 /// The little-endian bits of the nearest F16.

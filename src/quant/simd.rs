@@ -176,28 +176,48 @@ kernels!(
     super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::neon::Neon>>
 );
 
-/// [`fp8::decode`] compiled for a level; where the machine lacks it, for what every machine has.
-pub(super) fn decode_fp8(level: Simd, bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2")]
-        fn avx2(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
-            fp8::decode(bytes, scale, out)
+/// Compiles a function for every level; where the machine lacks the one asked for, the function is that
+/// of every machine. NEON belongs to every aarch64.
+macro_rules! compiled {
+    ($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $function:path) => {
+        $(#[$doc])*
+        pub(super) fn $name(level: Simd, $($arg: $ty),*) -> $ret {
+            #[cfg(target_arch = "x86_64")]
+            {
+                #[target_feature(enable = "avx2")]
+                fn avx2($($arg: $ty),*) -> $ret {
+                    $function($($arg),*)
+                }
+                #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+                fn avx512($($arg: $ty),*) -> $ret {
+                    $function($($arg),*)
+                }
+                match level {
+                    // SAFETY: the level is supported.
+                    Simd::Avx2 if level.is_supported() => return unsafe { avx2($($arg),*) },
+                    // SAFETY: the level is supported.
+                    Simd::Avx512 if level.is_supported() => return unsafe { avx512($($arg),*) },
+                    _ => {}
+                }
+            }
+            let _ = level;
+            $function($($arg),*)
         }
-        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-        fn avx512(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
-            fp8::decode(bytes, scale, out)
-        }
-        match level {
-            // SAFETY: the level is supported.
-            Simd::Avx2 if level.is_supported() => return unsafe { avx2(bytes, scale, out) },
-            // SAFETY: the level is supported.
-            Simd::Avx512 if level.is_supported() => return unsafe { avx512(bytes, scale, out) },
-            _ => {}
-        }
-    }
-    fp8::decode(bytes, scale, out)
+    };
 }
+
+compiled!(
+    /// [`fp8::decode`].
+    decode_fp8(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool = fp8::decode
+);
+compiled!(
+    /// [`float::round_all_to_bf16`].
+    round_to_bf16(values: &mut [f32]) -> () = float::round_all_to_bf16
+);
+compiled!(
+    /// [`float::all_finite`].
+    all_finite(values: &[f32]) -> bool = float::all_finite
+);
 
 impl Simd {
     /// The kernels of a type at this level; `None` if it has none. Where the machine lacks the

@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::{Lanes, MAX};
-use crate::quant::search::{CODEBOOK, EPS, MIDDLES, Plain, Search, Steps};
+use crate::quant::search::{CODEBOOK, EPS, MIDDLES, Plain, SPAN, Search, Steps};
 
 pub(in crate::quant) use super::pair::Pair;
 
@@ -13,11 +13,11 @@ pub(in crate::quant) struct InLanes<L>(PhantomData<L>);
 /// 1.5 · 2^23: the low bits of a sum with it are those of the nearest integer.
 const MAGIC: f32 = 12_582_912.0;
 
-/// Up to `WIDTH` groups of `G` values, transposed: element `i` of group `j` in lane `j` of
-/// vector `i`. Lanes without a group hold zeros.
+/// Up to `WIDTH` groups of `G` values, no more than a span in all, transposed: element `i` of group `j`
+/// in lane `j` of vector `i`. Lanes without a group hold zeros.
 #[inline(always)]
 fn transpose<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
-    let mut buffer = [0f32; 32 * MAX];
+    let mut buffer = [0f32; SPAN];
     for (j, x) in x.chunks_exact(G).enumerate() {
         for (i, &v) in x.iter().enumerate() {
             buffer[i * L::WIDTH + j] = v;
@@ -33,7 +33,7 @@ fn transpose<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
 /// Writes codes held as floats back, group after group.
 #[inline(always)]
 fn scatter<L: Lanes, const G: usize>(lanes: &[L; G], codes: &mut [u8]) {
-    let mut buffer = [0f32; 32 * MAX];
+    let mut buffer = [0f32; SPAN];
     for (i, v) in lanes.iter().enumerate() {
         v.store(&mut buffer[i * L::WIDTH..]);
     }
