@@ -77,7 +77,7 @@ in_vectors! {
         scores.iter_mut().for_each(|s| *s *= scale);
         let max = largest(scores);
         scores.iter_mut().for_each(|s| *s = exp(*s - max));
-        let norm = (1.0 / sum(scores, |s| f64::from(s))) as f32;
+        let norm = (1.0 / sum(scores, f64::from)) as f32;
         scores.iter_mut().for_each(|s| *s *= norm);
     }
 }
