@@ -58,3 +58,14 @@ fn what_fits_nothing_is_an_error() {
     let accepted = ["--tensor-type", "attn_qq=q8_0", "--allow-unmatched"];
     assert!(quantize(&output, "Q4_K_M", &accepted).0);
 }
+
+#[test]
+fn threads_may_follow_the_type_as_in_llama_quantize() {
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let (done, err) = quantize(&output, "Q8_0", &["2"]);
+    assert!(done && output.exists(), "{err}");
+    for wrong in [&["0"][..], &["2", "--threads", "2"], &["two"]] {
+        assert!(!quantize(&output, "Q8_0", wrong).0, "{wrong:?}");
+    }
+}

@@ -24,6 +24,10 @@ pub struct Args {
     /// keeps every tensor
     #[arg(value_name = "TYPE", value_parser = target)]
     target: Target,
+    /// Threads, in the place where llama-quantize takes them; as --threads
+    #[arg(value_name = "NTHREADS", conflicts_with = "threads",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
+    n_threads: Option<u16>,
     #[command(flatten)]
     recipe: recipe::Args,
     /// Quantize tensors that are quantized already, through their f32 values
@@ -82,7 +86,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
         options: args.recipe.options(importance.is_some())?,
-        threads: args.output_options.threads(),
+        threads: args.n_threads.map_or_else(|| args.output_options.threads(), usize::from),
         importance,
         allow_requantize: args.allow_requantize,
         simd: args.recipe.simd(),
