@@ -12,7 +12,7 @@
 use super::float::{f16, f16_bits};
 use super::search::{
     CODEBOOK, SPAN, Search, importance_weights, nearest_in_codebook, nearest_int, signed_max,
-    sum_squares,
+    sum_squares, super_block_squares,
 };
 
 const G: usize = 32;
@@ -41,9 +41,11 @@ fn encode<S: Search, const N: usize, const BYTES: usize>(
 ) {
     let (mut w, mut scales) = ([0f32; SPAN], [0f32; SPAN / G]);
     for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * BYTES)).enumerate() {
+        let squares = if N == 256 { super_block_squares(x) } else { [0.0; SPAN / 256] };
         for (b, (x, w)) in x.chunks_exact(N).zip(w.chunks_exact_mut(N)).enumerate() {
             if let Some(qw) = qw {
-                let sigma2 = sum_squares(x) * (2.0 / N as f32);
+                let squares = if N == 256 { squares[b] } else { sum_squares(x) };
+                let sigma2 = squares * (2.0 / N as f32);
                 importance_weights(x, &qw[i * SPAN + b * N..][..N], sigma2, w);
             } else {
                 for (w, &v) in w.iter_mut().zip(x) {

@@ -16,10 +16,10 @@
 //! stored; those of the search survive where the stored scale is zero
 //! (`quantize_row_q{3,6}_K_ref` and `_impl`).
 
-use super::float::{f16, f16_bits};
+use super::float::{all_finite, f16, f16_bits};
 use super::k_min::pack_pairs;
 use super::search::{
-    EPS, SPAN, Search, importance_weights, nearest_int, signed_max, super_block_squares, symmetric,
+    EPS, Plain, SPAN, Search, importance_weights, nearest_int, signed_max, super_block_squares,
 };
 
 const N: usize = 256;
@@ -57,40 +57,56 @@ pub(super) fn encode_q3_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u
         } else {
             S::refined::<G>(4, x, scales, codes);
         }
-        let blocks = x.chunks_exact(N).zip(codes.chunks_exact_mut(N)).zip(w.chunks_exact(N));
-        let blocks = blocks.zip(scales.chunks_exact(G)).zip(out.chunks_exact_mut(110));
-        for ((((x, codes), w), scales), out) in blocks {
-            finish_q3_k(x, qw.map(|_| w), scales, codes, out);
+        let mut stored = [0u8; SPAN / G];
+        let mut d = [0f32; SPAN / N];
+        if qw.is_some() {
+            let (d, stored) = (&mut d[..x.len() / N], &mut stored[..x.len() / G]);
+            let mut sums = [0f32; SPAN / G];
+            for (sum, w) in sums.iter_mut().zip(w[..x.len()].chunks_exact(G)) {
+                for w in w {
+                    *sum += w;
+                }
+            }
+            // Lanes take numbers only.
+            if all_finite(scales) {
+                S::symmetric::<16>(32, scales, &sums[..scales.len()], d, stored);
+            } else {
+                Plain::symmetric::<16>(32, scales, &sums[..scales.len()], d, stored);
+            }
+        } else {
+            let groups = scales.chunks_exact(16).zip(stored.chunks_exact_mut(16));
+            for ((scales, stored), d) in groups.zip(&mut d) {
+                *d = store_scales(scales, stored);
+            }
+        }
+        let blocks = x.chunks_exact(N).zip(codes.chunks_exact_mut(N)).zip(d);
+        let blocks = blocks.zip(stored.chunks_exact(16)).zip(out.chunks_exact_mut(110));
+        for ((((x, codes), d), stored), out) in blocks {
+            finish_q3_k(x, d, stored, codes, out);
         }
     }
 }
 
+/// Codes of the scales, 32 added, that spread the largest to -32, and their scale.
 #[inline(always)]
-fn finish_q3_k(x: &[f32], w: Option<&[f32]>, scales: &[f32], codes: &mut [u8], out: &mut [u8]) {
-    let mut s = [0u8; 16];
-    let d = if let Some(w) = w {
-        let mut sums = [0f32; 16];
-        for (sum, w) in sums.iter_mut().zip(w.chunks_exact(G)) {
-            for w in w {
-                *sum += w;
-            }
-        }
-        symmetric(32, scales, &sums, &mut s)
-    } else {
-        let max = signed_max(scales);
-        if max != 0.0 {
-            let iscale = -32.0 / max;
-            for (s, scale) in s.iter_mut().zip(scales) {
-                let code = nearest_int(iscale * scale) as i8;
-                *s = (code.clamp(-32, 31) + 32) as u8;
-            }
-            1.0 / iscale
-        } else {
-            0.0
-        }
-    };
+fn store_scales(scales: &[f32], stored: &mut [u8]) -> f32 {
+    let max = signed_max(scales);
+    if max == 0.0 {
+        stored.fill(0);
+        return 0.0;
+    }
+    let iscale = -32.0 / max;
+    for (s, scale) in stored.iter_mut().zip(scales) {
+        let code = nearest_int(iscale * scale) as i8;
+        *s = (code.clamp(-32, 31) + 32) as u8;
+    }
+    1.0 / iscale
+}
+
+#[inline(always)]
+fn finish_q3_k(x: &[f32], d: f32, scales: &[u8], codes: &mut [u8], out: &mut [u8]) {
     out[96..108].fill(0);
-    for (j, s) in s.into_iter().enumerate() {
+    for (j, s) in scales.iter().enumerate() {
         out[96 + j % 8] |= (s & 15) << (4 * (j / 8));
         out[104 + j % 4] |= (s >> 4) << (2 * (j / 4));
     }

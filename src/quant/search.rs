@@ -10,6 +10,9 @@ pub(super) const EPS: f32 = 1e-15;
 /// The weights in one call of a search: whole super-blocks, and enough groups to fill the lanes.
 pub(super) const SPAN: usize = 1024;
 
+/// The rows that types whose importances depend on a whole row take in one call.
+pub(super) const ROWS: usize = 8;
+
 /// Rounds to the nearest integer, ties to even, by the reference's bit trick; values beyond ±2^22
 /// give what the trick gives (`nearest_int`).
 #[inline(always)]
@@ -449,6 +452,25 @@ pub(super) fn super_block_squares(x: &[f32]) -> [f32; SPAN / 256] {
     } else {
         for (sum, x) in sums.iter_mut().zip(x.chunks_exact(256)) {
             *sum = sum_squares(x);
+        }
+    }
+    sums
+}
+
+/// [`sum_squares`] of each of up to [`ROWS`] rows, as many at a time, see [`super_block_squares`].
+#[inline(always)]
+pub(super) fn row_squares(rows: &[f32], n_per_row: usize) -> [f32; ROWS] {
+    let mut sums = [0f32; ROWS];
+    if rows.len() == ROWS * n_per_row {
+        let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &rows[r * n_per_row..][..n_per_row]);
+        for i in 0..n_per_row {
+            for (sum, row) in sums.iter_mut().zip(rows) {
+                *sum += row[i] * row[i];
+            }
+        }
+    } else {
+        for (sum, row) in sums.iter_mut().zip(rows.chunks_exact(n_per_row)) {
+            *sum = sum_squares(row);
         }
     }
     sums

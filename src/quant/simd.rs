@@ -88,7 +88,8 @@ impl FromStr for Simd {
     }
 }
 
-/// Encodes one row of whole blocks, with importances or without.
+/// Encodes whole blocks without importances, or one row with them; up to
+/// [`ROWS`](super::search::ROWS) rows where importances are weighed by the row.
 pub(super) type EncodeRow = unsafe fn(&[f32], Option<&[f32]>, &mut [u8]);
 /// Decodes whole blocks.
 pub(super) type DecodeRow = unsafe fn(&[u8], &mut [f32]);

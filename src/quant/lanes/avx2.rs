@@ -6,7 +6,7 @@ use std::ops::{Add, Div, Mul, Sub};
 use super::{Eight, Lanes};
 
 #[derive(Clone, Copy)]
-pub(in crate::quant) struct Avx2(__m256);
+pub(in crate::quant) struct Avx2(pub(super) __m256);
 
 super::operators!(Avx2: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
 
@@ -104,6 +104,44 @@ impl Lanes for Avx2 {
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         // SAFETY: the features are there, see above.
         Self(unsafe { _mm256_blendv_ps(no.0, yes.0, mask) })
+    }
+    #[inline(always)]
+    fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
+        transpose(std::array::from_fn(|j| Self::load(&from[j * stride..])))
+    }
+    #[inline(always)]
+    fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
+        for (j, row) in transpose(columns).into_iter().enumerate() {
+            row.store(&mut to[j * stride..]);
+        }
+    }
+}
+
+/// Lane `i` of vector `j` becomes lane `j` of vector `i`: first within squares of two by two, then
+/// of four, then of eight.
+#[inline(always)]
+fn transpose(rows: [Avx2; 8]) -> [Avx2; 8] {
+    let r = rows.map(|v| v.0);
+    // SAFETY: the features are there, see above.
+    unsafe {
+        let two = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
+        let four = |(a, b): (__m256, __m256), (c, d): (__m256, __m256)| {
+            [
+                _mm256_shuffle_ps::<0x44>(a, c),
+                _mm256_shuffle_ps::<0xee>(a, c),
+                _mm256_shuffle_ps::<0x44>(b, d),
+                _mm256_shuffle_ps::<0xee>(b, d),
+            ]
+        };
+        let low = four(two(r[0], r[1]), two(r[2], r[3]));
+        let high = four(two(r[4], r[5]), two(r[6], r[7]));
+        std::array::from_fn(|i| {
+            Avx2(if i < 4 {
+                _mm256_permute2f128_ps::<0x20>(low[i], high[i])
+            } else {
+                _mm256_permute2f128_ps::<0x31>(low[i - 4], high[i - 4])
+            })
+        })
     }
 }
 

@@ -4,6 +4,7 @@ use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
 use super::Lanes;
+use super::avx2::Avx2;
 
 #[derive(Clone, Copy)]
 pub(in crate::quant) struct Avx512(__m512);
@@ -14,7 +15,7 @@ super::operators!(Avx512: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul 
 // and the slices are checked to hold the lanes read or written.
 impl Lanes for Avx512 {
     type Mask = __mmask16;
-    type Eight = super::avx2::Avx2;
+    type Eight = Avx2;
     const WIDTH: usize = 16;
 
     #[inline(always)]
@@ -100,5 +101,25 @@ impl Lanes for Avx512 {
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         // SAFETY: the features are there, see above.
         Self(unsafe { _mm512_mask_blend_ps(mask, no.0, yes.0) })
+    }
+    #[inline(always)]
+    fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
+        let first = Avx2::load_columns(from, stride);
+        let second = Avx2::load_columns(&from[8 * stride..], stride);
+        std::array::from_fn(|i| {
+            // SAFETY: the features are there, see above.
+            Self(unsafe {
+                _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first[i].0), second[i].0)
+            })
+        })
+    }
+    #[inline(always)]
+    fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
+        // SAFETY: the features are there, see above.
+        let first = columns.map(|v| Avx2(unsafe { _mm512_castps512_ps256(v.0) }));
+        // SAFETY: the features are there, see above.
+        let second = columns.map(|v| Avx2(unsafe { _mm512_extractf32x8_ps::<1>(v.0) }));
+        Avx2::store_columns(first, to, stride);
+        Avx2::store_columns(second, &mut to[8 * stride..], stride);
     }
 }

@@ -15,6 +15,7 @@ mod pair;
 pub(super) mod portable;
 pub(super) mod search;
 
+use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// At most this many lanes, pairs included.
@@ -57,6 +58,29 @@ pub(super) trait Lanes:
     fn any(mask: Self::Mask) -> bool;
     fn all(mask: Self::Mask) -> bool;
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+
+    /// Eight columns of `WIDTH` rows that begin `stride` apart: row `j` in lane `j`.
+    #[inline(always)]
+    fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
+        let mut buffer = [0f32; MAX];
+        from_fn(|i| {
+            for (j, v) in buffer[..Self::WIDTH].iter_mut().enumerate() {
+                *v = from[j * stride + i];
+            }
+            Self::load(&buffer)
+        })
+    }
+    /// The reverse of [`load_columns`](Self::load_columns).
+    #[inline(always)]
+    fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
+        let mut buffer = [0f32; MAX];
+        for (i, column) in columns.into_iter().enumerate() {
+            column.store(&mut buffer);
+            for (j, v) in buffer[..Self::WIDTH].iter().enumerate() {
+                to[j * stride + i] = *v;
+            }
+        }
+    }
 }
 
 /// Exactly eight lanes, with what the lattices need: a table of eight values in a vector, and lanes

@@ -91,4 +91,15 @@ impl<L: Lanes> Lanes for Pair<L> {
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         Self(L::select(mask.0, yes.0, no.0), L::select(mask.1, yes.1, no.1))
     }
+    #[inline(always)]
+    fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
+        let first = L::load_columns(from, stride);
+        let second = L::load_columns(&from[L::WIDTH * stride..], stride);
+        std::array::from_fn(|i| Self(first[i], second[i]))
+    }
+    #[inline(always)]
+    fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
+        L::store_columns(columns.map(|v| v.0), to, stride);
+        L::store_columns(columns.map(|v| v.1), &mut to[L::WIDTH * stride..], stride);
+    }
 }

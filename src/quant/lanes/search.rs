@@ -17,15 +17,19 @@ const MAGIC: f32 = 12_582_912.0;
 /// in lane `j` of vector `i`. Lanes without a group hold zeros.
 #[inline(always)]
 fn transpose<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
-    let mut buffer = [0f32; SPAN];
-    for (j, x) in x.chunks_exact(G).enumerate() {
-        for (i, &v) in x.iter().enumerate() {
-            buffer[i * L::WIDTH + j] = v;
-        }
+    if x.len() < G * L::WIDTH {
+        let mut padded = [0f32; SPAN];
+        padded[..x.len()].copy_from_slice(x);
+        return transpose_all(&padded);
     }
+    transpose_all(x)
+}
+
+#[inline(always)]
+fn transpose_all<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
     let mut out = [L::splat(0.0); G];
-    for (i, v) in out.iter_mut().enumerate() {
-        *v = L::load(&buffer[i * L::WIDTH..]);
+    for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
+        *out = L::load_columns(&x[8 * i..], G);
     }
     out
 }
@@ -34,14 +38,12 @@ fn transpose<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
 #[inline(always)]
 fn scatter<L: Lanes, const G: usize>(lanes: &[L; G], codes: &mut [u8]) {
     let mut buffer = [0f32; SPAN];
-    for (i, v) in lanes.iter().enumerate() {
-        v.store(&mut buffer[i * L::WIDTH..]);
+    for (i, columns) in lanes.as_chunks::<8>().0.iter().enumerate() {
+        L::store_columns(*columns, &mut buffer[8 * i..], G);
     }
-    for (j, codes) in codes.chunks_exact_mut(G).enumerate() {
-        for (i, c) in codes.iter_mut().enumerate() {
-            // The low byte of the sum's bits is the code; a conversion would saturate, slowly.
-            *c = (buffer[i * L::WIDTH + j] + MAGIC).to_bits() as u8;
-        }
+    for (c, v) in codes.iter_mut().zip(&buffer) {
+        // The low byte of the sum's bits is the code; a conversion would saturate, slowly.
+        *c = (v + MAGIC).to_bits() as u8;
     }
 }
 

@@ -14,7 +14,7 @@ use super::Search;
 use super::grid::{self, Grid};
 use super::iq2::largest;
 use super::magnitudes::scale_code;
-use super::splits::{self, DELTA, DOWN, UP};
+use super::splits::{self, DELTA, DOWN, Split, UP};
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::search::sum_squares;
 
@@ -43,11 +43,11 @@ fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
     order
 }
 
-/// Codes 0, 1, 2 for the values before, between and after two places in ascending order.
-fn split<const G: usize>(order: &[u8; G], first: usize, second: usize) -> [u8; G] {
+/// Codes 0, 1, 2 for the values before, between and after the two places in ascending order.
+fn codes_of<const G: usize>(order: &[u8; G], split: Split) -> [u8; G] {
     let mut codes = [0u8; G];
     for (place, &i) in order.iter().enumerate() {
-        codes[usize::from(i)] = u8::from(place >= first) + u8::from(place >= second);
+        codes[usize::from(i)] = u8::from(place >= split.first) + u8::from(place >= split.second);
     }
     codes
 }
@@ -109,10 +109,11 @@ pub(in crate::quant) fn encode_iq1_s<S: Search>(x: &[f32], qw: Option<&[f32]>, o
                 continue;
             }
             let order = ascending::<32>(x);
-            let Some((mut scale, first, second, mut up)) = splits::best::<S>(x, &w, &order) else {
+            let Some((mut scale, split)) = splits::best::<S>(x, &w, &order) else {
                 continue;
             };
-            let mut codes = split(&order, first, second);
+            let mut up = split.shift == 0;
+            let mut codes = codes_of(&order, split);
             if scale < 0.0 {
                 codes.iter_mut().for_each(|c| *c = 2 - *c);
                 scale = -scale;
@@ -176,12 +177,11 @@ pub(in crate::quant) fn encode_iq1_m<S: Search>(x: &[f32], qw: Option<&[f32]>, o
             }
             let w = weights(g);
             let order = ascending::<16>(x);
-            let Some((mut scale, first, second, mut pair)) =
-                splits::best_of_two::<S>(x, &w, &order)
-            else {
+            let Some((mut scale, split)) = splits::best_of_two::<S>(x, &w, &order) else {
                 continue;
             };
-            let mut codes = split(&order, first, second);
+            let mut pair = split.shift;
+            let mut codes = codes_of(&order, split);
             if scale < 0.0 {
                 codes.iter_mut().for_each(|c| *c = 2 - *c);
                 scale = -scale;

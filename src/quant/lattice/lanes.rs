@@ -5,7 +5,7 @@
 use super::Search;
 use super::grid::{Grid, MAX_CODES};
 use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
-use super::splits::{self, DOWN, Prefixes, UP};
+use super::splits::{self, DOWN, Prefixes, Split, UP};
 use crate::quant::lanes::search::InLanes;
 use crate::quant::lanes::{Eight, Lanes};
 
@@ -32,13 +32,13 @@ impl<L: Lanes> Search for InLanes<L> {
     }
 
     #[inline(always)]
-    fn next_better(prefixes: &Prefixes, first: usize, second: usize, best: f32) -> usize {
-        next_better::<L::Eight>(prefixes, first, second, best)
+    fn clearly_best(prefixes: &Prefixes) -> Option<Split> {
+        clearly_best::<L::Eight>(prefixes)
     }
 
     #[inline(always)]
-    fn next_better_of_two(halves: &[Prefixes; 2], first: usize, second: usize, best: f32) -> usize {
-        next_better_of_two::<L::Eight>(halves, first, second, best)
+    fn clearly_best_of_two(halves: &[Prefixes; 2]) -> Option<Split> {
+        clearly_best_of_two::<L::Eight>(halves)
     }
 }
 
@@ -149,16 +149,70 @@ fn distances<L: Eight, const D: usize>(terms: &[L; D], codes: L::Codes) -> L {
     distance
 }
 
-/// Those of the eight splits from `second` on that there are and that a mask marks.
-#[inline(always)]
-fn first_of(bits: u32, second: usize, n: usize) -> Option<usize> {
-    let first = second + bits.trailing_zeros() as usize;
-    (bits != 0 && first <= n).then_some(first)
+/// The best of many splits, and whether another one comes near.
+struct Ranking<L> {
+    /// What the best split of each lane takes off the error.
+    most: L,
+    /// The same for the next best.
+    next: L,
+    /// The number of the best.
+    number: L,
 }
 
-#[inline(always)]
-fn better<L: Eight>(sumqx: L, sumq2: L, best: L) -> u32 {
-    L::bits(L::and(L::splat(0.0).lt(sumq2), (best * sumq2).lt(sumqx * sumqx)))
+/// Splits are numbered by their places, each below 64, and their shift, below 4.
+const PLACE: usize = 64;
+const SHIFT: usize = 4;
+
+/// By what fraction splits have to differ for their order to be of no matter. Comparing two of them
+/// in the reference's way takes at most eight roundings of 2^-24 each, this has room for 64.
+const MARGIN: f32 = 4e-6;
+
+impl<L: Eight> Ranking<L> {
+    #[inline(always)]
+    fn new() -> Self {
+        let none = L::splat(-1.0);
+        Self { most: none, next: none, number: none }
+    }
+
+    /// Eight splits by their sums, those with the second place beyond `n` left out.
+    #[inline(always)]
+    fn add(&mut self, (sumqx, sumq2): (L, L), first: usize, second: usize, shift: usize, n: usize) {
+        let step = L::load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        let exists = step.le(L::splat(n as f32 - second as f32));
+        let gain = L::select(exists, sumqx * sumqx / sumq2, L::splat(-1.0));
+        let number = L::splat(((first * PLACE + second) * SHIFT + shift) as f32);
+        let number = number + step * L::splat(SHIFT as f32);
+        self.next = self.next.max(self.most.min(gain));
+        self.number = L::select(self.most.lt(gain), number, self.number);
+        self.most = self.most.max(gain);
+    }
+
+    /// The best split, if no other comes near. `total` is the sum of all weights: no `sumq2` is below
+    /// a hundredth of it, so neither these nor the products compared leave the range of normal
+    /// numbers for any split that matters.
+    #[inline(always)]
+    fn clearly_best(self, total: f32) -> Option<Split> {
+        let (mut most, mut next, mut number) = ([0f32; 8], [0f32; 8], [0f32; 8]);
+        self.most.store(&mut most);
+        self.next.store(&mut next);
+        self.number.store(&mut number);
+        let best = (1..8).fold(0, |best, i| if most[i] > most[best] { i } else { best });
+        let usual = 1e-16..1e16;
+        if !usual.contains(&total) || !usual.contains(&most[best]) {
+            return None;
+        }
+        let near = most[best] * (1.0 - MARGIN);
+        let others = (0..8).filter(|&i| i != best).map(|i| most[i]);
+        if others.chain(next).any(|gain| gain >= near) {
+            return None;
+        }
+        let number = number[best] as usize;
+        Some(Split {
+            first: number / SHIFT / PLACE,
+            second: number / SHIFT % PLACE,
+            shift: number % SHIFT,
+        })
+    }
 }
 
 /// What the three parts of eight splits sum to. No closure: those called twice are not compiled for
@@ -170,24 +224,22 @@ fn parts<L: Eight>(sums: &[f32], first: usize, second: usize, n: usize) -> [L; 3
 }
 
 #[inline(always)]
-fn next_better<L: Eight>(sums: &Prefixes, first: usize, second: usize, best: f32) -> usize {
+fn clearly_best<L: Eight>(sums: &Prefixes) -> Option<Split> {
     let n = sums.n;
-    let best = L::splat(best);
-    for second in (second..=n).step_by(8) {
-        let x = parts::<L>(&sums.x, first, second, n);
-        let w = parts::<L>(&sums.w, first, second, n);
-        let mut bits = 0;
-        for [a, b, c] in [UP, DOWN] {
-            let (a, b, c) = (L::splat(a), L::splat(b), L::splat(c));
-            let sumqx = x[0] * a + x[1] * b + x[2] * c;
-            let sumq2 = w[0] * a * a + w[1] * b * b + w[2] * c * c;
-            bits |= better(sumqx, sumq2, best);
-        }
-        if let Some(found) = first_of(bits, second, n) {
-            return found;
+    let mut ranking = Ranking::<L>::new();
+    for first in 0..=n {
+        for second in (first..=n).step_by(8) {
+            let x = parts::<L>(&sums.x, first, second, n);
+            let w = parts::<L>(&sums.w, first, second, n);
+            for (shift, [a, b, c]) in [UP, DOWN].into_iter().enumerate() {
+                let (a, b, c) = (L::splat(a), L::splat(b), L::splat(c));
+                let sumqx = x[0] * a + x[1] * b + x[2] * c;
+                let sumq2 = w[0] * a * a + w[1] * b * b + w[2] * c * c;
+                ranking.add((sumqx, sumq2), first, second, shift, n);
+            }
         }
     }
-    n + 1
+    ranking.clearly_best(sums.w[n])
 }
 
 /// [`Prefixes::sums_of_half`] of eight splits.
@@ -201,25 +253,19 @@ fn half<L: Eight>(sums: &Prefixes, first: usize, second: usize, v: [f32; 3]) -> 
 }
 
 #[inline(always)]
-fn next_better_of_two<L: Eight>(
-    halves: &[Prefixes; 2],
-    first: usize,
-    second: usize,
-    best: f32,
-) -> usize {
+fn clearly_best_of_two<L: Eight>(halves: &[Prefixes; 2]) -> Option<Split> {
     let n = halves[0].n;
-    let best = L::splat(best);
-    for second in (second..=n).step_by(8) {
-        let a = [half::<L>(&halves[0], first, second, UP), half(&halves[0], first, second, DOWN)];
-        let b = [half::<L>(&halves[1], first, second, UP), half(&halves[1], first, second, DOWN)];
-        let mut bits = 0;
-        for pair in 0..4 {
-            let (a, b) = (a[pair / 2], b[pair % 2]);
-            bits |= better(a.0 + b.0, a.1 + b.1, best);
-        }
-        if let Some(found) = first_of(bits, second, n) {
-            return found;
+    let mut ranking = Ranking::<L>::new();
+    for first in 0..=n {
+        for second in (first..=n).step_by(8) {
+            let [a, b] = halves;
+            let a = [half::<L>(a, first, second, UP), half(a, first, second, DOWN)];
+            let b = [half::<L>(b, first, second, UP), half(b, first, second, DOWN)];
+            for shift in 0..4 {
+                let (a, b) = (a[shift / 2], b[shift % 2]);
+                ranking.add((a.0 + b.0, a.1 + b.1), first, second, shift, n);
+            }
         }
     }
-    n + 1
+    ranking.clearly_best(halves[0].w[n] + halves[1].w[n])
 }

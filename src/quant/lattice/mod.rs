@@ -17,7 +17,7 @@ mod splits;
 
 use grid::{Grid, MAX_CODES};
 use magnitudes::{Group, Sums, Trials};
-use splits::Prefixes;
+use splits::{Prefixes, Split};
 
 /// The parts of the searches on which the time goes, plain or in lanes. Part of
 /// [`crate::quant::search::Search`].
@@ -40,10 +40,11 @@ pub(super) trait Search {
         w: &[f32],
     ) -> u16;
 
-    /// The first place not before `second` that makes a better split than `best` for one of the
-    /// shifts; past the last one if there is none.
-    fn next_better(prefixes: &Prefixes, first: usize, second: usize, best: f32) -> usize;
+    /// The split and shift that are better than all others by more than rounding could change, so
+    /// that the order in which they are compared is of no matter. `None` where there are none such
+    /// and one has to look in order.
+    fn clearly_best(prefixes: &Prefixes) -> Option<Split>;
 
     /// The same for groups of two halves with a shift each.
-    fn next_better_of_two(halves: &[Prefixes; 2], first: usize, second: usize, best: f32) -> usize;
+    fn clearly_best_of_two(halves: &[Prefixes; 2]) -> Option<Split>;
 }

@@ -3,7 +3,7 @@
 use super::Search;
 use super::grid::{Grid, MAX_CODES};
 use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
-use super::splits::{self, DOWN, Prefixes, UP};
+use super::splits::{Prefixes, Split};
 use crate::quant::search::{Plain, nearest_int};
 
 impl Search for Plain {
@@ -65,21 +65,11 @@ impl Search for Plain {
         nearest
     }
 
-    #[inline(always)]
-    fn next_better(prefixes: &Prefixes, first: usize, second: usize, best: f32) -> usize {
-        let better = |&second: &usize| {
-            let sums = |values| prefixes.sums(first, second, values);
-            splits::is_better(sums(UP), best) || splits::is_better(sums(DOWN), best)
-        };
-        (second..=prefixes.n).find(better).unwrap_or(prefixes.n + 1)
+    fn clearly_best(_: &Prefixes) -> Option<Split> {
+        None
     }
 
-    #[inline(always)]
-    fn next_better_of_two(halves: &[Prefixes; 2], first: usize, second: usize, best: f32) -> usize {
-        let better = |&second: &usize| {
-            let sums = splits::of_pairs(halves, first, second);
-            sums.into_iter().any(|sums| splits::is_better(sums, best))
-        };
-        (second..=halves[0].n).find(better).unwrap_or(halves[0].n + 1)
+    fn clearly_best_of_two(_: &[Prefixes; 2]) -> Option<Split> {
+        None
     }
 }

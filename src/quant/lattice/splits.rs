@@ -1,8 +1,8 @@
 //! The search of IQ1: the ascending values of a group are split in three, which get the codes 0, 1
 //! and 2; every way to split and every shift is tried.
 //!
-//! [`Search::next_better`] and [`Search::next_better_of_two`] skip the ways that are no better than
-//! the best so far; what they stop at is weighed here, in the reference's order.
+//! [`Search::clearly_best`] and [`Search::clearly_best_of_two`] find the best way wherever the order
+//! in which the reference tries them is of no matter; elsewhere they are tried here in its order.
 
 use super::Search;
 
@@ -82,38 +82,32 @@ pub(super) fn of_pairs(halves: &[Prefixes; 2], first: usize, second: usize) -> [
     pairs
 }
 
-/// Whether a split is better than one of error reduction `best`.
-#[inline(always)]
-pub(super) fn is_better((sumqx, sumq2): (f32, f32), best: f32) -> bool {
-    sumq2 > 0.0 && sumqx * sumqx > best * sumq2
+/// A way to split a group, and to shift its parts.
+#[derive(Clone, Copy)]
+pub(in crate::quant) struct Split {
+    /// Place of the first value with code 1.
+    pub first: usize,
+    /// Place of the first value with code 2.
+    pub second: usize,
+    /// Index of the shift, down second, or of the pair of shifts.
+    pub shift: usize,
 }
 
 /// Scale, places and direction of the shift that minimise the weighted squared error over all ways
 /// to split the ascending values in three.
 #[inline(always)]
-pub(super) fn best<S: Search>(
-    x: &[f32],
-    w: &[f32; 32],
-    order: &[u8; 32],
-) -> Option<(f32, usize, usize, bool)> {
+pub(super) fn best<S: Search>(x: &[f32], w: &[f32; 32], order: &[u8; 32]) -> Option<(f32, Split)> {
     let prefixes = Prefixes::new(x, w, order, 0, 32);
-    let mut best = -f32::MAX;
-    let mut found = None;
-    for first in 0..=32 {
-        let mut second = S::next_better(&prefixes, first, first, best);
-        while second <= 32 {
-            for (up, values) in [(true, UP), (false, DOWN)] {
-                let sums = prefixes.sums(first, second, values);
-                if is_better(sums, best) {
-                    let scale = sums.0 / sums.1;
-                    best = scale * sums.0;
-                    found = Some((scale, first, second, up));
-                }
-            }
-            second = S::next_better(&prefixes, first, second + 1, best);
+    match S::clearly_best(&prefixes) {
+        Some(split) => {
+            let values = [UP, DOWN][split.shift];
+            let (sumqx, sumq2) = prefixes.sums(split.first, split.second, values);
+            Some((sumqx / sumq2, split))
         }
+        None => in_order(32, |first, second| {
+            [UP, DOWN].map(|values| prefixes.sums(first, second, values))
+        }),
     }
-    found
 }
 
 /// As [`best`], with a shift for each half of the group; sums are kept for the halves apart.
@@ -122,21 +116,33 @@ pub(super) fn best_of_two<S: Search>(
     x: &[f32],
     w: &[f32; 16],
     order: &[u8; 16],
-) -> Option<(f32, usize, usize, usize)> {
+) -> Option<(f32, Split)> {
     let halves = [Prefixes::new(x, w, order, 0, 8), Prefixes::new(x, w, order, 8, 16)];
+    match S::clearly_best_of_two(&halves) {
+        Some(split) => {
+            let (sumqx, sumq2) = of_pairs(&halves, split.first, split.second)[split.shift];
+            Some((sumqx / sumq2, split))
+        }
+        None => in_order(16, |first, second| of_pairs(&halves, first, second)),
+    }
+}
+
+/// Tries all splits of `n` values in the reference's order, with the sums of each of their shifts.
+fn in_order<const SHIFTS: usize>(
+    n: usize,
+    sums: impl Fn(usize, usize) -> [(f32, f32); SHIFTS],
+) -> Option<(f32, Split)> {
     let mut best = -f32::MAX;
     let mut found = None;
-    for first in 0..=16 {
-        let mut second = S::next_better_of_two(&halves, first, first, best);
-        while second <= 16 {
-            for (pair, sums) in of_pairs(&halves, first, second).into_iter().enumerate() {
-                if is_better(sums, best) {
-                    let scale = sums.0 / sums.1;
-                    best = scale * sums.0;
-                    found = Some((scale, first, second, pair));
+    for first in 0..=n {
+        for second in first..=n {
+            for (shift, (sumqx, sumq2)) in sums(first, second).into_iter().enumerate() {
+                if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
+                    let scale = sumqx / sumq2;
+                    best = scale * sumqx;
+                    found = Some((scale, Split { first, second, shift }));
                 }
             }
-            second = S::next_better_of_two(&halves, first, second + 1, best);
         }
     }
     found
