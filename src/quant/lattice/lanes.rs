@@ -11,8 +11,13 @@ use crate::quant::lanes::{Eight, Lanes};
 
 impl<L: Lanes> Search for InLanes<L> {
     #[inline(always)]
-    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, scales: &[(f32, f32)]) -> Trials {
-        choose::<L::Eight, D>(group, grid, scales)
+    fn choose<const D: usize>(
+        group: &Group,
+        grid: &Grid<D>,
+        ids: &[f32],
+        scales: &[f32],
+    ) -> Trials {
+        choose::<L::Eight, D>(group, grid, ids, scales)
     }
 
     #[inline(always)]
@@ -48,7 +53,8 @@ impl<L: Lanes> Search for InLanes<L> {
 fn choose<L: Eight, const D: usize>(
     group: &Group,
     grid: &Grid<D>,
-    scales: &[(f32, f32)],
+    ids: &[f32],
+    scales: &[f32],
 ) -> Trials {
     let mut trials = Trials::new();
     let last = L::splat(f32::from(grid.n_codes) - 1.0);
@@ -57,26 +63,29 @@ fn choose<L: Eight, const D: usize>(
     let mut planes = [[0; 3]; MAX_CANDIDATES];
     for at in (0..group.n).step_by(8) {
         let x = L::load(&group.x[at..]);
-        for (planes, &(id, _)) in planes.iter_mut().zip(scales) {
+        for (planes, &id) in planes.iter_mut().zip(ids) {
             let codes = (half * (L::splat(id) * x - one)).nearest_int();
             *planes = codes.max(zero).min(last).planes();
         }
         for at in (at..at + 8).step_by(D) {
             let (k, shift, mask) = (at / D, at % 8, (1 << D) - 1);
             let (x, root) = (&group.x[at..at + D], &group.root[at..at + D]);
-            for (t, (&(_, scale), &[low, middle, high])) in scales.iter().zip(&planes).enumerate() {
+            let mut are_points = 0;
+            let trial = scales.iter().zip(&planes).zip(&mut trials.points[k]);
+            for (t, ((&scale, &[low, middle, high]), point)) in trial.enumerate() {
                 let mut planes = low >> shift & mask | (middle >> shift & mask) << D;
                 if D == 4 {
                     planes |= (high >> shift & mask) << (2 * D);
                 }
                 let (around, is_point) = grid.around(planes);
-                let point = if is_point {
+                *point = if is_point {
                     around[0]
                 } else {
                     nearest::<L, D>(around, L::splat(scale) * magnitudes, x, root)
                 };
-                trials.set(k, t, point, is_point);
+                are_points |= u32::from(is_point) << t;
             }
+            trials.is_point[k] = are_points;
         }
     }
     trials
@@ -126,8 +135,12 @@ fn nearest<L: Eight, const D: usize>(around: &[u16], values: L, x: &[f32], w: &[
     }
     let least = L::splat(best.least());
     let lanes = L::bits(best.equal(least));
-    if around.len() == 8 || lanes & (lanes - 1) == 0 {
-        return L::lane(nearest, lanes.trailing_zeros() as usize);
+    let lane = lanes.trailing_zeros() as usize;
+    if around.len() == 8 {
+        return around[lane];
+    }
+    if lanes & (lanes - 1) == 0 {
+        return L::lane(nearest, lane);
     }
     // Equally near ones in several lanes.
     for at in (0..around.len()).step_by(8) {

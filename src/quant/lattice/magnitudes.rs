@@ -93,12 +93,13 @@ impl Group {
         points: &mut [u16],
     ) -> f32 {
         let count = 2 * candidates.n as usize + 1;
-        let mut scales = [(0f32, 0f32); MAX_CANDIDATES];
-        for (scale, i) in scales.iter_mut().zip(-candidates.n..=candidates.n) {
-            let id = (candidates.base + i as f32 * candidates.step) / candidates.max;
-            *scale = (id, 1.0 / id);
+        let (mut ids, mut scales) = ([0f32; MAX_CANDIDATES], [0f32; MAX_CANDIDATES]);
+        for (t, (id, scale)) in ids.iter_mut().zip(&mut scales).enumerate() {
+            let i = t as i32 - candidates.n;
+            *id = (candidates.base + i as f32 * candidates.step) / candidates.max;
+            *scale = 1.0 / *id;
         }
-        let mut trials = S::choose(self, grid, &scales[..count]);
+        let mut trials = S::choose(self, grid, &ids[..count], &scales[..count]);
         let sums = S::sums::<D>(self, &trials, count);
         let mut best = 0f32;
         let mut chosen = None;
@@ -113,7 +114,7 @@ impl Group {
         let all = 0xffu8 >> (8 - points.len());
         let mut on_grid = all;
         if let Some(t) = chosen {
-            on_grid = trials.on_grid[t];
+            on_grid = trials.on_grid(t);
             trials.points.iter_mut().for_each(|points| points[0] = points[t]);
         } else {
             for (trials, &point) in trials.points.iter_mut().zip(points.iter()) {
@@ -125,7 +126,7 @@ impl Group {
             }
         }
         if (refine == Refine::Always || on_grid != all) && scale > 0.0 {
-            let again = S::choose(self, grid, &[(1.0 / scale, scale)]);
+            let again = S::choose(self, grid, &[1.0 / scale], &[scale]);
             for (k, (points, again)) in trials.points.iter_mut().zip(&again.points).enumerate() {
                 if refine != Refine::OffGrid || on_grid >> k & 1 == 0 {
                     points[0] = again[0];
@@ -147,21 +148,19 @@ impl Group {
 pub(in crate::quant) struct Trials {
     /// Packed codes of a point, candidate after candidate.
     pub points: [[u16; MAX_CANDIDATES]; MAX_POINTS],
-    /// For each candidate, bit `k` set where the weights' own codes are point `k`.
-    pub on_grid: [u8; MAX_CANDIDATES],
+    /// For each point, bit `t` set where the codes of the weights for candidate `t` are the point.
+    pub is_point: [u32; MAX_POINTS],
 }
 
 impl Trials {
     #[inline(always)]
     pub fn new() -> Self {
-        Self { points: [[0; MAX_CANDIDATES]; MAX_POINTS], on_grid: [0; MAX_CANDIDATES] }
+        Self { points: [[0; MAX_CANDIDATES]; MAX_POINTS], is_point: [0; MAX_POINTS] }
     }
 
-    /// Point `k` of candidate `t`.
-    #[inline(always)]
-    pub fn set(&mut self, k: usize, t: usize, point: u16, is_point: bool) {
-        self.points[k][t] = point;
-        self.on_grid[t] |= u8::from(is_point) << k;
+    /// Bit `k` set where point `k` of candidate `t` is what the weights' own codes say.
+    fn on_grid(&self, t: usize) -> u8 {
+        (0..MAX_POINTS).fold(0, |bits, k| bits | ((self.is_point[k] >> t & 1) as u8) << k)
     }
 }
 

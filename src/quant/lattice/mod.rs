@@ -22,9 +22,10 @@ use splits::{Prefixes, Split};
 /// The parts of the searches on which the time goes, plain or in lanes. Part of
 /// [`crate::quant::search::Search`].
 pub(super) trait Search {
-    /// The points of a group for each of some scales, given as inverse and scale: their packed
-    /// codes, and whether the weights' own codes were those points already.
-    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, scales: &[(f32, f32)]) -> Trials;
+    /// The points of a group for each of some scales and their inverses: packed codes, and whether
+    /// the weights' own codes were those points already.
+    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, ids: &[f32], scales: &[f32])
+    -> Trials;
 
     /// The sums of the first `count` candidates.
     fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums;

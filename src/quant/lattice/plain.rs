@@ -8,18 +8,24 @@ use crate::quant::search::{Plain, nearest_int};
 
 impl Search for Plain {
     #[inline(always)]
-    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, scales: &[(f32, f32)]) -> Trials {
+    fn choose<const D: usize>(
+        group: &Group,
+        grid: &Grid<D>,
+        ids: &[f32],
+        scales: &[f32],
+    ) -> Trials {
         let mut trials = Trials::new();
         let last = i32::from(grid.n_codes) - 1;
         let points = group.x[..group.n].chunks_exact(D).zip(group.root.chunks_exact(D));
         for (k, (x, root)) in points.enumerate() {
-            for (t, &(id, scale)) in scales.iter().enumerate() {
+            for (t, (&id, &scale)) in ids.iter().zip(scales).enumerate() {
                 let codes: [u8; D] = std::array::from_fn(|i| {
                     nearest_int(0.5 * (id * x[i] - 1.0)).clamp(0, last) as u8
                 });
                 let (around, is_point) = grid.around(Grid::<D>::planes(codes));
                 let point = Self::nearest::<D>(around, &MAGNITUDES[D / 8], scale, x, root);
-                trials.set(k, t, point, is_point);
+                trials.points[k][t] = point;
+                trials.is_point[k] |= u32::from(is_point) << t;
             }
         }
         trials
