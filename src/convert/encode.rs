@@ -3,7 +3,7 @@
 use super::error::ConvertError;
 use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
 use crate::quant::{QuantError, QuantType, float};
-use crate::source::Source;
+use crate::source::{Dtype, Source};
 use std::ops::Range;
 
 /// Rows that are encoded together and lie together in the output.
@@ -92,7 +92,8 @@ impl<'a> Encoder<'a> {
         self.weights.resize(n_rows * n_per_row, 0.0);
         self.bytes.resize(n_rows * row_bytes, 0);
         self.source.read_rows(tensor.source, rows.start, &mut self.weights)?;
-        if tensor.stored == QuantType::BF16 {
+        let dtype = self.source.tensors()[tensor.source].dtype;
+        if tensor.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
             float::round_to_bf16(&mut self.weights);
         }
         // Every matrix of a stack has an importance of its own.

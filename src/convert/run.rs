@@ -105,7 +105,10 @@ impl Plan {
             }
             run.write_units()?;
             run.writers.iter().flatten().try_for_each(Writer::sync)?;
-            journal.all_written()?;
+            // One file has its name or not; of several, some may have theirs when a run ends.
+            if run.writers.len() > 1 {
+                journal.all_written()?;
+            }
             // The first file is the one that programs are given, so it comes last.
             for writer in run.writers.iter().flatten().rev() {
                 let path = writer.path();
