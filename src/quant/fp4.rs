@@ -30,6 +30,30 @@ fn nearest(x: f32, values: &[f32; 16]) -> u8 {
     code
 }
 
+/// The codes of weights of magnitude `most` at most, for values that are `unit` times [`VALUES`].
+///
+/// The differences to the two values around a weight are exact (Sterbenz), so it is nearer to the
+/// greater one exactly if it is beyond their middle; [`nearest`] takes the smaller one of two equally
+/// near. Far beyond the greatest value differences are rounded to equal ones: not so here.
+#[inline(always)]
+fn codes<const N: usize>(x: &[f32; N], unit: f32, most: f32) -> [u8; N] {
+    let values = VALUES.map(|v| v * unit);
+    let mut codes = [0u8; N];
+    if unit == 0.0 || most > 2.0 * values[7] {
+        for (c, &v) in codes.iter_mut().zip(x) {
+            *c = nearest(v, &values);
+        }
+        return codes;
+    }
+    let middles = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0].map(|v| v * unit);
+    for (c, &v) in codes.iter_mut().zip(x) {
+        let code: u8 = middles.iter().map(|&middle| u8::from(v.abs() > middle)).sum();
+        // Zero has the code of its positive sign.
+        *c = code | u8::from((v < 0.0) & (code > 0)) << 3;
+    }
+    codes
+}
+
 /// `floor(log2f(x))` as glibc rounds it: a value just below a power of two may have that power's
 /// logarithm in f32. For zero and above only.
 #[inline(always)]
@@ -83,10 +107,10 @@ pub(super) fn encode_mxfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u
         let amax = abs_max(x);
         // Exponents below 0 wrap around.
         let e = if amax > 0.0 { (floor_log2(amax) + 125) as u8 } else { 0 };
-        let values = VALUES.map(|v| v * e8m0_half(e));
+        let codes = codes(x, e8m0_half(e), amax);
         out[0] = e;
         for j in 0..16 {
-            out[1 + j] = nearest(x[j], &values) | nearest(x[j + 16], &values) << 4;
+            out[1 + j] = codes[j] | codes[j + 16] << 4;
         }
     }
 }
@@ -106,11 +130,12 @@ pub(super) fn decode_mxfp4(bytes: &[u8], out: &mut [f32]) {
 pub(super) fn encode_nvfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
     for (x, out) in x.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<36>().0) {
         for (g, x) in x.as_chunks::<16>().0.iter().enumerate() {
-            let d = to_ue4m3(abs_max(x) / 6.0);
-            let values = VALUES.map(|v| v * ue4m3_half(d));
+            let amax = abs_max(x);
+            let d = to_ue4m3(amax / 6.0);
+            let codes = codes(x, ue4m3_half(d), amax);
             out[g] = d;
             for j in 0..8 {
-                out[4 + 8 * g + j] = nearest(x[j], &values) | nearest(x[j + 8], &values) << 4;
+                out[4 + 8 * g + j] = codes[j] | codes[j + 8] << 4;
             }
         }
     }
@@ -152,6 +177,30 @@ pub(super) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
                 let q = b[4 + 8 * g + j];
                 out[j] = values[usize::from(q & 15)];
                 out[j + 8] = values[usize::from(q >> 4)];
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// All scales that weights lead to (the largest finite ones have the exponent 252), and weights on,
+    /// beside and between values and their middles.
+    #[test]
+    fn codes_are_those_of_the_nearest_values() {
+        let units = (0..=252).map(e8m0_half).chain((0..=0x7e).map(ue4m3_half));
+        for unit in units {
+            let values = VALUES.map(|v| v * unit);
+            for quarter in 0..=100 {
+                let v = quarter as f32 * 0.25 * unit;
+                for v in [v, v.next_up(), v.next_down(), v * 1.1].map(|v| v.min(f32::MAX)) {
+                    for v in [v, -v] {
+                        let expected = nearest(v, &values);
+                        assert_eq!(codes(&[v; 8], unit, v.abs()), [expected; 8], "{v} at {unit}");
+                    }
+                }
             }
         }
     }

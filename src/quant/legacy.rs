@@ -41,8 +41,13 @@ fn min_max(x: &[f32; N]) -> (f32, f32) {
             maxs[i] = most(maxs[i], x[i]);
         }
     }
-    let (min, max) =
-        (mins.into_iter().fold(f32::MAX, least), maxs.into_iter().fold(-f32::MAX, most));
+    for n in [4, 2, 1] {
+        for i in 0..n {
+            mins[i] = least(mins[i], mins[i + n]);
+            maxs[i] = most(maxs[i], maxs[i + n]);
+        }
+    }
+    let (min, max) = (mins[0], maxs[0]);
     if min != 0.0 && max != 0.0 {
         return (min, max);
     }
@@ -74,12 +79,12 @@ fn pack(codes: &[u8], five_bits: bool, out: &mut [u8]) {
         qs[j] = (codes[j] & 15) | codes[j + 16] << 4;
     }
     if five_bits {
-        let mut high = 0u32;
-        for (j, &c) in codes[..N].iter().enumerate() {
-            high |= u32::from(c >> 4 & 1) << j;
-        }
         let at = head.len() - 4;
-        head[at..].copy_from_slice(&high.to_le_bytes());
+        for (high, codes) in head[at..].iter_mut().zip(codes.as_chunks::<8>().0) {
+            // The product moves the lowest bit of byte i to bit 56 + i.
+            let bits = u64::from_le_bytes(*codes) >> 4 & 0x0101_0101_0101_0101;
+            *high = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+        }
     }
 }
 

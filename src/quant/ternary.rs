@@ -18,6 +18,7 @@
 //! Importances are ignored (`quantize_row_{tq1_0,tq2_0,q1_0,q2_0}_ref`).
 
 use super::float::{f16, f16_bits};
+use super::k_min::pack_pairs;
 use super::legacy::abs_max;
 use super::search::{Search, round_away, round_to_byte};
 
@@ -76,12 +77,11 @@ pub(super) fn encode_tq2_0<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u
     for (x, out) in x.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<66>().0) {
         let d = abs_max(x);
         let id = inverse(d);
-        for (x, qs) in x.chunks_exact(128).zip(out.chunks_exact_mut(32)) {
-            for (m, q) in qs.iter_mut().enumerate() {
-                let t = [0, 32, 64, 96].map(|o| trit(x[m + o], id) & 3);
-                *q = t[0] | t[1] << 2 | t[2] << 4 | t[3] << 6;
-            }
+        let mut codes = [0u8; 256];
+        for (c, &v) in codes.iter_mut().zip(x) {
+            *c = trit(v, id) & 3;
         }
+        pack_pairs(&codes, &mut out[..64]);
         out[64..].copy_from_slice(&f16_bits(d));
     }
 }
