@@ -4,6 +4,7 @@ use super::evaluate::{Evaluation, Text};
 use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::eval::Activations;
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Recipe};
@@ -237,6 +238,7 @@ fn evaluate_both(
         ctx: 512,
         chunks: args.chunks,
         threads,
+        activations: Activations::F32,
     };
     evaluate::compare(
         ("source", &args.checkpoint, &source),

@@ -3,10 +3,11 @@
 use super::output::binary_size;
 use super::progress::Progress;
 use super::{say, units};
-use crate::eval::{Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
+use crate::eval::{Activations, Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
 use crate::model::Model;
 use crate::tokenizer::{Tokenizer, Vocab};
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 
 /// A text to evaluate on.
@@ -108,6 +109,19 @@ impl Room {
     }
 }
 
+/// In which precision activations meet weights.
+#[derive(Clone, Copy, clap::Args)]
+pub struct Precision {
+    /// Precision in which activations meet weights: f32, or q8, the rounding of llama.cpp on a CPU,
+    /// for its figures
+    #[arg(long = "activations", value_name = "TYPE", default_value = "f32",
+          value_parser = PossibleValuesParser::new(["f32", "q8"]).map(|name| match name.as_str() {
+              "q8" => Activations::Q8,
+              _ => Activations::F32,
+          }))]
+    pub activations: Activations,
+}
+
 /// How to evaluate.
 pub struct Options {
     /// Where hidden states wait.
@@ -118,6 +132,8 @@ pub struct Options {
     pub chunks: Option<usize>,
     /// Threads.
     pub threads: usize,
+    /// In which precision activations meet weights.
+    pub activations: Activations,
 }
 
 /// Perplexity of one model.
@@ -147,8 +163,9 @@ pub fn run(
     };
     options.room.apply(&mut settings, &[model], tokens.len())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
-    let runner = crate::eval::Model::new(model.hparams(), model.source())
+    let mut runner = crate::eval::Model::new(model.hparams(), model.source())
         .with_context(|| path.display().to_string())?;
+    runner.set_activations(options.activations);
     let work = settings.work(tokens.len(), model.hparams());
     let progress = Progress::start(what, work, "token-layers", 0);
     let result = pool

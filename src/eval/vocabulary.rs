@@ -8,7 +8,7 @@
 
 use super::compare::TokenValues;
 use super::error::EvalError;
-use super::exponential::exp;
+use super::exponential::{all_finite, exp};
 use super::linear::Matrix;
 use super::model::Model;
 use ndarray::parallel::prelude::*;
@@ -79,7 +79,11 @@ impl Sums {
         Self {
             max,
             top: (first + top) as u32,
-            sum: sum(logits, |l| f64::from(exp(l - max))),
+            // Minus infinity would leave the sum finite.
+            sum: match all_finite(logits) {
+                true => sum(logits, |l| f64::from(exp(l - max))),
+                false => f64::NAN,
+            },
             cross: 0.0,
             target: (target as usize).checked_sub(first).and_then(|t| logits.get(t)).copied(),
         }
@@ -308,6 +312,9 @@ mod tests {
         let (good, bad) = ([1.0, 2.0, 3.0], [1.0, f32::NAN, 3.0]);
         let found = |a, b| join(&tiles(a, b, 2, 0), 0, 1, 2, false).unwrap_err();
         assert_eq!((found(&bad, &good).model, found(&good, &bad).model), (0, 1));
-        assert_eq!(found(&[1.0, f32::INFINITY, 0.0], &good).model, 0);
+        for bad in [f32::INFINITY, f32::NEG_INFINITY] {
+            let bad = [1.0, bad, 0.0];
+            assert_eq!((found(&bad, &good).model, found(&good, &bad).model), (0, 1));
+        }
     }
 }
