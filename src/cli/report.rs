@@ -18,16 +18,16 @@ h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.5rem}\
 table{border-collapse:collapse;width:100%}\
 th,td{padding:.3rem .5rem;text-align:right;vertical-align:bottom;border-bottom:1px solid var(--faint);font-variant-numeric:tabular-nums;font-size:.85rem}\
 td span{white-space:nowrap}\
-th:first-child,td:first-child{text-align:left}\
+th:first-child,td:first-child{text-align:left;min-width:9rem}.tensors td:first-child{min-width:14.5rem}th{overflow-wrap:normal}\
 figure{margin:1.5rem 0}figcaption,.soft{color:var(--soft);font-size:.9rem}\
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}\
 .grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--line);stroke-width:2}.bar{fill:var(--line)}svg text.on{fill:var(--paper)}svg text.off{fill:var(--ink)}\
 summary{cursor:pointer;margin:1rem 0}\
-@media screen and (max-width:40rem){body{padding:1rem}svg text{font-size:17px}svg text.on,svg text.off{display:none}\
+@media screen and (max-width:48rem){body{padding:1rem}svg text{font-size:17px}svg.map text{font-size:15px}svg text.on,svg text.off{display:none}\
 .models thead{display:none}.models tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--faint)}\
-.models td{display:flex;justify-content:space-between;gap:1rem;border:0;padding:.1rem 0}.models td:first-child{font-weight:600}\
-.models td::before{content:attr(data-of);color:var(--soft)}.models td:first-child::before{content:none}}\
-@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}body{max-width:none;padding:0}\
+.models td{display:flex;justify-content:flex-end;gap:.4rem;min-width:0;border:0;padding:.1rem 0}.models td:first-child{justify-content:flex-start;font-weight:600}\
+.models td::before{content:attr(data-of);color:var(--soft);margin-right:auto}.models td:first-child::before{content:none}}\
+@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}body{max-width:none;padding:0}.models th,.models td{font-size:.75rem}.models td:first-child{min-width:7rem}\
 figure,tr{break-inside:avoid}h2{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}\
 details::details-content{content-visibility:visible;display:block}summary{display:none}details thead{display:none}}";
 
@@ -127,7 +127,7 @@ fn tensor_errors(out: &mut String, tensors: &[(String, f64)]) {
     const SHOWN: usize = 20;
     map(out, tensors);
     let table = |out: &mut String, part: &[(String, f64)]| {
-        *out += "<table><thead><tr><th>tensor<th>relative error of its output\
+        *out += "<table class=\"tensors\"><thead><tr><th>tensor<th>relative error of its output\
                  </tr></thead><tbody>";
         for (name, error) in part {
             let _ = write!(out, "<tr><td>{}<td>{error:.3e}</tr>", escape(name));
@@ -175,14 +175,14 @@ fn map(out: &mut String, tensors: &[(String, f64)]) {
         return;
     }
     const ROW: f64 = 20.0;
-    const LEFT: f64 = 132.0;
+    const LEFT: f64 = 148.0;
     let bottom = kinds.len() as f64 * ROW;
     let step = (SIZE.0 - 8.0 - LEFT) / f64::from(columns);
     let caption =
         "Relative error of each tensor's output, by layer; the stronger the colour, the larger";
     let _ = write!(
         out,
-        "<figure><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{caption}\">",
+        "<figure><svg class=\"map\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{caption}\">",
         SIZE.0,
         bottom + 52.0
     );
@@ -322,14 +322,15 @@ fn curve(out: &mut String, points: &[(f64, f64)]) {
         let _ = write!(
             out,
             "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{percent} %</text>",
-            across(f64::from(percent)).min(SIZE.0 - 18.0),
+            across(f64::from(percent)).min(SIZE.0 - 26.0),
             SIZE.1 - 10.0
         );
     }
 }
 
 fn bars(out: &mut String, values: &[f64]) {
-    let place = scale(out, decades(values.iter().copied()));
+    // Also the shortest bar is to be seen.
+    let place = scale(out, decades(values.iter().flat_map(|v| [*v, 0.5 * v])));
     let step = (SIZE.0 - 8.0 - MARGIN.0) / values.len() as f64;
     let every = values.len().div_ceil(16);
     for (i, &value) in values.iter().enumerate() {
