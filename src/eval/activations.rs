@@ -1,6 +1,6 @@
 //! What activations are rounded to before they meet a matrix.
 
-use crate::quant::{QuantType, float};
+use crate::quant::{QuantType, Simd, compiled, float};
 use crate::source::Dtype;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
@@ -63,43 +63,63 @@ fn rounding(weights: QuantType) -> Option<Round> {
 }
 
 fn round_f16(row: &mut [f32]) {
-    row.iter_mut().for_each(|x| *x = float::f16_to_f32(float::f32_to_f16(*x)));
+    f16(Simd::detect(), row);
 }
 
-/// As [`f32::abs`] of the value farthest from zero, and that value; the first of equal ones. NaN
-/// does not count, but stays in what is rounded.
-fn farthest(block: &[f32]) -> (f32, f32) {
-    let larger = |(most, at): (f32, f32), &x: &f32| match x.abs() > most {
-        true => (x.abs(), x),
-        false => (most, at),
-    };
-    block.iter().fold((0.0, 0.0), larger)
-}
-
-/// To Q8_0 and back (`quantize_row_q8_0` in `arch/x86/quants.c`, where ties go to even). Q8_1 has
-/// the same integers and scales; that it rounds the sum of a block to F16 is left out.
 fn round_q8_0(row: &mut [f32]) {
+    q8_0(Simd::detect(), row);
+}
+
+fn round_q8_k(row: &mut [f32]) {
+    q8_k(Simd::detect(), row);
+}
+
+compiled!(
+    /// To Q8_0 and back (`quantize_row_q8_0` in `arch/x86/quants.c`, where ties go to even). Q8_1 has
+    /// the same integers and scales; that it rounds the sum of a block to F16 is left out.
+    q8_0(row: &mut [f32]) -> () = in_blocks_of_32
+);
+compiled!(
+    /// To Q8_K and back (`quantize_row_q8_K_ref` in `ggml-quants.c`).
+    q8_k(row: &mut [f32]) -> () = in_blocks_of_256
+);
+compiled!(
+    /// To F16 and back.
+    f16(row: &mut [f32]) -> () = each_to_f16
+);
+
+/// The largest of the values without their signs. NaN is larger than all.
+#[inline(always)]
+fn farthest(block: &[f32]) -> f32 {
+    f32::from_bits(block.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
+}
+
+#[inline(always)]
+fn in_blocks_of_32(row: &mut [f32]) {
     for block in row.chunks_mut(32) {
-        let (most, _) = farthest(block);
+        let most = farthest(block);
         let scale = float::f16_to_f32(float::f32_to_f16(most / 127.0));
-        let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+        let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
         block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
     }
 }
 
-/// To Q8_K and back (`quantize_row_q8_K_ref` in `ggml-quants.c`).
-fn round_q8_k(row: &mut [f32]) {
+#[inline(always)]
+fn in_blocks_of_256(row: &mut [f32]) {
     for block in row.chunks_mut(256) {
-        let (most, value) = farthest(block);
-        if most == 0.0 {
-            // What is NaN stays.
-            block.iter_mut().for_each(|x| *x *= 0.0);
-            continue;
-        }
+        let most = farthest(block);
+        // The first of equal values gives the sign.
+        let first = block.iter().find(|x| x.abs().to_bits() == most.to_bits());
+        let Some(&value) = first.filter(|&&value| value != 0.0) else { continue };
         let inverse = -127.0 / value;
         let scale = 1.0 / inverse;
         block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
     }
+}
+
+#[inline(always)]
+fn each_to_f16(row: &mut [f32]) {
+    row.iter_mut().for_each(|x| *x = float::f16_to_f32(float::f32_to_f16(*x)));
 }
 
 #[cfg(test)]
@@ -117,9 +137,9 @@ mod tests {
         let x = found.clone();
         round_q8_0(&mut found);
         let mut bytes = vec![0; 3 * 34];
-        QuantType::Q8_0.quantize(&x, None, &mut bytes).unwrap();
+        QuantType::Q8_0.encode_rows(&x, 96, None, &mut bytes).unwrap();
         let mut expected = vec![0.0; 96];
-        QuantType::Q8_0.dequantize(&bytes, &mut expected).unwrap();
+        QuantType::Q8_0.decode_rows(&bytes, 96, &mut expected).unwrap();
         assert_eq!(found, expected);
     }
 

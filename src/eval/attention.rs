@@ -9,6 +9,7 @@ use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
 use crate::model::{self, Hparams, Pairs};
+use crate::quant::Simd;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, s};
 
@@ -266,7 +267,7 @@ fn causal_softmax(mut scores: ArrayViewMut2<f32>, first: usize, scale: f32) {
         let row = row.as_slice_mut().expect("rows are contiguous");
         let (seen, unseen) = row.split_at_mut(first + i + 1);
         unseen.fill(0.0);
-        softmax(seen, scale);
+        softmax(Simd::detect(), seen, scale);
     }
 }
 

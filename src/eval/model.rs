@@ -209,7 +209,7 @@ impl<'a> Model<'a> {
             })
         };
         let Some(moe) = self.hparams.moe.as_ref().filter(|moe| layer >= moe.leading_dense) else {
-            return Ok(FeedForward::Dense(gated("", self.hparams.n_ff as usize)?));
+            return Ok(FeedForward::Dense(Box::new(gated("", self.hparams.n_ff as usize)?)));
         };
         let [experts, shared, ff] = [moe.n_expert, moe.n_shared, moe.n_ff].map(|n| n as usize);
         let bias = match moe.gating {

@@ -8,9 +8,10 @@
 
 use super::compare::TokenValues;
 use super::error::EvalError;
-use super::exponential::{all_finite, exp};
+use super::exponential::exp;
 use super::linear::Matrix;
 use super::model::Model;
+use crate::quant::{Simd, all_finite};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, s};
 
@@ -80,7 +81,7 @@ impl Sums {
             max,
             top: (first + top) as u32,
             // Minus infinity would leave the sum finite.
-            sum: match all_finite(logits) {
+            sum: match all_finite(Simd::detect(), logits) {
                 true => sum(logits, |l| f64::from(exp(l - max))),
                 false => f64::NAN,
             },
@@ -312,9 +313,9 @@ mod tests {
         let (good, bad) = ([1.0, 2.0, 3.0], [1.0, f32::NAN, 3.0]);
         let found = |a, b| join(&tiles(a, b, 2, 0), 0, 1, 2, false).unwrap_err();
         assert_eq!((found(&bad, &good).model, found(&good, &bad).model), (0, 1));
-        for bad in [f32::INFINITY, f32::NEG_INFINITY] {
-            let bad = [1.0, bad, 0.0];
-            assert_eq!((found(&bad, &good).model, found(&good, &bad).model), (0, 1));
+        let infinite = [f32::INFINITY, f32::NEG_INFINITY].map(|bad| [1.0, bad, 0.0]);
+        for bad in &infinite {
+            assert_eq!((found(bad, &good).model, found(&good, bad).model), (0, 1));
         }
     }
 }
