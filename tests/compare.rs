@@ -123,6 +123,8 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
 
     let page = std::fs::read_to_string(report).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 6);
+    // What is folded away on a screen is printed.
+    assert!(page.contains("<details>") && page.contains("details::details-content"));
     for forbidden in ["http:", "https:", "src=", "url(", "NaN", "inf"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }

@@ -41,7 +41,7 @@ impl Text {
 }
 
 /// Where hidden states wait, and how much memory there is.
-#[derive(Clone, Default, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Room {
     /// Folder for hidden states, instead of memory; an interrupted run goes on from there with the
     /// same command
@@ -57,6 +57,21 @@ pub struct Room {
 const OVERHEAD: u64 = 256 << 20;
 
 impl Room {
+    /// Memory as it comes, and a folder for hidden states.
+    pub fn in_folder(scratch: Option<PathBuf>) -> Self {
+        Self { scratch, memory: None }
+    }
+
+    /// Whether the folder is one.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match &self.scratch {
+            Some(folder) if !folder.is_dir() => {
+                bail!("{}: not a folder; --scratch needs one with room", folder.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sets the options for models that run together over so many tokens.
     pub fn apply(
         &self,
@@ -64,12 +79,8 @@ impl Room {
         models: &[&Model],
         n_tokens: usize,
     ) -> anyhow::Result<()> {
-        if let Some(folder) = &self.scratch {
-            if !folder.is_dir() {
-                bail!("{}: not a folder; --scratch needs one with room", folder.display());
-            }
-            options.scratch = Some(Scratch::new(folder));
-        }
+        self.check()?;
+        options.scratch = self.scratch.as_deref().map(Scratch::new);
         let Some(memory) = self.memory else { return Ok(()) };
         let n = (n_tokens / options.ctx).min(options.chunks.unwrap_or(usize::MAX)) * options.ctx;
         let width: u64 = models.iter().map(|model| u64::from(model.hparams().n_embd)).sum();
