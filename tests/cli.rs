@@ -23,7 +23,18 @@ fn the_main_job_plans_converts_and_measures() {
     let output = dir.path().join("tiny-r1-Q4_K_M.gguf");
     let path = output.to_str().unwrap();
     let args = ["convert", TINY_R1, path, "--type", "Q4_K_M", "--evaluate", HELDOUT];
-    let run = requant(&[&args[..], &["--chunks", "4"]].concat());
+    let run = requant(&[&args[..], &["--chunks", "4", "--scratch", "no/such/folder"]].concat());
+    assert!(text(&run.stderr).contains("not a folder"));
+    assert_eq!(
+        std::fs::read_dir(dir.path()).unwrap().count(),
+        0,
+        "said before anything is written"
+    );
+
+    let scratch = tempfile::tempdir().unwrap();
+    let folder = scratch.path().to_str().unwrap();
+    let run = requant(&[&args[..], &["--chunks", "4", "--scratch", folder]].concat());
+    assert_eq!(std::fs::read_dir(folder).unwrap().count(), 0, "nothing is left");
     let (out, err) = (text(&run.stdout), text(&run.stderr));
     assert_eq!(run.status.code(), Some(0), "{err}");
     let size = std::fs::metadata(&output).unwrap().len();

@@ -123,6 +123,8 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
 
     let page = std::fs::read_to_string(report).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 6);
+    // What is folded away on a screen is printed.
+    assert!(page.contains("<details>") && page.contains("details::details-content"));
     for forbidden in ["http:", "https:", "src=", "url(", "NaN", "inf"] {
         assert!(!page.contains(forbidden), "{forbidden}");
     }
@@ -377,38 +379,38 @@ fn the_tensor_that_is_not_finite_is_named() {
             continue;
         }
         kinds += 1;
-        let mut bytes = std::fs::read(BF16).unwrap();
         let at = (file.data_offset() + info.offset) as usize;
-        let (nan, width) = match file.tensor_data(i).len() as u64 / info.n_elements() {
-            2 => (&[0xc0, 0x7f][..], 2),
-            _ => (&[0, 0, 0xc0, 0x7f][..], 4),
-        };
+        let width = file.tensor_data(i).len() / info.n_elements() as usize;
         // All of an expert's or head's first row; of embeddings, a token that occurs.
         let row = if info.name == "token_embd.weight" { 5 } else { 0 };
         let columns = info.dims[0] as usize;
         let experts = if info.name.contains("_exps.") { info.dims[2] as usize } else { 1 };
-        for expert in 0..experts {
-            let stack = info.n_elements() as usize / experts * width;
-            let first = at + expert * stack + row * columns * width;
-            bytes[first..first + width].copy_from_slice(nan);
+        for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut bytes = std::fs::read(BF16).unwrap();
+            for expert in 0..experts {
+                let stack = info.n_elements() as usize / experts * width;
+                let first = at + expert * stack + row * columns * width;
+                // BF16 is the upper half of f32.
+                bytes[first..first + width].copy_from_slice(&bad.to_le_bytes()[4 - width..]);
+            }
+            std::fs::write(&path, bytes).unwrap();
+            let (path, tokens) = (path.to_str().unwrap(), tokens.to_str().unwrap());
+            let args = ["compare", BF16, path, "--tokens", tokens, "--ctx", "32", "-q"];
+            let (code, out, err) = requant(&args);
+            assert!(code == 1 && out.is_empty(), "{} {bad}: {out} {err}", info.name);
+            assert!(
+                err.contains(&format!("`{}`", info.name)) && err.contains(path),
+                "{} {bad}: {err}",
+                info.name
+            );
+            if info.dims.len() > 1 {
+                assert!(err.contains("not finite at token "), "{err}");
+            }
+            if let Some(layer) = info.name.strip_prefix("blk.").filter(|_| info.dims.len() > 1) {
+                assert!(err.contains(&format!("layer {}: ", &layer[..1])), "{err}");
+            }
+            assert_eq!(err.contains(", expert "), info.name.contains("_exps."), "{err}");
         }
-        std::fs::write(&path, bytes).unwrap();
-        let (path, tokens) = (path.to_str().unwrap(), tokens.to_str().unwrap());
-        let args = ["compare", BF16, path, "--tokens", tokens, "--ctx", "32", "-q"];
-        let (code, out, err) = requant(&args);
-        assert!(code == 1 && out.is_empty(), "{}: {out} {err}", info.name);
-        assert!(
-            err.contains(&format!("`{}`", info.name)) && err.contains(path),
-            "{}: {err}",
-            info.name
-        );
-        if info.dims.len() > 1 {
-            assert!(err.contains("not finite at token "), "{err}");
-        }
-        if let Some(layer) = info.name.strip_prefix("blk.").filter(|_| info.dims.len() > 1) {
-            assert!(err.contains(&format!("layer {}: ", &layer[..1])), "{err}");
-        }
-        assert_eq!(err.contains(", expert "), info.name.contains("_exps."), "{err}");
     }
     assert!(kinds > 25, "{kinds}");
 }

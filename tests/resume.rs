@@ -285,3 +285,37 @@ fn a_killed_process_goes_on_where_it_was() {
         assert!(contents(dir.path()) == expected, "after {kills} kills");
     }
 }
+
+#[test]
+#[cfg(feature = "eval")]
+fn an_evaluation_on_a_failing_disk_goes_on_and_finds_the_same() {
+    use requant::eval::{Model, PerplexityOptions, Scratch, perplexity};
+    let opened = requant::model::Model::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
+    let model = Model::new(opened.hparams(), opened.source()).unwrap();
+    let tokens: Vec<u32> = (0..6 * 64).map(|i| 5 + i * i * 7 % 2000).collect();
+    // Batches of one chunk.
+    let options = PerplexityOptions { ctx: 64, memory: 1, ..PerplexityOptions::default() };
+    let expected = perplexity(&model, &tokens, &options, &()).unwrap().nll;
+    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+        let dir = tempfile::tempdir().unwrap();
+        for stopped in 0.. {
+            let left = Arc::new(AtomicI64::new(7 * (stopped + 1)));
+            let scratch = Scratch::on(Arc::new(Failing { left, kind }), dir.path());
+            let options = PerplexityOptions { scratch: Some(scratch.clone()), ..options.clone() };
+            match perplexity(&model, &tokens, &options, &()) {
+                Ok(found) => {
+                    assert!(found.nll == expected && stopped > 3, "after {stopped} failures");
+                    assert_eq!(scratch.finish(), (0, 0));
+                    break;
+                }
+                Err(error) => {
+                    let (full, error) = (kind == io::ErrorKind::StorageFull, error.to_string());
+                    assert_eq!(error.contains("the disk is full"), full, "{error}");
+                    assert!(error.contains(".states"), "{error}");
+                }
+            }
+            assert!(stopped < 100, "no progress");
+        }
+        assert!(contents(dir.path()).is_empty(), "nothing is left");
+    }
+}

@@ -1,11 +1,11 @@
 //! `requant compare` and `requant gate`: what a quantization costs, token by token.
 
-use super::evaluate::{self, Room, Text};
+use super::evaluate::{self, Precision, Room, Text};
 use super::progress::Progress;
 use super::{place, report, threads};
 use crate::eval::{
-    BaseReader, BaseWriter, Check, Comparison, EvalError, Limits, Perplexity, PerplexityOptions,
-    Reference, TensorErrors, Verdict, compare, comparison_work, looks, verdict,
+    Activations, BaseReader, BaseWriter, Check, Comparison, EvalError, Limits, Perplexity,
+    PerplexityOptions, Reference, TensorErrors, Verdict, compare, comparison_work, looks, verdict,
 };
 use crate::model::Model;
 use anyhow::{Context, bail};
@@ -72,12 +72,19 @@ pub struct RunArgs {
     /// Threads [default: all processors]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
+    #[command(flatten)]
+    precision: Precision,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
 }
 
 impl RunArgs {
+    /// In which precision activations meet weights.
+    pub fn activations(&self) -> Activations {
+        self.precision.activations
+    }
+
     /// Threads of their own.
     pub fn pool(&self) -> anyhow::Result<rayon::ThreadPool> {
         let n = threads(self.threads.map(usize::from));
@@ -138,6 +145,8 @@ pub struct Outcome {
     pub text: Option<PathBuf>,
     /// Tokens per chunk.
     pub ctx: usize,
+    /// In which precision activations met weights.
+    pub activations: Activations,
     /// Its own result.
     pub own: Perplexity,
     /// The models.
@@ -164,9 +173,17 @@ fn open(paths: &[PathBuf]) -> anyhow::Result<Vec<Model>> {
     paths.iter().map(|path| place::model(path)).collect()
 }
 
-fn runners(models: &[Model]) -> anyhow::Result<Vec<crate::eval::Model<'_>>> {
-    let runners = models.iter().map(|m| crate::eval::Model::new(m.hparams(), m.source()));
-    Ok(runners.collect::<Result<_, _>>()?)
+fn runners(
+    models: &[Model],
+    activations: Activations,
+) -> anyhow::Result<Vec<crate::eval::Model<'_>>> {
+    models.iter().map(|model| runner(model, activations)).collect()
+}
+
+fn runner(model: &Model, activations: Activations) -> anyhow::Result<crate::eval::Model<'_>> {
+    let mut runner = crate::eval::Model::new(model.hparams(), model.source())?;
+    runner.set_activations(activations);
+    Ok(runner)
 }
 
 /// An error of one of several models, with the name of that model.
@@ -190,15 +207,17 @@ fn from_model(args: &Args) -> anyhow::Result<(Outcome, PerplexityOptions)> {
     let models = open(candidates)?;
     let together: Vec<&Model> = std::iter::once(&reference_model).chain(&models).collect();
     args.room.apply(&mut options, &together, tokens.len())?;
-    let others = runners(&models)?;
+    let others = runners(&models, args.run.activations())?;
     let errors: Vec<TensorErrors> = match args.by_tensor {
         true => {
-            models.iter().map(|m| TensorErrors::new(reference_model.source(), m.source())).collect()
+            let pair =
+                |other| TensorErrors::new(reference_model.source(), other, args.run.activations());
+            models.iter().map(|model| pair(model.source())).collect()
         }
         false => Vec::new(),
     };
     let all = All(&errors);
-    let mut runner = crate::eval::Model::new(reference_model.hparams(), reference_model.source())
+    let mut runner = runner(&reference_model, args.run.activations())
         .with_context(|| reference.display().to_string())?;
     if args.by_tensor {
         runner.observe(&all);
@@ -241,15 +260,21 @@ fn from_model(args: &Args) -> anyhow::Result<(Outcome, PerplexityOptions)> {
         });
         rows.push(Row { path: path.clone(), bits: bits(&models[i]), comparison, tensors });
     }
-    let text = Some(args.text.path()?.to_owned());
-    let ctx = options.ctx;
-    Ok((Outcome { reference: reference.clone(), text, ctx, own, rows }, options))
+    let outcome = Outcome {
+        reference: reference.clone(),
+        text: Some(args.text.path()?.to_owned()),
+        ctx: options.ctx,
+        activations: args.run.activations(),
+        own,
+        rows,
+    };
+    Ok((outcome, options))
 }
 
 fn from_base(args: &Args, base: &Path) -> anyhow::Result<(Outcome, PerplexityOptions)> {
     let mut reader = BaseReader::open(base)?;
     let models = open(&args.models)?;
-    let others = runners(&models)?;
+    let others = runners(&models, args.run.activations())?;
     let candidates: Vec<&crate::eval::Model> = others.iter().collect();
     let tokens = reader.tokens().to_vec();
     let mut options = PerplexityOptions {
@@ -273,8 +298,15 @@ fn from_base(args: &Args, base: &Path) -> anyhow::Result<(Outcome, PerplexityOpt
         let tensors = None;
         Row { path: path.clone(), bits: bits(model), comparison, tensors }
     });
-    let (reference, ctx, rows) = (base.to_owned(), options.ctx, rows.collect());
-    Ok((Outcome { reference, text: None, ctx, own, rows }, options))
+    let outcome = Outcome {
+        reference: base.to_owned(),
+        text: None,
+        ctx: options.ctx,
+        activations: args.run.activations(),
+        own,
+        rows: rows.collect(),
+    };
+    Ok((outcome, options))
 }
 
 /// Several observers as one.
@@ -310,13 +342,17 @@ fn bits(model: &Model) -> f64 {
 impl Outcome {
     fn table(&self, by_layer: bool) -> String {
         let mut out = format!(
-            "reference {}\n  perplexity {:.4} ± {:.4}, {} tokens scored in {} chunks of {}\n",
+            "reference {}\n  perplexity {:.4} ± {:.4}, {} tokens scored in {} chunks of {}{}\n",
             self.reference.display(),
             self.own.perplexity,
             self.own.perplexity_error,
             self.own.tokens_scored,
             self.own.nll_per_chunk.len(),
             self.ctx,
+            match self.activations {
+                Activations::F32 => "",
+                Activations::Q8 => ", activations rounded as llama.cpp does",
+            },
         );
         for row in &self.rows {
             let c = &row.comparison;
@@ -397,6 +433,7 @@ impl Outcome {
             "reference": self.reference,
             "text": self.text,
             "ctx": self.ctx,
+            "activations": self.activations,
             "reference_perplexity": self.own,
             "models": rows,
         })
@@ -445,25 +482,22 @@ fn probability(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(inside).ok_or("not between 0.5 and 1".to_owned())
 }
 
-/// Chunks before the first look.
-const FIRST_LOOK: usize = 4;
-
 pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     let reference_model = place::model(&args.reference)?;
     let (tokens, mut options) = args.text.read(&reference_model)?;
     let model = place::model(&args.model)?;
     args.room.apply(&mut options, &[&reference_model, &model], tokens.len())?;
-    let reference = crate::eval::Model::new(reference_model.hparams(), reference_model.source())
+    let reference = runner(&reference_model, args.run.activations())
         .with_context(|| args.reference.display().to_string())?;
-    let other = crate::eval::Model::new(model.hparams(), model.source())
-        .with_context(|| args.model.display().to_string())?;
+    let other =
+        runner(&model, args.run.activations()).with_context(|| args.model.display().to_string())?;
     let n_chunks = (tokens.len() / options.ctx).min(options.chunks.unwrap_or(usize::MAX));
     let limits = Limits {
         kl: args.max_kld,
         perplexity_ratio: args.max_ppl_ratio,
         same_top: args.min_same_top,
     };
-    let looks = looks(n_chunks, FIRST_LOOK);
+    let looks = looks(n_chunks);
     let work = comparison_work(&[&reference, &other], tokens.len(), &options);
     let progress = Progress::start("gate", work, "token-layers", 0);
     let pool = args.run.pool()?;
@@ -498,7 +532,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     if args.run.json {
         let json = json!({
             "version": 1, "reference": args.reference, "model": args.model,
-            "verdict": verdict, "confidence": args.confidence, "chunks": done,
+            "activations": args.run.activations(), "verdict": verdict, "confidence": args.confidence, "chunks": done,
             "chunks_available": n_chunks, "checks": checks,
         });
         println!("{json:#}");

@@ -1,9 +1,10 @@
 //! `requant convert`: a checkpoint to a GGUF file, and what it cost.
 
-use super::evaluate::{Evaluation, Text};
+use super::evaluate::{Evaluation, Room, Text};
 use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::eval::Activations;
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Recipe};
@@ -34,6 +35,9 @@ pub struct Args {
     /// Evaluate only the first N chunks of the text
     #[arg(long, value_name = "N", requires = "evaluate")]
     chunks: Option<usize>,
+    /// Folder for the evaluation's hidden states, instead of memory
+    #[arg(long, value_name = "DIR", requires = "evaluate")]
+    scratch: Option<PathBuf>,
     #[command(flatten)]
     output_options: output::Args,
     /// Show the plan and stop
@@ -187,7 +191,8 @@ impl Outtype {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    // The text is read first: a typo in its name should not cost a conversion.
+    // Text and folder are looked at first: a typo in their names should not cost a conversion.
+    Room::in_folder(args.scratch.clone()).check()?;
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
@@ -233,10 +238,11 @@ fn evaluate_both(
     let result = crate::model::Model::open(first, Mtp::Drop)
         .with_context(|| format!("reading {} back", first.display()))?;
     let options = evaluate::Options {
-        room: evaluate::Room::default(),
+        room: Room::in_folder(args.scratch.clone()),
         ctx: 512,
         chunks: args.chunks,
         threads,
+        activations: Activations::F32,
     };
     evaluate::compare(
         ("source", &args.checkpoint, &source),

@@ -3,10 +3,11 @@
 use super::output::binary_size;
 use super::progress::Progress;
 use super::{say, units};
-use crate::eval::{Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
+use crate::eval::{Activations, Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
 use crate::model::Model;
 use crate::tokenizer::{Tokenizer, Vocab};
 use anyhow::{Context, bail};
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
 
 /// A text to evaluate on.
@@ -40,7 +41,7 @@ impl Text {
 }
 
 /// Where hidden states wait, and how much memory there is.
-#[derive(Clone, Default, clap::Args)]
+#[derive(Clone, clap::Args)]
 pub struct Room {
     /// Folder for hidden states, instead of memory; an interrupted run goes on from there with the
     /// same command
@@ -56,6 +57,21 @@ pub struct Room {
 const OVERHEAD: u64 = 256 << 20;
 
 impl Room {
+    /// Memory as it comes, and a folder for hidden states.
+    pub fn in_folder(scratch: Option<PathBuf>) -> Self {
+        Self { scratch, memory: None }
+    }
+
+    /// Whether the folder is one.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match &self.scratch {
+            Some(folder) if !folder.is_dir() => {
+                bail!("{}: not a folder; --scratch needs one with room", folder.display())
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Sets the options for models that run together over so many tokens.
     pub fn apply(
         &self,
@@ -63,12 +79,8 @@ impl Room {
         models: &[&Model],
         n_tokens: usize,
     ) -> anyhow::Result<()> {
-        if let Some(folder) = &self.scratch {
-            if !folder.is_dir() {
-                bail!("{}: not a folder; --scratch needs one with room", folder.display());
-            }
-            options.scratch = Some(Scratch::new(folder));
-        }
+        self.check()?;
+        options.scratch = self.scratch.as_deref().map(Scratch::new);
         let Some(memory) = self.memory else { return Ok(()) };
         let n = (n_tokens / options.ctx).min(options.chunks.unwrap_or(usize::MAX)) * options.ctx;
         let width: u64 = models.iter().map(|model| u64::from(model.hparams().n_embd)).sum();
@@ -108,6 +120,19 @@ impl Room {
     }
 }
 
+/// In which precision activations meet weights.
+#[derive(Clone, Copy, clap::Args)]
+pub struct Precision {
+    /// Precision in which activations meet weights: f32, or q8, the rounding of llama.cpp on a CPU,
+    /// for its figures
+    #[arg(long = "activations", value_name = "TYPE", default_value = "f32",
+          value_parser = PossibleValuesParser::new(["f32", "q8"]).map(|name| match name.as_str() {
+              "q8" => Activations::Q8,
+              _ => Activations::F32,
+          }))]
+    pub activations: Activations,
+}
+
 /// How to evaluate.
 pub struct Options {
     /// Where hidden states wait.
@@ -118,6 +143,8 @@ pub struct Options {
     pub chunks: Option<usize>,
     /// Threads.
     pub threads: usize,
+    /// In which precision activations meet weights.
+    pub activations: Activations,
 }
 
 /// Perplexity of one model.
@@ -147,8 +174,9 @@ pub fn run(
     };
     options.room.apply(&mut settings, &[model], tokens.len())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
-    let runner = crate::eval::Model::new(model.hparams(), model.source())
+    let mut runner = crate::eval::Model::new(model.hparams(), model.source())
         .with_context(|| path.display().to_string())?;
+    runner.set_activations(options.activations);
     let work = settings.work(tokens.len(), model.hparams());
     let progress = Progress::start(what, work, "token-layers", 0);
     let result = pool

@@ -117,6 +117,7 @@ fn of_model(
     let collector = Collector::new(model.source());
     let mut runner = crate::eval::Model::new(model.hparams(), model.source())
         .with_context(|| path.display().to_string())?;
+    runner.set_activations(args.run.activations());
     runner.observe(&collector);
     let work = options.work(tokens.len(), model.hparams());
     let progress = Progress::start("imatrix", work, "token-layers", 0);

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
 ///
 /// The text is cut into chunks as llama-perplexity cuts it, and the second half of each chunk is
-/// scored. Activations are f32 throughout; weights are used exactly as stored.
+/// scored. Activations are f32, unless --activations says otherwise; weights are used exactly as stored.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  requant perplexity DeepSeek-R1-Q4_K_M.gguf \
                         --text wiki.test.raw --json")]
@@ -30,6 +30,8 @@ pub struct Args {
     threads: Option<u16>,
     #[command(flatten)]
     room: evaluate::Room,
+    #[command(flatten)]
+    precision: evaluate::Precision,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -42,6 +44,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         room: args.room.clone(),
         ctx: args.ctx as usize,
         chunks: args.chunks.map(|n| n as usize),
+        activations: args.precision.activations,
         threads: threads(args.threads.map(usize::from)),
     };
     let result = evaluate::run("perplexity", &args.model, &model, &text, &options)?;
@@ -50,6 +53,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         json["model"] = serde_json::json!(args.model);
         json["text"] = serde_json::json!(args.text);
         json["ctx"] = serde_json::json!(args.ctx);
+        json["activations"] = serde_json::json!(args.precision.activations);
         println!("{json:#}");
     } else {
         println!("perplexity = {:.4} ± {:.5}", result.perplexity, result.perplexity_error);

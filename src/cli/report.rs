@@ -1,6 +1,7 @@
 //! The page that `requant compare --report` writes: one file without links to others.
 
 use super::compare::{Outcome, Row};
+use crate::eval::Activations;
 use std::fmt::Write;
 
 /// Width and height of a picture, in its own units.
@@ -11,19 +12,24 @@ const MARGIN: (f64, f64) = (64.0, 32.0);
 const STYLE: &str = "\
 :root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--faint:#d0d7de;--line:#0b62d6;--soft:#57606a}\
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--faint:#30363d;--line:#58a6ff;--soft:#9198a1}}\
-@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}figure,table{break-inside:avoid}}\
 *{box-sizing:border-box}\
-body{margin:0 auto;padding:1.5rem;max-width:60rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif}\
-h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.5rem;overflow-wrap:anywhere}\
-.scroll{overflow-x:auto}table{border-collapse:collapse;width:100%}\
-th,td{padding:.3rem .5rem;text-align:right;border-bottom:1px solid var(--faint);font-variant-numeric:tabular-nums;white-space:nowrap;font-size:.85rem}\
-th{white-space:normal;vertical-align:bottom}\
-th:first-child,td:first-child{text-align:left}\
+body{margin:0 auto;padding:1.5rem;max-width:60rem;background:var(--paper);color:var(--ink);font:16px/1.5 system-ui,sans-serif;overflow-wrap:anywhere}\
+h1{font-size:1.5rem}h2{font-size:1.15rem;margin-top:2.5rem}\
+table{border-collapse:collapse;width:100%}\
+th,td{padding:.3rem .5rem;text-align:right;vertical-align:bottom;border-bottom:1px solid var(--faint);font-variant-numeric:tabular-nums;font-size:.85rem}\
+td span{white-space:nowrap}\
+th:first-child,td:first-child{text-align:left;min-width:9rem}.tensors td:first-child{min-width:14.5rem}th{overflow-wrap:normal}\
 figure{margin:1.5rem 0}figcaption,.soft{color:var(--soft);font-size:.9rem}\
-svg{width:100%;min-width:30rem;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}\
+svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}\
 .grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--line);stroke-width:2}.bar{fill:var(--line)}svg text.on{fill:var(--paper)}svg text.off{fill:var(--ink)}\
 summary{cursor:pointer;margin:1rem 0}\
-@media print{svg{min-width:0}.scroll{overflow:visible}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}}";
+@media screen and (max-width:48rem){body{padding:1rem}svg text{font-size:17px}svg.map text{font-size:15px}svg text.on,svg text.off{display:none}\
+.models thead{display:none}.models tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--faint)}\
+.models td{display:flex;justify-content:flex-end;gap:.4rem;min-width:0;border:0;padding:.1rem 0}.models td:first-child{justify-content:flex-start;font-weight:600}\
+.models td::before{content:attr(data-of);color:var(--soft);margin-right:auto}.models td:first-child::before{content:none}}\
+@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}body{max-width:none;padding:0}.models th,.models td{font-size:.75rem}.models td:first-child{min-width:7rem}\
+figure,tr{break-inside:avoid}h2{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}\
+details::details-content{content-visibility:visible;display:block}summary{display:none}details thead{display:none}}";
 
 /// The page.
 pub fn page(outcome: &Outcome) -> String {
@@ -41,39 +47,55 @@ pub fn page(outcome: &Outcome) -> String {
         .map_or("the text of the file".to_owned(), |path| escape(&path.display().to_string()));
     let _ = write!(
         out,
-        "<p>Reference {}: perplexity {:.4} ± {:.4} on {text}, {} tokens scored in {} chunks of {}.</p>",
+        "<p>Reference {}: perplexity {:.4} ± {:.4} on {text}, {} tokens scored in {} chunks of {}{}.</p>",
         escape(&outcome.reference.display().to_string()),
         own.perplexity,
         own.perplexity_error,
         own.tokens_scored,
         own.nll_per_chunk.len(),
-        outcome.ctx
+        outcome.ctx,
+        match outcome.activations {
+            Activations::F32 => "",
+            Activations::Q8 => "; activations rounded as llama.cpp does on a CPU",
+        }
     );
-    out += "<div class=\"scroll\"><table><thead><tr><th>model<th>bits per weight<th>perplexity\
-            <th>PPL ratio<th>mean KL divergence<th>99 % KL<th>same top token<th>RMS change of p\
-            </tr></thead><tbody>";
+    const COLUMNS: [&str; 7] = [
+        "bits per weight",
+        "perplexity",
+        "PPL ratio",
+        "mean KL divergence",
+        "99 % KL",
+        "same top token",
+        "RMS change of p",
+    ];
+    out += "<table class=\"models\"><thead><tr><th>model";
+    COLUMNS.iter().for_each(|column| out += &format!("<th>{column}"));
+    out += "</tr></thead><tbody>";
     for row in &outcome.rows {
         let c = &row.comparison;
         let p99 = c.kl_divergence.percentiles.iter().find(|p| p.0 == 99.0).map_or(0.0, |p| p.1);
-        let _ = write!(
-            out,
-            "<tr><td>{}<td>{:.3}<td>{:.4} ± {:.4}<td>{:.5} ± {:.5}<td>{:.6} ± {:.6}<td>{p99:.4}\
-             <td>{:.2} ± {:.2} %<td>{:.3} ± {:.3} %</tr>",
-            name(row),
-            row.bits,
-            c.perplexity.perplexity,
-            c.perplexity.perplexity_error,
-            c.paired.ratio,
-            c.paired.ratio_error,
-            c.kl_divergence.mean.value,
-            c.kl_divergence.mean.error,
-            100.0 * c.same_top.value,
-            100.0 * c.same_top.error,
-            100.0 * c.p_change_rms.value,
-            100.0 * c.p_change_rms.error,
-        );
+        let (p, kl) = (&c.perplexity, c.kl_divergence.mean);
+        let [top, change] =
+            [c.same_top, c.p_change_rms].map(|e| [100.0 * e.value, 100.0 * e.error]);
+        let cells = [
+            format!("<span>{:.3}</span>", row.bits),
+            format!("<span>{:.4}</span> <span>± {:.4}</span>", p.perplexity, p.perplexity_error),
+            format!(
+                "<span>{:.5}</span> <span>± {:.5}</span>",
+                c.paired.ratio, c.paired.ratio_error
+            ),
+            format!("<span>{:.6}</span> <span>± {:.6}</span>", kl.value, kl.error),
+            format!("<span>{p99:.4}</span>"),
+            format!("<span>{:.2}</span> <span>± {:.2} %</span>", top[0], top[1]),
+            format!("<span>{:.3}</span> <span>± {:.3} %</span>", change[0], change[1]),
+        ];
+        let _ = write!(out, "<tr><td>{}", name(row));
+        for (column, cell) in COLUMNS.iter().zip(cells) {
+            let _ = write!(out, "<td data-of=\"{column}\">{cell}");
+        }
+        out += "</tr>";
     }
-    out += "</tbody></table></div><p class=\"soft\">± is one standard error. KL divergence in nats.</p>";
+    out += "</tbody></table><p class=\"soft\">± is one standard error. KL divergence in nats.</p>";
     for row in &outcome.rows {
         let _ = write!(out, "<h2>{}</h2>", escape(&row.path.display().to_string()));
         let mut kl: Vec<f64> = row.comparison.tokens.iter().map(|t| t.kl.max(1e-9)).collect();
@@ -105,12 +127,12 @@ fn tensor_errors(out: &mut String, tensors: &[(String, f64)]) {
     const SHOWN: usize = 20;
     map(out, tensors);
     let table = |out: &mut String, part: &[(String, f64)]| {
-        *out += "<div class=\"scroll\"><table><thead><tr><th>tensor<th>relative error of its output\
+        *out += "<table class=\"tensors\"><thead><tr><th>tensor<th>relative error of its output\
                  </tr></thead><tbody>";
         for (name, error) in part {
             let _ = write!(out, "<tr><td>{}<td>{error:.3e}</tr>", escape(name));
         }
-        *out += "</tbody></table></div>";
+        *out += "</tbody></table>";
     };
     let (first, rest) = tensors.split_at(SHOWN.min(tensors.len()));
     table(out, first);
@@ -153,14 +175,14 @@ fn map(out: &mut String, tensors: &[(String, f64)]) {
         return;
     }
     const ROW: f64 = 20.0;
-    const LEFT: f64 = 132.0;
+    const LEFT: f64 = 148.0;
     let bottom = kinds.len() as f64 * ROW;
     let step = (SIZE.0 - 8.0 - LEFT) / f64::from(columns);
     let caption =
         "Relative error of each tensor's output, by layer; the stronger the colour, the larger";
     let _ = write!(
         out,
-        "<figure><div class=\"scroll\"><svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{caption}\">",
+        "<figure><svg class=\"map\" viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"{caption}\">",
         SIZE.0,
         bottom + 52.0
     );
@@ -228,7 +250,7 @@ fn map(out: &mut String, tensors: &[(String, f64)]) {
         out,
         "<text x=\"{}\" y=\"{1:.1}\" text-anchor=\"end\">{low:.1e}</text>\
          <text x=\"{2}\" y=\"{1:.1}\">{high:.1e}</text>\
-         </svg></div><figcaption>{caption}</figcaption></figure>",
+         </svg><figcaption>{caption}</figcaption></figure>",
         LEFT + 56.0,
         bottom + 41.0,
         LEFT + 72.0 + width * f64::from(STEPS)
@@ -247,10 +269,10 @@ fn figure(out: &mut String, caption: &str, draw: impl FnOnce(&mut String)) {
     let (width, height) = SIZE;
     let _ = write!(
         out,
-        "<figure><div class=\"scroll\"><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{caption}\">"
+        "<figure><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{caption}\">"
     );
     draw(out);
-    let _ = write!(out, "</svg></div><figcaption>{caption}</figcaption></figure>");
+    let _ = write!(out, "</svg><figcaption>{caption}</figcaption></figure>");
 }
 
 /// Powers of ten that enclose the values.
@@ -300,14 +322,15 @@ fn curve(out: &mut String, points: &[(f64, f64)]) {
         let _ = write!(
             out,
             "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{percent} %</text>",
-            across(f64::from(percent)).min(SIZE.0 - 18.0),
+            across(f64::from(percent)).min(SIZE.0 - 26.0),
             SIZE.1 - 10.0
         );
     }
 }
 
 fn bars(out: &mut String, values: &[f64]) {
-    let place = scale(out, decades(values.iter().copied()));
+    // Also the shortest bar is to be seen.
+    let place = scale(out, decades(values.iter().flat_map(|v| [*v, 0.5 * v])));
     let step = (SIZE.0 - 8.0 - MARGIN.0) / values.len() as f64;
     let every = values.len().div_ceil(16);
     for (i, &value) in values.iter().enumerate() {

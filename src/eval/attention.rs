@@ -1,6 +1,7 @@
 //! Attention over chunks of tokens: latent, with keys and values decompressed for each head, and
 //! grouped, where several heads share keys and values.
 
+use super::activations::Activations;
 use super::error::EvalError;
 use super::exponential::softmax;
 use super::gemm::{Panels, pack, panels_len};
@@ -8,8 +9,9 @@ use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
 use crate::model::{self, Hparams, Pairs};
+use crate::quant::Simd;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, s};
 
 /// A layer's attention.
 pub(super) enum Attention<'a> {
@@ -103,6 +105,10 @@ impl Latent<'_> {
         let mut k_pe = kv.slice(s![.., kv_lora..]).to_owned();
         turn(&mut q, nope + rope, nope, rotary, ctx, Pairs::Neighbours);
         turn(&mut k_pe, rope, 0, rotary, ctx, Pairs::Neighbours);
+        let mut cached = concatenate![Axis(1), latent, k_pe];
+        self.kv_a.activations.cache(&mut cached);
+        let (latent, k_pe) = cached.view().split_at(Axis(1), kv_lora);
+        let absorbed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
         let scale = score_scale(&hparams.rope, nope + rope);
         let mut heads = Array2::zeros((x.nrows(), a.n_head as usize * v));
         heads
@@ -110,24 +116,25 @@ impl Latent<'_> {
             .into_par_iter()
             .zip(q.axis_chunks_iter(Axis(1), nope + rope))
             .enumerate()
-            .try_for_each(|(h, (out, q))| -> Result<(), EvalError> {
+            .try_for_each(|(h, (mut out, q))| -> Result<(), EvalError> {
+                if absorbed {
+                    // Keys and values stay compressed: queries and mixed latents pass the matrices
+                    // instead, which costs more here.
+                    let (q_nope, q_pe) = q.split_at(Axis(1), nope);
+                    let q = self.k_b.matrix(h).apply_here(q_nope)?;
+                    let q = concatenate![Axis(1), q, q_pe];
+                    let mut mixed = Array2::zeros(latent.raw_dim());
+                    attend(q.view(), cached.view(), latent, mixed.view_mut(), ctx, scale);
+                    out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
+                    return Ok(());
+                }
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
                 let mut values = Array2::zeros((x.nrows(), v));
-                product(latent.view(), v_b.view(), values.view_mut());
+                product(latent, v_b.view(), values.view_mut());
                 let mut keys = Array2::zeros((x.nrows(), nope + rope));
-                product(latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
+                product(latent, k_b.t(), keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
-                if self.k_b.observer.is_some() {
-                    // As if keys were not decompressed: queries and mixed latents pass the
-                    // matrices instead.
-                    let mut mixed = Array2::zeros(latent.raw_dim());
-                    attend(q, keys.view(), latent.view(), mixed.view_mut(), ctx, scale);
-                    let q_nope = q.slice(s![.., ..nope]);
-                    let absorbed = q_nope.dot(&k_b.t());
-                    self.k_b.matrix(h).observed(q_nope, absorbed.view())?;
-                    self.v_b.matrix(h).observed(mixed.view(), mixed.dot(&v_b.t()).view())?;
-                }
                 attend(q, keys.view(), values.view(), out, ctx, scale);
                 Ok(())
             })?;
@@ -146,7 +153,7 @@ impl Grouped<'_> {
     ) -> Result<Array2<f32>, EvalError> {
         let width = a.head_dim as usize;
         let (mut q, mut k) = (self.query.apply(x)?, self.key.apply(x)?);
-        let values = self.value.apply(x)?;
+        let mut values = self.value.apply(x)?;
         if let Some(norms) = &self.norms {
             for (x, weight) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
                 for mut head in x.axis_chunks_iter_mut(Axis(1), width) {
@@ -157,6 +164,9 @@ impl Grouped<'_> {
         }
         turn(&mut q, width, 0, rotary, ctx, a.pairs);
         turn(&mut k, width, 0, rotary, ctx, a.pairs);
+        for cached in [&mut k, &mut values] {
+            self.key.matrix.activations.cache(cached);
+        }
         let scale = score_scale(&hparams.rope, width);
         let group = (a.n_head / a.n_head_kv) as usize;
         let mut heads = Array2::zeros(q.raw_dim());
@@ -257,7 +267,7 @@ fn causal_softmax(mut scores: ArrayViewMut2<f32>, first: usize, scale: f32) {
         let row = row.as_slice_mut().expect("rows are contiguous");
         let (seen, unseen) = row.split_at_mut(first + i + 1);
         unseen.fill(0.0);
-        softmax(seen, scale);
+        softmax(Simd::detect(), seen, scale);
     }
 }
 

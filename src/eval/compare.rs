@@ -120,7 +120,7 @@ impl Distribution {
 }
 
 impl Comparison {
-    fn new(
+    pub(super) fn new(
         tokens: Vec<TokenValues>,
         n_chunks: usize,
         layer_error: Vec<f64>,

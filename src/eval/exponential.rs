@@ -3,39 +3,8 @@
 //! The standard library's is a call for each value, and slow far below zero, where most attention
 //! scores lie; this one has no branches, so loops over it become SIMD code.
 
-use crate::quant::Simd;
+use crate::quant::compiled;
 use std::f32::consts::LOG2_E;
-
-/// Compiles a function for each set of instructions, and calls the best that the machine has. All
-/// give the same bits: products and sums are not contracted.
-macro_rules! in_vectors {
-    ($(#[$doc:meta])* $vis:vis fn $name:ident($($arg:ident: $ty:ty),*) -> $result:ty $body:block) => {
-        $(#[$doc])*
-        $vis fn $name($($arg: $ty),*) -> $result {
-            #[inline(always)]
-            fn plain($($arg: $ty),*) -> $result $body
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2")]
-            fn avx2($($arg: $ty),*) -> $result {
-                plain($($arg),*)
-            }
-            #[cfg(target_arch = "x86_64")]
-            #[target_feature(enable = "avx2,avx512f,avx512bw,avx512dq,avx512vl")]
-            fn avx512($($arg: $ty),*) -> $result {
-                plain($($arg),*)
-            }
-            match Simd::detect() {
-                // SAFETY: the machine has the instructions.
-                #[cfg(target_arch = "x86_64")]
-                Simd::Avx2 => unsafe { avx2($($arg),*) },
-                // SAFETY: as above.
-                #[cfg(target_arch = "x86_64")]
-                Simd::Avx512 => unsafe { avx512($($arg),*) },
-                _ => plain($($arg),*),
-            }
-        }
-    };
-}
 
 /// `e^x` to 3 units in the last place; where that leaves f32's normal range, the last value within.
 ///
@@ -62,40 +31,38 @@ pub(super) fn exp(x: f32) -> f32 {
 /// step wait for the one before.
 const LANES: usize = 16;
 
-in_vectors! {
+compiled!(
     /// `silu(gate) * up` with `silu(x) = x / (1 + e^-x)`, in place of `gate`.
-    pub(super) fn swiglu(gate: &mut [f32], up: &[f32]) -> () {
-        for (g, u) in gate.iter_mut().zip(up) {
-            *g = *g / (1.0 + exp(-*g)) * u;
-        }
-    }
-}
-
-in_vectors! {
+    pub(super) swiglu(gate: &mut [f32], up: &[f32]) -> () = gated
+);
+compiled!(
     /// Softmax of `scale * scores`, in place; the sum is f64.
-    pub(super) fn softmax(scores: &mut [f32], scale: f32) -> () {
-        scores.iter_mut().for_each(|s| *s *= scale);
-        let max = largest(scores);
-        scores.iter_mut().for_each(|s| *s = exp(*s - max));
-        let norm = (1.0 / sum(scores, f64::from)) as f32;
-        scores.iter_mut().for_each(|s| *s *= norm);
-    }
-}
-
-in_vectors! {
+    pub(super) softmax(scores: &mut [f32], scale: f32) -> () = normalised
+);
+compiled!(
     /// The sum in f64 of squares.
-    pub(super) fn square_sum(values: &[f32]) -> f64 {
-        sum(values, |v| f64::from(v * v))
+    pub(super) square_sum(values: &[f32]) -> f64 = squares
+);
+
+#[inline(always)]
+fn gated(gate: &mut [f32], up: &[f32]) {
+    for (g, u) in gate.iter_mut().zip(up) {
+        *g = *g / (1.0 + exp(-*g)) * u;
     }
 }
 
-in_vectors! {
-    /// Whether all values are finite.
-    pub(super) fn all_finite(values: &[f32]) -> bool {
-        // The exponent of all ones: nothing that would end the loop early.
-        let bad: u32 = values.iter().map(|v| u32::from(v.to_bits() << 1 >= 0xff00_0000)).sum();
-        bad == 0
-    }
+#[inline(always)]
+fn normalised(scores: &mut [f32], scale: f32) {
+    scores.iter_mut().for_each(|s| *s *= scale);
+    let max = largest(scores);
+    scores.iter_mut().for_each(|s| *s = exp(*s - max));
+    let norm = (1.0 / sum(scores, f64::from)) as f32;
+    scores.iter_mut().for_each(|s| *s *= norm);
+}
+
+#[inline(always)]
+fn squares(values: &[f32]) -> f64 {
+    sum(values, |v| f64::from(v * v))
 }
 
 /// The largest value that is a number.
@@ -128,6 +95,7 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Simd;
 
     #[test]
     fn exponentials_are_within_three_units_in_the_last_place() {
@@ -145,7 +113,7 @@ mod tests {
     #[test]
     fn softmax_is_scaled_and_sums_to_one() {
         let mut scores = [2.0, 2.0, -4000.0, 4.0];
-        softmax(&mut scores, 0.5);
+        softmax(Simd::detect(), &mut scores, 0.5);
         let e = std::f32::consts::E;
         for (found, expected) in scores.iter().zip([1.0, 1.0, 0.0, e]) {
             assert!((found - expected / (2.0 + e)).abs() < 1e-6);
@@ -155,7 +123,7 @@ mod tests {
     #[test]
     fn gates_far_below_zero_close() {
         let mut gate = [1.0, -1000.0, f32::NAN];
-        swiglu(&mut gate, &[2.0, 5.0, 1.0]);
+        swiglu(Simd::detect(), &mut gate, &[2.0, 5.0, 1.0]);
         assert!((gate[0] - 1.462_117_2).abs() < 1e-6);
         assert!(gate[1].abs() < 1e-30 && gate[2].is_nan());
     }

@@ -5,6 +5,7 @@ use super::exponential::swiglu;
 use super::linear::Matrix;
 use super::router::route;
 use crate::model::Moe;
+use crate::quant::Simd;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 
@@ -51,12 +52,12 @@ impl<'a> Gated<'a> {
 
 fn gate_row(mut gate: ArrayViewMut1<f32>, up: ArrayView1<f32>) {
     let gate = gate.as_slice_mut().expect("rows are contiguous");
-    swiglu(gate, up.as_slice().expect("rows are contiguous"));
+    swiglu(Simd::detect(), gate, up.as_slice().expect("rows are contiguous"));
 }
 
 /// A layer's feed-forward weights.
 pub(super) enum FeedForward<'a> {
-    Dense(Gated<'a>),
+    Dense(Box<Gated<'a>>),
     Experts(Box<Experts<'a>>),
 }
 

@@ -7,7 +7,7 @@
 use super::compare::Comparison;
 use super::perplexity::mean;
 use serde::Serialize;
-use statrs::distribution::{ContinuousCDF, StudentsT};
+use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
 /// Limits on the loss.
 #[derive(Clone, Copy, Debug, Default)]
@@ -45,7 +45,7 @@ pub struct Check {
     pub limit: f64,
     /// Whether it is kept.
     pub verdict: Verdict,
-    /// Chunks that would probably decide it, if it is undecided.
+    /// Chunks that would decide it in nine of ten cases, if it is undecided.
     pub chunks_needed: Option<usize>,
 }
 
@@ -63,11 +63,7 @@ impl Limits {
         let mut judge = |what, values: Vec<f64>, limit: f64, shown: fn(f64) -> f64, sign: f64| {
             let (value, error) = mean(&values);
             let n = values.len();
-            let quantile = match n {
-                0 | 1 => f64::INFINITY,
-                _ => StudentsT::new(0.0, 1.0, (n - 1) as f64)
-                    .map_or(f64::INFINITY, |t| t.inverse_cdf(1.0 - one_sided)),
-            };
+            let quantile = quantile(n, one_sided);
             // `sign` turns a lower limit into an upper one.
             let room = sign * (limit - value);
             let reach = if n > 1 { quantile * error } else { f64::INFINITY };
@@ -76,8 +72,8 @@ impl Limits {
                 room if -room > reach => (Verdict::Fail, None),
                 _ if n < 2 || room == 0.0 => (Verdict::Undecided, None),
                 room => {
-                    let needed = (n as f64 * (reach / room).powi(2)).ceil();
-                    (Verdict::Undecided, Some((needed.min(1e9) as usize).max(n + 1)))
+                    let room = room.abs() / (error * (n as f64).sqrt());
+                    (Verdict::Undecided, chunks_needed(n, room, 1.0 - confidence))
                 }
             };
             let slope = (shown(value + 1e-6) - shown(value - 1e-6)) / 2e-6;
@@ -105,6 +101,45 @@ impl Limits {
     }
 }
 
+/// What a mean of `n` values may be off by, in standard errors, but for this chance on one side.
+fn quantile(n: usize, one_sided: f64) -> f64 {
+    match n {
+        0 | 1 => f64::INFINITY,
+        // The quantiles of the two differ by less than a thousandth then, and finding Student's takes
+        // longer and longer.
+        1000.. => Normal::standard().inverse_cdf(1.0 - one_sided),
+        _ => StudentsT::new(0.0, 1.0, (n - 1) as f64)
+            .map_or(f64::INFINITY, |t| t.inverse_cdf(1.0 - one_sided)),
+    }
+}
+
+/// Chunks before the first look.
+const FIRST_LOOK: usize = 4;
+
+/// How many chunks, more than `n`, would decide with a probability of nine tenths, if a chunk's
+/// values lie as far from the limit as they do now: `room` of their standard deviations. Their mean
+/// will be another then, by up to 1.28 of its standard errors, and more chunks are looked at more
+/// often.
+fn chunks_needed(n: usize, room: f64, chance: f64) -> Option<usize> {
+    const POWER: f64 = 1.2816;
+    let decides = |n: usize| {
+        let looks = looks(n).len() as f64;
+        (quantile(n, chance / looks) + POWER) / (n as f64).sqrt() <= room
+    };
+    // Far beyond what anyone would run, the question is moot.
+    let most = (1..24).map(|i| (n + 1) << i).find(|&most| decides(most))?;
+    // Twice as many decide it, so what is below is a matter of bisection.
+    let (mut below, mut enough) = (n, most);
+    while below + 1 < enough {
+        let middle = below + (enough - below) / 2;
+        match decides(middle) {
+            true => enough = middle,
+            false => below = middle,
+        }
+    }
+    Some(enough)
+}
+
 /// The verdict on all limits together: kept if all are, broken if one is.
 pub fn verdict(checks: &[Check]) -> Verdict {
     let any = |wanted| checks.iter().any(|check| check.verdict == wanted);
@@ -117,9 +152,9 @@ pub fn verdict(checks: &[Check]) -> Verdict {
 
 /// Numbers of chunks after which to look, up to all of them: each twice the one before. Two chunks
 /// at least lie between looks, the fewest that are evaluated.
-pub fn looks(n_chunks: usize, first: usize) -> Vec<usize> {
+pub fn looks(n_chunks: usize) -> Vec<usize> {
     let mut looks = Vec::new();
-    let mut at = first.max(2);
+    let mut at = FIRST_LOOK;
     while at + 2 <= n_chunks {
         looks.push(at);
         at *= 2;
@@ -130,13 +165,93 @@ pub fn looks(n_chunks: usize, first: usize) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use super::looks;
+    use super::super::compare::TokenValues;
+    use super::*;
+
+    /// Chunks of one token whose divergences are normal with this mean and deviation.
+    struct Chunks(u64, f64, f64);
+
+    impl Chunks {
+        fn uniform(&mut self) -> f64 {
+            self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (self.0 >> 11) as f64 / (1u64 << 53) as f64
+        }
+
+        fn add(&mut self, tokens: &mut Vec<TokenValues>, n: usize) {
+            while tokens.len() < n {
+                let (a, b) = (self.uniform(), self.uniform());
+                let normal = (-2.0 * (1.0 - a).ln()).sqrt() * (std::f64::consts::TAU * b).cos();
+                tokens.push(TokenValues { kl: self.1 + self.2 * normal, ..Default::default() });
+            }
+        }
+    }
+
+    const CONFIDENCE: f64 = 0.9;
+
+    /// What the gate finds with up to `n` chunks and a limit of 1.
+    fn gate(chunks: &mut Chunks, tokens: &mut Vec<TokenValues>, n: usize) -> Check {
+        let limits = Limits { kl: Some(1.0), ..Limits::default() };
+        let looks = looks(n);
+        let mut check = None;
+        for &look in &looks {
+            chunks.add(tokens, look);
+            let found = Comparison::new(tokens[..look].to_vec(), look, Vec::new()).unwrap();
+            check = limits.check(&found, CONFIDENCE, looks.len() as u32).pop();
+            if check.as_ref().unwrap().verdict != Verdict::Undecided {
+                break;
+            }
+        }
+        check.unwrap()
+    }
+
+    #[test]
+    fn verdicts_are_as_certain_as_they_claim() {
+        let share = |mean: f64, verdict: Verdict| {
+            let mut chunks = Chunks(mean.to_bits(), mean, 0.2);
+            let found =
+                (0..500).filter(|_| gate(&mut chunks, &mut Vec::new(), 64).verdict == verdict);
+            found.count() as f64 / 500.0
+        };
+        assert!(share(1.0001, Verdict::Pass) < 1.0 - CONFIDENCE);
+        assert!(share(0.9999, Verdict::Fail) < 1.0 - CONFIDENCE);
+        assert!(share(0.9, Verdict::Pass) > 0.9 && share(1.1, Verdict::Fail) > 0.9);
+    }
+
+    #[test]
+    fn as_many_chunks_as_are_said_to_decide_do_in_nine_of_ten_cases() {
+        for (mean, n) in [(0.93, 16), (1.06, 20)] {
+            let mut chunks = Chunks(n as u64, mean, 0.2);
+            let needed = chunks_needed(n, (1.0 - mean).abs() / 0.2, 1.0 - CONFIDENCE).unwrap();
+            let decided = (0..400).filter(|_| {
+                gate(&mut chunks, &mut Vec::new(), needed).verdict != Verdict::Undecided
+            });
+            let share = decided.count() as f64 / 400.0;
+            assert!((0.84..0.98).contains(&share), "{mean}: {share} of runs of {needed}");
+            assert!(needed > n);
+        }
+    }
+
+    #[test]
+    fn undecided_runs_are_mostly_decided_by_as_many_chunks_as_they_ask_for() {
+        let mut chunks = Chunks(5, 0.93, 0.2);
+        let (mut undecided, mut decided) = (0.0, 0.0);
+        for _ in 0..300 {
+            let mut tokens = Vec::new();
+            let check = gate(&mut chunks, &mut tokens, 16);
+            if let Some(needed) = check.chunks_needed.filter(|&n| n < 2000) {
+                undecided += 1.0;
+                let more = gate(&mut chunks, &mut tokens, needed);
+                decided += f64::from(u8::from(more.verdict != Verdict::Undecided));
+            }
+        }
+        assert!(undecided > 30.0 && decided > 0.7 * undecided, "{decided} of {undecided}");
+    }
 
     #[test]
     fn no_look_leaves_a_single_chunk() {
-        assert_eq!(looks(5, 4), [5]);
-        assert_eq!(looks(6, 4), [4, 6]);
-        assert_eq!(looks(17, 4), [4, 8, 17]);
-        assert_eq!(looks(2, 4), [2]);
+        assert_eq!(looks(5), [5]);
+        assert_eq!(looks(6), [4, 6]);
+        assert_eq!(looks(17), [4, 8, 17]);
+        assert_eq!(looks(2), [2]);
     }
 }

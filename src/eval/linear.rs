@@ -1,5 +1,6 @@
 //! Matrices as they are stored, multiplied some rows at a time.
 
+use super::activations::Activations;
 use super::error::EvalError;
 use super::gemm::{PANEL_ROWS, Panels, pack, panels_len};
 use super::observe::Observer;
@@ -28,6 +29,8 @@ pub(super) struct Matrix<'a> {
     pub first_row: u64,
     pub rows: usize,
     pub columns: usize,
+    /// What inputs are rounded to.
+    pub activations: Activations,
     /// Who sees the products.
     pub observer: Option<&'a dyn Observer>,
 }
@@ -36,7 +39,7 @@ impl Matrix<'_> {
     /// `x · Wᵀ`: rows of `x` are inputs, rows of the result outputs. The result does not depend on
     /// how many threads there are.
     pub fn apply(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        self.in_parts(x, rayon::current_num_threads(), |first, panels, out| {
+        self.in_parts(x, rayon::current_num_threads(), |x, first, panels, out| {
             let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
             panels.par_chunks_mut(unit).enumerate().try_for_each(|(i, panels)| {
                 let done = i * unit / self.columns.max(1);
@@ -49,7 +52,7 @@ impl Matrix<'_> {
 
     /// As [`Matrix::apply`] on the calling thread, for callers that run in parallel themselves.
     pub fn apply_here(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        self.in_parts(x, 1, |first, panels, out| {
+        self.in_parts(x, 1, |x, first, panels, out| {
             let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
             for (i, panels) in panels.chunks_mut(unit).enumerate() {
                 let done = i * unit / self.columns.max(1);
@@ -65,9 +68,11 @@ impl Matrix<'_> {
         &self,
         x: ArrayView2<f32>,
         threads: usize,
-        part: impl Fn(usize, &mut [f32], ArrayViewMut2<f32>) -> Result<(), EvalError>,
+        part: impl Fn(ArrayView2<f32>, usize, &mut [f32], ArrayViewMut2<f32>) -> Result<(), EvalError>,
     ) -> Result<Array2<f32>, EvalError> {
         let mut out = Array2::zeros((x.nrows(), self.rows));
+        let rounded = self.activations.round(self.source.tensors()[self.tensor].dtype, x);
+        let inputs = rounded.as_ref().map_or(x, |rounded| rounded.view());
         let at_once = rows_within(PANEL_ELEMENTS * threads, self.columns);
         let mut panels = SCRATCH.with(|[panels, _]| panels.take());
         for (i, out) in out.axis_chunks_iter_mut(Axis(1), at_once).enumerate() {
@@ -75,7 +80,7 @@ impl Matrix<'_> {
             if panels.len() < len {
                 panels.resize(len, 0.0);
             }
-            part(i * at_once, &mut panels[..len], out)?;
+            part(inputs, i * at_once, &mut panels[..len], out)?;
         }
         SCRATCH.with(|[kept, _]| kept.set(panels));
         self.observed(x, out.view())?;

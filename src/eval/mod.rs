@@ -4,6 +4,7 @@
 //! decoded a few rows at a time and used at once, so memory follows from the tokens, not from the
 //! model. Activations are f32; sums that decide on precision are f64.
 
+mod activations;
 mod attention;
 mod base;
 mod budget;
@@ -27,6 +28,7 @@ mod tensor_error;
 mod vocabulary;
 mod walk;
 
+pub use activations::Activations;
 pub use base::{BaseReader, BaseWriter};
 pub use compare::{
     Comparison, Distribution, Estimate, Reference, TokenValues, compare, comparison_work,

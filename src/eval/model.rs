@@ -1,5 +1,6 @@
 //! The model as a stack of layers over a source of weights.
 
+use super::activations::Activations;
 use super::attention::{Attention, Biased, Grouped, Latent, Query};
 use super::budget;
 use super::error::EvalError;
@@ -19,6 +20,7 @@ pub struct Model<'a> {
     hparams: &'a Hparams,
     source: &'a dyn Source,
     rotary: Rotary,
+    activations: Activations,
     observer: Option<&'a dyn Observer>,
 }
 
@@ -29,7 +31,13 @@ impl<'a> Model<'a> {
     /// A tensor that is missing or of another shape, naming it.
     pub fn new(hparams: &'a Hparams, source: &'a dyn Source) -> Result<Self, EvalError> {
         check(hparams)?;
-        let mut model = Self { hparams, source, rotary: Rotary::default(), observer: None };
+        let mut model = Self {
+            hparams,
+            source,
+            rotary: Rotary::default(),
+            activations: Activations::F32,
+            observer: None,
+        };
         let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
         model.matrix("token_embd.weight", embd, vocab)?;
         model.output()?;
@@ -55,7 +63,17 @@ impl<'a> Model<'a> {
         self.observer = Some(observer);
     }
 
-    /// Who does.
+    /// Sets in which precision activations meet weights.
+    pub fn set_activations(&mut self, activations: Activations) {
+        self.activations = activations;
+    }
+
+    /// In which precision they do.
+    pub fn activations(&self) -> Activations {
+        self.activations
+    }
+
+    /// Who watches.
     pub(super) fn observer(&self) -> Option<&'a dyn Observer> {
         self.observer
     }
@@ -88,17 +106,20 @@ impl<'a> Model<'a> {
         Ok(tensor)
     }
 
+    fn part(&self, tensor: usize, rows: usize, columns: usize) -> Matrix<'a> {
+        let (source, activations, observer) = (self.source, self.activations, self.observer);
+        Matrix { source, tensor, first_row: 0, rows, columns, activations, observer }
+    }
+
     fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
         let tensor = self.tensor(name, &[columns, rows])?;
-        let (source, observer) = (self.source, self.observer);
-        Ok(Matrix { source, tensor, first_row: 0, rows, columns, observer })
+        Ok(self.part(tensor, rows, columns))
     }
 
     fn stack(&self, name: &str, dims: [usize; 3]) -> Result<Matrix<'a>, EvalError> {
         let [columns, rows, _] = dims;
         let tensor = self.tensor(name, &dims)?;
-        let (source, observer) = (self.source, self.observer);
-        Ok(Matrix { source, tensor, first_row: 0, rows, columns, observer })
+        Ok(self.part(tensor, rows, columns))
     }
 
     /// A vector's values, which have to be finite; empty when only its presence is checked.
@@ -188,7 +209,7 @@ impl<'a> Model<'a> {
             })
         };
         let Some(moe) = self.hparams.moe.as_ref().filter(|moe| layer >= moe.leading_dense) else {
-            return Ok(FeedForward::Dense(gated("", self.hparams.n_ff as usize)?));
+            return Ok(FeedForward::Dense(Box::new(gated("", self.hparams.n_ff as usize)?)));
         };
         let [experts, shared, ff] = [moe.n_expert, moe.n_shared, moe.n_ff].map(|n| n as usize);
         let bias = match moe.gating {
@@ -308,6 +329,7 @@ impl<'a> Model<'a> {
             hparams: self.hparams,
             source: self.source,
             rotary: Rotary::default(),
+            activations: self.activations,
             observer: None,
         };
         probed.observe(&probe);

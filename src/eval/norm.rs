@@ -1,6 +1,7 @@
 //! Root-mean-square normalisation.
 
 use super::exponential::square_sum;
+use crate::quant::Simd;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
 
@@ -17,7 +18,7 @@ pub(super) fn rms_norm(x: ArrayView2<f32>, weight: &[f32], eps: f32) -> Array2<f
 }
 
 fn rms_norm_row(row: &mut [f32], weight: &[f32], eps: f32) {
-    let scale = 1.0 / ((square_sum(row) / row.len() as f64) as f32 + eps).sqrt();
+    let scale = 1.0 / ((square_sum(Simd::detect(), row) / row.len() as f64) as f32 + eps).sqrt();
     for (v, w) in row.iter_mut().zip(weight) {
         *v = *v * scale * w;
     }

@@ -1,8 +1,8 @@
 //! Which tensor a value that is not finite comes from.
 
 use super::error::EvalError;
-use super::exponential::all_finite;
 use super::observe::Observer;
+use crate::quant::{Simd, all_finite};
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView1, ArrayView2, Axis};
@@ -62,7 +62,7 @@ pub(super) fn first_not_finite(rows: ArrayView2<f32>) -> Option<usize> {
 
 fn is_finite(row: ArrayView1<f32>) -> bool {
     match row.as_slice() {
-        Some(row) => all_finite(row),
+        Some(row) => all_finite(Simd::detect(), row),
         None => row.iter().all(|value| value.is_finite()),
     }
 }

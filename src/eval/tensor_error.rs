@@ -1,6 +1,7 @@
 //! The error that each quantized tensor causes alone: its products against the reference's, on the
 //! reference's own activations.
 
+use super::activations::Activations;
 use super::error::EvalError;
 use super::linear::Matrix;
 use super::observe::{Observer, Words, of_layer};
@@ -13,6 +14,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct TensorErrors<'a> {
     names: Vec<String>,
     other: &'a dyn Source,
+    activations: Activations,
     /// The other's tensor, for each of the reference's.
     partners: Vec<Option<usize>>,
     /// Squared norms: of the difference, and of the reference's output.
@@ -20,8 +22,8 @@ pub struct TensorErrors<'a> {
 }
 
 impl<'a> TensorErrors<'a> {
-    /// Pairs the tensors of two models.
-    pub fn new(reference: &dyn Source, other: &'a dyn Source) -> Self {
+    /// Pairs the tensors of two models that take activations in the same precision.
+    pub fn new(reference: &dyn Source, other: &'a dyn Source, activations: Activations) -> Self {
         let partner = |meta: &crate::source::TensorMeta| {
             let i = other.find(&meta.name)?;
             let found = &other.tensors()[i];
@@ -31,7 +33,7 @@ impl<'a> TensorErrors<'a> {
         let partners: Vec<_> = reference.tensors().iter().map(partner).collect();
         let sums = partners.iter().map(|_| Mutex::default()).collect();
         let names = reference.tensors().iter().map(|t| t.name.clone()).collect();
-        Self { names, other, partners, sums }
+        Self { names, other, activations, partners, sums }
     }
 
     /// Norm of the error of each tensor's output, relative to the output's norm, in the order of
@@ -61,6 +63,7 @@ impl Observer for TensorErrors<'_> {
             first_row: (matrix * rows) as u64,
             rows,
             columns: x.ncols(),
+            activations: self.activations,
             observer: None,
         };
         let found = other.apply_here(x)?;

@@ -11,6 +11,7 @@ use super::error::EvalError;
 use super::exponential::exp;
 use super::linear::Matrix;
 use super::model::Model;
+use crate::quant::{Simd, all_finite};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView1, ArrayView2, s};
 
@@ -79,7 +80,11 @@ impl Sums {
         Self {
             max,
             top: (first + top) as u32,
-            sum: sum(logits, |l| f64::from(exp(l - max))),
+            // Minus infinity would leave the sum finite.
+            sum: match all_finite(Simd::detect(), logits) {
+                true => sum(logits, |l| f64::from(exp(l - max))),
+                false => f64::NAN,
+            },
             cross: 0.0,
             target: (target as usize).checked_sub(first).and_then(|t| logits.get(t)).copied(),
         }
@@ -308,6 +313,9 @@ mod tests {
         let (good, bad) = ([1.0, 2.0, 3.0], [1.0, f32::NAN, 3.0]);
         let found = |a, b| join(&tiles(a, b, 2, 0), 0, 1, 2, false).unwrap_err();
         assert_eq!((found(&bad, &good).model, found(&good, &bad).model), (0, 1));
-        assert_eq!(found(&[1.0, f32::INFINITY, 0.0], &good).model, 0);
+        let infinite = [f32::INFINITY, f32::NEG_INFINITY].map(|bad| [1.0, bad, 0.0]);
+        for bad in &infinite {
+            assert_eq!((found(bad, &good).model, found(&good, bad).model), (0, 1));
+        }
     }
 }

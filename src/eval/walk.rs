@@ -179,7 +179,7 @@ pub(super) fn identity(models: &[&Model], tokens: &[u32], options: &PerplexityOp
     let mut hash = Xxh3::new();
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
     for model in models {
-        hash.update(&[u8::from(model.observer().is_some())]);
+        hash.update(&[u8::from(model.observer().is_some()), model.activations() as u8]);
         for file in model.source().files() {
             hash.update(file.path.as_os_str().as_encoded_bytes());
             hash.update(&file.size.to_le_bytes());

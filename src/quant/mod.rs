@@ -21,4 +21,6 @@ mod types;
 pub use error::QuantError;
 pub use fp4::nvfp4_from_modelopt;
 pub use simd::{Simd, UnknownSimd};
+#[cfg(feature = "eval")]
+pub(crate) use simd::{all_finite, compiled};
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

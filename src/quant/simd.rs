@@ -177,12 +177,13 @@ kernels!(
     super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::neon::Neon>>
 );
 
-/// Compiles a function for every level; where the machine lacks the one asked for, the function is that
+/// Compiles a function, which has to be inlined, for every level. All give the same bits: products and
+/// sums are not contracted. Where the machine lacks the one asked for, the function is that
 /// of every machine. NEON belongs to every aarch64.
 macro_rules! compiled {
-    ($(#[$doc:meta])* $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $function:path) => {
+    ($(#[$doc:meta])* $vis:vis $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $function:path) => {
         $(#[$doc])*
-        pub(super) fn $name(level: Simd, $($arg: $ty),*) -> $ret {
+        $vis fn $name(level: $crate::quant::Simd, $($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2")]
@@ -195,9 +196,9 @@ macro_rules! compiled {
                 }
                 match level {
                     // SAFETY: the level is supported.
-                    Simd::Avx2 if level.is_supported() => return unsafe { avx2($($arg),*) },
+                    $crate::quant::Simd::Avx2 if level.is_supported() => return unsafe { avx2($($arg),*) },
                     // SAFETY: the level is supported.
-                    Simd::Avx512 if level.is_supported() => return unsafe { avx512($($arg),*) },
+                    $crate::quant::Simd::Avx512 if level.is_supported() => return unsafe { avx512($($arg),*) },
                     _ => {}
                 }
             }
@@ -206,18 +207,20 @@ macro_rules! compiled {
         }
     };
 }
+#[cfg(feature = "eval")]
+pub(crate) use compiled;
 
 compiled!(
     /// [`fp8::decode`].
-    decode_fp8(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool = fp8::decode
+    pub(super) decode_fp8(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool = fp8::decode
 );
 compiled!(
     /// [`float::round_all_to_bf16`].
-    round_to_bf16(values: &mut [f32]) -> () = float::round_all_to_bf16
+    pub(super) round_to_bf16(values: &mut [f32]) -> () = float::round_all_to_bf16
 );
 compiled!(
     /// [`float::all_finite`].
-    all_finite(values: &[f32]) -> bool = float::all_finite
+    pub(crate) all_finite(values: &[f32]) -> bool = float::all_finite
 );
 
 impl Simd {

@@ -1,0 +1,179 @@
+//! What activations are rounded to before they meet a matrix.
+
+use crate::quant::{QuantType, Simd, compiled, float};
+use crate::source::Dtype;
+use ndarray::{Array2, ArrayView2, Axis};
+use rayon::prelude::*;
+use serde::Serialize;
+
+/// In which precision activations meet weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Activations {
+    /// As they are, in f32.
+    #[default]
+    F32,
+    /// As llama.cpp has them on a CPU: rows that meet a matrix are rounded to the type that its
+    /// dot product takes (`vec_dot_type` in `ggml-cpu.c`), mostly integers of 8 bits; keys and
+    /// values are kept in F16, and queries of latent attention pass `attn_k_b`, not keys.
+    Q8,
+}
+
+/// A function that rounds a row.
+type Round = fn(&mut [f32]);
+
+impl Activations {
+    /// Rounds rows for a matrix of this type; `None` where they stay as they are.
+    pub(super) fn round(self, weights: Dtype, x: ArrayView2<f32>) -> Option<Array2<f32>> {
+        let round = match (self, weights) {
+            (Self::Q8, Dtype::Gguf(ty)) => rounding(ty)?,
+            (Self::Q8, Dtype::NvFp4) => rounding(QuantType::NVFP4)?,
+            (Self::F32, _) | (_, Dtype::F8E4M3) => return None,
+        };
+        Some(rounded(x, round))
+    }
+
+    /// Rounds what a cache of keys and values holds.
+    pub(super) fn cache(self, x: &mut Array2<f32>) {
+        if self == Self::Q8 {
+            *x = rounded(x.view(), round_f16);
+        }
+    }
+}
+
+fn rounded(x: ArrayView2<f32>, round: Round) -> Array2<f32> {
+    let mut x = x.as_standard_layout().into_owned();
+    x.axis_iter_mut(Axis(0)).into_par_iter().for_each(|mut row| {
+        round(row.as_slice_mut().expect("the layout is the standard one"));
+    });
+    x
+}
+
+/// How rows are rounded that meet weights of a type (`type_traits_cpu` in `ggml-cpu.c`).
+fn rounding(weights: QuantType) -> Option<Round> {
+    use QuantType::*;
+    match weights {
+        F16 => Some(round_f16),
+        BF16 => Some(float::round_to_bf16),
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 | NVFP4 | Q1_0 | Q2_0 => Some(round_q8_0),
+        Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS
+        | IQ3_S | IQ4_XS | TQ1_0 | TQ2_0 => Some(round_q8_k),
+        _ => None,
+    }
+}
+
+fn round_f16(row: &mut [f32]) {
+    f16(Simd::detect(), row);
+}
+
+fn round_q8_0(row: &mut [f32]) {
+    q8_0(Simd::detect(), row);
+}
+
+fn round_q8_k(row: &mut [f32]) {
+    q8_k(Simd::detect(), row);
+}
+
+compiled!(
+    /// To Q8_0 and back (`quantize_row_q8_0` in `arch/x86/quants.c`, where ties go to even). Q8_1 has
+    /// the same integers and scales; that it rounds the sum of a block to F16 is left out.
+    q8_0(row: &mut [f32]) -> () = in_blocks_of_32
+);
+compiled!(
+    /// To Q8_K and back (`quantize_row_q8_K_ref` in `ggml-quants.c`).
+    q8_k(row: &mut [f32]) -> () = in_blocks_of_256
+);
+compiled!(
+    /// To F16 and back.
+    f16(row: &mut [f32]) -> () = each_to_f16
+);
+
+/// The largest of the values without their signs. NaN is larger than all.
+#[inline(always)]
+fn farthest(block: &[f32]) -> f32 {
+    f32::from_bits(block.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
+}
+
+#[inline(always)]
+fn in_blocks_of_32(row: &mut [f32]) {
+    for block in row.chunks_mut(32) {
+        let most = farthest(block);
+        let scale = float::f16_to_f32(float::f32_to_f16(most / 127.0));
+        let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
+        block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
+    }
+}
+
+#[inline(always)]
+fn in_blocks_of_256(row: &mut [f32]) {
+    for block in row.chunks_mut(256) {
+        let most = farthest(block);
+        // The first of equal values gives the sign.
+        let first = block.iter().find(|x| x.abs().to_bits() == most.to_bits());
+        let Some(&value) = first.filter(|&&value| value != 0.0) else { continue };
+        let inverse = -127.0 / value;
+        let scale = 1.0 / inverse;
+        block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
+    }
+}
+
+#[inline(always)]
+fn each_to_f16(row: &mut [f32]) {
+    row.iter_mut().for_each(|x| *x = float::f16_to_f32(float::f32_to_f16(*x)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(n: usize) -> Vec<f32> {
+        (0..n).map(|i| ((i * i * 7 + 3 * i) % 101) as f32 * 0.031 - 1.4).collect()
+    }
+
+    #[test]
+    fn blocks_of_thirty_two_are_those_of_q8_0() {
+        let mut found = row(96);
+        found[40] = 9.0;
+        let x = found.clone();
+        round_q8_0(&mut found);
+        let mut bytes = vec![0; 3 * 34];
+        QuantType::Q8_0.encode_rows(&x, 96, None, &mut bytes).unwrap();
+        let mut expected = vec![0.0; 96];
+        QuantType::Q8_0.decode_rows(&bytes, 96, &mut expected).unwrap();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn blocks_of_256_have_steps_of_their_largest_value() {
+        let mut found = row(512);
+        found[7] = -2.54;
+        let x = found.clone();
+        round_q8_k(&mut found);
+        let steps = found[..256].iter().zip(&x);
+        for (found, x) in steps {
+            let step = found / 0.02;
+            assert!(
+                (step - step.round()).abs() < 1e-3 && (found - x).abs() < 0.0101,
+                "{found} {x}"
+            );
+        }
+        assert!((found[7] + 2.54).abs() < 1e-6);
+        let mut none = [0.0; 256];
+        round_q8_k(&mut none);
+        assert_eq!(none, [0.0; 256]);
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_so() {
+        for round in [round_q8_0, round_q8_k, round_f16, float::round_to_bf16] {
+            for bad in [f32::NAN, f32::INFINITY] {
+                for zero in [0.0, 1.0] {
+                    let mut row = [zero; 256];
+                    row[5] = bad;
+                    round(&mut row);
+                    assert!(row.iter().any(|x| !x.is_finite()));
+                }
+            }
+        }
+    }
+}
