@@ -33,6 +33,9 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// GGUF quantization and conversion for the DeepSeek-R1 family.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
+#[command(after_long_help = "Examples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
+                             --type Q4_K_M\n  requant quantize model-BF16.gguf model-Q4_K_M.gguf \
+                             Q4_K_M\n  requant inspect model-Q4_K_M.gguf")]
 struct Cli {
     /// How much to say on standard error
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
@@ -64,15 +67,13 @@ enum Command {
     Export(tools::ExportArgs),
     Recipe(mix::Args),
     /// Print completions for a shell
-    ///
-    /// For example: requant completions bash > /etc/bash_completion.d/requant
+    #[command(after_help = "Example:\n  requant completions bash > /etc/bash_completion.d/requant")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Write manual pages into a folder
-    ///
-    /// For example: requant man /usr/local/share/man/man1
+    #[command(after_help = "Example:\n  requant man /usr/local/share/man/man1")]
     Man {
         /// The folder
         folder: std::path::PathBuf,
@@ -150,6 +151,11 @@ fn describe(error: &anyhow::Error) -> String {
     text
 }
 
+/// Ends the program as it ends where an argument does not parse.
+fn bad_usage(message: impl std::fmt::Display) -> ! {
+    Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit()
+}
+
 /// Threads to use: what is asked for, or what the machine has.
 fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
@@ -158,6 +164,21 @@ fn threads(asked: Option<usize>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_commands_long_help_has_an_example_of_it() {
+        fn check(mut command: clap::Command, path: &str) {
+            let help = command.render_long_help().to_string();
+            let example = help.split("\nExample").nth(1).unwrap_or_default();
+            assert!(example.contains(&format!("\n  {path} ")), "{path}: {help}");
+            for part in command.get_subcommands() {
+                if part.get_name() != "help" {
+                    check(part.clone(), &format!("{path} {}", part.get_name()));
+                }
+            }
+        }
+        check(Cli::command(), "requant");
+    }
 
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
