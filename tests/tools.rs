@@ -240,6 +240,24 @@ fn an_exported_checkpoint_converts_to_the_file_it_came_from() {
 }
 
 #[test]
+fn an_export_that_fails_names_the_file_and_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (file, folder) = (path("m.gguf"), path("folder"));
+    std::fs::copy(BF16, &file).unwrap();
+    assert_eq!(requant(&["set", &file, "tokenizer.ggml.model=str:x", "-q"]).0, 0);
+    let (code, _, err) = requant(&["export", &file, &folder, "-q"]);
+    assert_eq!(code, 1);
+    assert_eq!(
+        err,
+        format!(
+            "requant: {file}: metadata key `tokenizer.ggml.model`: `x` is not supported, gpt2 is\n"
+        )
+    );
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the model alone");
+}
+
+#[test]
 fn joint_keys_and_values_of_older_files_are_split() {
     let dir = tempfile::tempdir().unwrap();
     let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();

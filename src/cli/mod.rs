@@ -4,6 +4,15 @@
 //! 1 failed, 2 bad usage, 3 compared and found different or beyond a limit, 4 undecided,
 //! 130 interrupted.
 
+/// As the standard library's, which panic where standard output takes nothing.
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::cli::say::result(format_args!($($arg)*)) };
+}
+macro_rules! println {
+    () => { print!("\n") };
+    ($($arg:tt)*) => { print!("{}\n", format_args!($($arg)*)) };
+}
+
 mod compare;
 mod convert;
 mod evaluate;
@@ -23,6 +32,7 @@ mod tools;
 mod units;
 mod verify;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -112,11 +122,13 @@ pub fn main() -> ExitCode {
         Command::Export(args) => tools::export(&args),
         Command::Recipe(args) => mix::run(&args),
         Command::Completions { shell } => {
-            let out = &mut std::io::stdout();
-            clap_complete::generate(shell, &mut Cli::command(), "requant", out);
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "requant", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(())
         }
-        Command::Man { folder } => Ok(clap_mangen::generate_to(Cli::command(), folder)?),
+        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
+            .with_context(|| folder.display().to_string()),
     });
     match result {
         Ok(()) => exit,
@@ -141,7 +153,9 @@ fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        if !text.contains(&cause) {
+        if cause.starts_with(&text) {
+            text = cause;
+        } else if !text.contains(&cause) {
             if !text.is_empty() {
                 text += ": ";
             }

@@ -148,7 +148,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         simd: args.recipe.simd(),
         check: args.recipe.check,
         split: args.output_options.split(args.keep_split)?,
-        memory: args.max_buffer_size.map(|n| (n + OTHER_MEMORY) << 20).or(args.output_options.memory()),
+        memory: args
+            .max_buffer_size
+            .map(|n| (n + OTHER_MEMORY) << 20)
+            .or(args.output_options.memory()),
         ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;

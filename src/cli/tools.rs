@@ -396,7 +396,8 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
     };
     let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
     let progress = Progress::start("export", weights, "weights", 0);
-    crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)?;
+    crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)
+        .with_context(|| args.file.display().to_string())?;
     progress.finish();
     Ok(())
 }

@@ -38,13 +38,26 @@ pub fn export(
     let mut part = folder.as_os_str().to_owned();
     part.push(".part");
     let part = Path::new(&part);
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |error| ConvertError::from(GgufError::Io { path, error })
-    };
-    let tensors = model.exported()?;
     let _ = std::fs::remove_dir_all(part);
     std::fs::create_dir(part).map_err(io(part))?;
+    let written = write(model, source, part, ty, monitor)
+        .and_then(|()| std::fs::rename(part, folder).map_err(io(folder)));
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(part);
+    }
+    LocalDisk.sync_names(crate::gguf::folder(folder));
+    written
+}
+
+/// Writes all files into the folder.
+fn write(
+    model: &GgufModel,
+    source: &GgufSource,
+    part: &Path,
+    ty: QuantType,
+    monitor: &dyn Monitor,
+) -> Result<(), ConvertError> {
+    let tensors = model.exported()?;
     let vocab = Vocab::read(source.metadata())?;
     let mut config = model.config_json()?;
     for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos")] {
@@ -83,9 +96,12 @@ pub fn export(
         let path = part.join("model.safetensors.index.json");
         std::fs::write(&path, format!("{index:#}\n")).map_err(io(&path))?;
     }
-    std::fs::rename(part, folder).map_err(io(folder))?;
-    LocalDisk.sync_names(crate::gguf::folder(folder));
     Ok(())
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError {
+    let path = path.to_owned();
+    move |error| ConvertError::from(GgufError::Io { path, error })
 }
 
 fn shards(tensors: &[Exported], ty: QuantType) -> Vec<std::ops::Range<usize>> {
