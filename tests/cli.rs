@@ -101,6 +101,23 @@ fn what_is_no_file_is_refused_at_once() {
 }
 
 #[test]
+fn a_similar_name_is_offered_after_a_typo() {
+    let model = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+    for (args, expected) in [
+        (&["inspect", model, "--tensor", "blk.0.atn_q_a.weight"][..], "blk.0.attn_q_a.weight"),
+        (&["unset", model, "general.nam"], "general.name"),
+        (&["quantize", model, "q4km"], "Q4_K_M"),
+        (&["quantize", model, "no.gguf", "Q4_0", "--output-tensor-type", "q6k"], "Q6_K"),
+        (&["quantise"], "quantize"),
+        (&["split", model, "no", "--split-max-sise", "1G"], "--split-max-size"),
+    ] {
+        let run = requant(args);
+        let err = text(&run.stderr);
+        assert!(!run.status.success() && err.contains(expected), "{args:?}: {err}");
+    }
+}
+
+#[test]
 #[cfg(target_os = "linux")]
 fn a_full_disk_behind_a_stream_is_no_panic() {
     let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();

@@ -121,7 +121,8 @@ pub fn unset(args: &UnsetArgs) -> anyhow::Result<()> {
     edit(&args.file, |metadata| {
         for key in &args.keys {
             if metadata.remove(key).is_none() {
-                bail!("{}: there is no key `{key}`", args.file.display());
+                let near = super::did_you_mean(key, metadata.iter().map(|(key, _)| key));
+                bail!("{}: there is no key `{key}`{near}", args.file.display());
             }
         }
         Ok(())

@@ -18,8 +18,8 @@ const SHARD: u64 = 5_000_000_000;
 /// Weights that are read at a time, about.
 const PART: u64 = 1 << 20;
 
-/// Writes the checkpoint. Matrices get the type `ty`, one of F32, F16 and BF16; vectors too, where
-/// that loses nothing, otherwise F32. The folder gets its name when it is complete.
+/// Writes the checkpoint. Matrices get the type `ty`, one of F32, F16 and BF16; vectors and routers
+/// too, where that loses nothing, otherwise F32. The folder gets its name when it is complete.
 ///
 /// The monitor counts weights.
 ///
@@ -131,7 +131,8 @@ fn write_shard(
     let mut types = Vec::new();
     let mut end = 0u64;
     for tensor in tensors {
-        let ty = if tensor.dims.len() > 1 { ty } else { type_of_vector(tensor, source, ty)? };
+        let precise = tensor.dims.len() == 1 || tensor.name.ends_with(".mlp.gate.weight");
+        let ty = if precise { precise_type(tensor, source, ty)? } else { ty };
         let start = end;
         end += tensor.dims.iter().product::<u64>() * ty.block_bytes() as u64;
         let shape: Vec<u64> = tensor.dims.iter().rev().copied().collect();
@@ -174,17 +175,22 @@ fn write_shard(
 }
 
 /// `ty` where it holds every value exactly, F32 where it does not.
-fn type_of_vector(
+fn precise_type(
     tensor: &Exported,
     source: &GgufSource,
     ty: QuantType,
 ) -> Result<QuantType, ConvertError> {
     let n = tensor.dims[0] as usize;
     let (mut values, mut again) = (vec![0.0; n], vec![0.0; n]);
-    tensor.read_rows(source, 0..1, &mut values)?;
     let mut bytes = vec![0; n * ty.block_bytes()];
-    let exact = ty.encode_rows(&values, n, None, &mut bytes).is_ok()
-        && ty.decode_rows(&bytes, n, &mut again).is_ok()
-        && values == again;
-    Ok(if exact { ty } else { QuantType::F32 })
+    for row in 0..tensor.n_rows() {
+        tensor.read_rows(source, row..row + 1, &mut values)?;
+        let exact = ty.encode_rows(&values, n, None, &mut bytes).is_ok()
+            && ty.decode_rows(&bytes, n, &mut again).is_ok()
+            && values == again;
+        if !exact {
+            return Ok(QuantType::F32);
+        }
+    }
+    Ok(ty)
 }

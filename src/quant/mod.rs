@@ -21,4 +21,5 @@ mod types;
 pub use error::QuantError;
 pub use fp4::nvfp4_from_modelopt;
 pub use simd::{Simd, UnknownSimd};
+pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};
