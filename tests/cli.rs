@@ -98,6 +98,59 @@ fn bad_usage_exits_with_2_and_failure_with_1() {
 }
 
 #[test]
+fn what_is_no_file_is_refused_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let pipe = dir.path().join("pipe.gguf");
+    assert!(Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    for (path, expected) in [(pipe.as_path(), "no regular file"), (dir.path(), "is a folder")] {
+        let path = path.to_str().unwrap();
+        let run = requant(&["hash", path]);
+        let err = text(&run.stderr);
+        assert!(run.status.code() == Some(1) && err.contains(expected), "{err}");
+        assert!(err.contains(path), "{err}");
+    }
+}
+
+#[test]
+fn a_similar_name_is_offered_after_a_typo() {
+    let model = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+    for (args, expected) in [
+        (&["inspect", model, "--tensor", "blk.0.atn_q_a.weight"][..], "blk.0.attn_q_a.weight"),
+        (&["unset", model, "general.nam"], "general.name"),
+        (&["quantize", model, "q4km"], "Q4_K_M"),
+        (&["quantize", model, "no.gguf", "Q4_0", "--output-tensor-type", "q6k"], "Q6_K"),
+        (&["quantise"], "quantize"),
+        (&["split", model, "no", "--split-max-sise", "1G"], "--split-max-size"),
+    ] {
+        let run = requant(args);
+        let err = text(&run.stderr);
+        assert!(!run.status.success() && err.contains(expected), "{args:?}: {err}");
+    }
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn a_full_disk_behind_a_stream_is_no_panic() {
+    let full = || std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    for args in [&["recipe", "show", "Q4_K_M"][..], &["inspect", TINY_R1], &["completions", "zsh"]]
+    {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        let run = command.args(args).stdout(full()).output().unwrap();
+        let err = text(&run.stderr);
+        assert!(
+            run.status.code() == Some(1) && err.starts_with("requant: standard output"),
+            "{err}"
+        );
+        assert_eq!(err.lines().count(), 1, "{err}");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let output = dir.path().join("out.gguf");
+    let mut command = Command::cargo_bin("requant").unwrap();
+    command.args(["convert", TINY_R1, output.to_str().unwrap(), "-t", "Q8_0"]).stderr(full());
+    assert!(command.status().unwrap().success() && output.exists());
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");

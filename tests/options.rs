@@ -55,6 +55,8 @@ fn what_fits_nothing_is_an_error() {
         assert!(!done && err.contains(expected), "{options:?}: {err}");
         assert!(!output.exists());
     }
+    let (done, err) = quantize(&output, "F16", &["--tensor-type", "attn=q8_0"]);
+    assert!(!done && err.contains("not of F16"), "{err}");
     let accepted = ["--tensor-type", "attn_qq=q8_0", "--allow-unmatched"];
     assert!(quantize(&output, "Q4_K_M", &accepted).0);
 }
@@ -68,4 +70,57 @@ fn threads_may_follow_the_type_as_in_llama_quantize() {
     for wrong in [&["0"][..], &["2", "--threads", "2"], &["two"]] {
         assert!(!quantize(&output, "Q8_0", wrong).0, "{wrong:?}");
     }
+}
+
+#[test]
+fn the_output_may_be_left_out_as_in_llama_quantize() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.gguf");
+    std::fs::copy(SOURCE, &input).unwrap();
+    let run = |arguments: &[&str]| {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        let run = command.args(["quantize", input.to_str().unwrap(), "-q"]).args(arguments);
+        let run = run.output().unwrap();
+        (run.status.code(), String::from_utf8(run.stderr).unwrap())
+    };
+    for (arguments, name) in [
+        (&["q8_0"][..], "Q8_0"),
+        (&["Q4_K", "2"], "Q4_K"),
+        (&["7"], "Q8_0"),
+        (&["copy", "--max-buffer-size", "64"], "COPY"),
+    ] {
+        let (code, err) = run(arguments);
+        assert_eq!(code, Some(0), "{arguments:?}: {err}");
+        let written = dir.path().join(format!("ggml-model-{name}.gguf"));
+        assert!(std::fs::remove_file(written).is_ok(), "{arguments:?}");
+    }
+    let out = dir.path().join("out.gguf");
+    let out = out.to_str().unwrap();
+    for (arguments, expected) in [
+        (&["Q4KM"][..], "did you mean Q4_K_M?"),
+        (&[out], "the type is missing"),
+        (&[out, "Q4KM"], "did you mean Q4_K_M?"),
+        (&["Q8_0", "two"], "`two` is no number of threads"),
+        (&["Q8_0", "Q8_0", "2"], "is a type"),
+    ] {
+        let (code, err) = run(arguments);
+        assert!(code == Some(2) && err.contains(expected), "{arguments:?}: {err}");
+    }
+}
+
+#[test]
+fn a_source_is_not_overwritten_by_what_is_made_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let input = dir.path().join("in.gguf");
+    std::fs::copy(SOURCE, &input).unwrap();
+    let link = dir.path().join("link.gguf");
+    std::os::unix::fs::symlink(&input, &link).unwrap();
+    for output in [&input, &link] {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        let run = command.arg("quantize").arg(&input).arg(output).args(["Q4_0", "--force"]);
+        let run = run.output().unwrap();
+        let err = String::from_utf8(run.stderr).unwrap();
+        assert!(run.status.code() == Some(1) && err.contains("is the source itself"), "{err}");
+    }
+    assert!(std::fs::read(&input).unwrap() == std::fs::read(SOURCE).unwrap());
 }

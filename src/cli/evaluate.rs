@@ -199,7 +199,9 @@ fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
             let vocab = Vocab::from_checkpoint(model.dir(), &model.config().json(), None)?;
             Tokenizer::from_checkpoint(model.dir(), &vocab)?
         }
-        Model::Gguf(model) => Tokenizer::from_vocab(&Vocab::read(model.metadata())?)?,
+        Model::Gguf(model) => Vocab::read(model.metadata())
+            .and_then(|vocab| Tokenizer::from_vocab(&vocab))
+            .with_context(|| model.gguf().file().path().display().to_string())?,
     })
 }
 

@@ -142,12 +142,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn no_tensor(source: &dyn Source, name: &str) -> String {
-    let similar = source.tensors().iter().map(|t| t.name.as_str());
-    let near = similar.filter(|known| known.contains(name)).take(3).collect::<Vec<_>>();
-    match near.is_empty() {
-        true => format!("there is no tensor `{name}`; --tensors lists all"),
-        false => format!("there is no tensor `{name}`; did you mean {}?", near.join(", ")),
-    }
+    let near = super::did_you_mean(name, source.tensors().iter().map(|t| t.name.as_str()));
+    let hint = if near.is_empty() { "; --tensors lists all" } else { &near };
+    format!("there is no tensor `{name}`{hint}")
 }
 
 fn print_stats(stats: &crate::inspect::Stats) {

@@ -14,6 +14,8 @@ use std::sync::Arc;
 
 /// Look at mixes: what each tensor gets and why, or which types a file has.
 #[derive(clap::Args)]
+#[command(after_help = "Examples:\n  requant recipe show Q4_K_M --model DeepSeek-R1\n  \
+                        requant recipe from published-UD-Q2_K.gguf > mix.toml")]
 pub struct Args {
     #[command(subcommand)]
     command: Command,

@@ -4,6 +4,15 @@
 //! 1 failed, 2 bad usage, 3 compared and found different or beyond a limit, 4 undecided,
 //! 130 interrupted.
 
+/// As the standard library's, which panic where standard output takes nothing.
+macro_rules! print {
+    ($($arg:tt)*) => { $crate::cli::say::result(format_args!($($arg)*)) };
+}
+macro_rules! println {
+    () => { print!("\n") };
+    ($($arg:tt)*) => { print!("{}\n", format_args!($($arg)*)) };
+}
+
 mod compare;
 mod convert;
 mod evaluate;
@@ -23,6 +32,7 @@ mod tools;
 mod units;
 mod verify;
 
+use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -33,6 +43,9 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// GGUF quantization and conversion for the DeepSeek-R1 family.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
+#[command(after_long_help = "Examples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
+                             --type Q4_K_M\n  requant quantize model-BF16.gguf model-Q4_K_M.gguf \
+                             Q4_K_M\n  requant inspect model-Q4_K_M.gguf")]
 struct Cli {
     /// How much to say on standard error
     #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
@@ -64,15 +77,13 @@ enum Command {
     Export(tools::ExportArgs),
     Recipe(mix::Args),
     /// Print completions for a shell
-    ///
-    /// For example: requant completions bash > /etc/bash_completion.d/requant
+    #[command(after_help = "Example:\n  requant completions bash > /etc/bash_completion.d/requant")]
     Completions {
         /// The shell
         shell: clap_complete::Shell,
     },
     /// Write manual pages into a folder
-    ///
-    /// For example: requant man /usr/local/share/man/man1
+    #[command(after_help = "Example:\n  requant man /usr/local/share/man/man1")]
     Man {
         /// The folder
         folder: std::path::PathBuf,
@@ -111,11 +122,13 @@ pub fn main() -> ExitCode {
         Command::Export(args) => tools::export(&args),
         Command::Recipe(args) => mix::run(&args),
         Command::Completions { shell } => {
-            let out = &mut std::io::stdout();
-            clap_complete::generate(shell, &mut Cli::command(), "requant", out);
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "requant", &mut script);
+            print!("{}", String::from_utf8_lossy(&script));
             Ok(())
         }
-        Command::Man { folder } => Ok(clap_mangen::generate_to(Cli::command(), folder)?),
+        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
+            .with_context(|| folder.display().to_string()),
     });
     match result {
         Ok(()) => exit,
@@ -140,7 +153,9 @@ fn describe(error: &anyhow::Error) -> String {
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
-        if !text.contains(&cause) {
+        if cause.starts_with(&text) {
+            text = cause;
+        } else if !text.contains(&cause) {
             if !text.is_empty() {
                 text += ": ";
             }
@@ -148,6 +163,30 @@ fn describe(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Ends the program as it ends where an argument does not parse.
+fn bad_usage(message: impl std::fmt::Display) -> ! {
+    Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit()
+}
+
+/// A question after a name that is none of the known ones; nothing where none is similar.
+fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
+    let mut near: Vec<(usize, &str)> = known
+        .map(|known| match known.contains(name) {
+            true => (0, known),
+            false => (strsim::osa_distance(name, known), known),
+        })
+        .filter(|(distance, _)| *distance <= 3)
+        .collect();
+    near.sort_by_key(|(distance, _)| *distance);
+    let least = near.first().map_or(0, |(distance, _)| *distance);
+    let near: Vec<&str> =
+        near.into_iter().filter(|(n, _)| *n == least).map(|(_, name)| name).take(3).collect();
+    match near.is_empty() {
+        true => String::new(),
+        false => format!("; did you mean {}?", near.join(", ")),
+    }
 }
 
 /// Threads to use: what is asked for, or what the machine has.
@@ -158,6 +197,21 @@ fn threads(asked: Option<usize>) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn every_commands_long_help_has_an_example_of_it() {
+        fn check(mut command: clap::Command, path: &str) {
+            let help = command.render_long_help().to_string();
+            let example = help.split("\nExample").nth(1).unwrap_or_default();
+            assert!(example.contains(&format!("\n  {path} ")), "{path}: {help}");
+            for part in command.get_subcommands() {
+                if part.get_name() != "help" {
+                    check(part.clone(), &format!("{path} {}", part.get_name()));
+                }
+            }
+        }
+        check(Cli::command(), "requant");
+    }
 
     #[test]
     fn the_arguments_do_not_contradict_each_other() {

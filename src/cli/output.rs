@@ -6,7 +6,7 @@ use crate::convert::{BadShard, Limit, Plan, RunOptions, Shard, SplitBy};
 use crate::gguf::LocalDisk;
 use crate::source::Source;
 use anyhow::bail;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// How the output is written.
 #[derive(clap::Args)]
@@ -95,6 +95,11 @@ impl Args {
         self.resources.threads()
     }
 
+    /// Whether the number of threads is given.
+    pub fn has_threads(&self) -> bool {
+        self.resources.threads.is_some()
+    }
+
     /// How the plan is carried out.
     pub fn options(&self) -> anyhow::Result<RunOptions<'static>> {
         let shard = match self.shard.as_deref() {
@@ -116,6 +121,25 @@ impl Args {
         let options = self.options()?;
         plan.check_output(output, options)?;
         let files = plan.files_of(options.shard);
+        let written = files.clone().filter_map(|i| plan.path(i, output).canonicalize().ok());
+        let read: Vec<PathBuf> =
+            source.files().iter().filter_map(|file| file.path.canonicalize().ok()).collect();
+        if let Some(path) = written.into_iter().find(|path| read.contains(path)) {
+            bail!("{}: is the source itself; give the output another name", path.display());
+        }
+        if let Some(limit) = self.split_max_size {
+            let size = |i: usize| plan.files()[i].layout.file_size();
+            let data = |i: usize| size(i) - plan.files()[i].layout.header().len() as u64;
+            let large = files.clone().filter(|&i| data(i) > limit).count();
+            if large > 0 {
+                let largest = units::bytes(files.clone().map(size).max().unwrap_or(0));
+                say::warn(format!(
+                    "{large} of {} files hold a tensor that is larger than the limit; the largest \
+                     has {largest}",
+                    files.len()
+                ));
+            }
+        }
         if let Some(shard) = options.shard {
             let names: Vec<String> =
                 files.clone().map(|i| plan.path(i, output).display().to_string()).collect();

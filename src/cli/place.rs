@@ -2,7 +2,7 @@
 
 use crate::model::{CheckpointModel, Model, Mtp};
 use crate::source::Folder;
-use anyhow::bail;
+use anyhow::{Context, bail};
 use std::path::Path;
 
 /// The folder that an argument names.
@@ -10,6 +10,7 @@ pub fn folder(place: &Path) -> anyhow::Result<Folder> {
     if let Some(url) = place.to_str().filter(|text| text.contains("://")) {
         return remote(url);
     }
+    place.metadata().with_context(|| place.display().to_string())?;
     if !place.is_dir() {
         bail!("{}: not a folder; a checkpoint is a folder", place.display());
     }

@@ -59,7 +59,7 @@ impl Progress {
     pub fn finish(self) {
         self.bar.finish_and_clear();
         if !self.bar.is_hidden() || self.next_line.is_some() {
-            eprintln!("{}", self.line());
+            say::to_stderr(format_args!("{}", self.line()));
         }
     }
 
@@ -88,7 +88,7 @@ impl Monitor for Progress {
             && Instant::now() >= *next
         {
             *next = Instant::now() + LOG_INTERVAL;
-            eprintln!("{}", self.line());
+            say::to_stderr(format_args!("{}", self.line()));
         }
     }
 

@@ -9,25 +9,29 @@ use crate::source::GgufSource;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+/// MiB that are granted beside the rows where only theirs are limited.
+const OTHER_MEMORY: u64 = 256;
+
 /// Quantize a GGUF file, byte for byte as llama-quantize does.
 #[derive(clap::Args)]
 #[command(
+    override_usage = "requant quantize [OPTIONS] <INPUT> [OUTPUT] <TYPE> [NTHREADS]",
     after_help = "Example:\n  requant quantize model-BF16.gguf model-IQ4_XS.gguf IQ4_XS \\\n    \
                         --imatrix imatrix.gguf"
 )]
 pub struct Args {
     /// GGUF file to read
     input: PathBuf,
-    /// GGUF file to write
-    output: PathBuf,
+    /// GGUF file to write; where it is left out, ggml-model-TYPE.gguf beside the input
+    #[arg(value_name = "OUTPUT")]
+    second: PathBuf,
     /// Type of the output, named as llama-quantize names it, or a recipe file (*.toml); COPY
     /// keeps every tensor
-    #[arg(value_name = "TYPE", value_parser = target)]
-    target: Target,
+    #[arg(value_name = "TYPE")]
+    third: Option<String>,
     /// Threads, in the place where llama-quantize takes them; as --threads
-    #[arg(value_name = "NTHREADS", conflicts_with = "threads",
-          value_parser = clap::value_parser!(u16).range(1..=1024))]
-    n_threads: Option<u16>,
+    #[arg(value_name = "NTHREADS")]
+    fourth: Option<String>,
     #[command(flatten)]
     recipe: recipe::Args,
     /// Quantize tensors that are quantized already, through their f32 values
@@ -37,6 +41,11 @@ pub struct Args {
     /// transposed, so what is quantized goes through its f32 values (with COPY, to Q8_0)
     #[arg(long, value_enum, value_name = "LAYOUT")]
     mla: Option<MlaArg>,
+    /// Memory for the rows of tensors, in MiB, as llama-quantize takes it; --memory limits the
+    /// whole program's
+    #[arg(long, value_name = "MiB", conflicts_with = "memory",
+          value_parser = clap::value_parser!(u64).range(1..1 << 40))]
+    max_buffer_size: Option<u64>,
     /// Write as many files as the source has, each with the tensors of one of them
     #[arg(long)]
     keep_split: bool,
@@ -56,10 +65,55 @@ enum MlaArg {
 }
 
 /// A type, or none.
-#[derive(Clone)]
 enum Target {
     Type(Arc<Recipe>),
     Copy,
+}
+
+/// What follows the input: as for llama-quantize, the output may be missing.
+struct Operands {
+    output: PathBuf,
+    target: Target,
+    n_threads: Option<usize>,
+}
+
+impl Args {
+    fn operands(&self) -> Result<Operands, String> {
+        let named = self.second.to_str().and_then(|word| Some((word, target(word).ok()?)));
+        let (output, target, threads) = match named {
+            Some((word, found)) if !word.ends_with(".toml") => {
+                if self.fourth.is_some() {
+                    return Err(format!("`{word}` is a type, what follows it can only be threads"));
+                }
+                let name = match &found {
+                    Target::Type(recipe) if word.parse::<u32>().is_ok() => recipe.name().to_owned(),
+                    _ => word.to_ascii_uppercase(),
+                };
+                let output = self.input.with_file_name(format!("ggml-model-{name}.gguf"));
+                (output, found, &self.third)
+            }
+            _ => {
+                let Some(word) = &self.third else {
+                    return Err(match self.second.to_str().map(target) {
+                        Some(Err(error)) if self.second.extension().is_none() => error,
+                        _ => "the type is missing: <INPUT> [OUTPUT] <TYPE> [NTHREADS]".to_owned(),
+                    });
+                };
+                (self.second.clone(), target(word)?, &self.fourth)
+            }
+        };
+        let n_threads = match threads {
+            None => None,
+            Some(_) if self.output_options.has_threads() => {
+                return Err("threads are given twice, behind the type and by --threads".to_owned());
+            }
+            Some(word) => match word.parse() {
+                Ok(n @ 1..=1024) => Some(n),
+                _ => return Err(format!("`{word}` is no number of threads from 1 to 1024")),
+            },
+        };
+        Ok(Operands { output, target, n_threads })
+    }
 }
 
 fn target(text: &str) -> Result<Target, String> {
@@ -70,12 +124,14 @@ fn target(text: &str) -> Result<Target, String> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    let Operands { output, target, n_threads } =
+        args.operands().unwrap_or_else(|error| super::bad_usage(error));
     let mut source = GgufSource::open(&args.input)?;
     if let Some(MlaArg::Split) = args.mla {
         split_legacy_mla(&mut source)?;
     }
     let importance = args.recipe.importance()?;
-    let (recipe, mode, name) = match &args.target {
+    let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
         Target::Copy => (Arc::new(Recipe::of(FileType::F32)), Mode::Copy, "COPY"),
     };
@@ -86,25 +142,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
         options: args.recipe.options(importance.is_some())?,
-        threads: args.n_threads.map_or_else(|| args.output_options.threads(), usize::from),
+        threads: n_threads.unwrap_or_else(|| args.output_options.threads()),
         importance,
         allow_requantize: args.allow_requantize,
         simd: args.recipe.simd(),
         check: args.recipe.check,
         split: args.output_options.split(args.keep_split)?,
-        memory: args.output_options.memory(),
+        memory: args
+            .max_buffer_size
+            .map(|n| (n + OTHER_MEMORY) << 20)
+            .or(args.output_options.memory()),
         ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
     let mut out = String::new();
     let size = units::bytes(source.n_bytes());
     line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-    recipe::describe(&mut out, &plan, &args.output, name);
+    recipe::describe(&mut out, &plan, &output, name);
     say::info(out);
     say::warn(recipe::surprises(&plan));
     if args.dry_run {
         let options = args.output_options.options()?;
-        return plan::print(&plan, &source, &args.output, options.shard, args.json);
+        return plan::print(&plan, &source, &output, options.shard, args.json);
     }
-    args.output_options.run("quantize", &plan, &source, &args.output)
+    args.output_options.run("quantize", &plan, &source, &output)
 }

@@ -20,7 +20,7 @@ pub struct Args {
     /// Leave output.weight unquantized
     #[arg(long)]
     leave_output_tensor: bool,
-    /// Type of output.weight
+    /// Type of output.weight, or of the embedding that serves as such in a mix
     #[arg(long, value_name = "TYPE")]
     output_tensor_type: Option<QuantType>,
     /// Type of token_embd.weight

@@ -1,7 +1,8 @@
 //! Messages on standard error, as many as `--log-level` asks for.
 
 use anstyle::{AnsiColor, Style};
-use std::fmt::Display;
+use std::fmt::{Arguments, Display};
+use std::io::Write;
 use std::sync::OnceLock;
 
 /// How much is said.
@@ -54,12 +55,25 @@ fn lines(level: Level, text: impl Display) {
         Level::Info | Level::Error => Style::new(),
     };
     for line in text.to_string().lines() {
-        anstream::eprintln!("{style}{line}{style:#}");
+        to_stderr(format_args!("{style}{line}{style:#}"));
     }
 }
 
 /// Why the program failed. Always shown.
 pub fn error(text: impl Display) {
     let style = AnsiColor::Red.on_default().bold();
-    anstream::eprintln!("{style}requant:{style:#} {text}");
+    to_stderr(format_args!("{style}requant:{style:#} {text}"));
+}
+
+/// Where standard error takes nothing, there is nobody left to tell.
+pub fn to_stderr(line: Arguments) {
+    let _ = writeln!(anstream::stderr(), "{line}");
+}
+
+/// A result, on standard output. Where that takes nothing, as on a full disk, the program ends.
+pub fn result(text: Arguments) {
+    if let Err(cause) = std::io::stdout().write_fmt(text) {
+        error(format_args!("standard output: {cause}"));
+        std::process::exit(1);
+    }
 }

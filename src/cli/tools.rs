@@ -121,7 +121,8 @@ pub fn unset(args: &UnsetArgs) -> anyhow::Result<()> {
     edit(&args.file, |metadata| {
         for key in &args.keys {
             if metadata.remove(key).is_none() {
-                bail!("{}: there is no key `{key}`", args.file.display());
+                let near = super::did_you_mean(key, metadata.iter().map(|(key, _)| key));
+                bail!("{}: there is no key `{key}`{near}", args.file.display());
             }
         }
         Ok(())
@@ -396,7 +397,8 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
     };
     let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
     let progress = Progress::start("export", weights, "weights", 0);
-    crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)?;
+    crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)
+        .with_context(|| args.file.display().to_string())?;
     progress.finish();
     Ok(())
 }

@@ -18,8 +18,8 @@ const SHARD: u64 = 5_000_000_000;
 /// Weights that are read at a time, about.
 const PART: u64 = 1 << 20;
 
-/// Writes the checkpoint. Matrices get the type `ty`, one of F32, F16 and BF16; vectors too, where
-/// that loses nothing, otherwise F32. The folder gets its name when it is complete.
+/// Writes the checkpoint. Matrices get the type `ty`, one of F32, F16 and BF16; vectors and routers
+/// too, where that loses nothing, otherwise F32. The folder gets its name when it is complete.
 ///
 /// The monitor counts weights.
 ///
@@ -38,13 +38,26 @@ pub fn export(
     let mut part = folder.as_os_str().to_owned();
     part.push(".part");
     let part = Path::new(&part);
-    let io = |path: &Path| {
-        let path = path.to_owned();
-        move |error| ConvertError::from(GgufError::Io { path, error })
-    };
-    let tensors = model.exported()?;
     let _ = std::fs::remove_dir_all(part);
     std::fs::create_dir(part).map_err(io(part))?;
+    let written = write(model, source, part, ty, monitor)
+        .and_then(|()| std::fs::rename(part, folder).map_err(io(folder)));
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(part);
+    }
+    LocalDisk.sync_names(crate::gguf::folder(folder));
+    written
+}
+
+/// Writes all files into the folder.
+fn write(
+    model: &GgufModel,
+    source: &GgufSource,
+    part: &Path,
+    ty: QuantType,
+    monitor: &dyn Monitor,
+) -> Result<(), ConvertError> {
+    let tensors = model.exported()?;
     let vocab = Vocab::read(source.metadata())?;
     let mut config = model.config_json()?;
     for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos")] {
@@ -83,9 +96,12 @@ pub fn export(
         let path = part.join("model.safetensors.index.json");
         std::fs::write(&path, format!("{index:#}\n")).map_err(io(&path))?;
     }
-    std::fs::rename(part, folder).map_err(io(folder))?;
-    LocalDisk.sync_names(crate::gguf::folder(folder));
     Ok(())
+}
+
+fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError {
+    let path = path.to_owned();
+    move |error| ConvertError::from(GgufError::Io { path, error })
 }
 
 fn shards(tensors: &[Exported], ty: QuantType) -> Vec<std::ops::Range<usize>> {
@@ -115,7 +131,8 @@ fn write_shard(
     let mut types = Vec::new();
     let mut end = 0u64;
     for tensor in tensors {
-        let ty = if tensor.dims.len() > 1 { ty } else { type_of_vector(tensor, source, ty)? };
+        let precise = tensor.dims.len() == 1 || tensor.name.ends_with(".mlp.gate.weight");
+        let ty = if precise { precise_type(tensor, source, ty)? } else { ty };
         let start = end;
         end += tensor.dims.iter().product::<u64>() * ty.block_bytes() as u64;
         let shape: Vec<u64> = tensor.dims.iter().rev().copied().collect();
@@ -158,17 +175,22 @@ fn write_shard(
 }
 
 /// `ty` where it holds every value exactly, F32 where it does not.
-fn type_of_vector(
+fn precise_type(
     tensor: &Exported,
     source: &GgufSource,
     ty: QuantType,
 ) -> Result<QuantType, ConvertError> {
     let n = tensor.dims[0] as usize;
     let (mut values, mut again) = (vec![0.0; n], vec![0.0; n]);
-    tensor.read_rows(source, 0..1, &mut values)?;
     let mut bytes = vec![0; n * ty.block_bytes()];
-    let exact = ty.encode_rows(&values, n, None, &mut bytes).is_ok()
-        && ty.decode_rows(&bytes, n, &mut again).is_ok()
-        && values == again;
-    Ok(if exact { ty } else { QuantType::F32 })
+    for row in 0..tensor.n_rows() {
+        tensor.read_rows(source, row..row + 1, &mut values)?;
+        let exact = ty.encode_rows(&values, n, None, &mut bytes).is_ok()
+            && ty.decode_rows(&bytes, n, &mut again).is_ok()
+            && values == again;
+        if !exact {
+            return Ok(QuantType::F32);
+        }
+    }
+    Ok(ty)
 }

@@ -189,7 +189,7 @@ impl Imatrix {
     pub fn open_with(path: &Path, unrouted: Unrouted) -> Result<Self, ImatrixError> {
         let mut magic = [0; 4];
         let io = |error| ImatrixError::Io { path: path.to_owned(), error };
-        let mut file = std::fs::File::open(path).map_err(io)?;
+        let mut file = crate::mapping::open(path).map_err(io)?;
         let is_gguf = std::io::Read::read_exact(&mut file, &mut magic).is_ok() && &magic == b"GGUF";
         let imatrix = if is_gguf { Self::from_gguf(path, unrouted)? } else { legacy::read(path)? };
         for (tensor, values) in &imatrix.entries {

@@ -111,13 +111,14 @@ impl Sums {
             data.push(entry.counts.iter().map(|&x| x as f32).collect());
         }
         let layout = Layout::new(&metadata, infos)?;
-        let writer = Writer::open(&LocalDisk, path, &layout)?;
-        for (i, values) in data.iter().enumerate() {
-            let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
-            writer.write_at(i, 0, &bytes)?;
-        }
-        writer.sync()?;
-        self.name(path)
+        let written = Writer::open(&LocalDisk, path, &layout).and_then(|writer| {
+            for (i, values) in data.iter().enumerate() {
+                let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
+                writer.write_at(i, 0, &bytes)?;
+            }
+            writer.sync()
+        });
+        name(path, written)
     }
 
     /// Writes the legacy format (`IMatrixCollector::save_imatrix_legacy`).
@@ -154,15 +155,18 @@ impl Sums {
             out.write_all(dataset.as_bytes())?;
             out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
         })();
-        written.map_err(|error| ImatrixError::Io { path: part, error })?;
-        self.name(path)
+        name(path, written.map_err(|error| GgufError::io(&part, error)))
     }
+}
 
-    /// Gives a complete file its name.
-    fn name(&self, path: &Path) -> Result<(), ImatrixError> {
-        let renamed = LocalDisk.rename(&Writer::part_path(path), path);
-        renamed.map_err(|error| GgufError::io(path, error))?;
-        LocalDisk.sync_names(folder(path));
-        Ok(())
+/// Gives a complete file its name, and removes one that is not.
+fn name(path: &Path, written: Result<(), GgufError>) -> Result<(), ImatrixError> {
+    let part = Writer::part_path(path);
+    let named = written
+        .and_then(|()| LocalDisk.rename(&part, path).map_err(|error| GgufError::io(path, error)));
+    match named {
+        Ok(()) => LocalDisk.sync_names(folder(path)),
+        Err(_) => drop(std::fs::remove_file(&part)),
     }
+    Ok(named?)
 }

@@ -125,9 +125,14 @@ impl RopeConfig<'_> {
         }
     }
 
-    /// The kind of scaling (`rope_type`, formerly `type`); `None` for none.
+    /// The key of the kind of scaling: `rope_type`, formerly `type`.
+    pub(super) fn kind_key(&self) -> &'static str {
+        if self.get("rope_type").is_some() { "rope_type" } else { "type" }
+    }
+
+    /// The kind of scaling; `None` for none.
     pub fn kind(&self) -> Result<Option<&str>, ModelError> {
-        let key = if self.get("rope_type").is_some() { "rope_type" } else { "type" };
+        let key = self.kind_key();
         match self.get(key) {
             None => Ok(None),
             Some(Value::String(kind)) if kind == "default" => Ok(None),

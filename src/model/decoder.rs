@@ -85,7 +85,7 @@ fn rope(config: &Config, theta: f32) -> Result<Rope, ModelError> {
                 mscale_all_dim: 0.0,
             })
         }
-        Some(_) => return Err(rope.bad("rope_type", "\"yarn\", \"llama3\" or none")),
+        Some(_) => return Err(rope.bad(rope.kind_key(), "\"yarn\", \"llama3\" or none")),
     };
     Ok(Rope { freq_base: rope.theta()?.unwrap_or(theta), yarn })
 }
@@ -193,7 +193,8 @@ pub(super) fn rope_factors(
     Ok(Some(llama3_factors(hparams.rope.freq_base, n, factor, low, high, context)))
 }
 
-/// Llama 3's divisors of the frequencies of `n` pairs.
+/// Llama 3's divisors of the frequencies of `n` pairs. PyTorch divides a number by a tensor by
+/// multiplying with its reciprocal, which rounds twice.
 pub(super) fn llama3_factors(
     base: f32,
     n: usize,
@@ -205,13 +206,13 @@ pub(super) fn llama3_factors(
     let (long, short) = ((context / low) as f32, (context / high) as f32);
     let factors = (0..n).map(|i| {
         let frequency = 1.0 / base.powf((2 * i) as f32 / (2 * n) as f32);
-        let wavelength = std::f32::consts::TAU / frequency;
+        let wavelength = 1.0 / frequency * std::f32::consts::TAU;
         if wavelength < short {
             1.0
         } else if wavelength > long {
             factor
         } else {
-            let smooth = (context as f32 / wavelength - low as f32) / (high - low) as f32;
+            let smooth = (1.0 / wavelength * context as f32 - low as f32) / (high - low) as f32;
             1.0 / ((1.0 - smooth) / factor + smooth)
         }
     });
@@ -262,4 +263,17 @@ pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
         }
     }
     wanted
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn llama3_factors_are_rounded_as_pytorch_rounds_them() {
+        // The reference converter's; plain division ends on another value for the first.
+        let factors = llama3_factors(10_000.0, 16, 32.0, 1.0, 4.0, 8192.0);
+        let found: Vec<u32> = factors[10..14].iter().map(|f| f.to_bits()).collect();
+        assert_eq!(found, [1_065_353_216, 1_074_530_707, 1_089_954_674, 1_107_296_256]);
+    }
 }

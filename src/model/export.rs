@@ -229,8 +229,13 @@ impl GgufModel {
             let mut scaling = json!({
                 "type": "yarn", "rope_type": "yarn", "factor": short(yarn.factor),
                 "original_max_position_embeddings": yarn.original_context,
-                "beta_fast": short(yarn.beta_fast), "beta_slow": short(yarn.beta_slow),
             });
+            for (name, value) in [("beta_fast", yarn.beta_fast), ("beta_slow", yarn.beta_slow)] {
+                let key = format!("{}.rope.scaling.yarn_{name}", h.arch.name());
+                if self.source.metadata().get(&key).is_some() {
+                    scaling[name] = short(value);
+                }
+            }
             if h.arch == Arch::DeepSeek2 {
                 if yarn.mscale_all_dim != 0.0 {
                     scaling["mscale"] = short(yarn.mscale_all_dim);

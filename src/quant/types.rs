@@ -207,8 +207,29 @@ impl fmt::Display for QuantType {
 
 /// A word that names no tensor type.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown tensor type `{0}`")]
+#[error("unknown tensor type `{}`{}", .0, closest(.0, QuantType::all()))]
 pub struct UnknownType(pub String);
+
+/// What a message says after a name that is none of the known ones.
+pub(crate) fn closest(found: &str, known: impl Iterator<Item = impl ToString>) -> String {
+    let squeeze = |s: &str| s.to_ascii_uppercase().replace(['_', '-', ' '], "");
+    let wanted = squeeze(found);
+    let known: Vec<String> = known.map(|name| name.to_string()).collect();
+    let similar: Vec<&str> = known
+        .iter()
+        .map(String::as_str)
+        .filter(|name| {
+            let name = squeeze(name);
+            name == wanted
+                || (wanted.len() >= 2 && name.starts_with(&wanted))
+                || (name.len() >= 3 && wanted.starts_with(&name))
+        })
+        .collect();
+    match similar.is_empty() {
+        true => format!("; known: {}", known.join(", ")),
+        false => format!("; did you mean {}?", similar.join(" or ")),
+    }
+}
 
 impl FromStr for QuantType {
     type Err = UnknownType;
@@ -226,6 +247,15 @@ impl FromStr for QuantType {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_similar_name_is_offered_for_an_unknown_one() {
+        for (found, expected) in [("q4k", "did you mean Q4_K?"), ("Q6_K_L", "did you mean Q6_K?")] {
+            let error = found.parse::<QuantType>().unwrap_err().to_string();
+            assert!(error.ends_with(expected), "{error}");
+        }
+        assert!("foo".parse::<QuantType>().unwrap_err().to_string().contains("known: F32, F16"));
+    }
 
     #[test]
     fn ids_and_names_round_trip() {

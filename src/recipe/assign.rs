@@ -24,7 +24,7 @@ pub struct Options {
     pub imatrix: bool,
     /// Leave `output.weight` as it is.
     pub leave_output_tensor: bool,
-    /// A type for `output.weight`.
+    /// A type for `output.weight`, or for the embedding that serves as such in a mix.
     pub output_tensor_type: Option<QuantType>,
     /// A type for `token_embd.weight`.
     pub token_embedding_type: Option<QuantType>,
@@ -125,6 +125,19 @@ pub enum RecipeError {
         /// The type that it asks for.
         ty: QuantType,
     },
+    /// A pattern where none counts.
+    #[error(
+        "`{pattern}={ty}` changes nothing: patterns count only in files of a quantized type, not \
+         of {default}; leave it out, or accept that with --allow-unmatched"
+    )]
+    Unheeded {
+        /// The pattern.
+        pattern: String,
+        /// The type that it asks for.
+        ty: QuantType,
+        /// The file's type.
+        default: QuantType,
+    },
     /// No block of this or a similar type fits the row.
     #[error(
         "tensor `{tensor}`: rows of {n_per_row} weights are no whole number of {wanted} blocks of \
@@ -183,12 +196,16 @@ pub fn assign(
     let (default, file_type) = (recipe.default_type(), recipe.file_type());
     // llama-quantize looks at no pattern where it only changes the width of floats.
     let default_quantizes = default.is_quantized();
-    for TensorType { pattern, ty } in &options.tensor_types {
-        let mut quantized =
-            tensors.iter().filter(|t| default_quantizes && is_quantized(t, options));
-        if !options.allow_unmatched && !quantized.any(|t| pattern.is_match(t.name).unwrap_or(false))
-        {
-            return Err(RecipeError::Unmatched { pattern: pattern.as_str().to_owned(), ty: *ty });
+    for given @ TensorType { pattern, ty } in &options.tensor_types {
+        if options.allow_unmatched {
+            break;
+        }
+        let (pattern, ty) = (pattern.as_str().to_owned(), *ty);
+        if !default_quantizes {
+            return Err(RecipeError::Unheeded { pattern, ty, default });
+        }
+        if !tensors.iter().any(|t| is_quantized(t, options) && given.fits(t.name)) {
+            return Err(RecipeError::Unmatched { pattern, ty });
         }
     }
     tensors
@@ -204,7 +221,11 @@ pub fn assign(
             } else {
                 let mut given = options.tensor_types.iter().filter(|_| default_quantizes);
                 let given = given.find(|given| given.fits(tensor.name)).map(|given| given.ty);
-                let (wanted, reason) = match given {
+                // The mixes treat an embedding that serves as output matrix as such.
+                let output = options.output_tensor_type.filter(|_| {
+                    facts.tied && is_embedding(tensor.name) && default_quantizes && !options.pure
+                });
+                let (wanted, reason) = match given.or(output) {
                     Some(ty) => (ty, Reason::Requested),
                     None if options.pure => (default, Reason::Default),
                     None => match chooser.choose(tensor)? {

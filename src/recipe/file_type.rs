@@ -1,6 +1,6 @@
 //! The named mixes that users ask for (`general.file_type`, enum `llama_ftype` in `llama.h`).
 
-use crate::quant::QuantType;
+use crate::quant::{QuantType, closest};
 use std::fmt;
 use std::str::FromStr;
 
@@ -77,29 +77,10 @@ impl fmt::Display for FileType {
 
 /// A word that names no mix.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown type `{found}`{}", closest(found))]
+#[error("unknown type `{found}`{}", closest(found, FileType::all()))]
 pub struct UnknownFileType {
     /// The word.
     pub found: String,
-}
-
-fn closest(found: &str) -> String {
-    let squeeze = |s: &str| s.to_ascii_uppercase().replace(['_', '-', ' '], "");
-    let wanted = squeeze(found);
-    let similar: Vec<String> = FileType::all()
-        .map(|ft| ft.to_string())
-        .filter(|name| {
-            let name = squeeze(name);
-            name == wanted || (wanted.len() >= 2 && name.starts_with(&wanted))
-        })
-        .collect();
-    match similar.is_empty() {
-        true => {
-            let all: Vec<String> = FileType::all().map(|ft| ft.to_string()).collect();
-            format!("; known: {}", all.join(", "))
-        }
-        false => format!("; did you mean {}?", similar.join(" or ")),
-    }
 }
 
 impl FromStr for FileType {
