@@ -205,6 +205,22 @@ impl QuantType {
 mod tests {
     use super::*;
 
+    #[test]
+    fn importances_are_finite_and_not_negative() {
+        for ty in QuantType::all() {
+            let mut out = vec![0; ty.row_bytes(256).unwrap()];
+            for bad in [-1.0, -1e-30, f32::INFINITY, f32::NAN] {
+                let mut qw = [1.0; 256];
+                qw[7] = bad;
+                let refused = ty.encode_rows(&[0.5; 256], 256, Some(&qw), &mut out);
+                assert!(
+                    matches!(refused, Err(QuantError::Importance { column: 7, value }) if value.to_bits() == bad.to_bits()),
+                    "{ty}: {refused:?}"
+                );
+            }
+        }
+    }
+
     /// Whatever two bytes of a block are overwritten with f16's infinity: validation refuses the
     /// block exactly if it decodes to a value that is not finite.
     #[test]

@@ -273,8 +273,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig::with_cases(200))]
-
         #[test]
         fn every_level_writes_the_bytes_of_the_plain_reference(x in row(), qw in importances()) {
             for ty in QuantType::all() {
