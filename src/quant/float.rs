@@ -70,10 +70,12 @@ pub(super) fn all_finite(values: &[f32]) -> bool {
     most < 0x7f80_0000
 }
 
-/// The little-endian bits of the nearest F16.
+/// The little-endian bits of the nearest F16. All NaNs are the one that x86 makes of scales whose
+/// squares overflow, where other machines make a positive one: files do not depend on the machine.
 #[inline(always)]
 pub(super) fn f16_bits(x: f32) -> [u8; 2] {
-    f32_to_f16(x).to_le_bytes()
+    let bits = if x.is_nan() { 0xfe00 } else { f32_to_f16(x) };
+    bits.to_le_bytes()
 }
 
 /// The F16 that `bytes` begins with.
@@ -103,7 +105,7 @@ pub(super) fn encode_f32<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]
 
 #[inline(always)]
 pub(super) fn encode_f16<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-    write(x, out, f16_bits);
+    write(x, out, |v| f32_to_f16(v).to_le_bytes());
 }
 
 #[inline(always)]
@@ -150,5 +152,6 @@ mod tests {
             }
         }
         assert_eq!(f32_to_f16(-f32::NAN), 0xfe00);
+        assert_eq!([f16_bits(f32::NAN), f16_bits(-f32::NAN)], [[0x00, 0xfe]; 2]);
     }
 }
