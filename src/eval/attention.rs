@@ -11,7 +11,7 @@ use super::rope::{Rotary, rotate, score_scale};
 use crate::model::{self, Hparams, Pairs};
 use crate::quant::Simd;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, concatenate, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 
 /// A layer's attention.
 pub(super) enum Attention<'a> {
@@ -105,7 +105,7 @@ impl Latent<'_> {
         let mut k_pe = kv.slice(s![.., kv_lora..]).to_owned();
         turn(&mut q, nope + rope, nope, rotary, ctx, Pairs::Neighbours);
         turn(&mut k_pe, rope, 0, rotary, ctx, Pairs::Neighbours);
-        let mut cached = concatenate![Axis(1), latent, k_pe];
+        let mut cached = side_by_side(latent.view(), k_pe.view());
         self.kv_a.activations.cache(&mut cached);
         let (latent, k_pe) = cached.view().split_at(Axis(1), kv_lora);
         let absorbed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
@@ -122,7 +122,7 @@ impl Latent<'_> {
                     // instead, which costs more here.
                     let (q_nope, q_pe) = q.split_at(Axis(1), nope);
                     let q = self.k_b.matrix(h).apply_here(q_nope)?;
-                    let q = concatenate![Axis(1), q, q_pe];
+                    let q = side_by_side(q.view(), q_pe);
                     let mut mixed = Array2::zeros(latent.raw_dim());
                     attend(q.view(), cached.view(), latent, mixed.view_mut(), ctx, scale);
                     out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
@@ -140,6 +140,14 @@ impl Latent<'_> {
             })?;
         self.output.apply(heads.view())
     }
+}
+
+/// Rows of two matrices as one, contiguous; ndarray's `concatenate` would make columns so.
+fn side_by_side(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Array2<f32> {
+    let mut out = Array2::zeros((a.nrows(), a.ncols() + b.ncols()));
+    out.slice_mut(s![.., ..a.ncols()]).assign(&a);
+    out.slice_mut(s![.., a.ncols()..]).assign(&b);
+    out
 }
 
 impl Grouped<'_> {
