@@ -17,8 +17,7 @@
 
 use super::float::{f16, f16_bits};
 use super::search::{
-    SPAN, Search, Steps, importance_weights, round_to_byte, row_squares, signed_max,
-    truncate_to_byte,
+    SPAN, Search, Steps, importance_weights, round_to_byte, signed_max, truncate_to_byte,
 };
 
 const N: usize = 32;
@@ -91,13 +90,13 @@ fn pack(codes: &[u8], five_bits: bool, out: &mut [u8]) {
 /// The spans of up to [`ROWS`](super::search::ROWS) rows, with their importances, the mean square of
 /// their row and their place in the output.
 #[inline(always)]
-fn spans<'a, const BYTES: usize>(
+fn spans<'a, S: Search, const BYTES: usize>(
     rows: &'a [f32],
     qw: &'a [f32],
     out: &'a mut [u8],
 ) -> impl Iterator<Item = (&'a [f32], &'a [f32], f32, &'a mut [u8])> {
     let n = qw.len();
-    let squares = row_squares(rows, n);
+    let squares = S::row_squares(rows, n);
     let rows = rows.chunks_exact(n).zip(out.chunks_exact_mut(n / N * BYTES)).zip(squares);
     rows.flat_map(move |((x, out), squares)| {
         let spans = x.chunks(SPAN).zip(qw.chunks(SPAN));
@@ -128,7 +127,7 @@ fn encode_symmetric<S: Search, const HALF: i32, const BYTES: usize>(
         return;
     };
     let (mut w, mut codes, mut scales) = ([0f32; SPAN], [0u8; SPAN], [0f32; SPAN / N]);
-    for (x, qw, sigma2, out) in spans::<BYTES>(x, qw, out) {
+    for (x, qw, sigma2, out) in spans::<S, BYTES>(x, qw, out) {
         importance_weights(x, qw, sigma2, &mut w);
         let scales = &mut scales[..x.len() / N];
         S::symmetric::<N>(HALF, x, &w[..x.len()], scales, &mut codes[..x.len()]);
@@ -166,7 +165,7 @@ fn encode_asymmetric<S: Search, const NMAX: i32, const BYTES: usize>(
     };
     let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
     let (mut scales, mut mins) = ([0f32; SPAN / N], [0f32; SPAN / N]);
-    for (x, qw, sigma2, out) in spans::<BYTES>(x, qw, out) {
+    for (x, qw, sigma2, out) in spans::<S, BYTES>(x, qw, out) {
         importance_weights(x, qw, sigma2, &mut w);
         let n = x.len() / N;
         let (scales, mins) = (&mut scales[..n], &mut mins[..n]);

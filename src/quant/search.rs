@@ -104,6 +104,9 @@ pub(super) trait Search {
 
     /// Scale alone, for values out of [`CODEBOOK`] (the loop in `quantize_row_iq4_nl_impl`).
     fn codebook<const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]);
+
+    /// The sum of the squares of each of up to [`ROWS`] rows, in order.
+    fn row_squares(rows: &[f32], n_per_row: usize) -> [f32; ROWS];
 }
 
 /// The 16 values of IQ4_NL and IQ4_XS (`kvalues_iq4nl`).
@@ -188,6 +191,15 @@ impl Search for Plain {
         for ((x, w), scale) in x.chunks_exact(G).zip(w.chunks_exact(G)).zip(scales) {
             *scale = codebook(x, w);
         }
+    }
+
+    #[inline(always)]
+    fn row_squares(rows: &[f32], n_per_row: usize) -> [f32; ROWS] {
+        let mut sums = [0f32; ROWS];
+        for (sum, row) in sums.iter_mut().zip(rows.chunks_exact(n_per_row)) {
+            *sum = sum_squares(row);
+        }
+        sums
     }
 }
 
@@ -452,25 +464,6 @@ pub(super) fn super_block_squares(x: &[f32]) -> [f32; SPAN / 256] {
     } else {
         for (sum, x) in sums.iter_mut().zip(x.chunks_exact(256)) {
             *sum = sum_squares(x);
-        }
-    }
-    sums
-}
-
-/// [`sum_squares`] of each of up to [`ROWS`] rows, as many at a time, see [`super_block_squares`].
-#[inline(always)]
-pub(super) fn row_squares(rows: &[f32], n_per_row: usize) -> [f32; ROWS] {
-    let mut sums = [0f32; ROWS];
-    if rows.len() == ROWS * n_per_row {
-        let rows: [&[f32]; ROWS] = std::array::from_fn(|r| &rows[r * n_per_row..][..n_per_row]);
-        for i in 0..n_per_row {
-            for (sum, row) in sums.iter_mut().zip(rows) {
-                *sum += row[i] * row[i];
-            }
-        }
-    } else {
-        for (sum, row) in sums.iter_mut().zip(rows.chunks_exact(n_per_row)) {
-            *sum = sum_squares(row);
         }
     }
     sums

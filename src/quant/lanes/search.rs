@@ -3,7 +3,7 @@
 use std::marker::PhantomData;
 
 use super::{Lanes, MAX};
-use crate::quant::search::{CODEBOOK, EPS, MIDDLES, Plain, SPAN, Search, Steps};
+use crate::quant::search::{CODEBOOK, EPS, MIDDLES, Plain, ROWS, SPAN, Search, Steps};
 
 pub(in crate::quant) use super::pair::Pair;
 
@@ -127,6 +127,23 @@ impl<L: Lanes> Search for InLanes<L> {
         for ((x, w), scales) in x.chunks(n).zip(w.chunks(n)).zip(scales.chunks_mut(L::WIDTH)) {
             codebook::<L, G>(x, w, scales);
         }
+    }
+
+    /// A sum in order waits for the adder at every step: eight rows share the wait.
+    #[inline(always)]
+    fn row_squares(rows: &[f32], n_per_row: usize) -> [f32; ROWS] {
+        if rows.len() < ROWS * n_per_row {
+            return Plain::row_squares(rows, n_per_row);
+        }
+        let mut squares = L::Eight::splat(0.0);
+        for i in (0..n_per_row).step_by(8) {
+            for x in L::Eight::load_columns(&rows[i..], n_per_row) {
+                squares = squares + x * x;
+            }
+        }
+        let mut sums = [0f32; ROWS];
+        squares.store(&mut sums);
+        sums
     }
 }
 
