@@ -12,7 +12,6 @@ mod kernel;
 use kernel::{Kernels, MAX_ROWS, PANEL, SLICE, STRIDE};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
-use std::ops::Range;
 
 /// Weights of a slice of the panels that are multiplied together, at most: half a mebibyte, which a
 /// core's own cache holds.
@@ -163,27 +162,25 @@ impl Task<'_> {
                             .for_each(|(to, from)| *to = *from),
                     }
                 }
-                self.run_tile(kernels, &inputs, row..row + rows, slice.clone());
+                self.run_tile(kernels, &inputs, row, rows, slice.start, slice.len());
                 row += rows;
             }
         }
     }
 
-    /// All panels of a slice for the inputs of one tile, while those of the next one are fetched.
-    /// Without views of single panels, which would take a tenth of the time where there are few
-    /// columns.
+    /// All panels of a slice for the inputs of one tile. Without views of single panels, which would
+    /// take a tenth of the time where there are few columns.
     fn run_tile(
         &mut self,
         kernels: &Kernels,
         inputs: &[f32; MAX_ROWS * STRIDE],
-        tile: Range<usize>,
-        slice: Range<usize>,
+        row: usize,
+        rows: usize,
+        first: usize,
+        n: usize,
     ) {
-        let (row, rows, n) = (tile.start, tile.len(), slice.len());
-        let next = tile.end..self.x.nrows().min(tile.end + rows);
-        let next = self.x.slice_move(s![next, slice.clone()]);
         let tile = kernels.tiles[rows - 1];
-        let add = slice.start > 0;
+        let add = first > 0;
         let mut edge = [0.0; MAX_ROWS * PANEL];
         let (n_rows, n_out) = self.out.dim();
         assert!(row + rows <= n_rows && n <= SLICE, "a tile lies within the product");
@@ -191,12 +188,8 @@ impl Task<'_> {
         let stride = self.out.strides()[0] as usize;
         let out = self.out.as_mut_ptr();
         let panels = self.panels.values.chunks_exact(PANEL * self.panels.columns);
-        let n_panels = n_out.div_ceil(PANEL);
-        for (k, (start, panel)) in (0..n_out).step_by(PANEL).zip(panels).enumerate() {
-            for row in next.nrows() * k / n_panels..next.nrows() * (k + 1) / n_panels {
-                next.row(row).to_slice().iter().for_each(|row| kernel::prefetch(row));
-            }
-            let weights = &panel[slice.start * PANEL..][..n * PANEL];
+        for (start, panel) in (0..n_out).step_by(PANEL).zip(panels) {
+            let weights = &panel[first * PANEL..][..n * PANEL];
             if contiguous && n_out - start >= PANEL {
                 // SAFETY: the inputs are a tile of at least `rows` rows of `n <= SLICE` columns,
                 // `weights` holds `n` times `PANEL` values; the view has rows of contiguous outputs
