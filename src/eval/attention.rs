@@ -105,10 +105,14 @@ impl Latent<'_> {
         let mut k_pe = kv.slice(s![.., kv_lora..]).to_owned();
         turn(&mut q, nope + rope, nope, rotary, ctx, Pairs::Neighbours);
         turn(&mut k_pe, rope, 0, rotary, ctx, Pairs::Neighbours);
-        let mut cached = side_by_side(latent.view(), k_pe.view());
-        self.kv_a.activations.cache(&mut cached);
-        let (latent, k_pe) = cached.view().split_at(Axis(1), kv_lora);
-        let absorbed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
+        // Where someone watches, or rounds as llama.cpp does, keys and values stay compressed: queries
+        // and mixed latents pass the matrices instead, which costs more here.
+        let compressed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
+        let cached = compressed.then(|| {
+            let mut cached = side_by_side(latent.view(), k_pe.view());
+            self.kv_a.activations.cache(&mut cached);
+            cached
+        });
         let scale = score_scale(&hparams.rope, nope + rope);
         let mut heads = Array2::zeros((x.nrows(), a.n_head as usize * v));
         heads
@@ -117,23 +121,22 @@ impl Latent<'_> {
             .zip(q.axis_chunks_iter(Axis(1), nope + rope))
             .enumerate()
             .try_for_each(|(h, (mut out, q))| -> Result<(), EvalError> {
-                if absorbed {
-                    // Keys and values stay compressed: queries and mixed latents pass the matrices
-                    // instead, which costs more here.
+                if let Some(cached) = &cached {
                     let (q_nope, q_pe) = q.split_at(Axis(1), nope);
                     let q = self.k_b.matrix(h).apply_here(q_nope)?;
                     let q = side_by_side(q.view(), q_pe);
-                    let mut mixed = Array2::zeros(latent.raw_dim());
-                    attend(q.view(), cached.view(), latent, mixed.view_mut(), ctx, scale);
+                    let values = cached.slice(s![.., ..kv_lora]);
+                    let mut mixed = Array2::zeros(values.raw_dim());
+                    attend(q.view(), cached.view(), values, mixed.view_mut(), ctx, scale);
                     out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
                     return Ok(());
                 }
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
                 let mut values = Array2::zeros((x.nrows(), v));
-                product(latent, v_b.view(), values.view_mut());
+                product(latent.view(), v_b.view(), values.view_mut());
                 let mut keys = Array2::zeros((x.nrows(), nope + rope));
-                product(latent, k_b.t(), keys.slice_mut(s![.., ..nope]));
+                product(latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
                 attend(q, keys.view(), values.view(), out, ctx, scale);
                 Ok(())
