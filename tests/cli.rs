@@ -119,6 +119,7 @@ fn a_similar_name_is_offered_after_a_typo() {
         (&["unset", model, "general.nam"], "general.name"),
         (&["quantize", model, "q4km"], "Q4_K_M"),
         (&["quantize", model, "no.gguf", "Q4_0", "--output-tensor-type", "q6k"], "Q6_K"),
+        (&["set", model, "a=foo:1"], "unknown type `foo`; known: u8"),
         (&["quantise"], "quantize"),
         (&["split", model, "no", "--split-max-sise", "1G"], "--split-max-size"),
     ] {

@@ -104,6 +104,10 @@ pub struct UnsetArgs {
 fn assignment(text: &str) -> Result<(String, Value), String> {
     let (key, value) = text.split_once('=').ok_or("not of the form KEY=TYPE:VALUE")?;
     let (ty, value) = value.split_once(':').ok_or("not of the form KEY=TYPE:VALUE")?;
+    const TYPES: &str = "u8 i8 u16 i16 u32 i32 f32 bool str u64 i64 f64";
+    if !TYPES.split(' ').any(|known| known == ty) {
+        return Err(format!("unknown type `{ty}`; known: {TYPES}"));
+    }
     let value = Value::parse(ty, value).ok_or_else(|| format!("`{value}` is no {ty}"))?;
     Ok((key.to_owned(), value))
 }

@@ -61,9 +61,12 @@ pub enum ImatrixError {
         /// The experts.
         experts: Vec<usize>,
     },
-    /// A value that is NaN or infinite.
-    #[error("{}: entry `{tensor}` holds {value} at column {column}", path.display())]
-    NotFinite {
+    /// A value that no sum of squares has.
+    #[error(
+        "{}: entry `{tensor}` holds {value} at column {column}, where sums of squares are finite \
+         and not negative", path.display()
+    )]
+    NoSumOfSquares {
         /// The file.
         path: PathBuf,
         /// The entry.
@@ -193,8 +196,8 @@ impl Imatrix {
         let is_gguf = std::io::Read::read_exact(&mut file, &mut magic).is_ok() && &magic == b"GGUF";
         let imatrix = if is_gguf { Self::from_gguf(path, unrouted)? } else { legacy::read(path)? };
         for (tensor, values) in &imatrix.entries {
-            if let Some(column) = values.iter().position(|v| !v.is_finite()) {
-                return Err(ImatrixError::NotFinite {
+            if let Some(column) = values.iter().position(|&v| !v.is_finite() || v < 0.0) {
+                return Err(ImatrixError::NoSumOfSquares {
                     path: path.to_owned(),
                     tensor: tensor.clone(),
                     column,
@@ -284,6 +287,10 @@ mod tests {
         let mut huge = legacy.clone();
         huge[4..8].copy_from_slice(&i32::MAX.to_le_bytes());
         refused(&huge);
+        // The sign of the first value.
+        let mut negative = legacy.clone();
+        negative[8 + usize::from(legacy[4]) + 8 + 3] |= 0x80;
+        refused(&negative);
         refused(b"not an importance matrix");
         let model = std::fs::read(Path::new(REFERENCE).join("tiny-r1-bf16.gguf")).unwrap();
         refused(&model);
