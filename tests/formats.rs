@@ -1,9 +1,11 @@
-//! `docs/formats.md` holds the type table as it is. `REQUANT_BLESS=1` rewrites it.
+//! `docs/formats.md` holds the type table as it is, and the speeds recorded in `benches/speed.json`.
+//! `REQUANT_BLESS=1` rewrites it.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
 use requant::quant::{QuantError, QuantType};
+use serde_json::Value;
 
 const ROW: usize = 2048;
 const ROWS: usize = 32;
@@ -53,9 +55,11 @@ fn table() -> String {
     let heavy: Vec<f32> = normal.iter().map(|&v| (v / 0.02).powi(3) * 0.02).collect();
     let qw: Vec<f32> = (0..ROW).map(|_| uniform(&mut state) as f32 * 100.0).collect();
     let mut out = String::from(
-        "| id | type | weights | bytes | bits per weight | importances | Gaussian | heavy-tailed |\n\
-         |---|---|---|---|---|---|---|---|\n",
+        "| id | type | weights | bytes | bits per weight | importances | Gaussian | heavy-tailed \
+         | encode | with importances | decode |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
     );
+    let speeds: Value = serde_json::from_str(include_str!("../benches/speed.json")).unwrap();
     for ty in QuantType::all() {
         let use_of_importances = match (encode(ty, &normal, None), encode(ty, &normal, Some(&qw))) {
             (Err(QuantError::NotForWeights(_)), _) => continue,
@@ -64,13 +68,23 @@ fn table() -> String {
             _ => "used",
         };
         let (normal, heavy) = (digits(error(ty, &normal)), digits(error(ty, &heavy)));
+        let speed = |what: &str| match speeds[ty.name()][what].as_u64() {
+            Some(speed) if what != "weighted" || use_of_importances != "not used" => {
+                speed.to_string()
+            }
+            _ => "–".to_owned(),
+        };
         writeln!(
             out,
-            "| {} | {ty} | {} | {} | {} | {use_of_importances} | {normal} % | {heavy} % |",
+            "| {} | {ty} | {} | {} | {} | {use_of_importances} | {normal} % | {heavy} % \
+             | {} | {} | {} |",
             ty.id(),
             ty.block_len(),
             ty.block_bytes(),
             ty.bits_per_weight(),
+            speed("encode"),
+            speed("weighted"),
+            speed("decode"),
         )
         .unwrap();
     }
