@@ -16,13 +16,10 @@ use super::iq2::largest;
 use super::magnitudes::scale_code;
 use super::splits::{self, DELTA, DOWN, Split, UP};
 use crate::quant::float::{f16, f16_bits};
+use crate::quant::legacy::abs_max;
 use crate::quant::search::sum_squares;
 
 const N: usize = 256;
-fn largest_magnitude(x: &[f32]) -> f32 {
-    x.iter().fold(0f32, |max, v| if max > v.abs() { max } else { v.abs() })
-}
-
 /// Positions of the values in ascending order, equal ones as they stand. The reference's `qsort`
 /// promises no order of equal values; glibc's, which made the published files, is stable. Every
 /// value counts those before it: no branch depends on them.
@@ -30,15 +27,17 @@ fn largest_magnitude(x: &[f32]) -> f32 {
 fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
     let mut values = [0f32; G];
     values.copy_from_slice(x);
-    let mut order = [0u8; G];
-    for i in 0..G {
-        let mut place = 0u32;
-        for j in 0..G {
+    let mut places = [0u32; G];
+    for j in 0..G {
+        for i in 0..G {
             // By value, so that both zeros are equal.
             let tie = values[j] == values[i];
-            place += u32::from(values[j] < values[i]) + u32::from(tie & (j < i));
+            places[i] += u32::from(values[j] < values[i]) + u32::from(tie & (j < i));
         }
-        order[place as usize % G] = i as u8;
+    }
+    let mut order = [0u8; G];
+    for (i, place) in (0..).zip(places) {
+        order[place as usize % G] = i;
     }
     order
 }
@@ -105,7 +104,7 @@ pub(in crate::quant) fn encode_iq1_s<S: Search>(x: &[f32], qw: Option<&[f32]>, o
                 let importance = qw.map_or(1.0, |qw| qw[N * b + 32 * g + i]);
                 *w = importance * (sigma2 + x[i] * x[i]).sqrt();
             }
-            if largest_magnitude(x) < 1e-12 {
+            if abs_max(x) < 1e-12 {
                 continue;
             }
             let order = ascending::<32>(x);
@@ -159,23 +158,21 @@ pub(in crate::quant) fn encode_iq1_m<S: Search>(x: &[f32], qw: Option<&[f32]>, o
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(56)).enumerate() {
         out.fill(0);
         let sigma2 = 2.0 * sum_squares(x) / N as f32;
-        let weights = |g: usize| -> [f32; 16] {
-            std::array::from_fn(|i| {
-                let v = x[16 * g + i];
-                match qw {
-                    Some(qw) => qw[N * b + 16 * g + i] * (sigma2 + v * v).sqrt(),
-                    None => v * v,
-                }
-            })
-        };
+        let mut weights = [[0f32; 16]; 16];
+        for (i, (w, &v)) in weights.as_flattened_mut().iter_mut().zip(x).enumerate() {
+            *w = match qw {
+                Some(qw) => qw[N * b + i] * (sigma2 + v * v).sqrt(),
+                None => v * v,
+            };
+        }
         let mut scales = [0f32; 16];
         let mut pairs = [0usize; 16];
         let mut all = [0u16; 32];
         for (g, x) in x.chunks_exact(16).enumerate() {
-            if largest_magnitude(x) < 1e-7 {
+            if abs_max(x) < 1e-7 {
                 continue;
             }
-            let w = weights(g);
+            let w = weights[g];
             let order = ascending::<16>(x);
             let Some((mut scale, split)) = splits::best_of_two::<S>(x, &w, &order) else {
                 continue;
@@ -207,7 +204,7 @@ pub(in crate::quant) fn encode_iq1_m<S: Search>(x: &[f32], qw: Option<&[f32]>, o
             let code = scale_code(id, scales[g], 7);
             words[g / 4] |= u16::from(code) << (3 * (g % 4));
             out[32 + g] |= SHIFT_BITS[pairs[g]];
-            let w = weights(g);
+            let w = weights[g];
             for k in 0..2 {
                 let codes = grid.codes[usize::from(all[2 * g + k])];
                 for (i, code_of_value) in (8 * k..).zip(codes) {

@@ -187,14 +187,10 @@ impl<L: Eight> Ranking<L> {
         Self { most: none, next: none, number: none }
     }
 
-    /// Eight splits by their sums, those with the second place beyond `n` left out.
+    /// Eight splits by their sums, but for those that do not exist.
     #[inline(always)]
-    fn add(&mut self, (sumqx, sumq2): (L, L), first: usize, second: usize, shift: usize, n: usize) {
-        let step = L::load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
-        let exists = step.le(L::splat(n as f32 - second as f32));
+    fn add(&mut self, (sumqx, sumq2): (L, L), number: L, exists: L::Mask) {
         let gain = L::select(exists, sumqx * sumqx / sumq2, L::splat(-1.0));
-        let number = L::splat(((first * PLACE + second) * SHIFT + shift) as f32);
-        let number = number + step * L::splat(SHIFT as f32);
         self.next = self.next.max(self.most.min(gain));
         self.number = L::select(self.most.lt(gain), number, self.number);
         self.most = self.most.max(gain);
@@ -236,49 +232,88 @@ fn parts<L: Eight>(sums: &[f32], first: usize, second: usize, n: usize) -> [L; 3
     [L::splat(sums[first] - sums[0]), at - L::splat(sums[first]), L::splat(sums[n]) - at]
 }
 
+/// The second places from `second` on, up to `n`, as numbers of splits with the first shift, and
+/// which of them there are.
+#[inline(always)]
+fn numbers<L: Eight>(first: usize, second: usize, n: usize) -> (L, L::Mask) {
+    let step = L::load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+    let exists = step.le(L::splat((n - second) as f32));
+    let number = L::splat(((first * PLACE + second) * SHIFT) as f32);
+    (number + step * L::splat(SHIFT as f32), exists)
+}
+
 #[inline(always)]
 fn clearly_best<L: Eight>(sums: &Prefixes) -> Option<Split> {
     let n = sums.n;
     let mut ranking = Ranking::<L>::new();
     for first in 0..=n {
-        for second in (first..=n).step_by(8) {
+        let mut second = first;
+        while second <= n {
+            let (number, exists) = numbers::<L>(first, second, n);
             let x = parts::<L>(&sums.x, first, second, n);
             let w = parts::<L>(&sums.w, first, second, n);
             for (shift, [a, b, c]) in [UP, DOWN].into_iter().enumerate() {
                 let (a, b, c) = (L::splat(a), L::splat(b), L::splat(c));
                 let sumqx = x[0] * a + x[1] * b + x[2] * c;
                 let sumq2 = w[0] * a * a + w[1] * b * b + w[2] * c * c;
-                ranking.add((sumqx, sumq2), first, second, shift, n);
+                ranking.add((sumqx, sumq2), number + L::splat(shift as f32), exists);
             }
+            second += 8;
         }
     }
     ranking.clearly_best(sums.w[n])
 }
 
-/// [`Prefixes::sums_of_half`] of eight splits.
-#[inline(always)]
-fn half<L: Eight>(sums: &Prefixes, first: usize, second: usize, v: [f32; 3]) -> (L, L) {
-    let (x, w, n) = (&sums.x, &sums.w, sums.n);
-    let (c1, c2) = splits::steps(v);
-    let both = L::splat(x[first]) + L::load(&x[second..]);
-    let fixed = L::splat(w[n] * v[2] * v[2] + w[first] * c1);
-    (L::splat(x[n] * v[2]) - both, fixed + L::load(&w[second..]) * L::splat(c2))
+/// What [`Prefixes::sums_of_half`] takes from the first place of a split, for the values of one shift.
+#[derive(Clone, Copy)]
+struct Half<L> {
+    all: L,
+    first: L,
+    fixed: L,
+    step: L,
+}
+
+impl<L: Eight> Half<L> {
+    #[inline(always)]
+    fn new(sums: &Prefixes, first: usize, v: [f32; 3]) -> Self {
+        let (x, w, n) = (&sums.x, &sums.w, sums.n);
+        let (c1, c2) = splits::steps(v);
+        Self {
+            all: L::splat(x[n] * v[2]),
+            first: L::splat(x[first]),
+            fixed: L::splat(w[n] * v[2] * v[2] + w[first] * c1),
+            step: L::splat(c2),
+        }
+    }
+
+    /// The sums of eight splits.
+    #[inline(always)]
+    fn sums(&self, x: L, w: L) -> (L, L) {
+        (self.all - (self.first + x), self.fixed + w * self.step)
+    }
 }
 
 #[inline(always)]
-fn clearly_best_of_two<L: Eight>(halves: &[Prefixes; 2]) -> Option<Split> {
-    let n = halves[0].n;
+fn clearly_best_of_two<L: Eight>([a, b]: &[Prefixes; 2]) -> Option<Split> {
+    let n = a.n;
     let mut ranking = Ranking::<L>::new();
     for first in 0..=n {
-        for second in (first..=n).step_by(8) {
-            let [a, b] = halves;
-            let a = [half::<L>(a, first, second, UP), half(a, first, second, DOWN)];
-            let b = [half::<L>(b, first, second, UP), half(b, first, second, DOWN)];
-            for shift in 0..4 {
-                let (a, b) = (a[shift / 2], b[shift % 2]);
-                ranking.add((a.0 + b.0, a.1 + b.1), first, second, shift, n);
+        let of_a = [Half::<L>::new(a, first, UP), Half::new(a, first, DOWN)];
+        let of_b = [Half::<L>::new(b, first, UP), Half::new(b, first, DOWN)];
+        let mut second = first;
+        while second <= n {
+            let (number, exists) = numbers::<L>(first, second, n);
+            let (x, w) = (L::load(&a.x[second..]), L::load(&a.w[second..]));
+            let sums_a = [of_a[0].sums(x, w), of_a[1].sums(x, w)];
+            let (x, w) = (L::load(&b.x[second..]), L::load(&b.w[second..]));
+            let sums_b = [of_b[0].sums(x, w), of_b[1].sums(x, w)];
+            for shift in 0..SHIFT {
+                let (a, b) = (sums_a[shift / 2], sums_b[shift % 2]);
+                let number = number + L::splat(shift as f32);
+                ranking.add((a.0 + b.0, a.1 + b.1), number, exists);
             }
+            second += 8;
         }
     }
-    ranking.clearly_best(halves[0].w[n] + halves[1].w[n])
+    ranking.clearly_best(a.w[n] + b.w[n])
 }

@@ -52,12 +52,17 @@ impl Group {
         let n = xs.len();
         let zero = [0f32; MAX_GROUP];
         let mut group = Self { x: zero, w: zero, root: zero, signs: [0; 4], n };
-        for (i, &x) in xs.iter().enumerate() {
-            group.w[i] = weight(i, x);
-            group.root[i] = group.w[i].sqrt();
-            let negative = x < 0.0;
-            group.x[i] = if negative { -x } else { x };
-            group.signs[i / 8] |= u8::from(negative) << (i % 8);
+        for (i, (w, &x)) in group.w.iter_mut().zip(xs).enumerate() {
+            *w = weight(i, x);
+        }
+        for (root, w) in group.root.iter_mut().zip(&group.w) {
+            *root = w.sqrt();
+        }
+        for (magnitude, &x) in group.x.iter_mut().zip(xs) {
+            *magnitude = if x < 0.0 { -x } else { x };
+        }
+        for (signs, xs) in group.signs.iter_mut().zip(xs.chunks_exact(8)) {
+            *signs = (0..8).fold(0, |signs, i| signs | u8::from(xs[i] < 0.0) << i);
         }
         for (k, x) in xs.chunks_exact(8).enumerate().filter(|_| even) {
             if group.signs[k].count_ones() % 2 == 1 {
@@ -73,7 +78,13 @@ impl Group {
 
     /// The largest magnitude.
     pub fn max(&self) -> f32 {
-        self.x[1..self.n].iter().fold(self.x[0], |max, &x| if max > x { max } else { x })
+        let mut most = [0f32; 8];
+        for x in self.x[..self.n].as_chunks::<8>().0 {
+            for (most, &x) in most.iter_mut().zip(x) {
+                *most = if *most > x { *most } else { x };
+            }
+        }
+        most.into_iter().fold(0.0, |max, x| if max > x { max } else { x })
     }
 
     /// Inverts all signs, for a scale that came out negative.
