@@ -10,7 +10,8 @@ LLAMA_BIN is the folder of llama.cpp's built tools. Needs the `gguf` package. Th
 writing included. Run it on an otherwise idle machine.
 """
 import argparse, os, subprocess, tempfile, time
-import gguf, numpy as np
+import numpy as np
+from gguf_files import write_importances, write_model
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("bin"); p.add_argument("--requant", default="target/release/requant")
 p.add_argument("--weights", type=int, default=16, help="millions"); p.add_argument("--threads", default="1")
@@ -20,25 +21,7 @@ PLAIN = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K TQ1_0 TQ2_0".sp
 WEIGHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS IQ3_XXS IQ3_S IQ2_XXS IQ2_XS IQ2_M IQ1_S IQ1_M".split()
 rng = np.random.default_rng(1)
 
-def model(path):
-    w = gguf.GGUFWriter(path, "llama")
-    w.add_block_count(1); w.add_context_length(512); w.add_embedding_length(7168); w.add_feed_forward_length(2048)
-    w.add_head_count(56); w.add_layer_norm_rms_eps(1e-6); w.add_vocab_size(32); w.add_file_type(32)
-    for name, width in [("ffn_gate", 7168), ("ffn_down", 2048)]:
-        rows = a.weights * 500_000 // width
-        x = rng.standard_normal((rows, width), dtype=np.float32) * 0.02
-        w.add_tensor(f"blk.0.{name}.weight", gguf.quants.quantize(x, gguf.GGMLQuantizationType.BF16), raw_dtype=gguf.GGMLQuantizationType.BF16)
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-
-def importances(path):
-    w = gguf.GGUFWriter(path, "")
-    w.kv_data[0].clear()
-    w.add_string("general.type", "imatrix"); w.add_array("imatrix.datasets", ["noise"])
-    w.add_uint32("imatrix.chunk_count", 1); w.add_uint32("imatrix.chunk_size", 512)
-    for name, width in [("ffn_down", 2048), ("ffn_gate", 7168)]:
-        w.add_tensor(f"blk.0.{name}.weight.in_sum2", rng.random(width, dtype=np.float32) * 100 + 1)
-        w.add_tensor(f"blk.0.{name}.weight.counts", np.array([100], np.float32))
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+def rows(width): return rng.standard_normal((a.weights * 500_000 // width, width), dtype=np.float32) * 0.02
 
 def seconds(command):
     start = time.perf_counter()
@@ -47,7 +30,9 @@ def seconds(command):
 
 with tempfile.TemporaryDirectory() as tmp:
     source, matrix, theirs, ours = (f"{tmp}/{n}" for n in ["in.gguf", "imatrix.gguf", "theirs.gguf", "ours.gguf"])
-    model(source); importances(matrix)
+    tensors = {"blk.0.ffn_gate.weight": 7168, "blk.0.ffn_down.weight": 2048}
+    write_model(source, {name: (rows(width), "BF16") for name, width in tensors.items()})
+    write_importances(matrix, {name: rng.random(width, dtype=np.float32) * 100 + 1 for name, width in tensors.items()})
     print("| type | importances | llama-quantize | requant | ratio |\n|---|---|---|---|---|")
     for weighed, kinds in [(False, PLAIN), (True, WEIGHED)]:
         for kind in kinds:

@@ -9,7 +9,8 @@ Needs valgrind and the `gguf` package. Two sizes of input are counted, so that w
 whatever its size cancels. At AVX2; valgrind knows no AVX-512.
 """
 import argparse, json, os, re, subprocess, sys, tempfile
-import gguf, numpy as np
+import numpy as np
+from gguf_files import write_importances, write_model
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--requant", default="target/release/requant"); p.add_argument("--types")
 p.add_argument("--record", action="store_true", help="write benches/instructions.json")
@@ -17,24 +18,7 @@ a = p.parse_args()
 RECORD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "instructions.json")
 PLAIN = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K TQ1_0 TQ2_0".split()
 WEIGHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS IQ3_XXS IQ3_S IQ2_XXS IQ2_XS IQ2_M IQ1_S IQ1_M".split()
-WIDTH, ROWS = 2048, (32, 96)
-
-def model(path, rows):
-    w = gguf.GGUFWriter(path, "llama")
-    w.add_block_count(1); w.add_context_length(512); w.add_embedding_length(WIDTH); w.add_feed_forward_length(rows)
-    w.add_head_count(16); w.add_layer_norm_rms_eps(1e-6); w.add_vocab_size(32); w.add_file_type(32)
-    x = np.random.default_rng(1).standard_normal((rows, WIDTH), dtype=np.float32) * 0.02
-    w.add_tensor("blk.0.ffn_gate.weight", gguf.quants.quantize(x, gguf.GGMLQuantizationType.BF16), raw_dtype=gguf.GGMLQuantizationType.BF16)
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
-
-def importances(path):
-    w = gguf.GGUFWriter(path, "")
-    w.kv_data[0].clear()
-    w.add_string("general.type", "imatrix"); w.add_array("imatrix.datasets", ["noise"])
-    w.add_uint32("imatrix.chunk_count", 1); w.add_uint32("imatrix.chunk_size", 512)
-    w.add_tensor("blk.0.ffn_gate.weight.in_sum2", np.random.default_rng(2).random(WIDTH, dtype=np.float32) * 100 + 1)
-    w.add_tensor("blk.0.ffn_gate.weight.counts", np.array([100], np.float32))
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+TENSOR, WIDTH, ROWS = "blk.0.ffn_gate.weight", 2048, (32, 96)
 
 def count(command):
     valgrind = ["valgrind", "--tool=callgrind", "--callgrind-out-file=/dev/null", *command]
@@ -48,8 +32,10 @@ grown = []
 with tempfile.TemporaryDirectory() as tmp:
     matrix, out = f"{tmp}/imatrix.gguf", f"{tmp}/out.gguf"
     sources = [f"{tmp}/{rows}.gguf" for rows in ROWS]
-    for source, rows in zip(sources, ROWS): model(source, rows)
-    importances(matrix)
+    for source, rows in zip(sources, ROWS):
+        x = np.random.default_rng(1).standard_normal((rows, WIDTH), dtype=np.float32) * 0.02
+        write_model(source, {TENSOR: (x, "BF16")})
+    write_importances(matrix, {TENSOR: np.random.default_rng(2).random(WIDTH, dtype=np.float32) * 100 + 1})
     print("| type | importances | instructions per weight | recorded |\n|---|---|---|---|")
     for weighed, kinds in [(False, PLAIN), (True, WEIGHED)]:
         for kind in kinds:

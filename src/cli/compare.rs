@@ -1,6 +1,6 @@
 //! `requant compare` and `requant gate`: what a quantization costs, token by token.
 
-use super::evaluate::{self, Precision, Room, Text};
+use super::evaluate::{self, Precision, Room, Text, runner};
 use super::progress::Progress;
 use super::{place, report, threads};
 use crate::eval::{
@@ -178,12 +178,6 @@ fn runners(
     activations: Activations,
 ) -> anyhow::Result<Vec<crate::eval::Model<'_>>> {
     models.iter().map(|model| runner(model, activations)).collect()
-}
-
-fn runner(model: &Model, activations: Activations) -> anyhow::Result<crate::eval::Model<'_>> {
-    let mut runner = crate::eval::Model::new(model.hparams(), model.source())?;
-    runner.set_activations(activations);
-    Ok(runner)
 }
 
 /// An error of one of several models, with the name of that model.

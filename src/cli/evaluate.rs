@@ -147,6 +147,13 @@ pub struct Options {
     pub activations: Activations,
 }
 
+/// The forward pass of a model.
+pub fn runner(model: &Model, activations: Activations) -> anyhow::Result<crate::eval::Model<'_>> {
+    let mut runner = crate::eval::Model::new(model.hparams(), model.source())?;
+    runner.set_activations(activations);
+    Ok(runner)
+}
+
 /// Perplexity of one model.
 pub fn run(
     what: &'static str,
@@ -174,9 +181,7 @@ pub fn run(
     };
     options.room.apply(&mut settings, &[model], tokens.len())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
-    let mut runner = crate::eval::Model::new(model.hparams(), model.source())
-        .with_context(|| path.display().to_string())?;
-    runner.set_activations(options.activations);
+    let runner = runner(model, options.activations).with_context(|| path.display().to_string())?;
     let work = settings.work(tokens.len(), model.hparams());
     let progress = Progress::start(what, work, "token-layers", 0);
     let result = pool

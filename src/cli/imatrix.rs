@@ -115,9 +115,8 @@ fn of_model(
     *options = read;
     args.room.apply(options, &[&model], tokens.len())?;
     let collector = Collector::new(model.source());
-    let mut runner = crate::eval::Model::new(model.hparams(), model.source())
+    let mut runner = super::evaluate::runner(&model, args.run.activations())
         .with_context(|| path.display().to_string())?;
-    runner.set_activations(args.run.activations());
     runner.observe(&collector);
     let work = options.work(tokens.len(), model.hparams());
     let progress = Progress::start("imatrix", work, "token-layers", 0);

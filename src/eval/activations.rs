@@ -1,6 +1,6 @@
 //! What activations are rounded to before they meet a matrix.
 
-use crate::quant::{QuantType, Simd, compiled, float};
+use crate::quant::{QuantType, Simd, compiled, float, round_to_bf16};
 use crate::source::Dtype;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
@@ -19,8 +19,8 @@ pub enum Activations {
     Q8,
 }
 
-/// A function that rounds a row.
-type Round = fn(&mut [f32]);
+/// A function that rounds a row, compiled for a level.
+type Round = fn(Simd, &mut [f32]);
 
 impl Activations {
     /// Rounds rows for a matrix of this type; `None` where they stay as they are.
@@ -36,7 +36,7 @@ impl Activations {
     /// Rounds what a cache of keys and values holds.
     pub(super) fn cache(self, x: &mut Array2<f32>) {
         if self == Self::Q8 {
-            *x = rounded(x.view(), round_f16);
+            *x = rounded(x.view(), f16);
         }
     }
 }
@@ -44,7 +44,7 @@ impl Activations {
 fn rounded(x: ArrayView2<f32>, round: Round) -> Array2<f32> {
     let mut x = x.as_standard_layout().into_owned();
     x.axis_iter_mut(Axis(0)).into_par_iter().for_each(|mut row| {
-        round(row.as_slice_mut().expect("the layout is the standard one"));
+        round(Simd::detect(), row.as_slice_mut().expect("the layout is the standard one"));
     });
     x
 }
@@ -53,25 +53,13 @@ fn rounded(x: ArrayView2<f32>, round: Round) -> Array2<f32> {
 fn rounding(weights: QuantType) -> Option<Round> {
     use QuantType::*;
     match weights {
-        F16 => Some(round_f16),
-        BF16 => Some(float::round_to_bf16),
-        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 | NVFP4 | Q1_0 | Q2_0 => Some(round_q8_0),
+        F16 => Some(f16),
+        BF16 => Some(round_to_bf16),
+        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 | NVFP4 | Q1_0 | Q2_0 => Some(q8_0),
         Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS
-        | IQ3_S | IQ4_XS | TQ1_0 | TQ2_0 => Some(round_q8_k),
+        | IQ3_S | IQ4_XS | TQ1_0 | TQ2_0 => Some(q8_k),
         _ => None,
     }
-}
-
-fn round_f16(row: &mut [f32]) {
-    f16(Simd::detect(), row);
-}
-
-fn round_q8_0(row: &mut [f32]) {
-    q8_0(Simd::detect(), row);
-}
-
-fn round_q8_k(row: &mut [f32]) {
-    q8_k(Simd::detect(), row);
 }
 
 compiled!(
@@ -88,16 +76,10 @@ compiled!(
     f16(row: &mut [f32]) -> () = each_to_f16
 );
 
-/// The largest of the values without their signs. NaN is larger than all.
-#[inline(always)]
-fn farthest(block: &[f32]) -> f32 {
-    f32::from_bits(block.iter().map(|x| x.abs().to_bits()).fold(0, u32::max))
-}
-
 #[inline(always)]
 fn in_blocks_of_32(row: &mut [f32]) {
     for block in row.chunks_mut(32) {
-        let most = farthest(block);
+        let most = float::abs_max(block);
         let scale = float::f16_to_f32(float::f32_to_f16(most / 127.0));
         let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
         block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
@@ -107,7 +89,7 @@ fn in_blocks_of_32(row: &mut [f32]) {
 #[inline(always)]
 fn in_blocks_of_256(row: &mut [f32]) {
     for block in row.chunks_mut(256) {
-        let most = farthest(block);
+        let most = float::abs_max(block);
         // The first of equal values gives the sign.
         let first = block.iter().find(|x| x.abs().to_bits() == most.to_bits());
         let Some(&value) = first.filter(|&&value| value != 0.0) else { continue };
@@ -135,7 +117,7 @@ mod tests {
         let mut found = row(96);
         found[40] = 9.0;
         let x = found.clone();
-        round_q8_0(&mut found);
+        q8_0(Simd::detect(), &mut found);
         let mut bytes = vec![0; 3 * 34];
         QuantType::Q8_0.encode_rows(&x, 96, None, &mut bytes).unwrap();
         let mut expected = vec![0.0; 96];
@@ -148,7 +130,7 @@ mod tests {
         let mut found = row(512);
         found[7] = -2.54;
         let x = found.clone();
-        round_q8_k(&mut found);
+        q8_k(Simd::detect(), &mut found);
         let steps = found[..256].iter().zip(&x);
         for (found, x) in steps {
             let step = found / 0.02;
@@ -159,18 +141,18 @@ mod tests {
         }
         assert!((found[7] + 2.54).abs() < 1e-6);
         let mut none = [0.0; 256];
-        round_q8_k(&mut none);
+        q8_k(Simd::detect(), &mut none);
         assert_eq!(none, [0.0; 256]);
     }
 
     #[test]
     fn what_is_not_finite_stays_so() {
-        for round in [round_q8_0, round_q8_k, round_f16, float::round_to_bf16] {
+        for round in [q8_0, q8_k, f16, round_to_bf16] {
             for bad in [f32::NAN, f32::INFINITY] {
                 for zero in [0.0, 1.0] {
                     let mut row = [zero; 256];
                     row[5] = bad;
-                    round(&mut row);
+                    round(Simd::detect(), &mut row);
                     assert!(row.iter().any(|x| !x.is_finite()));
                 }
             }

@@ -70,6 +70,17 @@ pub(super) fn all_finite(values: &[f32]) -> bool {
     most < 0x7f80_0000
 }
 
+/// The largest magnitude. The bits of magnitudes order as integers, which vectorises;
+/// NaN comes out as the largest.
+#[inline(always)]
+pub(crate) fn abs_max(x: &[f32]) -> f32 {
+    let mut max = 0;
+    for v in x {
+        max = max.max(v.to_bits() & 0x7fff_ffff);
+    }
+    f32::from_bits(max)
+}
+
 /// The little-endian bits of the nearest F16. NaNs come from scales whose squares overflow: x86 makes
 /// them negative, and so are those of other machines here, for files not to depend on the machine.
 #[inline(always)]

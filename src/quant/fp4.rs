@@ -10,7 +10,7 @@
 //! ```
 //! Importances are ignored (`quantize_row_{mxfp4,nvfp4}_ref`).
 
-use super::legacy::abs_max;
+use super::float::abs_max;
 use super::search::{Search, truncate};
 
 /// Twice the values of E2M1 (`kvalues_mxfp4`).

@@ -20,7 +20,7 @@
 
 use super::float::{f16, f16_bits};
 use super::search::{
-    SPAN, Search, Steps, importance_weights, nearest_int, positive, sum_squares,
+    SPAN, Search, Steps, group_sums, importance_weights, nearest_int, positive, sum_squares,
     super_block_squares,
 };
 
@@ -78,12 +78,7 @@ fn weigh<const G: usize>(
     };
     let factor = if G == 16 { 1.0 } else { 2.0 };
     importance_weights(x, qw, factor * squares / N as f32, w);
-    for (sum, w) in sums.iter_mut().zip(w.chunks_exact(G)) {
-        *sum = 0.0;
-        for w in w {
-            *sum += w;
-        }
-    }
+    group_sums::<G>(w, sums);
 }
 
 /// `top / max` and `max / top`, both 0 unless `max > 0`.

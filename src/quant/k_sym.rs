@@ -19,7 +19,8 @@
 use super::float::{all_finite, f16, f16_bits};
 use super::k_min::pack_pairs;
 use super::search::{
-    EPS, Plain, SPAN, Search, importance_weights, nearest_int, signed_max, super_block_squares,
+    EPS, Plain, SPAN, Search, group_sums, importance_weights, nearest_int, signed_max,
+    super_block_squares,
 };
 
 const N: usize = 256;
@@ -44,45 +45,38 @@ fn scale_6(j: usize, b: &[u8]) -> i32 {
 #[inline(always)]
 pub(super) fn encode_q3_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
-    let mut scales = [0f32; SPAN / G];
+    let (mut scales, mut stored, mut d) = ([0f32; SPAN / G], [0u8; SPAN / G], [0f32; SPAN / N]);
     for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * 110)).enumerate() {
         let (scales, codes) = (&mut scales[..x.len() / G], &mut codes[..x.len()]);
+        let (stored, d) = (&mut stored[..x.len() / G], &mut d[..x.len() / N]);
         if let Some(qw) = qw {
+            let w = &mut w[..x.len()];
             let squares = super_block_squares(x);
             for (b, x) in x.chunks_exact(N).enumerate() {
                 let (qw, w) = (&qw[i * SPAN + b * N..][..N], &mut w[b * N..][..N]);
                 importance_weights(x, qw, 2.0 * squares[b] / N as f32, w);
             }
-            S::symmetric::<G>(4, x, &w[..x.len()], scales, codes);
-        } else {
-            S::refined::<G>(4, x, scales, codes);
-        }
-        let mut stored = [0u8; SPAN / G];
-        let mut d = [0f32; SPAN / N];
-        if qw.is_some() {
-            let (d, stored) = (&mut d[..x.len() / N], &mut stored[..x.len() / G]);
+            S::symmetric::<G>(4, x, w, scales, codes);
             let mut sums = [0f32; SPAN / G];
-            for (sum, w) in sums.iter_mut().zip(w[..x.len()].chunks_exact(G)) {
-                for w in w {
-                    *sum += w;
-                }
-            }
+            let sums = &mut sums[..scales.len()];
+            group_sums::<G>(w, sums);
             // Lanes take numbers only.
             if all_finite(scales) {
-                S::symmetric::<16>(32, scales, &sums[..scales.len()], d, stored);
+                S::symmetric::<16>(32, scales, sums, d, stored);
             } else {
-                Plain::symmetric::<16>(32, scales, &sums[..scales.len()], d, stored);
+                Plain::symmetric::<16>(32, scales, sums, d, stored);
             }
         } else {
+            S::refined::<G>(4, x, scales, codes);
             let groups = scales.chunks_exact(16).zip(stored.chunks_exact_mut(16));
-            for ((scales, stored), d) in groups.zip(&mut d) {
+            for ((scales, stored), d) in groups.zip(d.iter_mut()) {
                 *d = store_scales(scales, stored);
             }
         }
         let blocks = x.chunks_exact(N).zip(codes.chunks_exact_mut(N)).zip(d);
         let blocks = blocks.zip(stored.chunks_exact(16)).zip(out.chunks_exact_mut(110));
         for ((((x, codes), d), stored), out) in blocks {
-            finish_q3_k(x, d, stored, codes, out);
+            finish_q3_k(x, *d, stored, codes, out);
         }
     }
 }

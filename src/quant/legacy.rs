@@ -15,7 +15,7 @@
 //! (`quantize_row_*_ref`); with them a search finds codes and scale together
 //! (`quantize_row_*_impl`), and Q8_0 ignores them.
 
-use super::float::{f16, f16_bits};
+use super::float::{abs_max, f16, f16_bits};
 use super::search::{
     SPAN, Search, Steps, importance_weights, round_to_byte, signed_max, truncate_to_byte,
 };
@@ -242,16 +242,6 @@ pub(super) fn decode_q4_1(bytes: &[u8], out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn decode_q5_1(bytes: &[u8], out: &mut [f32]) {
     decode::<24, 0, true>(bytes, out);
-}
-
-/// The largest magnitude. The bits of magnitudes order as integers, which vectorises.
-#[inline(always)]
-pub(super) fn abs_max(x: &[f32]) -> f32 {
-    let mut max = 0;
-    for v in x {
-        max = max.max(v.to_bits() & 0x7fff_ffff);
-    }
-    f32::from_bits(max)
 }
 
 #[inline(always)]

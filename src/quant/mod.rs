@@ -22,6 +22,6 @@ pub use error::QuantError;
 pub use fp4::nvfp4_from_modelopt;
 pub use simd::{Simd, UnknownSimd};
 #[cfg(feature = "eval")]
-pub(crate) use simd::{all_finite, compiled};
+pub(crate) use simd::{all_finite, compiled, round_to_bf16};
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

@@ -204,7 +204,7 @@ impl Search for Plain {
 }
 
 /// One group of [`Search::symmetric`].
-pub(super) fn symmetric(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
+fn symmetric(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
     let max = signed_max(x);
     if max.abs() < EPS {
         codes.fill(0);
@@ -467,6 +467,17 @@ pub(super) fn super_block_squares(x: &[f32]) -> [f32; SPAN / 256] {
         }
     }
     sums
+}
+
+/// The sum of each group's weights, in order.
+#[inline(always)]
+pub(super) fn group_sums<const G: usize>(w: &[f32], sums: &mut [f32]) {
+    for (sum, w) in sums.iter_mut().zip(w.chunks_exact(G)) {
+        *sum = 0.0;
+        for w in w {
+            *sum += w;
+        }
+    }
 }
 
 /// `qw · sqrt(sigma2 + x²)`, by which importances weigh in almost every type.

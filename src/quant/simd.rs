@@ -216,7 +216,7 @@ compiled!(
 );
 compiled!(
     /// [`float::round_all_to_bf16`].
-    pub(super) round_to_bf16(values: &mut [f32]) -> () = float::round_all_to_bf16
+    pub(crate) round_to_bf16(values: &mut [f32]) -> () = float::round_all_to_bf16
 );
 compiled!(
     /// [`float::all_finite`].

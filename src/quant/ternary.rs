@@ -17,9 +17,8 @@
 //! ```
 //! Importances are ignored (`quantize_row_{tq1_0,tq2_0,q1_0,q2_0}_ref`).
 
-use super::float::{f16, f16_bits};
+use super::float::{abs_max, f16, f16_bits};
 use super::k_min::pack_pairs;
-use super::legacy::abs_max;
 use super::search::{Search, round_away, round_to_byte};
 
 /// `1/d`, and 0 for 0.

@@ -12,7 +12,9 @@ so those without a file type of their own are reached. "refused" is what llama-q
 itself, such as scales beyond f16 or a lattice type without importances.
 """
 import argparse, filecmp, os, subprocess, sys, tempfile
-import gguf, numpy as np
+import numpy as np
+sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../benches"))
+from gguf_files import write_importances, write_model
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("bin"); p.add_argument("--requant", default="target/release/requant")
 p.add_argument("--rows", type=int, default=100_000, help="of each type"); p.add_argument("--width", type=int, default=256)
@@ -49,26 +51,17 @@ KINDS = {
     "beyond_f16": ("F32", lambda r, s: normal(r, s) * 4e4),
 }
 
+TENSOR = "blk.0.ffn_gate.weight"
+
 def model(path, kind, rows):
     form, values = KINDS[kind]
-    w = gguf.GGUFWriter(path, "llama")
-    w.add_block_count(1); w.add_context_length(512); w.add_embedding_length(a.width); w.add_feed_forward_length(rows)
-    w.add_head_count(1); w.add_layer_norm_rms_eps(1e-6); w.add_vocab_size(32); w.add_file_type(0)
     x = values(np.random.default_rng([a.seed, list(KINDS).index(kind)]), (rows, a.width)).astype(np.float32)
-    form = gguf.GGMLQuantizationType[form]
-    w.add_tensor("blk.0.ffn_gate.weight", gguf.quants.quantize(x, form), raw_dtype=form)
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+    write_model(path, {TENSOR: (x, form)})
 
 def importances(path):
-    w = gguf.GGUFWriter(path, "")
-    w.kv_data[0].clear()
-    w.add_string("general.type", "imatrix"); w.add_array("imatrix.datasets", ["noise"])
-    w.add_uint32("imatrix.chunk_count", 1); w.add_uint32("imatrix.chunk_size", 512)
     v = (np.random.default_rng([a.seed, 99]).random(a.width) ** 6 * 1000).astype(np.float32)
     v[::31] = 0
-    w.add_tensor("blk.0.ffn_gate.weight.in_sum2", v)
-    w.add_tensor("blk.0.ffn_gate.weight.counts", np.array([100], np.float32))
-    w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()
+    write_importances(path, {TENSOR: v})
 
 def run(*command): return subprocess.run(command, capture_output=True, text=True)
 

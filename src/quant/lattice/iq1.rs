@@ -15,8 +15,7 @@ use super::grid::{self, Grid};
 use super::iq2::largest;
 use super::magnitudes::scale_code;
 use super::splits::{self, DELTA, DOWN, Split, UP};
-use crate::quant::float::{f16, f16_bits};
-use crate::quant::legacy::abs_max;
+use crate::quant::float::{abs_max, f16, f16_bits};
 use crate::quant::search::sum_squares;
 
 const N: usize = 256;
