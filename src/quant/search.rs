@@ -373,6 +373,7 @@ fn codebook(x: &[f32], w: &[f32]) -> f32 {
 
 /// Codes in `0..=nmax` of values that are not negative (scales, minima), minimising the weighted
 /// squared error, and their scale (`make_qp_quants`).
+#[inline(always)]
 pub(super) fn positive(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
     let mut max = 0f32;
     for &v in x {

@@ -155,6 +155,21 @@ impl Eight for Avx2 {
         unsafe { _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast())) }
     }
     #[inline(always)]
+    fn numbers(codes: Self::Codes) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe { _mm256_cvtepi32_ps(codes) })
+    }
+    #[inline(always)]
+    fn store_codes(self, to: &mut [u16]) {
+        let to = &mut to[..8];
+        // SAFETY: in bounds, as just checked.
+        unsafe {
+            let v = _mm256_cvttps_epi32(self.0);
+            let (low, high) = (_mm256_castsi256_si128(v), _mm256_extracti128_si256::<1>(v));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm_packus_epi32(low, high));
+        }
+    }
+    #[inline(always)]
     fn lookup(self, codes: Self::Codes, shift: usize) -> Self {
         // SAFETY: the features are there, see above.
         Self(unsafe {
@@ -173,19 +188,6 @@ impl Eight for Avx2 {
         unsafe {
             let lane = _mm256_castsi128_si256(_mm_cvtsi32_si128(lane as i32));
             _mm256_cvtsi256_si32(_mm256_permutevar8x32_epi32(codes, lane)) as u16
-        }
-    }
-    #[inline(always)]
-    fn planes(self) -> [usize; 3] {
-        // SAFETY: the features are there, see above.
-        unsafe {
-            let v = _mm256_cvttps_epi32(self.0);
-            let plane = |v| _mm256_movemask_ps(_mm256_castsi256_ps(v)) as usize;
-            [
-                plane(_mm256_slli_epi32::<31>(v)),
-                plane(_mm256_slli_epi32::<30>(v)),
-                plane(_mm256_slli_epi32::<29>(v)),
-            ]
         }
     }
     #[inline(always)]

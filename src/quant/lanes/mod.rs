@@ -91,15 +91,16 @@ pub(super) trait Eight: Lanes {
 
     /// The first eight.
     fn codes(from: &[u16]) -> Self::Codes;
+    /// Codes as numbers.
+    fn numbers(codes: Self::Codes) -> Self;
+    /// The reverse, into the first eight.
+    fn store_codes(self, to: &mut [u16]);
     /// For each codes `c` the value of lane `c >> shift & 7`.
     fn lookup(self, codes: Self::Codes, shift: usize) -> Self;
     /// `yes` where the mask is set.
     fn pick(mask: Self::Mask, yes: Self::Codes, no: Self::Codes) -> Self::Codes;
     /// One of the eight, `lane` below 8.
     fn lane(codes: Self::Codes, lane: usize) -> u16;
-    /// The lowest three bits of eight integers in `0..8`: all the lowest, all the second ones, all
-    /// the third, lane 0 in bit 0.
-    fn planes(self) -> [usize; 3];
     /// Lane 0 in bit 0.
     fn bits(mask: Self::Mask) -> u32;
     /// The least of the lanes, none of which is NaN.

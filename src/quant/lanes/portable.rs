@@ -105,6 +105,16 @@ impl Eight for Portable {
         from_fn(|i| from[i])
     }
     #[inline(always)]
+    fn numbers(codes: Self::Codes) -> Self {
+        Self(codes.map(f32::from))
+    }
+    #[inline(always)]
+    fn store_codes(self, to: &mut [u16]) {
+        for (to, v) in to[..N].iter_mut().zip(self.0) {
+            *to = v as u16;
+        }
+    }
+    #[inline(always)]
     fn lookup(self, codes: Self::Codes, shift: usize) -> Self {
         Self(codes.map(|c| self.0[usize::from(c >> shift & 7)]))
     }
@@ -115,12 +125,6 @@ impl Eight for Portable {
     #[inline(always)]
     fn lane(codes: Self::Codes, lane: usize) -> u16 {
         codes[lane]
-    }
-    #[inline(always)]
-    fn planes(self) -> [usize; 3] {
-        from_fn(|plane| {
-            self.0.iter().rev().fold(0, |bits, &v| bits << 1 | (v as usize >> plane & 1))
-        })
     }
     #[inline(always)]
     fn bits(mask: Self::Mask) -> u32 {

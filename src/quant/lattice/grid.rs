@@ -9,6 +9,8 @@ use std::sync::OnceLock;
 
 /// Most codes of a coordinate.
 pub(super) const MAX_CODES: usize = 8;
+/// Room for the longest list.
+pub(super) const MAX_LIST: usize = 320;
 
 /// A lattice in `D` dimensions.
 ///
@@ -19,10 +21,10 @@ pub(in crate::quant) struct Grid<const D: usize> {
     pub codes: Vec<[u8; D]>,
     /// How many codes there are.
     pub n_codes: u8,
-    /// By bit planes of codes: where their list is in `neighbours`; inverted if they are no point.
+    /// By packed codes: where their list is in `neighbours`; inverted if they are no point.
     map: Vec<i32>,
-    /// Lists of packed codes, each after the number of them. Their lengths are multiples of eight;
-    /// points are repeated as often as that takes.
+    /// Lists of packed codes, each after the number of its points. Points are repeated until the
+    /// length is a multiple of eight.
     neighbours: Vec<u16>,
     /// Indexes of points by packed codes.
     indexes: Vec<u16>,
@@ -49,10 +51,10 @@ impl<const D: usize> Grid<D> {
                 continue;
             }
             let start = neighbours.len();
-            let place = &mut map[Self::planes(wanted)];
+            let place = &mut map[usize::from(packed)];
             if index != u16::MAX {
                 *place = start as i32;
-                neighbours.push(8);
+                neighbours.push(1);
                 neighbours.extend([packed; 8]);
                 continue;
             }
@@ -70,13 +72,11 @@ impl<const D: usize> Grid<D> {
                 neighbours.extend(at.map(|(_, &point)| point));
                 nearest = distances.iter().copied().filter(|&d| d > distance).min();
             }
-            let length = (neighbours.len() - start - 1).next_multiple_of(8);
-            while neighbours.len() < start + 1 + length {
-                // The point eight places before, where there is one, loses against itself there.
-                let filler = neighbours[(neighbours.len() - 8).max(start + 1)];
-                neighbours.push(filler);
-            }
-            neighbours[start] = length as u16;
+            let n = neighbours.len() - start - 1;
+            assert!(n <= MAX_LIST, "a list has room");
+            neighbours[start] = n as u16;
+            let nearest = neighbours[start + 1];
+            neighbours.resize(start + 1 + n.next_multiple_of(8), nearest);
         }
         Self { codes, n_codes, map, neighbours, indexes }
     }
@@ -90,8 +90,7 @@ impl<const D: usize> Grid<D> {
     /// The codes of a point, packed.
     #[inline(always)]
     pub fn packed(&self, index: u16) -> u16 {
-        let codes = &self.codes[usize::from(index)];
-        codes.iter().rev().fold(0, |packed, &c| packed << Self::BITS | u16::from(c))
+        Self::pack(&self.codes[usize::from(index)])
     }
 
     /// The point with these packed codes.
@@ -100,23 +99,37 @@ impl<const D: usize> Grid<D> {
         self.indexes[usize::from(packed)]
     }
 
-    /// The lowest bits of all codes, then the second ones, then the third.
+    /// Codes in one number.
     #[inline(always)]
-    pub fn planes(codes: [u8; D]) -> usize {
-        (0..D).fold(0, |planes, i| {
-            let bit = |plane: usize| usize::from(codes[i] >> plane & 1) << (D * plane + i);
-            planes | bit(0) | bit(1) | bit(2)
-        })
+    pub fn pack(codes: &[u8; D]) -> u16 {
+        codes.iter().rev().fold(0, |packed, &c| packed << Self::BITS | u16::from(c))
     }
 
-    /// The points around these bit planes of codes, eight or a multiple, and whether the codes are
-    /// a point. No branch: which it is can hardly be predicted.
+    /// The points around these packed codes, and whether the codes are a point. No branch:
+    /// which it is can hardly be predicted.
     #[inline(always)]
-    pub fn around(&self, planes: usize) -> (&[u16], bool) {
-        let place = self.map[planes];
+    pub fn around(&self, packed: u16) -> (List<'_>, bool) {
+        let place = self.map[usize::from(packed)];
         let start = (place ^ (place >> 31)) as usize;
         let list = &self.neighbours[start..];
-        (&list[1..1 + usize::from(list[0])], place >= 0)
+        let n = usize::from(list[0]);
+        (List { n, padded: &list[1..1 + n.next_multiple_of(8)] }, place >= 0)
+    }
+}
+
+/// Packed codes of at least one point, in the reference's order.
+#[derive(Clone, Copy)]
+pub(in crate::quant) struct List<'a> {
+    /// How many there are.
+    pub n: usize,
+    /// All of them, and then some again, up to a multiple of eight.
+    pub padded: &'a [u16],
+}
+
+impl<'a> List<'a> {
+    /// Each point once.
+    pub fn points(self) -> &'a [u16] {
+        &self.padded[..self.n]
     }
 }
 
@@ -148,20 +161,19 @@ mod tests {
         let grid = iq3_s();
         for (i, &codes) in grid.codes.iter().enumerate() {
             let packed = grid.packed(i as u16);
-            assert_eq!(grid.around(Grid::<4>::planes(codes)), (&[packed; 8][..], true));
+            let (list, is_point) = grid.around(Grid::<4>::pack(&codes));
+            assert!(is_point && list.n == 1 && list.padded == [packed; 8]);
             assert_eq!(Grid::<4>::unpack(packed), codes);
             assert_eq!(grid.index(packed), i as u16);
         }
-        let around = |codes| grid.around(Grid::<4>::planes(codes));
+        let around = |codes| grid.around(Grid::<4>::pack(&codes));
         let off = (0..4096).map(Grid::<4>::unpack).find(|&c| !around(c).1).unwrap();
-        let neighbours = around(off).0;
+        let neighbours = around(off).0.points();
         let distance = |&packed: &u16| -> i32 {
             let apart = |(a, b): (u8, u8)| (i32::from(a) - i32::from(b)).pow(2);
             Grid::<4>::unpack(packed).into_iter().zip(off).map(apart).sum()
         };
-        let mut seen = std::collections::HashSet::new();
-        let once = neighbours.iter().filter(|&point| seen.insert(point));
-        let distances: Vec<i32> = once.map(distance).collect();
+        let distances: Vec<i32> = neighbours.iter().map(distance).collect();
         assert!(distances.is_sorted());
         let mut distinct = distances.clone();
         distinct.dedup();

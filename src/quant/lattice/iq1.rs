@@ -67,7 +67,7 @@ fn settle<S: Search, const G: usize>(
         let at = 8 * k..8 * k + 8;
         let mut of_point = [0; 8];
         of_point.copy_from_slice(&codes[at.clone()]);
-        let (around, on_grid) = grid.around(Grid::<8>::planes(of_point));
+        let (around, on_grid) = grid.around(Grid::<8>::pack(&of_point));
         all_on_grid &= on_grid;
         let [a, b, c] = *shifts(k);
         let values = [a, b, c, 0.0, a, b, c, 0.0];

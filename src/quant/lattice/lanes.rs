@@ -1,9 +1,9 @@
-//! The searches in eight lanes: eight values of a group, eight neighbours of a point, eight
-//! candidates for a scale or eight splits at once. Every sum runs in one lane, in the order of
+//! The searches in eight lanes: eight neighbours of a point, eight candidates for a scale or eight
+//! splits at once. Every sum on which bytes depend runs in one lane, in the order of
 //! [`super::plain`].
 
 use super::Search;
-use super::grid::{Grid, MAX_CODES};
+use super::grid::{Grid, List, MAX_CODES, MAX_LIST};
 use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
 use super::splits::{self, DOWN, Prefixes, Split, UP};
 use crate::quant::lanes::search::InLanes;
@@ -14,10 +14,11 @@ impl<L: Lanes> Search for InLanes<L> {
     fn choose<const D: usize>(
         group: &Group,
         grid: &Grid<D>,
-        ids: &[f32],
-        scales: &[f32],
+        ids: &[f32; MAX_CANDIDATES],
+        scales: &[f32; MAX_CANDIDATES],
+        count: usize,
     ) -> Trials {
-        choose::<L::Eight, D>(group, grid, ids, scales)
+        choose::<L::Eight, D>(group, grid, ids, scales, count)
     }
 
     #[inline(always)]
@@ -27,7 +28,7 @@ impl<L: Lanes> Search for InLanes<L> {
 
     #[inline(always)]
     fn nearest<const D: usize>(
-        around: &[u16],
+        around: List,
         values: &[f32; MAX_CODES],
         scale: f32,
         x: &[f32],
@@ -47,48 +48,165 @@ impl<L: Lanes> Search for InLanes<L> {
     }
 }
 
-/// All scales of one point after the other: neighbouring scales mostly lead to the same list, so
-/// its length, and whether it is needed, are foreseen by the processor.
+/// The points of a group for all scales, one point after the other. Neighbouring scales mostly lead
+/// to the same list; the nearest of its points is sought for eight scales at once.
 #[inline(always)]
 fn choose<L: Eight, const D: usize>(
     group: &Group,
     grid: &Grid<D>,
-    ids: &[f32],
-    scales: &[f32],
+    ids: &[f32; MAX_CANDIDATES],
+    scales: &[f32; MAX_CANDIDATES],
+    count: usize,
 ) -> Trials {
     let mut trials = Trials::new();
-    let last = L::splat(f32::from(grid.n_codes) - 1.0);
-    let (one, half, zero) = (L::splat(1.0), L::splat(0.5), L::splat(0.0));
     let magnitudes = L::load(&MAGNITUDES[D / 8]);
-    let mut planes = [[0; 3]; MAX_CANDIDATES];
-    for at in (0..group.n).step_by(8) {
-        let x = L::load(&group.x[at..]);
-        for (planes, &id) in planes.iter_mut().zip(ids) {
-            let codes = (half * (L::splat(id) * x - one)).nearest_int();
-            *planes = codes.max(zero).min(last).planes();
+    let most = 2.0 * f32::from(grid.n_codes) - 1.0;
+    let mut parabolas = Parabolas::new();
+    for k in 0..group.n / D {
+        let (x, root) = (&group.x[D * k..][..D], &group.root[D * k..][..D]);
+        let (codes, ends) = codes::<L, D>(x, grid.n_codes, ids, count);
+        let (mut squares, mut products) = ([magnitudes; D], [magnitudes; D]);
+        for i in 0..D {
+            let weighted = L::splat(root[i]) * magnitudes;
+            squares[i] = weighted * magnitudes;
+            products[i] = weighted * L::splat(2.0 * x[i]);
         }
-        for at in (at..at + 8).step_by(D) {
-            let (k, shift, mask) = (at / D, at % 8, (1 << D) - 1);
-            let (x, root) = (&group.x[at..at + D], &group.root[at..at + D]);
-            let mut are_points = 0;
-            let trial = scales.iter().zip(&planes).zip(&mut trials.points[k]);
-            for (t, ((&scale, &[low, middle, high]), point)) in trial.enumerate() {
-                let mut planes = low >> shift & mask | (middle >> shift & mask) << D;
-                if D == 4 {
-                    planes |= (high >> shift & mask) << (2 * D);
-                }
-                let (around, is_point) = grid.around(planes);
-                *point = if is_point {
-                    around[0]
-                } else {
-                    nearest::<L, D>(around, L::splat(scale) * magnitudes, x, root)
-                };
-                are_points |= u32::from(is_point) << t;
+        let tie = tie([scales[0], scales[count - 1]], most, x, root);
+        let points = &mut trials.points[k];
+        let mut at = 0;
+        while at < count {
+            let n = 1 + (ends >> at).trailing_zeros() as usize;
+            let (around, is_point) = grid.around(codes[at].to_bits() as u16);
+            if is_point {
+                trials.is_point[k] |= (u32::MAX >> (32 - n)) << at;
+            } else {
+                parabolas.set::<L, D>(around, &squares, &products);
             }
-            trials.is_point[k] = are_points;
+            // Eight points are written at once; those of the next list overwrite what is too much.
+            for at in (at..at + n).step_by(8) {
+                if is_point {
+                    points[at..at + 8].fill(around.padded[0]);
+                    continue;
+                }
+                let mut unclear = parabolas.nearest(L::load(&scales[at..]), tie, &mut points[at..]);
+                while unclear != 0 {
+                    let t = at + unclear.trailing_zeros() as usize;
+                    points[t] = nearest::<L, D>(around, L::splat(scales[t]) * magnitudes, x, root);
+                    unclear &= unclear - 1;
+                }
+            }
+            at += n;
         }
     }
     trials
+}
+
+/// The packed codes of a point's weights for each candidate, above 2^23, and bit `t` set where those
+/// of candidate `t + 1` are others.
+#[inline(always)]
+fn codes<L: Eight, const D: usize>(
+    x: &[f32],
+    n_codes: u8,
+    ids: &[f32; MAX_CANDIDATES],
+    count: usize,
+) -> ([f32; MAX_CANDIDATES], u64) {
+    let last = L::splat(f32::from(n_codes) - 1.0);
+    let (one, half, zero) = (L::splat(1.0), L::splat(0.5), L::splat(0.0));
+    let above = L::splat((1 << Grid::<D>::BITS) as f32);
+    let mut codes = [0f32; MAX_CANDIDATES];
+    for t in (0..count).step_by(8) {
+        let id = L::load(&ids[t..]);
+        let mut packed = zero;
+        for &x in x.iter().rev() {
+            let code = (half * (id * L::splat(x) - one)).nearest_int().max(zero).min(last);
+            packed = packed * above + code;
+        }
+        // Integers stand in the lowest bits of what is 2^23 and more.
+        (packed + L::splat(8_388_608.0)).store(&mut codes[t..]);
+    }
+    let mut ends = 1 << (count - 1);
+    for t in (0..count - 1).step_by(8) {
+        let same = L::load(&codes[t..]).equal(L::load(&codes[t + 1..]));
+        ends |= u64::from(L::bits(same) ^ 0xff) << t;
+    }
+    (codes, ends)
+}
+
+/// By what part of the sum in [`tie`] distances have to differ for roundings to be of no matter. The
+/// reference's distances are wrong by at most 13 roundings of 2^-24 of that sum, those of
+/// [`Parabolas`] by 12; this has room for 67, where both have two of either.
+const TIE: f32 = 4e-6;
+
+/// By how much the values of [`Parabolas`] have to differ for falling scales from the first to the
+/// last, and values up to `most`. Infinite where something might leave the range of normal numbers.
+#[inline(always)]
+fn tie([first, last]: [f32; 2], most: f32, x: &[f32], w: &[f32]) -> f32 {
+    let (mut sum, mut greatest) = (0f32, 0f32);
+    for (x, w) in x.iter().zip(w) {
+        let apart = first * most + x.abs();
+        sum += w * apart * apart;
+        greatest = if greatest > apart { greatest } else { apart };
+    }
+    let usual = (1e-10..1e5).contains(&greatest) && (1e-25..1e25).contains(&sum);
+    if usual { TIE * sum / last } else { f32::INFINITY }
+}
+
+/// Distances of the points of a list as functions of the scale `s`. The sum of `w · (s · v - x)²` is
+/// `s` times `s · Σwv² - 2Σwvx`, but for what all points share: of a point's coordinates only two
+/// sums are needed for all scales.
+struct Parabolas {
+    blocks: [[[f32; 8]; 3]; MAX_LIST / 8],
+    n: usize,
+}
+
+impl Parabolas {
+    #[inline(always)]
+    fn new() -> Self {
+        Self { blocks: [[[0.0; 8]; 3]; MAX_LIST / 8], n: 0 }
+    }
+
+    /// Of the points of a list; the terms are those of each coordinate by its code.
+    #[inline(always)]
+    fn set<L: Eight, const D: usize>(
+        &mut self,
+        around: List,
+        squares: &[L; D],
+        products: &[L; D],
+    ) {
+        let lane = L::load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
+        let none = L::splat(f32::NEG_INFINITY);
+        let (codes, _) = around.padded.as_chunks::<8>();
+        self.n = codes.len();
+        let mut left = around.n as i32 as f32;
+        for (codes, block) in codes.iter().zip(&mut self.blocks) {
+            let codes = L::codes(codes);
+            distances::<L, D>(squares, codes).store(&mut block[0]);
+            // Those that only fill the list are never near.
+            let products = distances::<L, D>(products, codes);
+            L::select(lane.lt(L::splat(left)), products, none).store(&mut block[1]);
+            L::numbers(codes).store(&mut block[2]);
+            left -= 8.0;
+        }
+    }
+
+    /// The nearest point for eight scales, and a bit for each where another one is less than `tie`
+    /// farther away.
+    #[inline(always)]
+    fn nearest<L: Eight>(&self, scales: L, tie: f32, points: &mut [u16]) -> u32 {
+        let none = L::splat(f32::INFINITY);
+        let (mut best, mut next, mut nearest) = (none, none, none);
+        for [squares, products, codes] in &self.blocks[..self.n] {
+            for i in 0..8 {
+                let distance = scales * L::splat(squares[i]) - L::splat(products[i]);
+                nearest = L::select(distance.lt(best), L::splat(codes[i]), nearest);
+                next = next.min(best.max(distance));
+                best = distance.min(best);
+            }
+        }
+        nearest.store_codes(points);
+        // What is not a number is not beyond.
+        L::bits((best + L::splat(tie)).lt(next)) ^ 0xff
+    }
 }
 
 #[inline(always)]
@@ -115,19 +233,20 @@ fn sums<L: Eight, const D: usize>(group: &Group, trials: &Trials, count: usize) 
 /// A coordinate's term depends on its code alone, so every term there can be is made once, in a
 /// vector, and each distance is a sum of such. `values` are those of the codes, scaled.
 #[inline(always)]
-fn nearest<L: Eight, const D: usize>(around: &[u16], values: L, x: &[f32], w: &[f32]) -> u16 {
+fn nearest<L: Eight, const D: usize>(around: List, values: L, x: &[f32], w: &[f32]) -> u16 {
     let mut terms = [values; D];
     for i in 0..D {
         let diff = values - L::splat(x[i]);
         terms[i] = L::splat(w[i]) * diff * diff;
     }
-    let mut nearest = L::codes(around);
+    let padded = around.padded;
+    let mut nearest = L::codes(padded);
     let mut best = distances::<L, D>(&terms, nearest);
     // Not below the largest number is as good as none: then the first point stands.
     let none = L::splat(f32::MAX);
     best = L::select(best.lt(none), best, none);
-    for at in (8..around.len()).step_by(8) {
-        let codes = L::codes(&around[at..]);
+    for at in (8..padded.len()).step_by(8) {
+        let codes = L::codes(&padded[at..]);
         let distance = distances::<L, D>(&terms, codes);
         let nearer = distance.lt(best);
         best = L::select(nearer, distance, best);
@@ -136,23 +255,23 @@ fn nearest<L: Eight, const D: usize>(around: &[u16], values: L, x: &[f32], w: &[
     let least = L::splat(best.least());
     let lanes = L::bits(best.equal(least));
     let lane = lanes.trailing_zeros() as usize;
-    if around.len() == 8 {
-        return around[lane];
+    if padded.len() == 8 {
+        return padded[lane];
     }
     if lanes & (lanes - 1) == 0 {
         return L::lane(nearest, lane);
     }
     // Equally near ones in several lanes.
-    for at in (0..around.len()).step_by(8) {
-        let lanes = L::bits(distances::<L, D>(&terms, L::codes(&around[at..])).equal(least));
+    for at in (0..padded.len()).step_by(8) {
+        let lanes = L::bits(distances::<L, D>(&terms, L::codes(&padded[at..])).equal(least));
         if lanes != 0 {
-            return around[at + lanes.trailing_zeros() as usize];
+            return padded[at + lanes.trailing_zeros() as usize];
         }
     }
-    around[0]
+    padded[0]
 }
 
-/// The distances of eight points.
+/// The sums of the coordinates' terms, for eight points.
 #[inline(always)]
 fn distances<L: Eight, const D: usize>(terms: &[L; D], codes: L::Codes) -> L {
     let mut distance = terms[0].lookup(codes, 0);

@@ -8,8 +8,8 @@ use crate::quant::search::nearest_int;
 /// Largest group and most points in one.
 pub(super) const MAX_GROUP: usize = 32;
 const MAX_POINTS: usize = 8;
-/// Most candidates.
-pub(super) const MAX_CANDIDATES: usize = 32;
+/// Room for all candidates, and for eight from any one of them on.
+pub(super) const MAX_CANDIDATES: usize = 40;
 
 /// A group of weights on its way to a scale and points.
 pub(in crate::quant) struct Group {
@@ -110,7 +110,7 @@ impl Group {
             *id = (candidates.base + i as f32 * candidates.step) / candidates.max;
             *scale = 1.0 / *id;
         }
-        let mut trials = S::choose(self, grid, &ids[..count], &scales[..count]);
+        let mut trials = S::choose(self, grid, &ids, &scales, count);
         let sums = S::sums::<D>(self, &trials, count);
         let mut best = 0f32;
         let mut chosen = None;
@@ -137,7 +137,8 @@ impl Group {
             }
         }
         if (refine == Refine::Always || on_grid != all) && scale > 0.0 {
-            let again = S::choose(self, grid, &[1.0 / scale], &[scale]);
+            let (id, scales) = ([1.0 / scale; MAX_CANDIDATES], [scale; MAX_CANDIDATES]);
+            let again = S::choose(self, grid, &id, &scales, 1);
             for (k, (points, again)) in trials.points.iter_mut().zip(&again.points).enumerate() {
                 if refine != Refine::OffGrid || on_grid >> k & 1 == 0 {
                     points[0] = again[0];

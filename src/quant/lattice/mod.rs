@@ -15,17 +15,22 @@ mod plain;
 mod points;
 mod splits;
 
-use grid::{Grid, MAX_CODES};
-use magnitudes::{Group, Sums, Trials};
+use grid::{Grid, List, MAX_CODES};
+use magnitudes::{Group, MAX_CANDIDATES, Sums, Trials};
 use splits::{Prefixes, Split};
 
 /// The parts of the searches on which the time goes, plain or in lanes. Part of
 /// [`crate::quant::search::Search`].
 pub(super) trait Search {
-    /// The points of a group for each of some scales and their inverses: packed codes, and whether
-    /// the weights' own codes were those points already.
-    fn choose<const D: usize>(group: &Group, grid: &Grid<D>, ids: &[f32], scales: &[f32])
-    -> Trials;
+    /// The points of a group for each of `count` falling scales and their inverses: packed codes, and
+    /// whether the weights' own codes were those points already.
+    fn choose<const D: usize>(
+        group: &Group,
+        grid: &Grid<D>,
+        ids: &[f32; MAX_CANDIDATES],
+        scales: &[f32; MAX_CANDIDATES],
+        count: usize,
+    ) -> Trials;
 
     /// The sums of the first `count` candidates.
     fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums;
@@ -34,7 +39,7 @@ pub(super) trait Search {
     /// the first of equals (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`,
     /// `iq1_find_best_neighbour2`). For `D` of 8, the upper half of `values` repeats the lower.
     fn nearest<const D: usize>(
-        around: &[u16],
+        around: List,
         values: &[f32; MAX_CODES],
         scale: f32,
         x: &[f32],

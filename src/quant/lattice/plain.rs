@@ -1,7 +1,7 @@
 //! The searches in plain arithmetic: the specification of what [`super::lanes`] does.
 
 use super::Search;
-use super::grid::{Grid, MAX_CODES};
+use super::grid::{Grid, List, MAX_CODES};
 use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
 use super::splits::{Prefixes, Split};
 use crate::quant::search::{Plain, nearest_int};
@@ -11,18 +11,19 @@ impl Search for Plain {
     fn choose<const D: usize>(
         group: &Group,
         grid: &Grid<D>,
-        ids: &[f32],
-        scales: &[f32],
+        ids: &[f32; MAX_CANDIDATES],
+        scales: &[f32; MAX_CANDIDATES],
+        count: usize,
     ) -> Trials {
         let mut trials = Trials::new();
         let last = i32::from(grid.n_codes) - 1;
         let points = group.x[..group.n].chunks_exact(D).zip(group.root.chunks_exact(D));
         for (k, (x, root)) in points.enumerate() {
-            for (t, (&id, &scale)) in ids.iter().zip(scales).enumerate() {
+            for (t, (&id, &scale)) in ids.iter().zip(scales).take(count).enumerate() {
                 let codes: [u8; D] = std::array::from_fn(|i| {
                     nearest_int(0.5 * (id * x[i] - 1.0)).clamp(0, last) as u8
                 });
-                let (around, is_point) = grid.around(Grid::<D>::planes(codes));
+                let (around, is_point) = grid.around(Grid::<D>::pack(&codes));
                 let point = Self::nearest::<D>(around, &MAGNITUDES[D / 8], scale, x, root);
                 trials.points[k][t] = point;
                 trials.is_point[k] |= u32::from(is_point) << t;
@@ -48,7 +49,7 @@ impl Search for Plain {
 
     #[inline(always)]
     fn nearest<const D: usize>(
-        around: &[u16],
+        around: List,
         values: &[f32; MAX_CODES],
         scale: f32,
         x: &[f32],
@@ -56,8 +57,8 @@ impl Search for Plain {
     ) -> u16 {
         let mut best = f32::MAX;
         // No distance below the largest number: then nothing the reference would survive.
-        let mut nearest = around[0];
-        for &packed in around {
+        let mut nearest = around.points()[0];
+        for &packed in around.points() {
             let mut distance = 0f32;
             for (i, code) in Grid::<D>::unpack(packed).into_iter().enumerate() {
                 let diff = scale * values[usize::from(code)] - x[i];
