@@ -20,7 +20,7 @@
 
 use super::float::{f16, f16_bits};
 use super::search::{
-    SPAN, Search, Steps, group_sums, importance_weights, nearest_int, positive, sum_squares,
+    SPAN, Search, Steps, group_sums, importance_weights, nearest_int, sum_squares,
     super_block_squares,
 };
 
@@ -92,14 +92,13 @@ fn largest(values: &[f32], top: f32) -> (f32, f32) {
 }
 
 /// Searches all groups of a row and hands each super-block with its groups' weights, scales,
-/// minima and codes to `finish`.
+/// minima and codes to what its type, known by its bytes, does with them.
 #[inline(always)]
 fn encode<S: Search, const G: usize, const BYTES: usize>(
     steps: Steps,
     x: &[f32],
     qw: Option<&[f32]>,
     out: &mut [u8],
-    finish: impl Fn(&[f32], [&[f32]; 3], &mut [u8], &mut [u8]),
 ) {
     let steps = if qw.is_some() { Steps::weighted(steps.nmax) } else { steps };
     let (mut w, mut codes, mut sums) = ([0f32; SPAN], [0u8; SPAN], [0f32; SPAN / 16]);
@@ -116,7 +115,12 @@ fn encode<S: Search, const G: usize, const BYTES: usize>(
         let blocks = x.chunks_exact(N).zip(codes.chunks_exact_mut(N));
         for (b, ((x, codes), out)) in blocks.zip(out.chunks_exact_mut(BYTES)).enumerate() {
             let groups = [&scales, &mins, &sums].map(|v| &v[b * N / G..][..N / G]);
-            finish(x, groups, codes, out);
+            // No function handed in: that would not be compiled for the lanes' instructions.
+            match BYTES {
+                84 => finish_q2_k::<S>(qw.is_some(), x, groups, codes, out),
+                144 => finish_32::<S, 15>(qw.is_some(), x, groups, codes, out),
+                _ => finish_32::<S, 31>(qw.is_some(), x, groups, codes, out),
+            }
         }
     }
 }
@@ -124,32 +128,42 @@ fn encode<S: Search, const G: usize, const BYTES: usize>(
 #[inline(always)]
 pub(super) fn encode_q2_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let steps = Steps { nmax: 3, rmin: -0.5, rdelta: 0.1, steps: 15, absolute: true };
-    encode::<S, 16, 84>(steps, x, qw, out, |x, [scales, mins, sums], codes, out| {
-        let (d, dmin);
-        if qw.is_some() {
-            let (mut s, mut m) = ([0u8; 16], [0u8; 16]);
-            d = positive(15, scales, sums, &mut s);
-            dmin = positive(15, mins, sums, &mut m);
-            for (j, out) in out[..16].iter_mut().enumerate() {
-                *out = s[j] | m[j] << 4;
-            }
-        } else {
-            let ((inv_scale, max_d), (inv_min, max_dmin)) =
-                (largest(scales, 15.0), largest(mins, 15.0));
-            (d, dmin) = (max_d, max_dmin);
-            for (j, out) in out[..16].iter_mut().enumerate() {
-                let (s, m) = (nearest_int(inv_scale * scales[j]), nearest_int(inv_min * mins[j]));
-                *out = s as u8 | (m as u8) << 4;
-            }
+    encode::<S, 16, 84>(steps, x, qw, out);
+}
+
+/// What Q2_K does after the search.
+#[inline(always)]
+fn finish_q2_k<S: Search>(
+    weighted: bool,
+    x: &[f32],
+    [scales, mins, sums]: [&[f32]; 3],
+    codes: &mut [u8],
+    out: &mut [u8],
+) {
+    let (d, dmin);
+    if weighted {
+        let (mut s, mut m) = ([0u8; 16], [0u8; 16]);
+        d = S::positive::<16>(15, scales, sums, &mut s);
+        dmin = S::positive::<16>(15, mins, sums, &mut m);
+        for (j, out) in out[..16].iter_mut().enumerate() {
+            *out = s[j] | m[j] << 4;
         }
-        out[80..82].copy_from_slice(&f16_bits(d));
-        out[82..84].copy_from_slice(&f16_bits(dmin));
-        let (d, dmin) = (f16(&out[80..]), f16(&out[82..]));
-        for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
-            recode(3, x, d * f32::from(out[j] & 15), dmin * f32::from(out[j] >> 4), codes);
+    } else {
+        let ((inv_scale, max_d), (inv_min, max_dmin)) =
+            (largest(scales, 15.0), largest(mins, 15.0));
+        (d, dmin) = (max_d, max_dmin);
+        for (j, out) in out[..16].iter_mut().enumerate() {
+            let (s, m) = (nearest_int(inv_scale * scales[j]), nearest_int(inv_min * mins[j]));
+            *out = s as u8 | (m as u8) << 4;
         }
-        pack_pairs(codes, &mut out[16..80]);
-    });
+    }
+    out[80..82].copy_from_slice(&f16_bits(d));
+    out[82..84].copy_from_slice(&f16_bits(dmin));
+    let (d, dmin) = (f16(&out[80..]), f16(&out[82..]));
+    for (j, (x, codes)) in x.chunks_exact(16).zip(codes.chunks_exact_mut(16)).enumerate() {
+        recode(3, x, d * f32::from(out[j] & 15), dmin * f32::from(out[j] >> 4), codes);
+    }
+    pack_pairs(codes, &mut out[16..80]);
 }
 
 /// Four 2-bit codes to a byte, 32 elements apart.
@@ -164,8 +178,7 @@ pub(super) fn pack_pairs(codes: &[u8], qs: &mut [u8]) {
 
 /// What Q4_K and Q5_K do after the search.
 #[inline(always)]
-fn finish_32(
-    nmax: i32,
+fn finish_32<S: Search, const NMAX: i32>(
     weighted: bool,
     x: &[f32],
     [scales, mins, sums]: [&[f32]; 3],
@@ -175,10 +188,10 @@ fn finish_32(
     let (d, dmin);
     let (mut s, mut m) = ([0u8; 8], [0u8; 8]);
     if weighted {
-        d = positive(63, scales, sums, &mut s);
-        dmin = positive(63, mins, sums, &mut m);
+        d = S::positive::<8>(63, scales, sums, &mut s);
+        dmin = S::positive::<8>(63, mins, sums, &mut m);
         // A negative scale wraps to a large code. Only Q5_K limits it, as in the reference.
-        if nmax == 31 {
+        if NMAX == 31 {
             (s, m) = (s.map(|c| c.min(63)), m.map(|c| c.min(63)));
         }
     } else {
@@ -198,7 +211,7 @@ fn finish_32(
     let (d, dmin) = (f16(out), f16(&out[2..]));
     for (j, (x, codes)) in x.chunks_exact(32).zip(codes.chunks_exact_mut(32)).enumerate() {
         let (s, m) = scale_min(j, &out[4..16]);
-        recode(nmax, x, d * f32::from(s), dmin * f32::from(m), codes);
+        recode(NMAX, x, d * f32::from(s), dmin * f32::from(m), codes);
     }
     let at = out.len() - 128;
     for (codes, qs) in codes.chunks_exact(64).zip(out[at..].chunks_exact_mut(32)) {
@@ -206,21 +219,7 @@ fn finish_32(
             *q = (codes[l] & 15) | codes[l + 32] << 4;
         }
     }
-}
-
-#[inline(always)]
-pub(super) fn encode_q4_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    let steps = Steps { nmax: 15, rmin: -1.0, rdelta: 0.1, steps: 20, absolute: false };
-    encode::<S, 32, 144>(steps, x, qw, out, |x, groups, codes, out| {
-        finish_32(15, qw.is_some(), x, groups, codes, out);
-    });
-}
-
-#[inline(always)]
-pub(super) fn encode_q5_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    let steps = Steps { nmax: 31, rmin: -0.5, rdelta: 0.1, steps: 15, absolute: false };
-    encode::<S, 32, 176>(steps, x, qw, out, |x, groups, codes, out| {
-        finish_32(31, qw.is_some(), x, groups, codes, out);
+    if NMAX == 31 {
         for l in 0..32 {
             let mut high = 0;
             for i in 0..8 {
@@ -228,7 +227,19 @@ pub(super) fn encode_q5_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u
             }
             out[16 + l] = high;
         }
-    });
+    }
+}
+
+#[inline(always)]
+pub(super) fn encode_q4_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    let steps = Steps { nmax: 15, rmin: -1.0, rdelta: 0.1, steps: 20, absolute: false };
+    encode::<S, 32, 144>(steps, x, qw, out);
+}
+
+#[inline(always)]
+pub(super) fn encode_q5_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    let steps = Steps { nmax: 31, rmin: -0.5, rdelta: 0.1, steps: 15, absolute: false };
+    encode::<S, 32, 176>(steps, x, qw, out);
 }
 
 #[inline(always)]

@@ -74,6 +74,9 @@ impl Steps {
     }
 }
 
+/// The steps that [`Search::positive`] tries besides none.
+pub(super) const POSITIVE_STEPS: [f32; 8] = [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0];
+
 /// The searches over all groups of a span. `x` holds `G` weights for each of `scales.len()`
 /// groups; `w`, `codes` run along with it.
 pub(super) trait Search {
@@ -104,6 +107,10 @@ pub(super) trait Search {
 
     /// Scale alone, for values out of [`CODEBOOK`] (the loop in `quantize_row_iq4_nl_impl`).
     fn codebook<const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]);
+
+    /// Codes in `0..=nmax` of `N` values that are not negative (scales, minima), minimising the
+    /// weighted squared error, and their scale (`make_qp_quants`).
+    fn positive<const N: usize>(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32;
 
     /// The sum of the squares of each of up to [`ROWS`] rows, in order.
     fn row_squares(rows: &[f32], n_per_row: usize) -> [f32; ROWS];
@@ -191,6 +198,68 @@ impl Search for Plain {
         for ((x, w), scale) in x.chunks_exact(G).zip(w.chunks_exact(G)).zip(scales) {
             *scale = codebook(x, w);
         }
+    }
+
+    fn positive<const N: usize>(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
+        let mut max = 0f32;
+        for &v in x {
+            max = if max > v { max } else { v };
+        }
+        if max < EPS {
+            codes.fill(0);
+            return 0.0;
+        }
+        let mut iscale = nmax as f32 / max;
+        let scale = 1.0 / iscale;
+        let mut best = 0f32;
+        for (&v, &w) in x.iter().zip(w) {
+            // Not limited to nmax here, and wrapped to a byte.
+            let diff = v - scale * f32::from(nearest_int(iscale * v) as u8);
+            best += w * diff * diff;
+        }
+        for step in POSITIVE_STEPS {
+            let candidate = (0.1 * step + nmax as f32) / max;
+            let scale = 1.0 / candidate;
+            let mut error = 0f32;
+            for (&v, &w) in x.iter().zip(w) {
+                let diff = v - scale * nearest_int(candidate * v).min(nmax) as f32;
+                error += w * diff * diff;
+            }
+            if error < best {
+                best = error;
+                iscale = candidate;
+            }
+        }
+        let (mut sumlx, mut suml2) = (0f32, 0f32);
+        for ((c, &v), &w) in codes.iter_mut().zip(x).zip(w) {
+            let l = nearest_int(iscale * v).min(nmax);
+            *c = l as u8;
+            sumlx += w * v * l as f32;
+            suml2 += w * l as f32 * l as f32;
+        }
+        for _ in 0..5 {
+            let mut changed = false;
+            for ((c, &v), &w) in codes.iter_mut().zip(x).zip(w) {
+                let l = f32::from(*c);
+                let (mut slx, mut sl2) = (sumlx - w * v * l, suml2 - w * l * l);
+                if slx > 0.0 && sl2 > 0.0 {
+                    let new = nearest_int(v * sl2 / slx).min(nmax);
+                    if new != i32::from(*c) {
+                        slx += w * v * new as f32;
+                        sl2 += w * new as f32 * new as f32;
+                        if slx * slx * suml2 > sumlx * sumlx * sl2 {
+                            *c = new as u8;
+                            (sumlx, suml2) = (slx, sl2);
+                            changed = true;
+                        }
+                    }
+                }
+            }
+            if !changed {
+                break;
+            }
+        }
+        if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
     }
 
     #[inline(always)]
@@ -369,76 +438,6 @@ fn codebook(x: &[f32], w: &[f32]) -> f32 {
         }
     }
     scale
-}
-
-/// Codes in `0..=nmax` of values that are not negative (scales, minima), minimising the weighted
-/// squared error, and their scale (`make_qp_quants`).
-#[inline(always)]
-pub(super) fn positive(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
-    let mut max = 0f32;
-    for &v in x {
-        max = if max > v { max } else { v };
-    }
-    if max < EPS {
-        codes.fill(0);
-        return 0.0;
-    }
-    let mut iscale = nmax as f32 / max;
-    let scale = 1.0 / iscale;
-    let mut best = 0f32;
-    for (&v, &w) in x.iter().zip(w) {
-        // Not limited to nmax here, and wrapped to a byte.
-        let diff = v - scale * f32::from(nearest_int(iscale * v) as u8);
-        best += w * diff * diff;
-    }
-    // The eight candidates are independent of each other: all of them per value.
-    let candidates = [-4f32, -3.0, -2.0, -1.0, 1.0, 2.0, 3.0, 4.0];
-    let candidates = candidates.map(|step| (0.1 * step + nmax as f32) / max);
-    let scales = candidates.map(|candidate| 1.0 / candidate);
-    let mut errors = [0f32; 8];
-    for (&v, &w) in x.iter().zip(w) {
-        for c in 0..8 {
-            let l = nearest_int(candidates[c] * v).min(nmax);
-            let diff = v - scales[c] * l as f32;
-            errors[c] += w * diff * diff;
-        }
-    }
-    for (candidate, error) in candidates.into_iter().zip(errors) {
-        if error < best {
-            best = error;
-            iscale = candidate;
-        }
-    }
-    let (mut sumlx, mut suml2) = (0f32, 0f32);
-    for ((c, &v), &w) in codes.iter_mut().zip(x).zip(w) {
-        let l = nearest_int(iscale * v).min(nmax);
-        *c = l as u8;
-        sumlx += w * v * l as f32;
-        suml2 += w * l as f32 * l as f32;
-    }
-    for _ in 0..5 {
-        let mut changed = false;
-        for ((c, &v), &w) in codes.iter_mut().zip(x).zip(w) {
-            let l = f32::from(*c);
-            let (mut slx, mut sl2) = (sumlx - w * v * l, suml2 - w * l * l);
-            if slx > 0.0 && sl2 > 0.0 {
-                let new = nearest_int(v * sl2 / slx).min(nmax);
-                if new != i32::from(*c) {
-                    slx += w * v * new as f32;
-                    sl2 += w * new as f32 * new as f32;
-                    if slx * slx * suml2 > sumlx * sumlx * sl2 {
-                        *c = new as u8;
-                        (sumlx, suml2) = (slx, sl2);
-                        changed = true;
-                    }
-                }
-            }
-        }
-        if !changed {
-            break;
-        }
-    }
-    if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
 }
 
 /// The sum of the squares in order.

@@ -2,8 +2,10 @@
 
 use std::marker::PhantomData;
 
-use super::{Lanes, MAX};
-use crate::quant::search::{CODEBOOK, EPS, MIDDLES, Plain, ROWS, SPAN, Search, Steps};
+use super::{Eight, Lanes, MAX};
+use crate::quant::search::{
+    CODEBOOK, EPS, MIDDLES, POSITIVE_STEPS, Plain, ROWS, SPAN, Search, Steps, nearest_int,
+};
 
 pub(in crate::quant) use super::pair::Pair;
 
@@ -127,6 +129,11 @@ impl<L: Lanes> Search for InLanes<L> {
         for ((x, w), scales) in x.chunks(n).zip(w.chunks(n)).zip(scales.chunks_mut(L::WIDTH)) {
             codebook::<L, G>(x, w, scales);
         }
+    }
+
+    #[inline(always)]
+    fn positive<const N: usize>(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
+        positive::<L::Eight, N>(nmax, x, w, codes)
     }
 
     /// A sum in order waits for the adder at every step: eight rows share the wait.
@@ -471,4 +478,114 @@ fn codebook<L: Lanes, const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) 
         best = L::select(better, scale * sumqx, best);
     }
     store(L::select(all_zero, zero, scale), scales);
+}
+
+/// Terms are made eight at once and added in order; of the candidates there are eight.
+#[inline(always)]
+fn positive<L: Eight, const N: usize>(nmax: i32, x: &[f32], w: &[f32], codes: &mut [u8]) -> f32 {
+    let (x, w) = (&x[..N], &w[..N]);
+    let zero = L::splat(0.0);
+    let (mut most, mut largest) = (zero, zero);
+    for at in (0..N).step_by(8) {
+        let x = L::load(&x[at..]);
+        most = most.max(x);
+        largest = largest.max(x.abs());
+    }
+    let max = -(zero - most).least();
+    // Then codes are not below `-nmax`, and those below zero wrap in one way.
+    let usual = L::all(largest.le(L::splat(max))) && (EPS..f32::MAX).contains(&max);
+    if !usual {
+        return Plain::positive::<N>(nmax, x, w, codes);
+    }
+    let top = L::splat(nmax as f32);
+    let mut iscale = nmax as f32 / max;
+    let mut terms = [0f32; N];
+    let scale = L::splat(1.0 / iscale);
+    for at in (0..N).step_by(8) {
+        let x = L::load(&x[at..]);
+        let diff = x - scale * to_byte((L::splat(iscale) * x).nearest_int());
+        (L::load(&w[at..]) * diff * diff).store(&mut terms[at..]);
+    }
+    let mut best = in_order(&terms);
+    let mut candidates = [0f32; 8];
+    for (candidate, step) in candidates.iter_mut().zip(POSITIVE_STEPS) {
+        *candidate = (0.1 * step + nmax as f32) / max;
+    }
+    let iscales = L::load(&candidates);
+    let scales = L::splat(1.0) / iscales;
+    let mut sums = zero;
+    for (&x, &w) in x.iter().zip(w) {
+        let x = L::splat(x);
+        let diff = x - scales * (iscales * x).nearest_int().min(top);
+        sums = sums + L::splat(w) * diff * diff;
+    }
+    let mut errors = [0f32; 8];
+    sums.store(&mut errors);
+    for (candidate, error) in candidates.into_iter().zip(errors) {
+        if error < best {
+            best = error;
+            iscale = candidate;
+        }
+    }
+    let (mut l, mut squares) = ([0f32; N], [0f32; N]);
+    for at in (0..N).step_by(8) {
+        let (x, w) = (L::load(&x[at..]), L::load(&w[at..]));
+        let code = (L::splat(iscale) * x).nearest_int().min(top);
+        to_byte(code).store(&mut l[at..]);
+        (w * x * code).store(&mut terms[at..]);
+        (w * code * code).store(&mut squares[at..]);
+    }
+    let (mut sumlx, mut suml2) = (in_order(&terms), in_order(&squares));
+    for _ in 0..5 {
+        let mut changed = false;
+        let mut at = 0;
+        while at < N {
+            // The next value whose code may change: mostly none of the eight.
+            let block = at / 8 * 8;
+            let (xs, ws, ls) = (L::load(&x[block..]), L::load(&w[block..]), L::load(&l[block..]));
+            let slx = L::splat(sumlx) - ws * xs * ls;
+            let sl2 = L::splat(suml2) - ws * ls * ls;
+            let new = (xs * sl2 / slx).nearest_int().min(top);
+            let others = L::and_not(L::and(zero.lt(slx), zero.lt(sl2)), new.equal(ls));
+            let others = L::bits(others) & 0xff << (at - block);
+            if others == 0 {
+                at = block + 8;
+                continue;
+            }
+            let i = block + others.trailing_zeros() as usize;
+            at = i + 1;
+            let (x, w, l) = (x[i], w[i], &mut l[i]);
+            let (slx, sl2) = (sumlx - w * x * *l, suml2 - w * *l * *l);
+            let new = nearest_int(x * sl2 / slx).min(nmax) as f32;
+            let (slx, sl2) = (slx + w * x * new, sl2 + w * new * new);
+            if slx * slx * suml2 > sumlx * sumlx * sl2 {
+                *l = f32::from(new as i32 as u8);
+                (sumlx, suml2) = (slx, sl2);
+                changed = true;
+            }
+        }
+        if !changed {
+            break;
+        }
+    }
+    for (code, l) in codes.iter_mut().zip(l) {
+        *code = l as u8;
+    }
+    if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
+}
+
+/// Codes as stored: those below zero wrap.
+#[inline(always)]
+fn to_byte<L: Lanes>(code: L) -> L {
+    L::select(code.lt(L::splat(0.0)), code + L::splat(256.0), code)
+}
+
+/// The sum of some terms in order.
+#[inline(always)]
+fn in_order(terms: &[f32]) -> f32 {
+    let mut sum = 0f32;
+    for term in terms {
+        sum += term;
+    }
+    sum
 }

@@ -13,14 +13,18 @@ use super::Search;
 use super::grid::{self, Grid};
 use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
 use crate::quant::float::{f16, f16_bits};
-use crate::quant::search::{EPS, positive, sum_squares};
+use crate::quant::search::{self, EPS, sum_squares};
 
 const N: usize = 256;
 /// The magnitudes of codes.
 const VALUES: [f32; 3] = [8.0, 25.0, 43.0];
 
 #[inline(always)]
-pub(in crate::quant) fn encode_iq2_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+pub(in crate::quant) fn encode_iq2_xxs<S: Search + search::Search>(
+    x: &[f32],
+    qw: Option<&[f32]>,
+    out: &mut [u8],
+) {
     let grid = grid::iq2_xxs();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(66)).enumerate() {
         out.fill(0);
@@ -29,11 +33,11 @@ pub(in crate::quant) fn encode_iq2_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>,
         let mut words = [0u32; 16];
         for (g, x) in x.chunks_exact(32).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2, 0.0), true);
+            let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), true);
             if group.max() < EPS {
                 continue;
             }
-            let first = positive(4, &group.x, &group.w, &mut [0; 32]);
+            let first = S::positive::<32>(4, &group.x, &group.w, &mut [0; 32]);
             let max = first * 3.0;
             if max <= 0.0 {
                 continue;
@@ -99,7 +103,7 @@ pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, 
         let mut words = [0u16; 32];
         for (g, x) in x.chunks_exact(16).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 16 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2, 0.0), true);
+            let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), true);
             if group.max() < EPS {
                 continue;
             }
@@ -131,7 +135,7 @@ pub(in crate::quant) fn encode_iq2_s<S: Search>(x: &[f32], qw: Option<&[f32]>, o
         let mut scales = [0f32; 16];
         for (g, x) in x.chunks_exact(16).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 16 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2, 0.25 * sigma2), false);
+            let mut group = Group::new(x, weigh(x, qw, sigma2, 0.25 * sigma2), false);
             if group.max() < 1e-8 {
                 continue;
             }

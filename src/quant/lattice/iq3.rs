@@ -33,7 +33,7 @@ pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>,
         let mut all = [0u16; 64];
         for (g, x) in x.chunks_exact(32).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2, 0.0), true);
+            let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), true);
             let max = group.max();
             if max < 1e-8 {
                 continue;
@@ -79,7 +79,7 @@ pub(in crate::quant) fn encode_iq3_s<S: Search>(x: &[f32], qw: Option<&[f32]>, o
         let mut written = 0;
         for (g, x) in x.chunks_exact(32).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-            let mut group = Group::new(x, weigh(qw, sigma2, 0.0), false);
+            let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), false);
             let max = group.max();
             if max == 0.0 {
                 continue;

@@ -167,12 +167,7 @@ impl Parabolas {
 
     /// Of the points of a list; the terms are those of each coordinate by its code.
     #[inline(always)]
-    fn set<L: Eight, const D: usize>(
-        &mut self,
-        around: List,
-        squares: &[L; D],
-        products: &[L; D],
-    ) {
+    fn set<L: Eight, const D: usize>(&mut self, around: List, squares: &[L; D], products: &[L; D]) {
         let lane = L::load(&[0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]);
         let none = L::splat(f32::NEG_INFINITY);
         let (codes, _) = around.padded.as_chunks::<8>();

@@ -45,16 +45,13 @@ pub(in crate::quant) enum Refine {
 }
 
 impl Group {
-    /// Takes the signs off. With `even`, each eight get an even number of negative signs, at the
+    /// Takes the signs off weights whose errors weigh `w`. With `even`, each eight get an even number of negative signs, at the
     /// cost of the value whose sign weighs least: it is stored with the wrong one.
     #[inline(always)]
-    pub fn new(xs: &[f32], weight: impl Fn(usize, f32) -> f32, even: bool) -> Self {
+    pub fn new(xs: &[f32], w: [f32; MAX_GROUP], even: bool) -> Self {
         let n = xs.len();
         let zero = [0f32; MAX_GROUP];
-        let mut group = Self { x: zero, w: zero, root: zero, signs: [0; 4], n };
-        for (i, (w, &x)) in group.w.iter_mut().zip(xs).enumerate() {
-            *w = weight(i, x);
-        }
+        let mut group = Self { x: zero, w, root: zero, signs: [0; 4], n };
         for (root, w) in group.root.iter_mut().zip(&group.w) {
             *root = w.sqrt();
         }
@@ -190,11 +187,32 @@ pub(super) const MAGNITUDES: [[f32; MAX_CODES]; 2] =
     [[1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0], [1.0, 3.0, 5.0, 7.0, 1.0, 3.0, 5.0, 7.0]];
 
 /// The weights of a group's errors: by importance where there is one.
-pub(super) fn weigh(qw: Option<&[f32]>, sigma2: f32, otherwise: f32) -> impl Fn(usize, f32) -> f32 {
-    move |i, x| match qw {
-        Some(qw) => qw[i] * (sigma2 + x * x).sqrt(),
-        None => otherwise + x * x,
+#[inline(always)]
+pub(super) fn weigh(
+    x: &[f32],
+    qw: Option<&[f32]>,
+    sigma2: f32,
+    otherwise: f32,
+) -> [f32; MAX_GROUP] {
+    let mut weights = [0f32; MAX_GROUP];
+    let blocks = weights.as_chunks_mut::<8>().0.iter_mut().zip(x.as_chunks::<8>().0);
+    match qw {
+        Some(qw) => {
+            for ((w, x), qw) in blocks.zip(qw.as_chunks::<8>().0) {
+                for i in 0..8 {
+                    w[i] = qw[i] * (sigma2 + x[i] * x[i]).sqrt();
+                }
+            }
+        }
+        None => {
+            for (w, x) in blocks {
+                for i in 0..8 {
+                    w[i] = otherwise + x[i] * x[i];
+                }
+            }
+        }
     }
+    weights
 }
 
 /// The code `0..=max` of a group's scale, where the largest scale is `31 / id`.
