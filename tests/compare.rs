@@ -316,6 +316,111 @@ fn a_killed_evaluation_goes_on_and_finds_the_same_to_the_bit() {
     }
 }
 
+/// Runs a command, and interrupts it when journals in a folder have so many lines together. Returns
+/// its exit code and what it printed.
+#[cfg(unix)]
+fn interrupted_at(
+    mut command: Command,
+    scratch: &Path,
+    at: Option<usize>,
+) -> (i32, String, String) {
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    if let Some(at) = at {
+        let lines = || -> usize {
+            let all = std::fs::read_dir(scratch).unwrap().map(|entry| entry.unwrap().path());
+            let all = all.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+            let texts = all.filter_map(|path| std::fs::read_to_string(path).ok());
+            texts.map(|text| text.lines().count()).sum()
+        };
+        while lines() < at && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let id = rustix::process::Pid::from_child(&child);
+        let _ = rustix::process::kill_process(id, rustix::process::Signal::INT);
+    }
+    let out = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+#[test]
+#[cfg(unix)]
+fn a_conversion_goes_on_with_the_evaluation_that_was_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let out = dir.path().join("out.gguf");
+    let journal = dir.path().join("out.gguf.journal");
+    let convert = |with_scratch: bool, more: &[&str], at| {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        command.args(["convert", TINY_R1]).arg(&out).args(["--type", "Q4_0", "--json"]);
+        command.args(["--evaluate", HELDOUT, "--chunks", "40"]).args(more);
+        if with_scratch {
+            command.arg("--scratch").arg(&scratch);
+        }
+        interrupted_at(command, &scratch, at)
+    };
+    let (code, expected, err) = convert(false, &[], None);
+    assert!(code == 0 && !journal.exists(), "{err}");
+    // As this output has no journal, it is not taken for one's own.
+    let (code, _, err) = convert(true, &[], None);
+    assert!(code == 1 && err.contains("--force"), "{err}");
+    let time = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let first = time(&out);
+    // One line for what is embedded and three for layers, of each batch: within either model.
+    let (code, _, err) = convert(true, &["--force"], Some(3));
+    assert!(code == 130 && err.contains("out.gguf is complete"), "{err}");
+    assert!(err.contains("the same command evaluates it where it was"), "{err}");
+    let written = time(&out);
+    assert!(written > first && journal.exists());
+    let lines = |err: &str, what: &str| {
+        let went_on = format!("evaluate {what}: goes on where it was interrupted");
+        err.contains(&went_on)
+    };
+    let batches = {
+        let entries = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().path());
+        let path = entries.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+        let text = std::fs::read_to_string(path.last().unwrap()).unwrap();
+        text.lines().filter(|line| line.split(' ').nth(1) == Some("0")).count()
+    };
+    let (code, _, err) = convert(true, &["--force"], Some(4 * batches + 2));
+    assert!(code == 130 && lines(&err, "source") && !lines(&err, "result"), "{err}");
+    let (code, found, err) = convert(true, &["--force"], None);
+    assert!(code == 0 && lines(&err, "source") && lines(&err, "result"), "{err}");
+    assert_eq!(found, expected);
+    assert_eq!(time(&out), written, "it is converted once");
+    assert!(!journal.exists() && std::fs::read_dir(&scratch).unwrap().count() == 0);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_complete_output_that_is_gone_or_changed_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let short = dir.path().join("short.txt");
+    std::fs::write(&short, "Too short.").unwrap();
+    let convert = |text: &str| {
+        let out = out.to_str().unwrap();
+        requant(&["convert", TINY_R1, out, "--type", "Q4_0", "--evaluate", text, "--chunks", "2"])
+    };
+    let (code, _, err) = convert(short.to_str().unwrap());
+    assert!(code == 1 && err.contains("out.gguf is complete"), "{err}");
+    let bytes = std::fs::read(&out).unwrap();
+    for damage in [None, Some(&bytes[..bytes.len() - 1])] {
+        match damage {
+            None => std::fs::remove_file(&out).unwrap(),
+            Some(bytes) => std::fs::write(&out, bytes).unwrap(),
+        }
+        assert_eq!(convert(short.to_str().unwrap()).0, 1);
+        assert!(std::fs::read(&out).unwrap() == bytes);
+    }
+    // A text that is long enough is all that was missing.
+    let (code, table, err) = convert(HELDOUT);
+    assert!(code == 0 && table.contains("difference of perplexity"), "{err}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no journal is left");
+}
+
 #[test]
 #[cfg(unix)]
 fn what_was_kept_of_another_text_or_model_is_not_taken() {
@@ -329,25 +434,8 @@ fn what_was_kept_of_another_text_or_model_is_not_taken() {
         let mut command = Command::cargo_bin("requant").unwrap();
         command.arg("perplexity").arg(&model).arg("--text").arg(&text);
         command.args(["--chunks", chunks, "--scratch"]).arg(&scratch);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        if interrupt {
-            let lines = || -> usize {
-                let all = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().path());
-                let all = all.filter(|path| path.extension().is_some_and(|end| end == "journal"));
-                all.filter_map(|path| std::fs::read_to_string(path).ok())
-                    .map(|text| text.lines().count())
-                    .max()
-                    .unwrap_or(0)
-            };
-            while lines() < 2 && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            let id = rustix::process::Pid::from_child(&child);
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::INT);
-        }
-        let out = child.wait_with_output().unwrap();
-        (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+        let (code, _, err) = interrupted_at(command, &scratch, interrupt.then_some(2));
+        (code, err)
     };
     let went_on = "goes on where it was interrupted";
     assert_eq!(run(true, "40").0, 130);

@@ -105,10 +105,10 @@ impl Room {
         Ok(())
     }
 
-    /// Removes what was kept, now that the results are safe.
-    pub fn finish(options: &PerplexityOptions) {
-        let Some(scratch) = &options.scratch else { return };
-        let (n, bytes) = scratch.finish();
+    /// Removes what was kept of evaluations in one folder, now that their results are safe.
+    pub fn finish<'a>(options: impl IntoIterator<Item = &'a PerplexityOptions>) {
+        let scratches = options.into_iter().filter_map(|options| options.scratch.as_ref());
+        let Some((scratch, (n, bytes))) = scratches.map(|s| (s, s.finish())).last() else { return };
         if n > 0 {
             say::warn(format!(
                 "{}: {n} other evaluations left {} here; delete requant-* if nothing of them is to \
@@ -154,14 +154,14 @@ pub fn runner(model: &Model, activations: Activations) -> anyhow::Result<crate::
     Ok(runner)
 }
 
-/// Perplexity of one model.
+/// Perplexity of one model, and the options to give to [`Room::finish`] when it is safe.
 pub fn run(
     what: &'static str,
     path: &Path,
     model: &Model,
     text: &Text,
     options: &Options,
-) -> anyhow::Result<Perplexity> {
+) -> anyhow::Result<(Perplexity, PerplexityOptions)> {
     let (tokens, bos) = text.tokens(model).with_context(|| path.display().to_string())?;
     let needed = 2 * options.ctx;
     if tokens.len() < needed {
@@ -188,8 +188,7 @@ pub fn run(
         .install(|| perplexity(&runner, &tokens, &settings, &progress))
         .with_context(|| path.display().to_string())?;
     progress.finish();
-    Room::finish(&settings);
-    Ok(result)
+    Ok((result, settings))
 }
 
 /// The token that chunks of a model begin with, if any.
@@ -215,6 +214,7 @@ pub struct Evaluation {
     text: PathBuf,
     rows: [Row; 2],
     paired: Paired,
+    options: [PerplexityOptions; 2],
 }
 
 struct Row {
@@ -232,22 +232,31 @@ pub fn compare(
     text: &Text,
     options: &Options,
 ) -> anyhow::Result<Evaluation> {
-    let row = |what, (name, path, model): (&str, &Path, &Model)| -> anyhow::Result<Row> {
+    let row = |what, (name, path, model): (&str, &Path, &Model)| -> anyhow::Result<_> {
         let n_weights: u64 = model.source().tensors().iter().map(|t| t.n_elements()).sum();
-        Ok(Row {
+        let (perplexity, options) = run(what, path, model, text, options)?;
+        let row = Row {
             name: name.to_owned(),
             path: path.to_owned(),
             n_bytes: model.n_bytes(),
             bits_per_weight: model.n_bytes() as f64 * 8.0 / n_weights.max(1) as f64,
-            perplexity: run(what, path, model, text, options)?,
-        })
+            perplexity,
+        };
+        Ok((row, options))
     };
-    let rows = [row("evaluate source", source)?, row("evaluate result", result)?];
-    let paired = Paired::new(&rows[0].perplexity, &rows[1].perplexity)?;
-    Ok(Evaluation { text: text.path.clone(), rows, paired })
+    let (source, of_source) = row("evaluate source", source)?;
+    let (result, of_result) = row("evaluate result", result)?;
+    let paired = Paired::new(&source.perplexity, &result.perplexity)?;
+    let (rows, options) = ([source, result], [of_source, of_result]);
+    Ok(Evaluation { text: text.path.clone(), rows, paired, options })
 }
 
 impl Evaluation {
+    /// Removes what was kept for the case that the evaluation is stopped.
+    pub fn finish(&self) {
+        Room::finish(&self.options);
+    }
+
     /// For people.
     pub fn table(&self) -> String {
         let mut table =

@@ -47,7 +47,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         activations: args.precision.activations,
         threads: threads(args.threads.map(usize::from)),
     };
-    let result = evaluate::run("perplexity", &args.model, &model, &text, &options)?;
+    let (result, settings) = evaluate::run("perplexity", &args.model, &model, &text, &options)?;
     if args.json {
         let mut json = serde_json::to_value(&result)?;
         json["model"] = serde_json::json!(args.model);
@@ -64,5 +64,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             result.nll_per_chunk.len()
         );
     }
+    evaluate::Room::finish([&settings]);
     Ok(())
 }

@@ -72,9 +72,10 @@ fn regroup(
         ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
+    let run_options = options.options()?;
     match dry_run {
-        true => plan::print(&plan, &source, output, options.options()?.shard, false),
-        false => options.run(what, &plan, &source, output),
+        true => plan::print(&plan, &source, output, run_options.shard, false),
+        false => options.run(what, &plan, &source, output, run_options),
     }
 }
 
