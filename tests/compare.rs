@@ -142,6 +142,32 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
 }
 
 #[test]
+fn numbers_of_tokens_stand_in_for_a_tokenizer_that_is_not_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (model, numbers, text) = (at("m.gguf"), at("tokens"), at("text"));
+    std::fs::copy(BF16, &model).unwrap();
+    let gguf = requant::gguf::GgufFile::open(Path::new(BF16)).unwrap();
+    let tokenizer = requant::tokenizer::Tokenizer::from_metadata(gguf.metadata()).unwrap();
+    let tokens = tokenizer.encode(&std::fs::read_to_string(HELDOUT).unwrap()).unwrap();
+    std::fs::write(&numbers, format!("{tokens:?}")).unwrap();
+    assert_eq!(requant(&["set", &model, "tokenizer.ggml.pre=str:mine"]).0, 0);
+    let perplexity = |what: &[&str]| requant(&[&["perplexity", "--chunks", "2"], what].concat());
+    let (code, _, err) = perplexity(&[&model, "--text", HELDOUT]);
+    assert!(code == 1 && err.contains("`mine`") && err.contains("--tokens"), "{err}");
+    let (_, expected, _) = perplexity(&[BF16, "--text", HELDOUT]);
+    let (code, found, err) = perplexity(&[&model, "--tokens", &numbers]);
+    assert_eq!((code, &found), (0, &expected), "{err}");
+    // A newline at the end of a file is not part of its text.
+    for end in ["", "\n", "\n\n"] {
+        std::fs::write(&text, format!("One{end}")).unwrap();
+        let (_, _, err) = perplexity(&[BF16, "--text", &text]);
+        let n = if end == "\n\n" { 3 } else { 2 };
+        assert!(err.contains(&format!("{n} tokens, but")), "{err}");
+    }
+}
+
+#[test]
 fn verdicts_have_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     let (q8, q2) = (quantized(dir.path(), "Q8_0"), quantized(dir.path(), "Q2_K"));

@@ -260,8 +260,6 @@ fn evaluate_both(
         .with_context(|| format!("reading {} back", first.display()))?;
     let options = evaluate::Options {
         room: Room::in_folder(args.scratch.clone()),
-        ctx: 512,
-        chunks: args.chunks,
         threads,
         activations: Activations::F32,
     };
@@ -269,6 +267,7 @@ fn evaluate_both(
         ("source", &args.checkpoint, &source),
         (&args.choices.name(), first, &result),
         text,
+        args.chunks,
         &options,
     )
 }

@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::{say, units};
 use crate::eval::{Activations, Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
 use crate::model::Model;
-use crate::tokenizer::{Tokenizer, Vocab};
+use crate::tokenizer::{self, Tokenizer, Vocab};
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
@@ -17,11 +17,14 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads a UTF-8 file.
+    /// Reads a UTF-8 file, but for a newline at its end, which llama-perplexity drops as well.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { path: path.to_owned(), text }),
+            Ok(mut text) => {
+                text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
+                Ok(Self { path: path.to_owned(), text })
+            }
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 bail!("{}: not UTF-8 text (byte {at}); is this the right file?", path.display())
@@ -36,7 +39,7 @@ impl Text {
         let tokenizer = tokenizer(model)?;
         let tokens =
             tokenizer.encode(&self.text).with_context(|| self.path.display().to_string())?;
-        Ok((tokens, if tokenizer.add_bos() { tokenizer.bos() } else { None }))
+        Ok((tokens, tokenizer.bos()))
     }
 }
 
@@ -137,10 +140,6 @@ pub struct Precision {
 pub struct Options {
     /// Where hidden states wait.
     pub room: Room,
-    /// Tokens per chunk.
-    pub ctx: usize,
-    /// Chunks at most.
-    pub chunks: Option<usize>,
     /// Threads.
     pub threads: usize,
     /// In which precision activations meet weights.
@@ -154,47 +153,43 @@ pub fn runner(model: &Model, activations: Activations) -> anyhow::Result<crate::
     Ok(runner)
 }
 
-/// Perplexity of one model, and the options to give to [`Room::finish`] when it is safe.
+/// Perplexity of one model on the tokens of a file. `settings` are to be given to [`Room::finish`]
+/// when it is safe.
 pub fn run(
     what: &'static str,
-    path: &Path,
-    model: &Model,
-    text: &Text,
+    (path, model): (&Path, &Model),
+    (text, tokens): (&Path, &[u32]),
+    settings: &mut PerplexityOptions,
     options: &Options,
-) -> anyhow::Result<(Perplexity, PerplexityOptions)> {
-    let (tokens, bos) = text.tokens(model).with_context(|| path.display().to_string())?;
-    let needed = 2 * options.ctx;
+) -> anyhow::Result<Perplexity> {
+    let needed = 2 * settings.ctx;
     if tokens.len() < needed {
         bail!(
             "{}: {} tokens, but chunks of {} need at least {needed}; use a longer text or a \
              smaller --ctx",
-            text.path.display(),
+            text.display(),
             tokens.len(),
-            options.ctx
+            settings.ctx
         );
     }
-    let mut settings = PerplexityOptions {
-        ctx: options.ctx,
-        chunks: options.chunks,
-        bos,
-        ..PerplexityOptions::default()
-    };
-    options.room.apply(&mut settings, &[model], tokens.len())?;
+    options.room.apply(settings, &[model], tokens.len())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let runner = runner(model, options.activations).with_context(|| path.display().to_string())?;
     let work = settings.work(tokens.len(), model.hparams());
     let progress = Progress::start(what, work, "token-layers", 0);
     let result = pool
-        .install(|| perplexity(&runner, &tokens, &settings, &progress))
+        .install(|| perplexity(&runner, tokens, settings, &progress))
         .with_context(|| path.display().to_string())?;
     progress.finish();
-    Ok((result, settings))
+    Ok(result)
 }
 
 /// The token that chunks of a model begin with, if any.
 pub fn bos(model: &Model) -> anyhow::Result<Option<u32>> {
-    let tokenizer = tokenizer(model)?;
-    Ok(if tokenizer.add_bos() { tokenizer.bos() } else { None })
+    match model {
+        Model::Checkpoint(_) => Ok(tokenizer(model)?.bos()),
+        Model::Gguf(model) => Ok(tokenizer::bos(model.metadata())?),
+    }
 }
 
 fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
@@ -203,8 +198,7 @@ fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
             let vocab = Vocab::from_checkpoint(model.dir(), &model.config().json(), None)?;
             Tokenizer::from_checkpoint(model.dir(), &vocab)?
         }
-        Model::Gguf(model) => Vocab::read(model.metadata())
-            .and_then(|vocab| Tokenizer::from_vocab(&vocab))
+        Model::Gguf(model) => Tokenizer::from_metadata(model.metadata())
             .with_context(|| model.gguf().file().path().display().to_string())?,
     })
 }
@@ -230,11 +224,15 @@ pub fn compare(
     source: (&str, &Path, &Model),
     result: (&str, &Path, &Model),
     text: &Text,
+    chunks: Option<usize>,
     options: &Options,
 ) -> anyhow::Result<Evaluation> {
     let row = |what, (name, path, model): (&str, &Path, &Model)| -> anyhow::Result<_> {
         let n_weights: u64 = model.source().tensors().iter().map(|t| t.n_elements()).sum();
-        let (perplexity, options) = run(what, path, model, text, options)?;
+        let (tokens, bos) = text.tokens(model).with_context(|| path.display().to_string())?;
+        let mut settings = PerplexityOptions { chunks, bos, ..PerplexityOptions::default() };
+        let tokens = (text.path.as_path(), &tokens[..]);
+        let perplexity = run(what, (path, model), tokens, &mut settings, options)?;
         let row = Row {
             name: name.to_owned(),
             path: path.to_owned(),
@@ -242,7 +240,7 @@ pub fn compare(
             bits_per_weight: model.n_bytes() as f64 * 8.0 / n_weights.max(1) as f64,
             perplexity,
         };
-        Ok((row, options))
+        Ok((row, settings))
     };
     let (source, of_source) = row("evaluate source", source)?;
     let (result, of_result) = row("evaluate result", result)?;
