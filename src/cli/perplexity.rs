@@ -30,7 +30,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let text = args.text.path()?;
+    let text = args.text.path().unwrap_or_else(|error| super::bad_usage(error));
     let model = super::place::model(&args.model)?;
     let (tokens, mut settings) = args.text.read(&model)?;
     let options = evaluate::Options {
