@@ -23,7 +23,7 @@ use std::sync::Arc;
                         --type Q4_K_M --evaluate wiki.test.raw")]
 pub struct Args {
     /// Checkpoint: a folder with config.json, tokenizer.json and safetensors files, or the URL of
-    /// one (s3://, gs://, az://, https://, hf://organization/name[@revision])
+    /// one (s3://, gs://, az://, https://, hf://organization/name or name@revision)
     checkpoint: PathBuf,
     /// GGUF file to write
     output: PathBuf,

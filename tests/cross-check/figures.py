@@ -94,7 +94,7 @@ def tolerance(key, expected, n):
     # Two models have one each.
     mean = 5 * np.sqrt(2 / 3) * OFF / np.sqrt(n)
     if "error" in key:
-        return 1e-3 * expected
+        return 2e-3 * expected
     if key.endswith("perplexity.perplexity"):
         return mean * expected
     if key == "paired.difference":
