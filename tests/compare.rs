@@ -158,6 +158,14 @@ fn numbers_of_tokens_stand_in_for_a_tokenizer_that_is_not_known() {
     let (_, expected, _) = perplexity(&[BF16, "--text", HELDOUT]);
     let (code, found, err) = perplexity(&[&model, "--tokens", &numbers]);
     assert_eq!((code, &found), (0, &expected), "{err}");
+    // A checkpoint has the rules with it.
+    let copy = common::Copy::new();
+    copy.replace("tokenizer.json", "{1,3}", "{1,9}");
+    let folder = copy.path().to_str().unwrap();
+    assert_eq!(requant(&["convert", folder, &at("o.gguf"), "--type", "Q8_0"]).0, 1);
+    let (_, expected, _) = perplexity(&[TINY_R1, "--text", HELDOUT]);
+    let (code, found, err) = perplexity(&[folder, "--text", HELDOUT]);
+    assert_eq!((code, &found), (0, &expected), "{err}");
     // A newline at the end of a file is not part of its text.
     for end in ["", "\n", "\n\n"] {
         std::fs::write(&text, format!("One{end}")).unwrap();

@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::{say, units};
 use crate::eval::{Activations, Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
 use crate::model::Model;
-use crate::tokenizer::{self, Tokenizer, Vocab};
+use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
@@ -195,7 +195,14 @@ pub fn bos(model: &Model) -> anyhow::Result<Option<u32>> {
 fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
     Ok(match model {
         Model::Checkpoint(model) => {
-            let vocab = Vocab::from_checkpoint(model.dir(), &model.config().json(), None)?;
+            let config = model.config().json();
+            let vocab = match Vocab::from_checkpoint(model.dir(), &config, None) {
+                // tokenizer.json splits text whether or not GGUF has a name for its rules.
+                Err(TokenizerError::UnknownPre { .. }) => {
+                    Vocab::from_checkpoint(model.dir(), &config, Some(""))
+                }
+                vocab => vocab,
+            }?;
             Tokenizer::from_checkpoint(model.dir(), &vocab)?
         }
         Model::Gguf(model) => Tokenizer::from_metadata(model.metadata())
