@@ -165,7 +165,7 @@ mod tests {
                     activations,
                     observer: None,
                 };
-                matrix.apply(x.view()).unwrap()
+                matrix.apply(x.view()).unwrap().view().to_owned()
             };
             let found = product(Activations::Q8, &x);
             let rounded = Activations::Q8.round(Dtype::Gguf(ty), x.view()).unwrap();
