@@ -21,6 +21,7 @@ pub mod inspect;
 mod mapping;
 pub mod model;
 pub mod monitor;
+mod names;
 pub mod quant;
 pub mod recipe;
 pub mod source;

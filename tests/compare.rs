@@ -142,6 +142,40 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
 }
 
 #[test]
+fn numbers_of_tokens_stand_in_for_a_tokenizer_that_is_not_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let (model, numbers, text) = (at("m.gguf"), at("tokens"), at("text"));
+    std::fs::copy(BF16, &model).unwrap();
+    let gguf = requant::gguf::GgufFile::open(Path::new(BF16)).unwrap();
+    let tokenizer = requant::tokenizer::Tokenizer::from_metadata(gguf.metadata()).unwrap();
+    let tokens = tokenizer.encode(&std::fs::read_to_string(HELDOUT).unwrap()).unwrap();
+    std::fs::write(&numbers, format!("{tokens:?}")).unwrap();
+    assert_eq!(requant(&["set", &model, "tokenizer.ggml.pre=str:mine"]).0, 0);
+    let perplexity = |what: &[&str]| requant(&[&["perplexity", "--chunks", "2"], what].concat());
+    let (code, _, err) = perplexity(&[&model, "--text", HELDOUT]);
+    assert!(code == 1 && err.contains("`mine`") && err.contains("--tokens"), "{err}");
+    let (_, expected, _) = perplexity(&[BF16, "--text", HELDOUT]);
+    let (code, found, err) = perplexity(&[&model, "--tokens", &numbers]);
+    assert_eq!((code, &found), (0, &expected), "{err}");
+    // A checkpoint has the rules with it.
+    let copy = common::Copy::new();
+    copy.replace("tokenizer.json", "{1,3}", "{1,9}");
+    let folder = copy.path().to_str().unwrap();
+    assert_eq!(requant(&["convert", folder, &at("o.gguf"), "--type", "Q8_0"]).0, 1);
+    let (_, expected, _) = perplexity(&[TINY_R1, "--text", HELDOUT]);
+    let (code, found, err) = perplexity(&[folder, "--text", HELDOUT]);
+    assert_eq!((code, &found), (0, &expected), "{err}");
+    // A newline at the end of a file is not part of its text.
+    for end in ["", "\n", "\n\n"] {
+        std::fs::write(&text, format!("One{end}")).unwrap();
+        let (_, _, err) = perplexity(&[BF16, "--text", &text]);
+        let n = if end == "\n\n" { 3 } else { 2 };
+        assert!(err.contains(&format!("{n} tokens, but")), "{err}");
+    }
+}
+
+#[test]
 fn verdicts_have_exit_codes() {
     let dir = tempfile::tempdir().unwrap();
     let (q8, q2) = (quantized(dir.path(), "Q8_0"), quantized(dir.path(), "Q2_K"));
@@ -316,6 +350,111 @@ fn a_killed_evaluation_goes_on_and_finds_the_same_to_the_bit() {
     }
 }
 
+/// Runs a command, and interrupts it when journals in a folder have so many lines together. Returns
+/// its exit code and what it printed.
+#[cfg(unix)]
+fn interrupted_at(
+    mut command: Command,
+    scratch: &Path,
+    at: Option<usize>,
+) -> (i32, String, String) {
+    command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    if let Some(at) = at {
+        let lines = || -> usize {
+            let all = std::fs::read_dir(scratch).unwrap().map(|entry| entry.unwrap().path());
+            let all = all.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+            let texts = all.filter_map(|path| std::fs::read_to_string(path).ok());
+            texts.map(|text| text.lines().count()).sum()
+        };
+        while lines() < at && child.try_wait().unwrap().is_none() {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        let id = rustix::process::Pid::from_child(&child);
+        let _ = rustix::process::kill_process(id, rustix::process::Signal::INT);
+    }
+    let out = child.wait_with_output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (out.status.code().unwrap(), text(out.stdout), text(out.stderr))
+}
+
+#[test]
+#[cfg(unix)]
+fn a_conversion_goes_on_with_the_evaluation_that_was_interrupted() {
+    let dir = tempfile::tempdir().unwrap();
+    let scratch = dir.path().join("scratch");
+    std::fs::create_dir(&scratch).unwrap();
+    let out = dir.path().join("out.gguf");
+    let journal = dir.path().join("out.gguf.journal");
+    let convert = |with_scratch: bool, more: &[&str], at| {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        command.args(["convert", TINY_R1]).arg(&out).args(["--type", "Q4_0", "--json"]);
+        command.args(["--evaluate", HELDOUT, "--chunks", "40"]).args(more);
+        if with_scratch {
+            command.arg("--scratch").arg(&scratch);
+        }
+        interrupted_at(command, &scratch, at)
+    };
+    let (code, expected, err) = convert(false, &[], None);
+    assert!(code == 0 && !journal.exists(), "{err}");
+    // As this output has no journal, it is not taken for one's own.
+    let (code, _, err) = convert(true, &[], None);
+    assert!(code == 1 && err.contains("--force"), "{err}");
+    let time = |path: &Path| std::fs::metadata(path).unwrap().modified().unwrap();
+    let first = time(&out);
+    // One line for what is embedded and three for layers, of each batch: within either model.
+    let (code, _, err) = convert(true, &["--force"], Some(3));
+    assert!(code == 130 && err.contains("out.gguf is complete"), "{err}");
+    assert!(err.contains("the same command evaluates it where it was"), "{err}");
+    let written = time(&out);
+    assert!(written > first && journal.exists());
+    let lines = |err: &str, what: &str| {
+        let went_on = format!("evaluate {what}: goes on where it was interrupted");
+        err.contains(&went_on)
+    };
+    let batches = {
+        let entries = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().path());
+        let path = entries.filter(|path| path.extension().is_some_and(|end| end == "journal"));
+        let text = std::fs::read_to_string(path.last().unwrap()).unwrap();
+        text.lines().filter(|line| line.split(' ').nth(1) == Some("0")).count()
+    };
+    let (code, _, err) = convert(true, &["--force"], Some(4 * batches + 2));
+    assert!(code == 130 && lines(&err, "source") && !lines(&err, "result"), "{err}");
+    let (code, found, err) = convert(true, &["--force"], None);
+    assert!(code == 0 && lines(&err, "source") && lines(&err, "result"), "{err}");
+    assert_eq!(found, expected);
+    assert_eq!(time(&out), written, "it is converted once");
+    assert!(!journal.exists() && std::fs::read_dir(&scratch).unwrap().count() == 0);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_complete_output_that_is_gone_or_changed_is_written_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let short = dir.path().join("short.txt");
+    std::fs::write(&short, "Too short.").unwrap();
+    let convert = |text: &str| {
+        let out = out.to_str().unwrap();
+        requant(&["convert", TINY_R1, out, "--type", "Q4_0", "--evaluate", text, "--chunks", "2"])
+    };
+    let (code, _, err) = convert(short.to_str().unwrap());
+    assert!(code == 1 && err.contains("out.gguf is complete"), "{err}");
+    let bytes = std::fs::read(&out).unwrap();
+    for damage in [None, Some(&bytes[..bytes.len() - 1])] {
+        match damage {
+            None => std::fs::remove_file(&out).unwrap(),
+            Some(bytes) => std::fs::write(&out, bytes).unwrap(),
+        }
+        assert_eq!(convert(short.to_str().unwrap()).0, 1);
+        assert!(std::fs::read(&out).unwrap() == bytes);
+    }
+    // A text that is long enough is all that was missing.
+    let (code, table, err) = convert(HELDOUT);
+    assert!(code == 0 && table.contains("difference of perplexity"), "{err}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 2, "no journal is left");
+}
+
 #[test]
 #[cfg(unix)]
 fn what_was_kept_of_another_text_or_model_is_not_taken() {
@@ -329,25 +468,8 @@ fn what_was_kept_of_another_text_or_model_is_not_taken() {
         let mut command = Command::cargo_bin("requant").unwrap();
         command.arg("perplexity").arg(&model).arg("--text").arg(&text);
         command.args(["--chunks", chunks, "--scratch"]).arg(&scratch);
-        command.stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-        let mut child = command.spawn().unwrap();
-        if interrupt {
-            let lines = || -> usize {
-                let all = std::fs::read_dir(&scratch).unwrap().map(|entry| entry.unwrap().path());
-                let all = all.filter(|path| path.extension().is_some_and(|end| end == "journal"));
-                all.filter_map(|path| std::fs::read_to_string(path).ok())
-                    .map(|text| text.lines().count())
-                    .max()
-                    .unwrap_or(0)
-            };
-            while lines() < 2 && child.try_wait().unwrap().is_none() {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            let id = rustix::process::Pid::from_child(&child);
-            let _ = rustix::process::kill_process(id, rustix::process::Signal::INT);
-        }
-        let out = child.wait_with_output().unwrap();
-        (out.status.code().unwrap(), String::from_utf8(out.stderr).unwrap())
+        let (code, _, err) = interrupted_at(command, &scratch, interrupt.then_some(2));
+        (code, err)
     };
     let went_on = "goes on where it was interrupted";
     assert_eq!(run(true, "40").0, 130);

@@ -111,8 +111,12 @@ fn perplexity_of_a_gguf_file_is_llama_perplexitys() {
 fn perplexity_with_rounded_activations_is_llama_perplexitys() {
     let dir = tempfile::tempdir().unwrap();
     let reference = json("tests/fixtures/reference/llama-perplexity.json");
-    for (ty, name) in [(FileType::BF16, "BF16"), (FileType::Q5_1, "Q5_1"), (FileType::Q6_K, "Q6_K")]
-    {
+    for (ty, name) in [
+        (FileType::BF16, "BF16"),
+        (FileType::Q4_1, "Q4_1"),
+        (FileType::Q5_1, "Q5_1"),
+        (FileType::Q6_K, "Q6_K"),
+    ] {
         let path = dir.path().join(name);
         common::convert(&common::settings(ty), &path);
         let model = open(path.to_str().unwrap());

@@ -32,6 +32,63 @@ fn both_ways_give_the_reference_number_of_tokens() {
 }
 
 #[test]
+fn tokens_are_those_of_llama_tokenize() {
+    let folder = Path::new("tests/fixtures/tokenizer");
+    let recorded = json("tests/fixtures/tokenizer/tokens.json");
+    let mut different = Vec::new();
+    for (name, expected) in recorded["tokens"].as_object().unwrap() {
+        let (pre, text) = name.split_once(' ').unwrap();
+        let file = if pre == "spm" { "spm.gguf" } else { "bpe.gguf" };
+        let mut metadata = GgufFile::open(&folder.join(file)).unwrap().metadata().clone();
+        if pre != "spm" {
+            metadata.set("tokenizer.ggml.pre", pre);
+        }
+        let text = recorded["texts"][text].as_str().unwrap();
+        // llama.cpp leaves digits together where tokenizer.json does not: vocabularies of this kind
+        // have no token of several, but the fixture's has.
+        let digits = |pair: &[u8]| pair.iter().all(u8::is_ascii_digit);
+        if pre == "deepseek-llm" && text.as_bytes().windows(2).any(digits) {
+            continue;
+        }
+        let found = Tokenizer::from_metadata(&metadata).unwrap().encode(text).unwrap();
+        let expected: Vec<u32> = serde_json::from_value(expected.clone()).unwrap();
+        if found != expected {
+            let at = found.iter().zip(&expected).take_while(|(a, b)| a == b).count();
+            let tokens = metadata.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+            let show = |ids: &[u32]| -> Vec<String> {
+                let next = ids.iter().skip(at.saturating_sub(2)).take(8);
+                next.map(|&id| tokens[id as usize].to_string()).collect()
+            };
+            different.push(format!("{name}: {:?}, not {:?}", show(&found), show(&expected)));
+        }
+    }
+    assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn a_damaged_vocabulary_of_pieces_is_refused() {
+    let path = Path::new("tests/fixtures/tokenizer/spm.gguf");
+    let whole = GgufFile::open(path).unwrap().metadata().clone();
+    let refused = |change: &dyn Fn(&mut Metadata), because: &str| {
+        let mut metadata = whole.clone();
+        change(&mut metadata);
+        let tokenizer = Tokenizer::from_metadata(&metadata);
+        let error = tokenizer.and_then(|t| t.encode("\u{10ffff}")).expect_err(because).to_string();
+        assert!(error.contains(because), "`{error}` does not say `{because}`");
+    };
+    refused(&|m| drop(m.remove("tokenizer.ggml.tokens")), "tokens`: is missing");
+    refused(&|m| m.set("tokenizer.ggml.scores", vec![0.5f32; 9]), "not as long");
+    refused(&|m| m.set("tokenizer.ggml.scores", "none"), "scores");
+    refused(&|m| m.set("tokenizer.ggml.model", "bert"), "`bert` is not supported");
+    let bytes = |m: &mut Metadata| {
+        let tokens = m.strings("tokenizer.ggml.tokens").unwrap().unwrap();
+        let named = tokens.iter().map(|token| token.to_string().replace("0x", "x"));
+        m.set("tokenizer.ggml.tokens", named.collect::<requant::gguf::Value>());
+    };
+    refused(&bytes, "no token for the byte 0xF4");
+}
+
+#[test]
 fn awkward_text_gives_equal_tokens() {
     let [json, gguf] = both();
     for text in [
@@ -84,7 +141,9 @@ fn an_unknown_pre_tokenizer_is_refused_unless_named() {
     let config = json("tests/fixtures/tiny-r1/config.json");
     let named = Vocab::from_checkpoint(copy.path(), &config, Some("mine")).unwrap();
     assert_eq!(named.pre, "mine");
-    assert!(matches!(Tokenizer::from_vocab(&named), Err(TokenizerError::NoRules(_))));
+    let error = Tokenizer::from_vocab(&named).err().unwrap();
+    assert!(matches!(error, TokenizerError::NoRules(_)));
+    assert!(error.to_string().contains("`mine`") && error.to_string().contains("--tokens"));
 }
 
 #[test]

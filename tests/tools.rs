@@ -274,7 +274,7 @@ fn an_export_that_fails_names_the_file_and_leaves_nothing() {
     assert_eq!(
         err,
         format!(
-            "requant: {file}: metadata key `tokenizer.ggml.model`: `x` is not supported, gpt2 is\n"
+            "requant: {file}: metadata key `tokenizer.ggml.model`: `x` is not supported, byte-level BPE (gpt2) is\n"
         )
     );
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the model alone");

@@ -165,7 +165,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         true => println!("{:#}", outcome.json()),
         false => print!("{}", outcome.table(args.by_layer)),
     }
-    Room::finish(&options);
+    Room::finish([&options]);
     Ok(())
 }
 
@@ -552,7 +552,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
         };
         println!("{name} at confidence {} after {done} of {n_chunks} chunks", args.confidence);
     }
-    Room::finish(&options);
+    Room::finish([&options]);
     Ok(ExitCode::from(match verdict {
         Verdict::Pass => 0,
         Verdict::Fail => 3,

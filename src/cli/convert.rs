@@ -3,7 +3,7 @@
 use super::evaluate::{Evaluation, Room, Text};
 use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, say, units};
-use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
 use crate::eval::Activations;
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::quant::QuantType;
@@ -23,19 +23,21 @@ use std::sync::Arc;
                         --type Q4_K_M --evaluate wiki.test.raw")]
 pub struct Args {
     /// Checkpoint: a folder with config.json, tokenizer.json and safetensors files, or the URL of
-    /// one (s3://, gs://, az://, https://, hf://organization/name[@revision])
+    /// one (s3://, gs://, az://, https://, hf://organization/name or name@revision)
     checkpoint: PathBuf,
     /// GGUF file to write
     output: PathBuf,
     #[command(flatten)]
     choices: Choices,
-    /// Then measure the perplexity of checkpoint and output on this text
+    /// Then measure the perplexity of checkpoint and output on this text; after an interruption the
+    /// same command goes on with that
     #[arg(long, value_name = "FILE", conflicts_with = "shard")]
     evaluate: Option<PathBuf>,
     /// Evaluate only the first N chunks of the text
     #[arg(long, value_name = "N", requires = "evaluate")]
     chunks: Option<usize>,
-    /// Folder for the evaluation's hidden states, instead of memory
+    /// Folder for the evaluation's hidden states, instead of memory; an interrupted evaluation goes
+    /// on from there
     #[arg(long, value_name = "DIR", requires = "evaluate")]
     scratch: Option<PathBuf>,
     #[command(flatten)]
@@ -197,15 +199,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
     say::warn(recipe::surprises(&plan));
+    let keep_journal = text.is_some();
+    let options = RunOptions { keep_journal, ..args.output_options.options()? };
     if args.dry_run {
-        let options = args.output_options.options()?;
         return plan::print(&plan, &model, &args.output, options.shard, args.json);
     }
-    args.output_options.run("convert", &plan, &model, &args.output)?;
+    args.output_options.run("convert", &plan, &model, &args.output, options)?;
     let evaluation = match text {
         Some(text) => {
             let first = plan.path(0, &args.output);
-            Some(evaluate_both(args, &first, model, &text, plan.threads())?)
+            let found = evaluate_both(args, &first, model, &text, plan.threads());
+            Some(found.map_err(|error| complete(args, &first, &error))?)
         }
         None => None,
     };
@@ -219,10 +223,27 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "evaluation": evaluation.as_ref().map(Evaluation::json),
         });
         println!("{json:#}");
-    } else if let Some(evaluation) = evaluation {
+    } else if let Some(evaluation) = &evaluation {
         println!("{}", evaluation.table());
     }
+    if let Some(evaluation) = evaluation {
+        evaluation.finish();
+        plan.forget(&args.output, options)?;
+    }
     Ok(())
+}
+
+/// An error after the conversion, with what is left to do.
+fn complete(args: &Args, first: &Path, error: &anyhow::Error) -> anyhow::Error {
+    let from = match args.scratch {
+        Some(_) => "where it was",
+        None => "from its beginning; with --scratch DIR it would go on where it was",
+    };
+    anyhow::anyhow!(
+        "{}; {} is complete, and the same command evaluates it {from}",
+        super::describe(error),
+        first.display()
+    )
 }
 
 fn evaluate_both(
@@ -239,8 +260,6 @@ fn evaluate_both(
         .with_context(|| format!("reading {} back", first.display()))?;
     let options = evaluate::Options {
         room: Room::in_folder(args.scratch.clone()),
-        ctx: 512,
-        chunks: args.chunks,
         threads,
         activations: Activations::F32,
     };
@@ -248,6 +267,7 @@ fn evaluate_both(
         ("source", &args.checkpoint, &source),
         (&args.choices.name(), first, &result),
         text,
+        args.chunks,
         &options,
     )
 }

@@ -5,7 +5,7 @@ use super::progress::Progress;
 use super::{say, units};
 use crate::eval::{Activations, Paired, Perplexity, PerplexityOptions, Scratch, perplexity};
 use crate::model::Model;
-use crate::tokenizer::{Tokenizer, Vocab};
+use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
 use anyhow::{Context, bail};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
@@ -17,11 +17,14 @@ pub struct Text {
 }
 
 impl Text {
-    /// Reads a UTF-8 file.
+    /// Reads a UTF-8 file, but for a newline at its end, which llama-perplexity drops as well.
     pub fn read(path: &Path) -> anyhow::Result<Self> {
         let bytes = std::fs::read(path).with_context(|| path.display().to_string())?;
         match String::from_utf8(bytes) {
-            Ok(text) => Ok(Self { path: path.to_owned(), text }),
+            Ok(mut text) => {
+                text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
+                Ok(Self { path: path.to_owned(), text })
+            }
             Err(error) => {
                 let at = error.utf8_error().valid_up_to();
                 bail!("{}: not UTF-8 text (byte {at}); is this the right file?", path.display())
@@ -36,7 +39,7 @@ impl Text {
         let tokenizer = tokenizer(model)?;
         let tokens =
             tokenizer.encode(&self.text).with_context(|| self.path.display().to_string())?;
-        Ok((tokens, if tokenizer.add_bos() { tokenizer.bos() } else { None }))
+        Ok((tokens, tokenizer.bos()))
     }
 }
 
@@ -105,10 +108,10 @@ impl Room {
         Ok(())
     }
 
-    /// Removes what was kept, now that the results are safe.
-    pub fn finish(options: &PerplexityOptions) {
-        let Some(scratch) = &options.scratch else { return };
-        let (n, bytes) = scratch.finish();
+    /// Removes what was kept of evaluations in one folder, now that their results are safe.
+    pub fn finish<'a>(options: impl IntoIterator<Item = &'a PerplexityOptions>) {
+        let scratches = options.into_iter().filter_map(|options| options.scratch.as_ref());
+        let Some((scratch, (n, bytes))) = scratches.map(|s| (s, s.finish())).last() else { return };
         if n > 0 {
             say::warn(format!(
                 "{}: {n} other evaluations left {} here; delete requant-* if nothing of them is to \
@@ -137,10 +140,6 @@ pub struct Precision {
 pub struct Options {
     /// Where hidden states wait.
     pub room: Room,
-    /// Tokens per chunk.
-    pub ctx: usize,
-    /// Chunks at most.
-    pub chunks: Option<usize>,
     /// Threads.
     pub threads: usize,
     /// In which precision activations meet weights.
@@ -154,58 +153,59 @@ pub fn runner(model: &Model, activations: Activations) -> anyhow::Result<crate::
     Ok(runner)
 }
 
-/// Perplexity of one model.
+/// Perplexity of one model on the tokens of a file. `settings` are to be given to [`Room::finish`]
+/// when it is safe.
 pub fn run(
     what: &'static str,
-    path: &Path,
-    model: &Model,
-    text: &Text,
+    (path, model): (&Path, &Model),
+    (text, tokens): (&Path, &[u32]),
+    settings: &mut PerplexityOptions,
     options: &Options,
 ) -> anyhow::Result<Perplexity> {
-    let (tokens, bos) = text.tokens(model).with_context(|| path.display().to_string())?;
-    let needed = 2 * options.ctx;
+    let needed = 2 * settings.ctx;
     if tokens.len() < needed {
         bail!(
             "{}: {} tokens, but chunks of {} need at least {needed}; use a longer text or a \
              smaller --ctx",
-            text.path.display(),
+            text.display(),
             tokens.len(),
-            options.ctx
+            settings.ctx
         );
     }
-    let mut settings = PerplexityOptions {
-        ctx: options.ctx,
-        chunks: options.chunks,
-        bos,
-        ..PerplexityOptions::default()
-    };
-    options.room.apply(&mut settings, &[model], tokens.len())?;
+    options.room.apply(settings, &[model], tokens.len())?;
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     let runner = runner(model, options.activations).with_context(|| path.display().to_string())?;
     let work = settings.work(tokens.len(), model.hparams());
     let progress = Progress::start(what, work, "token-layers", 0);
     let result = pool
-        .install(|| perplexity(&runner, &tokens, &settings, &progress))
+        .install(|| perplexity(&runner, tokens, settings, &progress))
         .with_context(|| path.display().to_string())?;
     progress.finish();
-    Room::finish(&settings);
     Ok(result)
 }
 
 /// The token that chunks of a model begin with, if any.
 pub fn bos(model: &Model) -> anyhow::Result<Option<u32>> {
-    let tokenizer = tokenizer(model)?;
-    Ok(if tokenizer.add_bos() { tokenizer.bos() } else { None })
+    match model {
+        Model::Checkpoint(_) => Ok(tokenizer(model)?.bos()),
+        Model::Gguf(model) => Ok(tokenizer::bos(model.metadata())?),
+    }
 }
 
 fn tokenizer(model: &Model) -> anyhow::Result<Tokenizer> {
     Ok(match model {
         Model::Checkpoint(model) => {
-            let vocab = Vocab::from_checkpoint(model.dir(), &model.config().json(), None)?;
+            let config = model.config().json();
+            let vocab = match Vocab::from_checkpoint(model.dir(), &config, None) {
+                // tokenizer.json splits text whether or not GGUF has a name for its rules.
+                Err(TokenizerError::UnknownPre { .. }) => {
+                    Vocab::from_checkpoint(model.dir(), &config, Some(""))
+                }
+                vocab => vocab,
+            }?;
             Tokenizer::from_checkpoint(model.dir(), &vocab)?
         }
-        Model::Gguf(model) => Vocab::read(model.metadata())
-            .and_then(|vocab| Tokenizer::from_vocab(&vocab))
+        Model::Gguf(model) => Tokenizer::from_metadata(model.metadata())
             .with_context(|| model.gguf().file().path().display().to_string())?,
     })
 }
@@ -215,6 +215,7 @@ pub struct Evaluation {
     text: PathBuf,
     rows: [Row; 2],
     paired: Paired,
+    options: [PerplexityOptions; 2],
 }
 
 struct Row {
@@ -230,24 +231,37 @@ pub fn compare(
     source: (&str, &Path, &Model),
     result: (&str, &Path, &Model),
     text: &Text,
+    chunks: Option<usize>,
     options: &Options,
 ) -> anyhow::Result<Evaluation> {
-    let row = |what, (name, path, model): (&str, &Path, &Model)| -> anyhow::Result<Row> {
+    let row = |what, (name, path, model): (&str, &Path, &Model)| -> anyhow::Result<_> {
         let n_weights: u64 = model.source().tensors().iter().map(|t| t.n_elements()).sum();
-        Ok(Row {
+        let (tokens, bos) = text.tokens(model).with_context(|| path.display().to_string())?;
+        let mut settings = PerplexityOptions { chunks, bos, ..PerplexityOptions::default() };
+        let tokens = (text.path.as_path(), &tokens[..]);
+        let perplexity = run(what, (path, model), tokens, &mut settings, options)?;
+        let row = Row {
             name: name.to_owned(),
             path: path.to_owned(),
             n_bytes: model.n_bytes(),
             bits_per_weight: model.n_bytes() as f64 * 8.0 / n_weights.max(1) as f64,
-            perplexity: run(what, path, model, text, options)?,
-        })
+            perplexity,
+        };
+        Ok((row, settings))
     };
-    let rows = [row("evaluate source", source)?, row("evaluate result", result)?];
-    let paired = Paired::new(&rows[0].perplexity, &rows[1].perplexity)?;
-    Ok(Evaluation { text: text.path.clone(), rows, paired })
+    let (source, of_source) = row("evaluate source", source)?;
+    let (result, of_result) = row("evaluate result", result)?;
+    let paired = Paired::new(&source.perplexity, &result.perplexity)?;
+    let (rows, options) = ([source, result], [of_source, of_result]);
+    Ok(Evaluation { text: text.path.clone(), rows, paired, options })
 }
 
 impl Evaluation {
+    /// Removes what was kept for the case that the evaluation is stopped.
+    pub fn finish(&self) {
+        Room::finish(&self.options);
+    }
+
     /// For people.
     pub fn table(&self) -> String {
         let mut table =

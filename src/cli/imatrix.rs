@@ -77,7 +77,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Format::Gguf => sums.write_gguf(&args.output)?,
         Format::Dat => sums.write_legacy(&args.output)?,
     }
-    Room::finish(&options);
+    Room::finish([&options]);
     let unreached = sums.unreached();
     if args.run.json {
         let unreached: serde_json::Map<String, serde_json::Value> = unreached

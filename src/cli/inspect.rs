@@ -4,6 +4,7 @@ use super::{place, units};
 use crate::gguf::{Array, Metadata, Value};
 use crate::inspect::stats;
 use crate::model::Model;
+use crate::names::did_you_mean;
 use crate::quant::QuantType;
 use crate::recipe::Role;
 use crate::source::{Dtype, Source, TensorMeta};
@@ -142,7 +143,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn no_tensor(source: &dyn Source, name: &str) -> String {
-    let near = super::did_you_mean(name, source.tensors().iter().map(|t| t.name.as_str()));
+    let near = did_you_mean(name, source.tensors().iter().map(|t| t.name.as_str()));
     let hint = if near.is_empty() { "; --tensors lists all" } else { &near };
     format!("there is no tensor `{name}`{hint}")
 }

@@ -170,25 +170,6 @@ fn bad_usage(message: impl std::fmt::Display) -> ! {
     Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit()
 }
 
-/// A question after a name that is none of the known ones; nothing where none is similar.
-fn did_you_mean<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
-    let mut near: Vec<(usize, &str)> = known
-        .map(|known| match known.contains(name) {
-            true => (0, known),
-            false => (strsim::osa_distance(name, known), known),
-        })
-        .filter(|(distance, _)| *distance <= 3)
-        .collect();
-    near.sort_by_key(|(distance, _)| *distance);
-    let least = near.first().map_or(0, |(distance, _)| *distance);
-    let near: Vec<&str> =
-        near.into_iter().filter(|(n, _)| *n == least).map(|(_, name)| name).take(3).collect();
-    match near.is_empty() {
-        true => String::new(),
-        false => format!("; did you mean {}?", near.join(", ")),
-    }
-}
-
 /// Threads to use: what is asked for, or what the machine has.
 fn threads(asked: Option<usize>) -> usize {
     asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))

@@ -107,7 +107,13 @@ impl Args {
             Some("auto") => Some(shard_of_environment(|name| std::env::var(name).ok())?),
             Some(text) => Some(text.parse().map_err(|error: BadShard| anyhow::anyhow!(error))?),
         };
-        Ok(RunOptions { force: self.force, restart: self.restart, shard, disk: &LocalDisk })
+        Ok(RunOptions {
+            force: self.force,
+            restart: self.restart,
+            shard,
+            keep_journal: false,
+            disk: &LocalDisk,
+        })
     }
 
     /// Carries out the plan.
@@ -117,8 +123,8 @@ impl Args {
         plan: &Plan,
         source: &dyn Source,
         output: &Path,
+        options: RunOptions,
     ) -> anyhow::Result<()> {
-        let options = self.options()?;
         plan.check_output(output, options)?;
         let files = plan.files_of(options.shard);
         let written = files.clone().filter_map(|i| plan.path(i, output).canonicalize().ok());

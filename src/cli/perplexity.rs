@@ -1,8 +1,8 @@
 //! `requant perplexity`: how well a model predicts a text.
 
-use super::evaluate::{self, Text};
+use super::compare::TextArgs;
+use super::evaluate;
 use super::threads;
-
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -15,16 +15,8 @@ use std::path::PathBuf;
 pub struct Args {
     /// Checkpoint folder or GGUF file
     model: PathBuf,
-    /// Text file
-    #[arg(long, short = 'f', value_name = "FILE")]
-    text: PathBuf,
-    /// Tokens per chunk
-    #[arg(long, short, value_name = "N", default_value_t = 512,
-          value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
-    ctx: u32,
-    /// Evaluate only the first N chunks
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
-    chunks: Option<u32>,
+    #[command(flatten)]
+    text: TextArgs,
     /// Threads [default: all processors]
     #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -38,21 +30,21 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let text = Text::read(&args.text)?;
+    let text = args.text.path().unwrap_or_else(|error| super::bad_usage(error));
     let model = super::place::model(&args.model)?;
+    let (tokens, mut settings) = args.text.read(&model)?;
     let options = evaluate::Options {
         room: args.room.clone(),
-        ctx: args.ctx as usize,
-        chunks: args.chunks.map(|n| n as usize),
         activations: args.precision.activations,
         threads: threads(args.threads.map(usize::from)),
     };
-    let result = evaluate::run("perplexity", &args.model, &model, &text, &options)?;
+    let model = (args.model.as_path(), &model);
+    let result = evaluate::run("perplexity", model, (text, &tokens), &mut settings, &options)?;
     if args.json {
         let mut json = serde_json::to_value(&result)?;
         json["model"] = serde_json::json!(args.model);
-        json["text"] = serde_json::json!(args.text);
-        json["ctx"] = serde_json::json!(args.ctx);
+        json["text"] = serde_json::json!(text);
+        json["ctx"] = serde_json::json!(settings.ctx);
         json["activations"] = serde_json::json!(args.precision.activations);
         println!("{json:#}");
     } else {
@@ -64,5 +56,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             result.nll_per_chunk.len()
         );
     }
+    evaluate::Room::finish([&settings]);
     Ok(())
 }

@@ -161,9 +161,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     recipe::describe(&mut out, &plan, &output, name);
     say::info(out);
     say::warn(recipe::surprises(&plan));
+    let options = args.output_options.options()?;
     if args.dry_run {
-        let options = args.output_options.options()?;
         return plan::print(&plan, &source, &output, options.shard, args.json);
     }
-    args.output_options.run("quantize", &plan, &source, &output)
+    args.output_options.run("quantize", &plan, &source, &output, options)
 }

@@ -27,7 +27,7 @@ summary{cursor:pointer;margin:1rem 0}\
 .models thead{display:none}.models tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--faint)}\
 .models td{display:flex;justify-content:flex-end;gap:.4rem;min-width:0;border:0;padding:.1rem 0}.models td:first-child{justify-content:flex-start;font-weight:600}\
 .models td::before{content:attr(data-of);color:var(--soft);margin-right:auto}.models td:first-child::before{content:none}}\
-@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}body{max-width:none;padding:0}.models th,.models td{font-size:.75rem}.models td:first-child{min-width:7rem}\
+@page{margin:1.5cm}@media print{:root{--ink:#000;--paper:#fff;--faint:#ccc;--line:#0b62d6;--soft:#444}body{max-width:none;padding:0}.models th,.models td{font-size:.75rem}.models td:first-child{min-width:7rem}\
 figure,tr{break-inside:avoid}h2{break-after:avoid}*{print-color-adjust:exact;-webkit-print-color-adjust:exact}\
 details::details-content{content-visibility:visible;display:block}summary{display:none}details thead{display:none}}";
 

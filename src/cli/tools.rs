@@ -6,6 +6,7 @@ use crate::convert::{Mode, Plan, Settings};
 use crate::gguf::{Edited, GgufFile, Metadata, Value, finish_interrupted, replace_metadata};
 use crate::inspect::{Difference, difference, hash_metadata, hash_tensor};
 use crate::monitor::Monitor;
+use crate::names::did_you_mean;
 use crate::quant::QuantType;
 use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source};
@@ -72,9 +73,10 @@ fn regroup(
         ..Settings::new(FileType::F32)
     };
     let plan = Plan::of_gguf(&source, &settings)?;
+    let run_options = options.options()?;
     match dry_run {
-        true => plan::print(&plan, &source, output, options.options()?.shard, false),
-        false => options.run(what, &plan, &source, output),
+        true => plan::print(&plan, &source, output, run_options.shard, false),
+        false => options.run(what, &plan, &source, output, run_options),
     }
 }
 
@@ -125,7 +127,7 @@ pub fn unset(args: &UnsetArgs) -> anyhow::Result<()> {
     edit(&args.file, |metadata| {
         for key in &args.keys {
             if metadata.remove(key).is_none() {
-                let near = super::did_you_mean(key, metadata.iter().map(|(key, _)| key));
+                let near = did_you_mean(key, metadata.iter().map(|(key, _)| key));
                 bail!("{}: there is no key `{key}`{near}", args.file.display());
             }
         }

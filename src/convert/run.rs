@@ -39,13 +39,16 @@ pub struct RunOptions<'a> {
     pub restart: bool,
     /// Write only this share of the output's files.
     pub shard: Option<Shard>,
+    /// Leave the journal beside the complete output, so that the same call finds it done, until
+    /// [`Plan::forget`] removes it: for work that follows and may be stopped as well.
+    pub keep_journal: bool,
     /// Where to write.
     pub disk: &'a dyn Disk,
 }
 
 impl Default for RunOptions<'_> {
     fn default() -> Self {
-        Self { force: false, restart: false, shard: None, disk: &LocalDisk }
+        Self { force: false, restart: false, shard: None, keep_journal: false, disk: &LocalDisk }
     }
 }
 
@@ -93,7 +96,7 @@ impl Plan {
         let written = (|| {
             for file in files.clone() {
                 let path = self.path(file, output);
-                let named = run.past.all_written && !Writer::part_path(&path).exists();
+                let named = run.past.all_written && self.has_its_name(file, &path);
                 run.writers.push(match named {
                     // It has its name already, and was on disk before it got it.
                     true => None,
@@ -103,10 +106,13 @@ impl Plan {
             if !resumed {
                 journal.begin(&identity)?;
             }
-            run.write_units()?;
+            match run.writers.iter().all(Option::is_none) {
+                true => monitor.resume(self.weights_of(files.clone())),
+                false => run.write_units()?,
+            }
             run.writers.iter().flatten().try_for_each(Writer::sync)?;
             // One file has its name or not; of several, some may have theirs when a run ends.
-            if run.writers.len() > 1 {
+            if run.writers.len() > 1 || options.keep_journal {
                 journal.all_written()?;
             }
             // The first file is the one that programs are given, so it comes last.
@@ -121,6 +127,7 @@ impl Plan {
         })();
         let kept = resumed || run.recorded.load(Ordering::Relaxed) > 0;
         match written {
+            Ok(()) if options.keep_journal => Ok(()),
             Ok(()) => journal.remove(disk),
             Err(error) if kept && can_go_on(&error) => {
                 Err(ConvertError::Stopped { journal: path, error: Box::new(error) })
@@ -134,6 +141,21 @@ impl Plan {
                 Err(error)
             }
         }
+    }
+
+    /// Removes the journal that [`RunOptions::keep_journal`] left.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn forget(&self, output: &Path, options: RunOptions) -> Result<(), ConvertError> {
+        let path = self.journal_path(output, options.shard);
+        Ok(options.disk.remove(&path).map_err(|error| GgufError::io(&path, error))?)
+    }
+
+    /// Whether a file was complete and got its name, as far as can be told from outside.
+    fn has_its_name(&self, file: usize, path: &Path) -> bool {
+        let size = self.files[file].layout.file_size();
+        !Writer::part_path(path).exists() && path.metadata().is_ok_and(|found| found.len() == size)
     }
 
     /// Where the journal of a run lies.
@@ -158,8 +180,10 @@ impl Plan {
             let path = self.path(file, output);
             Writer::check(&path, options.force || goes_on)?;
             let part = Writer::part_path(&path);
-            let size = self.files[file].layout.file_size();
-            needed += size.saturating_sub(allocated(&part));
+            if !(goes_on && self.has_its_name(file, &path)) {
+                let size = self.files[file].layout.file_size();
+                needed += size.saturating_sub(allocated(&part));
+            }
         }
         match self.free_disk(output) {
             Some(free) if free < needed => {

@@ -64,7 +64,7 @@ fn rounding(weights: QuantType) -> Option<Round> {
 
 compiled!(
     /// To Q8_0 and back (`quantize_row_q8_0` in `arch/x86/quants.c`, where ties go to even). Q8_1 has
-    /// the same integers and scales; that it rounds the sum of a block to F16 is left out.
+    /// the same integers and scales; what it does to sums is in `block_sums`.
     q8_0(row: &mut [f32]) -> () = in_blocks_of_32
 );
 compiled!(

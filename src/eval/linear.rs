@@ -1,6 +1,7 @@
 //! Matrices as they are stored, multiplied some rows at a time.
 
 use super::activations::Activations;
+use super::block_sums;
 use super::error::EvalError;
 use super::gemm::{PANEL_ROWS, Panels, pack, panels_len};
 use super::observe::Observer;
@@ -83,6 +84,7 @@ impl Matrix<'_> {
             part(inputs, i * at_once, &mut panels[..len], out)?;
         }
         SCRATCH.with(|[kept, _]| kept.set(panels));
+        block_sums::correct(self, x, out.view_mut())?;
         self.observed(x, out.view())?;
         Ok(out)
     }

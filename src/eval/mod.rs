@@ -7,6 +7,7 @@
 mod activations;
 mod attention;
 mod base;
+mod block_sums;
 mod budget;
 mod compare;
 mod error;

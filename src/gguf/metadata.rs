@@ -163,6 +163,17 @@ impl Metadata {
             _ => None,
         })
     }
+
+    /// An array of 32-bit floats.
+    ///
+    /// # Errors
+    /// The key holds anything else.
+    pub fn f32s(&self, key: &str) -> Result<Option<&[f32]>, GgufError> {
+        self.typed(key, "array of f32", |value| match value {
+            Value::Array(Array::F32(numbers)) => Some(numbers.as_slice()),
+            _ => None,
+        })
+    }
 }
 
 #[cfg(test)]

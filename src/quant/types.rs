@@ -3,6 +3,7 @@
 //! It knows sizes and names, not how a block is encoded. The ids and sizes are those of
 //! `ggml_type` and `type_traits` in the reference implementation (`ggml.h`, `ggml.c`).
 
+use crate::names::did_you_mean;
 use std::fmt;
 use std::str::FromStr;
 
@@ -210,24 +211,12 @@ impl fmt::Display for QuantType {
 #[error("unknown tensor type `{}`{}", .0, closest(.0, QuantType::all()))]
 pub struct UnknownType(pub String);
 
-/// What a message says after a name that is none of the known ones.
+/// What a message says after a name that is none of the known ones; all of them where none is similar.
 pub(crate) fn closest(found: &str, known: impl Iterator<Item = impl ToString>) -> String {
-    let squeeze = |s: &str| s.to_ascii_uppercase().replace(['_', '-', ' '], "");
-    let wanted = squeeze(found);
     let known: Vec<String> = known.map(|name| name.to_string()).collect();
-    let similar: Vec<&str> = known
-        .iter()
-        .map(String::as_str)
-        .filter(|name| {
-            let name = squeeze(name);
-            name == wanted
-                || (wanted.len() >= 2 && name.starts_with(&wanted))
-                || (name.len() >= 3 && wanted.starts_with(&name))
-        })
-        .collect();
-    match similar.is_empty() {
-        true => format!("; known: {}", known.join(", ")),
-        false => format!("; did you mean {}?", similar.join(" or ")),
+    match did_you_mean(found, known.iter().map(String::as_str)) {
+        hint if hint.is_empty() => format!("; known: {}", known.join(", ")),
+        hint => hint,
     }
 }
 

@@ -2,15 +2,21 @@
 
 use super::error::TokenizerError;
 use super::pre::Pre;
-use super::vocab::{TokenType, Vocab};
+use super::spm::Spm;
+use super::vocab::{MODEL, PRE, TokenType, Vocab};
+use crate::gguf::Metadata;
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Makes tokens of text.
 pub struct Tokenizer {
-    engine: tokenizers::Tokenizer,
+    engine: Engine,
     bos: Option<u32>,
-    add_bos: bool,
+}
+
+enum Engine {
+    Bpe(Box<tokenizers::Tokenizer>),
+    Spm(Spm),
 }
 
 impl Tokenizer {
@@ -30,7 +36,20 @@ impl Tokenizer {
         Self::new(&json, vocab)
     }
 
-    /// From what a GGUF file holds.
+    /// From what a GGUF file holds: byte-level BPE (`gpt2`) or SentencePiece (`llama`).
+    ///
+    /// # Errors
+    /// Another kind of tokenizer, missing keys, and what [`Tokenizer::from_vocab`] refuses.
+    pub fn from_metadata(metadata: &Metadata) -> Result<Self, TokenizerError> {
+        match metadata.str(MODEL)? {
+            Some("llama") => {
+                Ok(Self { engine: Engine::Spm(Spm::read(metadata)?), bos: bos(metadata)? })
+            }
+            _ => Self::from_vocab(&Vocab::read(metadata)?),
+        }
+    }
+
+    /// From a byte-level BPE vocabulary.
     ///
     /// # Errors
     /// A pre-tokenizer whose rules are not known, or merges that do not fit the tokens.
@@ -42,7 +61,8 @@ impl Tokenizer {
         let mut engine = tokenizers::Tokenizer::from_bytes(json.to_string())
             .map_err(|error| TokenizerError::Engine(error.to_string()))?;
         engine.set_encode_special_tokens(true);
-        Ok(Self { engine, bos: vocab.special("bos"), add_bos: vocab.add_bos() })
+        let bos = vocab.special("bos").filter(|_| vocab.add_bos());
+        Ok(Self { engine: Engine::Bpe(Box::new(engine)), bos })
     }
 
     /// The tokens of a text, with the BOS token before them where the vocabulary says so. Special
@@ -51,23 +71,36 @@ impl Tokenizer {
     /// # Errors
     /// The engine refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let encoding = self
-            .engine
-            .encode_fast(text, false)
-            .map_err(|error| TokenizerError::Engine(error.to_string()))?;
-        let bos = self.bos.filter(|_| self.add_bos);
-        Ok(bos.into_iter().chain(encoding.get_ids().iter().copied()).collect())
+        let mut tokens = match &self.engine {
+            Engine::Spm(spm) => spm.encode(text)?,
+            Engine::Bpe(engine) => {
+                let encoding = engine.encode_fast(text, false);
+                let encoding =
+                    encoding.map_err(|error| TokenizerError::Engine(error.to_string()))?;
+                encoding.get_ids().to_vec()
+            }
+        };
+        tokens.splice(0..0, self.bos);
+        Ok(tokens)
     }
 
-    /// The BOS token.
+    /// The token that sequences begin with, if any.
     pub fn bos(&self) -> Option<u32> {
         self.bos
     }
+}
 
-    /// Whether sequences begin with it.
-    pub fn add_bos(&self) -> bool {
-        self.add_bos
-    }
+/// The token that a GGUF model's sequences begin with, if any, whether or not text can be made
+/// tokens with its vocabulary here.
+///
+/// # Errors
+/// A key of another type than it should have.
+pub fn bos(metadata: &Metadata) -> Result<Option<u32>, TokenizerError> {
+    let spm = metadata.str(MODEL)? == Some("llama");
+    let adds = spm || Pre::adds_bos(metadata.str(PRE)?.unwrap_or_default());
+    let id = metadata.u32("tokenizer.ggml.bos_token_id")?.or(spm.then_some(1));
+    let adds = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds);
+    Ok(id.filter(|_| adds))
 }
 
 /// What tokenizer.json says about a vocabulary.

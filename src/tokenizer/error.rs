@@ -53,8 +53,8 @@ pub enum TokenizerError {
     },
     /// A pre-tokenizer that text cannot be split with here.
     #[error(
-        "tokenizer.ggml.pre is `{0}`, whose rules are not known here; text can be tokenized from \
-         the checkpoint's tokenizer.json instead"
+        "tokenizer.ggml.pre is `{0}`, whose rules are not known here; give the numbers of the text's \
+         tokens with --tokens FILE"
     )]
     NoRules(String),
     /// Metadata that holds no complete vocabulary.

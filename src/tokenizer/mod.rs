@@ -8,9 +8,11 @@ mod encode;
 mod error;
 mod pre;
 mod special;
+#[cfg(feature = "eval")]
+mod spm;
 mod vocab;
 
 #[cfg(feature = "eval")]
-pub use encode::{Tokenizer, tokenizer_files};
+pub use encode::{Tokenizer, bos, tokenizer_files};
 pub use error::TokenizerError;
 pub use vocab::{TokenType, Vocab};

@@ -25,13 +25,15 @@ const DEEPSEEK_LLM_PUNCTUATION: &str = r"\s?[!-/:-~！-／：-～‘-‟　-。]
 const DEEPSEEK_LLM_HAN: &str = "[一-龥\u{800}-一가-\u{d7ff}]+";
 const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// As Mistral's Tekken lists letters; llama.cpp tells cases apart in ASCII alone.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// What a step for individual digits splits off.
 const DIGIT: &str = r"\p{N}";
 /// The regular expression that the ByteLevel step applies by itself.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The first that fits is taken, so the more particular ones come first.
-const KNOWN: [Pre; 6] = [
+const KNOWN: [Pre; 10] = [
     Pre {
         name: "deepseek-v3",
         splits: &[r"\p{N}{1,3}", HAN, DEEPSEEK_V3],
@@ -60,19 +62,33 @@ const KNOWN: [Pre; 6] = [
     Pre { name: "qwen2", splits: &[QWEN2], marker: None, ignore_merges: false },
     Pre { name: "llama-bpe", splits: &[LLAMA3], marker: None, ignore_merges: true },
     Pre { name: "gpt-2", splits: &[GPT2], marker: None, ignore_merges: false },
+    Pre { name: "smollm", splits: &[DIGIT, GPT2], marker: None, ignore_merges: false },
+    Pre {
+        name: "deepseek-coder",
+        splits: &[r"[\r\n]", r"\s?\p{L}+", r"\s?\p{P}+", DEEPSEEK_LLM_HAN, DIGIT],
+        marker: None,
+        ignore_merges: false,
+    },
+    Pre { name: "tekken", splits: &[TEKKEN], marker: None, ignore_merges: true },
+    Pre {
+        name: "default",
+        splits: &[r"[\p{P}\$\+<=>\^~\|]+", GPT2, r"\p{N}+", "[0-9][0-9][0-9]"],
+        marker: None,
+        ignore_merges: false,
+    },
 ];
 
 impl Pre {
     /// The pre-tokenizer of this name.
     #[cfg(feature = "eval")]
     pub fn named(name: &str) -> Option<&'static Self> {
-        // Other names that llama.cpp has for the same rules.
-        let name = match name {
-            "joyai-llm" | "hunyuan-dense" => "deepseek-v3",
-            "llama3" | "llama-v3" => "llama-bpe",
-            other => other,
-        };
+        let name = usual_name(name);
         KNOWN.iter().find(|pre| pre.name == name)
+    }
+
+    /// Whether sequences begin with BOS where nothing says so.
+    pub fn adds_bos(name: &str) -> bool {
+        matches!(usual_name(name), "llama-bpe" | "tekken")
     }
 
     /// All known names.
@@ -108,6 +124,20 @@ impl Pre {
             "use_regex": false,
         }));
         serde_json::json!({"type": "Sequence", "pretokenizers": steps})
+    }
+}
+
+/// The name here of rules for which llama.cpp has several.
+fn usual_name(name: &str) -> &str {
+    match name {
+        "joyai-llm" | "hunyuan-dense" => "deepseek-v3",
+        "llama3" | "llama-v3" | "falcon3" | "falcon-h1" | "pixtral" | "midm-2.0" | "lfm2" => {
+            "llama-bpe"
+        }
+        "stablelm2" | "hunyuan" | "kormo" | "grok-2" => "qwen2",
+        "starcoder" | "refact" | "command-r" | "codeshell" | "exaone" | "minerva-7b" => "smollm",
+        "phi-2" | "mpt" | "olmo" | "jais" | "mellum" | "exaone4" | "trillion" => "gpt-2",
+        other => other,
     }
 }
 
@@ -166,6 +196,9 @@ mod tests {
     fn byte_level_alone_splits_as_gpt2_does() {
         let section = json!({"type": "ByteLevel", "add_prefix_space": false, "use_regex": true});
         assert_eq!(Pre::recognise(&section, |_| false).map(|p| p.name), Some("gpt-2"));
+        let digits = json!({"type": "Digits", "individual_digits": true});
+        let section = json!({"type": "Sequence", "pretokenizers": [digits, section]});
+        assert_eq!(Pre::recognise(&section, |_| false).map(|p| p.name), Some("smollm"));
         let section = json!({"type": "Whitespace"});
         assert!(Pre::recognise(&section, |_| false).is_none());
     }

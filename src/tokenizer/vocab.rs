@@ -1,6 +1,7 @@
 //! A vocabulary in GGUF's terms.
 
 use super::error::TokenizerError;
+use super::pre::Pre;
 use crate::gguf::{Metadata, Value};
 use bstr::ByteSlice;
 
@@ -49,8 +50,10 @@ pub struct Vocab {
     pub normalizer: Vec<(String, bool)>,
 }
 
-const TOKENS: &str = "tokenizer.ggml.tokens";
-const TYPES: &str = "tokenizer.ggml.token_type";
+pub(super) const MODEL: &str = "tokenizer.ggml.model";
+pub(super) const PRE: &str = "tokenizer.ggml.pre";
+pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
+pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
 const MERGES: &str = "tokenizer.ggml.merges";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
@@ -73,17 +76,17 @@ impl Vocab {
         self.special_ids.iter().find(|(n, _)| n == name).map(|x| x.1)
     }
 
-    /// Whether a sequence begins with the BOS token. Without the key it does for `llama-bpe` alone,
-    /// as in llama.cpp.
+    /// Whether a sequence begins with the BOS token. Without the key it depends on the
+    /// pre-tokenizer, as in llama.cpp.
     pub fn add_bos(&self) -> bool {
         let key = self.add_special.iter().find(|(name, _)| name == "bos");
-        key.map_or(self.pre == "llama-bpe", |x| x.1)
+        key.map_or(Pre::adds_bos(&self.pre), |x| x.1)
     }
 
     /// Writes the `tokenizer.*` keys in the reference converter's order.
     pub fn write(&self, metadata: &mut Metadata) {
-        metadata.set("tokenizer.ggml.model", "gpt2");
-        metadata.set("tokenizer.ggml.pre", self.pre.as_str());
+        metadata.set(MODEL, "gpt2");
+        metadata.set(PRE, self.pre.as_str());
         metadata.set(TOKENS, self.tokens.iter().cloned().collect::<Value>());
         metadata.set(TYPES, self.types.iter().map(|&t| t as i32).collect::<Vec<i32>>());
         if !self.merges.is_empty() {
@@ -118,11 +121,11 @@ impl Vocab {
     /// Another kind of tokenizer, missing keys, lists of different lengths, ids out of range.
     pub fn read(metadata: &Metadata) -> Result<Self, TokenizerError> {
         let error = |key, what: &str| TokenizerError::Key { key, what: what.to_owned() };
-        const MODEL: &str = "tokenizer.ggml.model";
         match metadata.str(MODEL)? {
             Some("gpt2") => {}
             Some(other) => {
-                return Err(error(MODEL, &format!("`{other}` is not supported, gpt2 is")));
+                let what = format!("`{other}` is not supported, byte-level BPE (gpt2) is");
+                return Err(error(MODEL, &what));
             }
             None => return Err(error(MODEL, "is missing")),
         }
@@ -179,7 +182,7 @@ impl Vocab {
             normalizer.extend(metadata.bool(&key)?.map(|value| (flag.to_owned(), value)));
         }
         Ok(Self {
-            pre: metadata.str("tokenizer.ggml.pre")?.unwrap_or("default").to_owned(),
+            pre: metadata.str(PRE)?.unwrap_or("default").to_owned(),
             tokens,
             types,
             merges: strings(MERGES)?,
