@@ -8,6 +8,7 @@ mod activations;
 mod attention;
 mod base;
 mod budget;
+mod buffers;
 mod compare;
 mod error;
 mod exponential;
