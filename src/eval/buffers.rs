@@ -9,8 +9,9 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Smaller results are the allocator's affair: it keeps them itself.
 const LARGE: usize = 1 << 15;
-/// Buffers that wait to be used again, at most: a wave of experts leaves about as many.
-const KEPT: usize = 20;
+/// Values of buffers that wait to be used again, at most: 64 MiB. What would not fit is large enough
+/// that its pages cost little beside the products that fill it.
+const KEPT: usize = 1 << 24;
 
 /// Buffers that wait, the one given back last at the end.
 struct Spare(Vec<Vec<f32>>);
@@ -31,13 +32,13 @@ impl Spare {
     }
 
     fn put(&mut self, values: Vec<f32>) {
-        if values.capacity() < LARGE {
+        if !(LARGE..=KEPT).contains(&values.capacity()) {
             return;
         }
-        if self.0.len() == KEPT {
+        self.0.push(values);
+        while self.0.iter().map(Vec::capacity).sum::<usize>() > KEPT {
             self.0.remove(0);
         }
-        self.0.push(values);
     }
 }
 
@@ -118,10 +119,12 @@ mod tests {
         assert!(spare.take(3 * LARGE + 1).is_none() && spare.take(LARGE).is_none());
         assert_eq!(spare.take(2 * LARGE).unwrap().as_ptr(), place);
         assert!(spare.take(2 * LARGE).is_none());
-        for n in 0..=KEPT {
-            spare.put(vec![0.0; LARGE + n]);
+        spare.put(vec![0.0; KEPT + 1]);
+        assert!(spare.0.is_empty());
+        for size in [KEPT / 2, KEPT / 4, KEPT / 2] {
+            spare.put(vec![0.0; size]);
         }
-        assert_eq!((spare.0.len(), spare.0[0].len()), (KEPT, LARGE + 1));
+        assert_eq!(spare.0.iter().map(Vec::len).collect::<Vec<_>>(), [KEPT / 4, KEPT / 2]);
     }
 
     #[test]

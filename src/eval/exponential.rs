@@ -36,7 +36,7 @@ compiled!(
     pub(super) swiglu(gate: &mut [f32], up: &[f32]) -> () = gated
 );
 compiled!(
-    /// Softmax of `scale * scores`, in place; the sum is f64.
+    /// Softmax of `scale * scores` with a positive scale, in place; the sum is f64.
     pub(super) softmax(scores: &mut [f32], scale: f32) -> () = normalised
 );
 compiled!(
@@ -61,9 +61,8 @@ fn gated(gate: &mut [f32], up: &[f32]) {
 
 #[inline(always)]
 fn normalised(scores: &mut [f32], scale: f32) {
-    scores.iter_mut().for_each(|s| *s *= scale);
-    let max = largest(scores);
-    scores.iter_mut().for_each(|s| *s = exp(*s - max));
+    let max = largest(scores) * scale;
+    scores.iter_mut().for_each(|s| *s = exp(*s * scale - max));
     let norm = (1.0 / sum(scores, f64::from)) as f32;
     scores.iter_mut().for_each(|s| *s *= norm);
 }

@@ -57,12 +57,18 @@ pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
         let rows: Vec<Cow<[f32]>> = (rows.rows().into_iter())
             .map(|row| row.to_slice().map_or_else(|| row.to_vec().into(), Cow::from))
             .collect();
-        for (block, panel) in panel.chunks_mut(LINE * PANEL).enumerate() {
-            for (lane, row) in rows.iter().enumerate() {
-                let row = &row[block * LINE..columns.min((block + 1) * LINE)];
-                for (place, weight) in panel[lane..].iter_mut().step_by(PANEL).zip(row) {
-                    *place = *weight;
+        let (blocks, rest) = panel.as_chunks_mut::<{ LINE * PANEL }>();
+        for (lines, block) in blocks.iter_mut().enumerate() {
+            for (lane, row) in (0..PANEL).zip(&rows) {
+                let line: &[f32; LINE] = row[lines * LINE..].first_chunk().expect("a whole line");
+                for (i, weight) in line.iter().enumerate() {
+                    block[i * PANEL + lane] = *weight;
                 }
+            }
+        }
+        for (column, places) in (blocks.len() * LINE..).zip(rest.chunks_exact_mut(PANEL)) {
+            for (place, row) in places.iter_mut().zip(&rows) {
+                *place = row[column];
             }
         }
     }
