@@ -117,7 +117,8 @@ mod tests {
         let place = large.as_ptr();
         spare.put(large);
         assert!(spare.take(3 * LARGE + 1).is_none() && spare.take(LARGE).is_none());
-        assert_eq!(spare.take(2 * LARGE).unwrap().as_ptr(), place);
+        let taken = spare.take(2 * LARGE).unwrap();
+        assert_eq!(taken.as_ptr(), place);
         assert!(spare.take(2 * LARGE).is_none());
         spare.put(vec![0.0; KEPT + 1]);
         assert!(spare.0.is_empty());
