@@ -2,9 +2,10 @@
 //! grouped, where several heads share keys and values.
 
 use super::activations::Activations;
+use super::buffers::Rows;
 use super::error::EvalError;
 use super::exponential::softmax;
-use super::gemm::{Panels, pack, panels_len};
+use super::gemm::{Panels, packed};
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
@@ -36,10 +37,10 @@ pub(super) struct Biased<'a> {
 }
 
 impl Biased<'_> {
-    fn apply(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+    fn apply(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         let mut out = self.matrix.apply(x)?;
         if let Some(bias) = &self.bias {
-            out += &ndarray::ArrayView1::from(bias);
+            *out += &ndarray::ArrayView1::from(bias);
         }
         Ok(out)
     }
@@ -75,7 +76,7 @@ impl Attention<'_> {
         rotary: &Rotary,
         x: ArrayView2<f32>,
         ctx: usize,
-    ) -> Result<Array2<f32>, EvalError> {
+    ) -> Result<Rows, EvalError> {
         match self {
             Self::Latent(weights, a) => weights.run(hparams, a, rotary, x, ctx),
             Self::Grouped(weights, a) => weights.run(hparams, a, rotary, x, ctx),
@@ -91,7 +92,7 @@ impl Latent<'_> {
         rotary: &Rotary,
         x: ArrayView2<f32>,
         ctx: usize,
-    ) -> Result<Array2<f32>, EvalError> {
+    ) -> Result<Rows, EvalError> {
         let [nope, rope, kv_lora, v] =
             [a.qk_nope, a.qk_rope, a.kv_lora_rank, a.v_head].map(|n| n as usize);
         let mut q = match &self.query {
@@ -102,7 +103,7 @@ impl Latent<'_> {
         };
         let kv = self.kv_a.apply(x)?;
         let latent = rms_norm(kv.slice(s![.., ..kv_lora]), &self.kv_a_norm, hparams.rms_eps);
-        let mut k_pe = kv.slice(s![.., kv_lora..]).to_owned();
+        let mut k_pe = Rows::copy(kv.slice(s![.., kv_lora..]));
         turn(&mut q, nope + rope, nope, rotary, ctx, Pairs::Neighbours);
         turn(&mut k_pe, rope, 0, rotary, ctx, Pairs::Neighbours);
         // Where someone watches, or rounds as llama.cpp does, keys and values stay compressed: queries
@@ -114,7 +115,7 @@ impl Latent<'_> {
             cached
         });
         let scale = score_scale(&hparams.rope, nope + rope);
-        let mut heads = Array2::zeros((x.nrows(), a.n_head as usize * v));
+        let mut heads = Rows::new(x.nrows(), a.n_head as usize * v);
         heads
             .axis_chunks_iter_mut(Axis(1), v)
             .into_par_iter()
@@ -126,16 +127,16 @@ impl Latent<'_> {
                     let q = self.k_b.matrix(h).apply_here(q_nope)?;
                     let q = side_by_side(q.view(), q_pe);
                     let values = cached.slice(s![.., ..kv_lora]);
-                    let mut mixed = Array2::zeros(values.raw_dim());
+                    let mut mixed = Rows::new(values.nrows(), values.ncols());
                     attend(q.view(), cached.view(), values, mixed.view_mut(), ctx, scale);
                     out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
                     return Ok(());
                 }
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
-                let mut values = Array2::zeros((x.nrows(), v));
+                let mut values = Rows::new(x.nrows(), v);
                 product(latent.view(), v_b.view(), values.view_mut());
-                let mut keys = Array2::zeros((x.nrows(), nope + rope));
+                let mut keys = Rows::new(x.nrows(), nope + rope);
                 product(latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
                 attend(q, keys.view(), values.view(), out, ctx, scale);
@@ -146,8 +147,8 @@ impl Latent<'_> {
 }
 
 /// Rows of two matrices as one, contiguous; ndarray's `concatenate` would make columns so.
-fn side_by_side(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Array2<f32> {
-    let mut out = Array2::zeros((a.nrows(), a.ncols() + b.ncols()));
+fn side_by_side(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Rows {
+    let mut out = Rows::new(a.nrows(), a.ncols() + b.ncols());
     out.slice_mut(s![.., ..a.ncols()]).assign(&a);
     out.slice_mut(s![.., a.ncols()..]).assign(&b);
     out
@@ -161,7 +162,7 @@ impl Grouped<'_> {
         rotary: &Rotary,
         x: ArrayView2<f32>,
         ctx: usize,
-    ) -> Result<Array2<f32>, EvalError> {
+    ) -> Result<Rows, EvalError> {
         let width = a.head_dim as usize;
         let (mut q, mut k) = (self.query.apply(x)?, self.key.apply(x)?);
         let mut values = self.value.apply(x)?;
@@ -180,7 +181,7 @@ impl Grouped<'_> {
         }
         let scale = score_scale(&hparams.rope, width);
         let group = (a.n_head / a.n_head_kv) as usize;
-        let mut heads = Array2::zeros(q.raw_dim());
+        let mut heads = Rows::new(q.nrows(), q.ncols());
         heads
             .axis_chunks_iter_mut(Axis(1), group * width)
             .into_par_iter()
@@ -215,10 +216,7 @@ fn turn(
 
 /// `out = x · Wᵀ` on the calling thread.
 fn product(x: ArrayView2<f32>, weights: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
-    let columns = weights.ncols();
-    let mut values = vec![0.0; panels_len(weights.nrows(), columns)];
-    pack(weights, &mut values);
-    Panels { values: &values, columns }.multiply_here(x, out);
+    Panels { values: packed(weights).values(), columns: weights.ncols() }.multiply_here(x, out);
 }
 
 /// Heads that share keys and values, side by side in `q` and `out`: `softmax(scale q kᵀ) v` over
@@ -239,12 +237,9 @@ fn attend(
         .zip(values.axis_chunks_iter(Axis(0), ctx))
         .for_each(|(((mut out, q), keys), values)| {
             let n = keys.nrows();
-            let mut key_panels = vec![0.0; panels_len(n, width)];
-            pack(keys, &mut key_panels);
-            let keys = Panels { values: &key_panels, columns: width };
-            let mut value_panels = vec![0.0; panels_len(width_out, n)];
-            pack(values.t(), &mut value_panels);
-            let values = Panels { values: &value_panels, columns: n };
+            let (key_panels, value_panels) = (packed(keys), packed(values.t()));
+            let keys = Panels { values: key_panels.values(), columns: width };
+            let values = Panels { values: value_panels.values(), columns: n };
             out.axis_chunks_iter_mut(Axis(1), width_out)
                 .into_par_iter()
                 .zip(q.axis_chunks_iter(Axis(1), width))

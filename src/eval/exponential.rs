@@ -1,4 +1,4 @@
-//! The exponential, and the two functions of it that layers apply to whole rows.
+//! The exponential, and the functions of it that layers apply to whole rows.
 //!
 //! The standard library's is a call for each value, and slow far below zero, where most attention
 //! scores lie; this one has no branches, so loops over it become SIMD code.
@@ -36,8 +36,16 @@ compiled!(
     pub(super) swiglu(gate: &mut [f32], up: &[f32]) -> () = gated
 );
 compiled!(
-    /// Softmax of `scale * scores`, in place; the sum is f64.
+    /// Softmax of `scale * scores` with a positive scale, in place; the sum is f64.
     pub(super) softmax(scores: &mut [f32], scale: f32) -> () = normalised
+);
+compiled!(
+    /// The largest value that is a number.
+    pub(super) maximum(values: &[f32]) -> f32 = largest
+);
+compiled!(
+    /// `Σ e^(v - max)` in f64.
+    pub(super) exp_sum(values: &[f32], max: f32) -> f64 = exponentials
 );
 compiled!(
     /// The sum in f64 of squares.
@@ -53,11 +61,15 @@ fn gated(gate: &mut [f32], up: &[f32]) {
 
 #[inline(always)]
 fn normalised(scores: &mut [f32], scale: f32) {
-    scores.iter_mut().for_each(|s| *s *= scale);
-    let max = largest(scores);
-    scores.iter_mut().for_each(|s| *s = exp(*s - max));
+    let max = largest(scores) * scale;
+    scores.iter_mut().for_each(|s| *s = exp(*s * scale - max));
     let norm = (1.0 / sum(scores, f64::from)) as f32;
     scores.iter_mut().for_each(|s| *s *= norm);
+}
+
+#[inline(always)]
+fn exponentials(values: &[f32], max: f32) -> f64 {
+    sum(values, |v| f64::from(exp(v - max)))
 }
 
 #[inline(always)]

@@ -1,5 +1,6 @@
 //! Gated feed-forward layers, dense and as a mixture of experts.
 
+use super::buffers::Rows;
 use super::error::EvalError;
 use super::exponential::swiglu;
 use super::linear::Matrix;
@@ -7,7 +8,7 @@ use super::router::route;
 use crate::model::Moe;
 use crate::quant::Simd;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, ArrayViewMut1, Axis};
+use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 
 /// `down(silu(gate(x)) · up(x))`.
 #[derive(Clone, Copy)]
@@ -19,23 +20,23 @@ pub(super) struct Gated<'a> {
 
 impl<'a> Gated<'a> {
     /// Takes `part` rows of `x` at a time, each on all threads.
-    fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Array2<f32>, EvalError> {
-        let mut out = Array2::zeros(x.raw_dim());
+    fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
+        let mut out = Rows::new(x.nrows(), x.ncols());
         let parts = x.axis_chunks_iter(Axis(0), part);
-        for (x, mut out) in parts.zip(out.axis_chunks_iter_mut(Axis(0), part)) {
+        for (x, out) in parts.zip(out.axis_chunks_iter_mut(Axis(0), part)) {
             let (mut hidden, up) = (self.gate.apply(x)?, self.up.apply(x)?);
             hidden
                 .axis_iter_mut(Axis(0))
                 .into_par_iter()
                 .zip(up.axis_iter(Axis(0)))
                 .for_each(|(gate, up)| gate_row(gate, up));
-            out.assign(&self.down.apply(hidden.view())?);
+            self.down.apply_to(hidden.view(), out)?;
         }
         Ok(out)
     }
 
     /// All rows of `x` on the calling thread.
-    fn run_here(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+    fn run_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         let (mut hidden, up) = (self.gate.apply_here(x)?, self.up.apply_here(x)?);
         for (gate, up) in hidden.rows_mut().into_iter().zip(up.rows()) {
             gate_row(gate, up);
@@ -76,7 +77,7 @@ pub(super) const WAVE: usize = 16;
 
 impl FeedForward<'_> {
     /// `x` are the normalised inputs. Experts see all of them at once, dense layers `part` rows.
-    pub fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Array2<f32>, EvalError> {
+    pub fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
         match self {
             Self::Dense(dense) => dense.run_in_parts(x, part),
             Self::Experts(experts) => experts.run(x, part),
@@ -85,10 +86,14 @@ impl FeedForward<'_> {
 }
 
 impl Experts<'_> {
-    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Array2<f32>, EvalError> {
+    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
         let mut out = match &self.shared {
             Some(shared) => shared.run_in_parts(x, part)?,
-            None => Array2::zeros(x.raw_dim()),
+            None => {
+                let mut out = Rows::new(x.nrows(), x.ncols());
+                out.fill(0.0);
+                out
+            }
         };
         let logits = self.router.apply(x)?;
         for (token, row) in logits.rows().into_iter().enumerate() {
@@ -110,7 +115,7 @@ impl Experts<'_> {
         // All tokens of an expert in one product; outputs are added in the order of the experts.
         let used: Vec<usize> = (0..tokens_of.len()).filter(|&e| !tokens_of[e].is_empty()).collect();
         for wave in used.chunks(WAVE) {
-            let outputs: Vec<Array2<f32>> = wave
+            let outputs: Vec<Rows> = wave
                 .par_iter()
                 .map(|&expert| {
                     let tokens: Vec<usize> = tokens_of[expert].iter().map(|t| t.0).collect();

@@ -2,24 +2,20 @@
 
 use super::activations::Activations;
 use super::block_sums;
+use super::buffers::Rows;
 use super::error::EvalError;
 use super::gemm::{PANEL_ROWS, Panels, pack, panels_len};
 use super::observe::Observer;
 use crate::source::Source;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
-use std::cell::Cell;
 
-/// Weights in panels at a time for each thread, at most.
-const PANEL_ELEMENTS: usize = 1 << 20;
+/// Weights in panels at a time for each thread, at most: 8 MiB. For each such part all inputs are
+/// read again, which takes a tenth of the time where rows are as wide as R1's and parts half as large.
+const PANEL_ELEMENTS: usize = 1 << 21;
 /// Weights read and decoded at a time, at most: they are put into panels while a core's own cache
 /// still holds them.
 const DECODED_ELEMENTS: usize = 1 << 17;
-
-thread_local! {
-    /// Panels and decoded rows of the last product, to be written over.
-    static SCRATCH: [Cell<Vec<f32>>; 2] = Default::default();
-}
 
 /// One matrix of a tensor: `rows` outputs of `columns` inputs.
 #[derive(Clone, Copy)]
@@ -39,8 +35,15 @@ pub(super) struct Matrix<'a> {
 impl Matrix<'_> {
     /// `x · Wᵀ`: rows of `x` are inputs, rows of the result outputs. The result does not depend on
     /// how many threads there are.
-    pub fn apply(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        self.in_parts(x, rayon::current_num_threads(), |x, first, panels, out| {
+    pub fn apply(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
+        let mut out = Rows::new(x.nrows(), self.rows);
+        self.apply_to(x, out.view_mut())?;
+        Ok(out)
+    }
+
+    /// As [`Matrix::apply`], into outputs that are written over.
+    pub fn apply_to(&self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) -> Result<(), EvalError> {
+        self.in_parts(x, out, rayon::current_num_threads(), |x, first, panels, out| {
             let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
             panels.par_chunks_mut(unit).enumerate().try_for_each(|(i, panels)| {
                 let done = i * unit / self.columns.max(1);
@@ -52,8 +55,9 @@ impl Matrix<'_> {
     }
 
     /// As [`Matrix::apply`] on the calling thread, for callers that run in parallel themselves.
-    pub fn apply_here(&self, x: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        self.in_parts(x, 1, |x, first, panels, out| {
+    pub fn apply_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
+        let mut out = Rows::new(x.nrows(), self.rows);
+        self.in_parts(x, out.view_mut(), 1, |x, first, panels, out| {
             let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
             for (i, panels) in panels.chunks_mut(unit).enumerate() {
                 let done = i * unit / self.columns.max(1);
@@ -61,32 +65,28 @@ impl Matrix<'_> {
             }
             Panels { values: panels, columns: self.columns }.multiply_here(x, out);
             Ok(())
-        })
+        })?;
+        Ok(out)
     }
 
     /// Cuts a product into parts whose panels may exist at once.
     fn in_parts(
         &self,
         x: ArrayView2<f32>,
+        mut out: ArrayViewMut2<f32>,
         threads: usize,
         part: impl Fn(ArrayView2<f32>, usize, &mut [f32], ArrayViewMut2<f32>) -> Result<(), EvalError>,
-    ) -> Result<Array2<f32>, EvalError> {
-        let mut out = Array2::zeros((x.nrows(), self.rows));
+    ) -> Result<(), EvalError> {
         let rounded = self.activations.round(self.source.tensors()[self.tensor].dtype, x);
         let inputs = rounded.as_ref().map_or(x, |rounded| rounded.view());
         let at_once = rows_within(PANEL_ELEMENTS * threads, self.columns);
-        let mut panels = SCRATCH.with(|[panels, _]| panels.take());
+        let mut panels = Rows::new(1, panels_len(at_once.min(self.rows), self.columns));
         for (i, out) in out.axis_chunks_iter_mut(Axis(1), at_once).enumerate() {
             let len = panels_len(out.ncols(), self.columns);
-            if panels.len() < len {
-                panels.resize(len, 0.0);
-            }
-            part(inputs, i * at_once, &mut panels[..len], out)?;
+            part(inputs, i * at_once, &mut panels.values_mut()[..len], out)?;
         }
-        SCRATCH.with(|[kept, _]| kept.set(panels));
         block_sums::correct(self, x, out.view_mut())?;
-        self.observed(x, out.view())?;
-        Ok(out)
+        self.observed(x, out.view())
     }
 
     /// Brings rows from `first` into panels, as many as these hold and there are.
@@ -97,12 +97,7 @@ impl Matrix<'_> {
         panels: &mut [f32],
     ) -> Result<(), EvalError> {
         let rows = rows.min(panels.len() / self.columns.max(1));
-        let mut weights = SCRATCH.with(|[_, decoded]| decoded.take());
-        weights.resize(rows * self.columns, 0.0);
-        self.read(first, &mut weights)?;
-        let shape = (rows, self.columns);
-        pack(ArrayView2::from_shape(shape, &weights).expect("whole rows"), panels);
-        SCRATCH.with(|[_, kept]| kept.set(weights));
+        pack(self.decode(first, rows)?.view(), panels);
         Ok(())
     }
 
@@ -122,18 +117,12 @@ impl Matrix<'_> {
     }
 
     /// Some rows as f32.
-    pub fn decode(&self, first: usize, rows: usize) -> Result<Array2<f32>, EvalError> {
-        let mut weights = Array2::zeros((rows, self.columns));
-        self.read(first, weights.as_slice_mut().expect("a new array is contiguous"))?;
-        Ok(weights)
-    }
-
-    fn read(&self, first: usize, weights: &mut [f32]) -> Result<(), EvalError> {
+    pub fn decode(&self, first: usize, rows: usize) -> Result<Rows, EvalError> {
+        let mut weights = Rows::new(rows, self.columns);
         let row = self.first_row + first as u64;
-        let rows = weights.len() / self.columns.max(1);
-        self.source.read_rows(self.tensor, row, weights)?;
+        self.source.read_rows(self.tensor, row, weights.values_mut())?;
         self.source.release(self.tensor, row..row + rows as u64);
-        Ok(())
+        Ok(weights)
     }
 }
 

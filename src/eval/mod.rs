@@ -9,6 +9,7 @@ mod attention;
 mod base;
 mod block_sums;
 mod budget;
+mod buffers;
 mod compare;
 mod error;
 mod exponential;

@@ -3,6 +3,7 @@
 use super::activations::Activations;
 use super::attention::{Attention, Biased, Grouped, Latent, Query};
 use super::budget;
+use super::buffers::Rows;
 use super::error::EvalError;
 use super::feed_forward::{Experts, FeedForward, Gated};
 use super::linear::Matrix;
@@ -294,7 +295,8 @@ impl<'a> Model<'a> {
         let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
         for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
             let x = rms_norm(states.view(), &weight, eps);
-            add(states.view_mut(), &attention.run(self.hparams, &self.rotary, x.view(), ctx)?);
+            let change = attention.run(self.hparams, &self.rotary, x.view(), ctx)?;
+            add(states.view_mut(), &change);
             if let Some(row) = first_not_finite(states.view()) {
                 // Its own chunk up to itself has a say in it.
                 let x = x.slice(s![row / ctx * ctx..=row, ..]);
@@ -307,7 +309,8 @@ impl<'a> Model<'a> {
         }
         let feed_forward = self.feed_forward(layer, true)?;
         let x = rms_norm(states.view(), &norm("ffn_norm")?, eps);
-        add(states.view_mut(), &feed_forward.run(x.view(), part)?);
+        let change = feed_forward.run(x.view(), part)?;
+        add(states.view_mut(), &change);
         if let Some(token) = first_not_finite(states.view()) {
             let x = x.slice(s![token..=token, ..]);
             let run = |model: &Model| model.feed_forward(layer, true)?.run(x, 1);
@@ -322,7 +325,7 @@ impl<'a> Model<'a> {
     fn culprit(
         &self,
         part: &str,
-        run: impl FnOnce(&Model) -> Result<Array2<f32>, EvalError>,
+        run: impl FnOnce(&Model) -> Result<Rows, EvalError>,
     ) -> Result<String, EvalError> {
         let probe = Probe::default();
         let mut probed = Model {
@@ -343,7 +346,7 @@ impl<'a> Model<'a> {
     /// Weights that cannot be read.
     pub fn output_norm(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
         let weight = self.vector("output_norm.weight", self.hparams.n_embd as usize, true)?;
-        Ok(rms_norm(states, &weight, self.hparams.rms_eps))
+        Ok(rms_norm(states, &weight, self.hparams.rms_eps).into_array())
     }
 
     /// Logits of normalised states, one row a token, one column a token of the vocabulary.
@@ -351,7 +354,7 @@ impl<'a> Model<'a> {
     /// # Errors
     /// Weights that cannot be read.
     pub fn logits(&self, normed: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        self.output()?.apply(normed)
+        Ok(self.output()?.apply(normed)?.into_array())
     }
 }
 

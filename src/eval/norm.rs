@@ -1,18 +1,19 @@
 //! Root-mean-square normalisation.
 
+use super::buffers::Rows;
 use super::exponential::square_sum;
 use crate::quant::Simd;
-use ndarray::{Array2, ArrayView2, Axis};
-use rayon::prelude::*;
+use ndarray::parallel::prelude::*;
+use ndarray::{ArrayView2, Axis};
 
 /// `y = x / sqrt(mean(x²) + eps) · weight` for each row, the mean summed in f64
 /// (`ggml_compute_forward_rms_norm_f32`).
-pub(super) fn rms_norm(x: ArrayView2<f32>, weight: &[f32], eps: f32) -> Array2<f32> {
-    let mut out = x.to_owned();
-    out.axis_iter_mut(Axis(0)).into_par_iter().for_each(|mut row| {
-        if let Some(row) = row.as_slice_mut() {
-            rms_norm_row(row, weight, eps);
-        }
+pub(super) fn rms_norm(x: ArrayView2<f32>, weight: &[f32], eps: f32) -> Rows {
+    let mut out = Rows::new(x.nrows(), x.ncols());
+    let rows = out.axis_iter_mut(Axis(0)).into_par_iter().zip(x.axis_iter(Axis(0)));
+    rows.for_each(|(mut row, x)| {
+        row.assign(&x);
+        rms_norm_row(row.as_slice_mut().expect("rows are contiguous"), weight, eps);
     });
     out
 }
@@ -27,6 +28,7 @@ fn rms_norm_row(row: &mut [f32], weight: &[f32], eps: f32) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use ndarray::Array2;
 
     #[test]
     fn rows_are_scaled_to_unit_mean_square_times_weight() {

@@ -68,7 +68,7 @@ impl Observer for TensorErrors<'_> {
         };
         let found = other.apply_here(x)?;
         let (mut apart, mut norm) = (0.0, 0.0);
-        for (&a, &b) in y.iter().zip(&found) {
+        for (&a, &b) in y.iter().zip(found.iter()) {
             apart += f64::from(b - a).powi(2);
             norm += f64::from(a).powi(2);
         }

@@ -6,14 +6,15 @@
 //! `KL = Σ eᵃ (a - b) / Z - ln Σ eᵃ + ln Σ eᵇ`. Sums are f64, and relative to the largest logit so
 //! far.
 
+use super::buffers::Rows;
 use super::compare::TokenValues;
 use super::error::EvalError;
-use super::exponential::exp;
+use super::exponential::{exp, exp_sum, maximum};
 use super::linear::Matrix;
 use super::model::Model;
 use crate::quant::{Simd, all_finite};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView1, ArrayView2, s};
+use ndarray::{ArrayView1, ArrayView2, s};
 
 /// Rows of states that are scored together.
 pub(super) const ROWS: usize = 2048;
@@ -75,14 +76,15 @@ struct Sums {
 
 impl Sums {
     fn of(logits: &[f32], first: usize, target: u32) -> Self {
-        let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let level = Simd::detect();
+        let max = maximum(level, logits);
         let top = logits.iter().position(|&l| l == max).unwrap_or(0);
         Self {
             max,
             top: (first + top) as u32,
             // Minus infinity would leave the sum finite.
-            sum: match all_finite(Simd::detect(), logits) {
-                true => sum(logits, |l| f64::from(exp(l - max))),
+            sum: match all_finite(level, logits) {
+                true => exp_sum(level, logits, max),
                 false => f64::NAN,
             },
             cross: 0.0,
@@ -105,18 +107,6 @@ impl Sums {
     fn log_sum(&self) -> f64 {
         f64::from(self.max) + self.sum.ln()
     }
-}
-
-/// The sum of a function in f64, in several lanes at once.
-fn sum(values: &[f32], f: impl Fn(f32) -> f64) -> f64 {
-    let (chunks, rest) = values.as_chunks::<8>();
-    let mut lanes = [0.0; 8];
-    for chunk in chunks {
-        for (lane, &value) in lanes.iter_mut().zip(chunk) {
-            *lane += f(value);
-        }
-    }
-    lanes.iter().sum::<f64>() + rest.iter().map(|&value| f(value)).sum::<f64>()
 }
 
 /// `Σ e^(a - max) (a - b)`.
@@ -142,7 +132,7 @@ impl Side<'_, '_> {
     }
 
     /// Logits of a part of the vocabulary.
-    fn tile(&self, first: usize, n: usize) -> Result<Array2<f32>, EvalError> {
+    fn tile(&self, first: usize, n: usize) -> Result<Rows, EvalError> {
         match self {
             Self::Model(model, states) => {
                 let output = model.output()?;
@@ -150,7 +140,7 @@ impl Side<'_, '_> {
                 tile.apply_here(*states)
             }
             Self::Logits(rows) | Self::Saved(rows) => {
-                Ok(rows.slice(s![.., first..first + n]).as_standard_layout().into_owned())
+                Ok(Rows::copy(rows.slice(s![.., first..first + n])))
             }
         }
     }

@@ -1,11 +1,11 @@
 //! A text on its way through a model: all chunks pass a layer before the next one's weights are
 //! read.
 
-use super::budget;
 use super::error::EvalError;
 use super::model::Model;
 use super::perplexity::PerplexityOptions;
 use super::states::States;
+use super::{budget, buffers};
 use crate::monitor::Monitor;
 use ndarray::{Array2, ArrayView2, s};
 use std::borrow::Cow;
@@ -170,6 +170,12 @@ impl<'m, 'a> Walk<'m, 'a> {
         let error = (apart / norm).sqrt();
         self.states.set_note(layer, error)?;
         Ok(Some(error))
+    }
+}
+
+impl Drop for Walk<'_, '_> {
+    fn drop(&mut self) {
+        buffers::release();
     }
 }
 

@@ -21,15 +21,11 @@ pub(super) const MAX_ROWS: usize = 14;
 /// Multiplies a tile: inputs in rows of [`STRIDE`], weights as `[columns][PANEL]`, the number of
 /// columns, outputs and what lies from one row of them to the next, and whether to add to them.
 ///
+/// The kernels of a set of instructions are a slice of these: for one row, two rows, and so on.
+///
 /// To call it, the inputs must hold the kernel's rows with that many columns, the weights that many
 /// times [`PANEL`], the outputs [`PANEL`] values in each row, and the machine the instructions.
 pub(super) type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, usize, bool);
-
-/// The kernels of one set of instructions.
-pub(super) struct Kernels {
-    /// For one row, two rows, and so on.
-    pub tiles: &'static [Tile],
-}
 
 /// A register.
 trait Vector: Copy {
@@ -91,7 +87,7 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
 /// Defines the kernels of a register type for the given numbers of rows.
 macro_rules! kernels {
     ($name:ident, $attribute:meta, $vector:ty, $vectors:literal, $($rows:literal)*) => {
-        static $name: Kernels = Kernels { tiles: &[$({
+        pub(super) static $name: &[Tile] = &[$({
             #[$attribute]
             unsafe fn kernel(
                 x: *const f32,
@@ -105,7 +101,7 @@ macro_rules! kernels {
                 unsafe { tile::<$vector, $rows, $vectors>(x, weights, columns, out, stride, add) }
             }
             kernel
-        }),*] };
+        }),*];
     };
 }
 
@@ -209,14 +205,11 @@ mod x86 {
         |a, b, sum| _mm512_fmadd_ps(a, b, sum)
     );
 
-    kernels!(AVX2_KERNELS, target_feature(enable = "avx2,fma"), Avx2, 2, 1 2 3 4 5 6);
+    kernels!(AVX2, target_feature(enable = "avx2,fma"), Avx2, 2, 1 2 3 4 5 6);
     kernels!(
-        AVX512_KERNELS, target_feature(enable = "avx512f"), Avx512, 2,
+        AVX512, target_feature(enable = "avx512f"), Avx512, 2,
         1 2 3 4 5 6 7 8 9 10 11 12 13 14
     );
-
-    pub(super) static AVX2: &Kernels = &AVX2_KERNELS;
-    pub(super) static AVX512: &Kernels = &AVX512_KERNELS;
 }
 
 #[cfg(target_arch = "aarch64")]
@@ -228,18 +221,16 @@ mod arm {
         vfmaq_f32(sum, a, b)
     });
 
-    kernels!(NEON_KERNELS, target_feature(enable = "neon"), Neon, 4, 1 2 3 4 5 6);
-
-    pub(super) static NEON: &Kernels = &NEON_KERNELS;
+    kernels!(NEON, target_feature(enable = "neon"), Neon, 4, 1 2 3 4 5 6);
 }
 
 /// The kernels of a level, where the machine has its instructions.
-fn of(level: Simd) -> Option<&'static Kernels> {
+fn of(level: Simd) -> Option<&'static [Tile]> {
     if !level.is_supported() {
         return None;
     }
     match level {
-        Simd::Portable => Some(&PORTABLE),
+        Simd::Portable => Some(PORTABLE),
         #[cfg(target_arch = "x86_64")]
         Simd::Avx2 => is_x86_feature_detected!("fma").then_some(x86::AVX2),
         #[cfg(target_arch = "x86_64")]
@@ -252,9 +243,9 @@ fn of(level: Simd) -> Option<&'static Kernels> {
 }
 
 /// The fastest kernels of this machine, found once.
-pub(super) fn best() -> &'static Kernels {
-    static BEST: OnceLock<&Kernels> = OnceLock::new();
-    BEST.get_or_init(|| Simd::ALL.into_iter().rev().find_map(of).unwrap_or(&PORTABLE))
+pub(super) fn best() -> &'static [Tile] {
+    static BEST: OnceLock<&[Tile]> = OnceLock::new();
+    BEST.get_or_init(|| Simd::ALL.into_iter().rev().find_map(of).unwrap_or(PORTABLE))
 }
 
 #[cfg(test)]
@@ -272,8 +263,8 @@ mod tests {
         let x = numbers(MAX_ROWS * STRIDE, 5);
         for level in Simd::ALL {
             let Some(kernels) = of(level) else { continue };
-            assert!(kernels.tiles.len() <= MAX_ROWS);
-            for (rows, tile) in kernels.tiles.iter().enumerate().map(|(i, tile)| (i + 1, tile)) {
+            assert!(kernels.len() <= MAX_ROWS);
+            for (rows, tile) in kernels.iter().enumerate().map(|(i, tile)| (i + 1, tile)) {
                 for (columns, add) in [(1, false), (7, true), (SLICE, false), (SLICE, true)] {
                     let weights = numbers(columns * PANEL, 3);
                     let before = numbers(rows * OUT, 1);

@@ -2,21 +2,23 @@
 //!
 //! Weights are brought into panels once: [`PANEL`] rows side by side, column after column, as the
 //! kernels read them. Inputs stay as they are; a kernel's few rows are copied next to each other when
-//! their turn comes. A slice of some panels stays in a core's own cache while all rows pass.
+//! their turn comes. Some rows pass all panels, slice after slice, before the next rows do.
 //!
 //! Each output is a sum over slices of columns, always cut in the same way, so that neither the
 //! number of threads nor the rows that share a product change it.
 
 mod kernel;
 
-use kernel::{Kernels, MAX_ROWS, PANEL, SLICE, STRIDE};
+use super::buffers::Rows;
+use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use std::borrow::Cow;
 
-/// Weights of a slice of the panels that are multiplied together, at most: half a mebibyte, which a
-/// core's own cache holds.
-const NEAR: usize = 1 << 17;
-/// Rows of inputs that are worth a task of their own.
+/// Weights of a slice of the panels that are multiplied together, at most: a mebibyte, which comes
+/// from a core's own cache or one that cores share as fast as it is used.
+const NEAR: usize = 1 << 18;
+/// Rows of inputs of a task: they and their outputs stay in a core's own cache from slice to slice.
 const TASK_ROWS: usize = 8 * MAX_ROWS;
 
 /// Rows of a panel: weights that are cut into parts should be cut at multiples of it.
@@ -25,6 +27,13 @@ pub(super) const PANEL_ROWS: usize = PANEL;
 /// How many values the panels of so many rows take.
 pub(super) fn panels_len(rows: usize, columns: usize) -> usize {
     rows.next_multiple_of(PANEL) * columns
+}
+
+/// A matrix in panels of its own.
+pub(super) fn packed(matrix: ArrayView2<f32>) -> Rows {
+    let mut panels = Rows::new(1, panels_len(matrix.nrows(), matrix.ncols()));
+    pack(matrix, panels.values_mut());
+    panels
 }
 
 /// Puts the rows of a matrix into panels, [`panels_len`] values. What is in the place of rows that
@@ -45,15 +54,21 @@ pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
             }
             continue;
         }
-        for (block, panel) in panel.chunks_mut(LINE * PANEL).enumerate() {
-            let columns = block * LINE..columns.min((block + 1) * LINE);
-            for (lane, row) in rows.rows().into_iter().enumerate() {
-                let places = panel[lane..].iter_mut().step_by(PANEL);
-                let row = row.slice_move(s![columns.clone()]);
-                match row.to_slice() {
-                    Some(row) => places.zip(row).for_each(|(place, weight)| *place = *weight),
-                    None => places.zip(row).for_each(|(place, weight)| *place = *weight),
+        let rows: Vec<Cow<[f32]>> = (rows.rows().into_iter())
+            .map(|row| row.to_slice().map_or_else(|| row.to_vec().into(), Cow::from))
+            .collect();
+        let (blocks, rest) = panel.as_chunks_mut::<{ LINE * PANEL }>();
+        for (lines, block) in blocks.iter_mut().enumerate() {
+            for (lane, row) in (0..PANEL).zip(&rows) {
+                let line: &[f32; LINE] = row[lines * LINE..].first_chunk().expect("a whole line");
+                for (i, weight) in line.iter().enumerate() {
+                    block[i * PANEL + lane] = *weight;
                 }
+            }
+        }
+        for (column, places) in (blocks.len() * LINE..).zip(rest.chunks_exact_mut(PANEL)) {
+            for (place, row) in places.iter_mut().zip(&rows) {
+                *place = row[column];
             }
         }
     }
@@ -69,17 +84,12 @@ pub(super) struct Panels<'a> {
 impl Panels<'_> {
     /// `out = x · Wᵀ` on all threads, for `out.ncols()` rows and `x.ncols()` columns of `W`.
     pub fn multiply(self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
-        let rows = match rayon::current_num_threads() {
-            1 => x.nrows(),
-            // Several tasks for each thread, for some threads are slower than others.
-            n => x.nrows().div_ceil(4 * n).next_multiple_of(MAX_ROWS).max(TASK_ROWS),
-        };
-        tasks(x, self, out, rows).into_par_iter().for_each(Task::run);
+        tasks(x, self, out).into_par_iter().for_each(Task::run);
     }
 
     /// As [`Panels::multiply`] on the calling thread.
     pub fn multiply_here(self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
-        tasks(x, self, out, x.nrows()).into_iter().for_each(Task::run);
+        tasks(x, self, out).into_iter().for_each(Task::run);
     }
 }
 
@@ -90,12 +100,11 @@ struct Task<'a> {
     out: ArrayViewMut2<'a, f32>,
 }
 
-/// Cuts a product into tasks of `rows` rows.
+/// Cuts a product into tasks, those of the same rows one after another.
 fn tasks<'a>(
     x: ArrayView2<'a, f32>,
     panels: Panels<'a>,
     out: ArrayViewMut2<'a, f32>,
-    rows: usize,
 ) -> Vec<Task<'a>> {
     assert_eq!(x.nrows(), out.nrows(), "one row of outputs for each of inputs");
     assert!(x.ncols() <= panels.columns, "a column of weights for each of inputs");
@@ -107,10 +116,10 @@ fn tasks<'a>(
     let near = (NEAR / PANEL / slice(x.ncols()).max(1)).max(1);
     let group = n_panels.div_ceil(n_panels.div_ceil(near));
     let mut tasks = Vec::new();
-    for (i, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
-        let values = &panels.values[i * group * PANEL * panels.columns..];
-        for (j, out) in axis_chunks(out, Axis(0), rows).into_iter().enumerate() {
-            let x = x.slice_move(s![j * rows..j * rows + out.nrows(), ..]);
+    for (i, out) in axis_chunks(out, Axis(0), TASK_ROWS).into_iter().enumerate() {
+        let x = x.slice_move(s![i * TASK_ROWS..i * TASK_ROWS + out.nrows(), ..]);
+        for (j, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
+            let values = &panels.values[j * group * PANEL * panels.columns..];
             tasks.push(Task { x, panels: Panels { values, ..panels }, out });
         }
     }
@@ -139,7 +148,7 @@ impl Task<'_> {
         self.run_with(kernel::best());
     }
 
-    fn run_with(mut self, kernels: &Kernels) {
+    fn run_with(mut self, kernels: &[Tile]) {
         let columns = self.x.ncols();
         if columns == 0 {
             self.out.fill(0.0);
@@ -151,7 +160,7 @@ impl Task<'_> {
             let slice = first..columns.min(first + slice);
             let mut row = 0;
             while row < self.x.nrows() {
-                let rows = kernels.tiles.len().min(self.x.nrows() - row);
+                let rows = kernels.len().min(self.x.nrows() - row);
                 for (i, to) in inputs.chunks_exact_mut(STRIDE).take(rows).enumerate() {
                     let from = self.x.row(row + i);
                     match from.to_slice() {
@@ -172,14 +181,14 @@ impl Task<'_> {
     /// take a tenth of the time where there are few columns.
     fn run_tile(
         &mut self,
-        kernels: &Kernels,
+        kernels: &[Tile],
         inputs: &[f32; MAX_ROWS * STRIDE],
         row: usize,
         rows: usize,
         first: usize,
         n: usize,
     ) {
-        let tile = kernels.tiles[rows - 1];
+        let tile = kernels[rows - 1];
         let add = first > 0;
         let mut edge = [0.0; MAX_ROWS * PANEL];
         let (n_rows, n_out) = self.out.dim();
