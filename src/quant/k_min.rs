@@ -20,8 +20,7 @@
 
 use super::float::{f16, f16_bits};
 use super::search::{
-    SPAN, Search, Steps, group_sums, importance_weights, nearest_int, sum_squares,
-    super_block_squares,
+    ROWS, SPAN, Search, Steps, group_sums, importance_weights, nearest_int, super_block_squares,
 };
 
 const N: usize = 256;
@@ -60,7 +59,7 @@ fn recode(nmax: i32, x: &[f32], d: f32, m: f32, codes: &mut [u8]) {
 
 /// Weights of a super-block for the search, and of its groups for their scales.
 #[inline(always)]
-fn weigh<const G: usize>(
+fn weigh<S: Search, const G: usize>(
     x: &[f32],
     qw: Option<&[f32]>,
     squares: f32,
@@ -68,8 +67,10 @@ fn weigh<const G: usize>(
     sums: &mut [f32],
 ) {
     let Some(qw) = qw else {
-        for (x, w) in x.chunks_exact(G).zip(w.chunks_exact_mut(G)) {
-            let average = if G == 16 { 0.0 } else { (sum_squares(x) / G as f32).sqrt() };
+        // Of eight groups of 32; smaller ones have no average.
+        let squares = if G == 16 { [0.0; ROWS] } else { S::row_squares(x, G) };
+        for (g, (x, w)) in x.chunks_exact(G).zip(w.chunks_exact_mut(G)).enumerate() {
+            let average = if G == 16 { 0.0 } else { (squares[g] / G as f32).sqrt() };
             for (w, v) in w.iter_mut().zip(x) {
                 *w = average + v.abs();
             }
@@ -107,7 +108,7 @@ fn encode<S: Search, const G: usize, const BYTES: usize>(
         let squares = if qw.is_some() { super_block_squares(x) } else { [0.0; SPAN / N] };
         for (b, x) in x.chunks_exact(N).enumerate() {
             let qw = qw.map(|qw| &qw[i * SPAN + b * N..][..N]);
-            weigh::<G>(x, qw, squares[b], &mut w[b * N..][..N], &mut sums[b * N / G..][..N / G]);
+            weigh::<S, G>(x, qw, squares[b], &mut w[b * N..][..N], &mut sums[b * N / G..][..N / G]);
         }
         let n = x.len() / G;
         let codes = &mut codes[..x.len()];

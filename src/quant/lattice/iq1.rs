@@ -13,10 +13,10 @@
 use super::Search;
 use super::grid::{self, Grid};
 use super::iq2::largest;
-use super::magnitudes::scale_code;
+use super::magnitudes::{scale_code, weigh};
 use super::splits::{self, DELTA, DOWN, Split, UP};
 use crate::quant::float::{abs_max, f16, f16_bits};
-use crate::quant::search::sum_squares;
+use crate::quant::search::ROWS;
 
 const N: usize = 256;
 /// Positions of the values in ascending order, equal ones as they stand. The reference's `qsort`
@@ -91,18 +91,18 @@ fn settle<S: Search, const G: usize>(
 #[inline(always)]
 pub(in crate::quant) fn encode_iq1_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq1();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(50)).enumerate() {
         out.fill(0);
-        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
         let mut scales = [0f32; 8];
         let mut high = [0u16; 8];
         for (g, x) in x.chunks_exact(32).enumerate() {
-            let mut w = [0f32; 32];
-            for (i, w) in w.iter_mut().enumerate() {
-                // The caller makes sure that there is an importance.
-                let importance = qw.map_or(1.0, |qw| qw[N * b + 32 * g + i]);
-                *w = importance * (sigma2 + x[i] * x[i]).sqrt();
-            }
+            // The caller makes sure that there is an importance.
+            let w = weigh(x, qw.map(|qw| &qw[N * b + 32 * g..]), sigma2, 0.0);
             if abs_max(x) < 1e-12 {
                 continue;
             }
@@ -154,15 +154,17 @@ const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
 #[inline(always)]
 pub(in crate::quant) fn encode_iq1_m<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq1();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(56)).enumerate() {
         out.fill(0);
-        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
         let mut weights = [[0f32; 16]; 16];
-        for (i, (w, &v)) in weights.as_flattened_mut().iter_mut().zip(x).enumerate() {
-            *w = match qw {
-                Some(qw) => qw[N * b + i] * (sigma2 + v * v).sqrt(),
-                None => v * v,
-            };
+        for (g, (weights, x)) in weights.iter_mut().zip(x.chunks_exact(16)).enumerate() {
+            let w = weigh(x, qw.map(|qw| &qw[N * b + 16 * g..]), sigma2, 0.0);
+            weights.copy_from_slice(&w[..16]);
         }
         let mut scales = [0f32; 16];
         let mut pairs = [0usize; 16];

@@ -13,22 +13,22 @@ use super::Search;
 use super::grid::{self, Grid};
 use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
 use crate::quant::float::{f16, f16_bits};
-use crate::quant::search::{self, EPS, sum_squares};
+use crate::quant::search::{EPS, ROWS};
 
 const N: usize = 256;
 /// The magnitudes of codes.
 const VALUES: [f32; 3] = [8.0, 25.0, 43.0];
 
 #[inline(always)]
-pub(in crate::quant) fn encode_iq2_xxs<S: Search + search::Search>(
-    x: &[f32],
-    qw: Option<&[f32]>,
-    out: &mut [u8],
-) {
+pub(in crate::quant) fn encode_iq2_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xxs();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(66)).enumerate() {
         out.fill(0);
-        let sigma2 = sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = squares[b % ROWS] / N as f32;
         let mut scales = [0f32; 8];
         let mut words = [0u32; 16];
         for (g, x) in x.chunks_exact(32).enumerate() {
@@ -96,9 +96,13 @@ fn pack_scales(id: f32, scales: &[f32; 16], out: &mut [u8]) {
 #[inline(always)]
 pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xs();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(74)).enumerate() {
         out.fill(0);
-        let sigma2 = sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = squares[b % ROWS] / N as f32;
         let mut scales = [0f32; 16];
         let mut words = [0u16; 32];
         for (g, x) in x.chunks_exact(16).enumerate() {
@@ -129,9 +133,13 @@ pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, 
 #[inline(always)]
 pub(in crate::quant) fn encode_iq2_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_s();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(82)).enumerate() {
         out.fill(0);
-        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
         let mut scales = [0f32; 16];
         for (g, x) in x.chunks_exact(16).enumerate() {
             let qw = qw.map(|qw| &qw[N * b + 16 * g..]);

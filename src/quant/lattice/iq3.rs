@@ -14,7 +14,7 @@ use super::grid::{self, Grid};
 use super::iq2::largest;
 use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
 use crate::quant::float::{f16, f16_bits};
-use crate::quant::search::sum_squares;
+use crate::quant::search::ROWS;
 
 const N: usize = 256;
 /// The magnitudes of codes in IQ3_XXS.
@@ -25,9 +25,13 @@ const S_VALUES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 #[inline(always)]
 pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_xxs();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(98)).enumerate() {
         out.fill(0);
-        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
         let mut scales = [0f32; 8];
         let mut words = [0u32; 8];
         let mut all = [0u16; 64];
@@ -72,9 +76,13 @@ pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>,
 #[inline(always)]
 pub(in crate::quant) fn encode_iq3_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_s();
+    let (row, mut squares) = (x, [0f32; ROWS]);
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(110)).enumerate() {
         out.fill(0);
-        let sigma2 = 2.0 * sum_squares(x) / N as f32;
+        if b % ROWS == 0 {
+            squares = S::row_squares(&row[N * b..], N);
+        }
+        let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
         let mut scales = [0f32; 8];
         let mut written = 0;
         for (g, x) in x.chunks_exact(32).enumerate() {

@@ -19,9 +19,8 @@ use grid::{Grid, List, MAX_CODES};
 use magnitudes::{Group, MAX_CANDIDATES, Sums, Trials};
 use splits::{Prefixes, Split};
 
-/// The parts of the searches on which the time goes, plain or in lanes. Part of
-/// [`crate::quant::search::Search`].
-pub(super) trait Search {
+/// The parts of the searches on which the time goes, plain or in lanes.
+pub(super) trait Search: crate::quant::search::Search {
     /// The points of a group for each of `count` falling scales and their inverses: packed codes, and
     /// whether the weights' own codes were those points already.
     fn choose<const D: usize>(
