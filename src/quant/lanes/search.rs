@@ -16,36 +16,36 @@ pub(in crate::quant) struct InLanes<L>(PhantomData<L>);
 const MAGIC: f32 = 12_582_912.0;
 
 /// Up to `WIDTH` groups of `G` values, no more than a span in all, transposed: element `i` of group `j`
-/// in lane `j` of vector `i`. Lanes without a group hold zeros.
+/// in lane `j` of vector `i`. Lanes without a group hold zeros. Given back, they would be copied.
 #[inline(always)]
-fn transpose<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
+fn transpose<L: Lanes, const G: usize>(x: &[f32], out: &mut [L; G]) {
     if x.len() < G * L::WIDTH {
         let mut padded = [0f32; SPAN];
         padded[..x.len()].copy_from_slice(x);
-        return transpose_all(&padded);
+        return transpose_all(&padded, out);
     }
-    transpose_all(x)
+    transpose_all(x, out);
 }
 
 #[inline(always)]
-fn transpose_all<L: Lanes, const G: usize>(x: &[f32]) -> [L; G] {
-    let mut out = [L::splat(0.0); G];
+fn transpose_all<L: Lanes, const G: usize>(x: &[f32], out: &mut [L; G]) {
     for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *out = L::load_columns(&x[8 * i..], G);
     }
-    out
 }
 
 /// Writes codes held as floats back, group after group.
 #[inline(always)]
 fn scatter<L: Lanes, const G: usize>(lanes: &[L; G], codes: &mut [u8]) {
-    let mut buffer = [0f32; SPAN];
+    let mut buffer = [0f32; 8 * MAX];
     for (i, columns) in lanes.as_chunks::<8>().0.iter().enumerate() {
-        L::store_columns(*columns, &mut buffer[8 * i..], G);
-    }
-    for (c, v) in codes.iter_mut().zip(&buffer) {
-        // The low byte of the sum's bits is the code; a conversion would saturate, slowly.
-        *c = (v + MAGIC).to_bits() as u8;
+        L::store_columns(*columns, &mut buffer, 8);
+        for (group, values) in codes.chunks_exact_mut(G).zip(buffer.as_chunks::<8>().0) {
+            for (c, v) in group[8 * i..8 * i + 8].iter_mut().zip(values) {
+                // The low byte of the sum's bits is the code; a conversion would saturate, slowly.
+                *c = (v + MAGIC).to_bits() as u8;
+            }
+        }
     }
 }
 
@@ -214,19 +214,22 @@ fn symmetric<L: Lanes, const G: usize>(
     scales: &mut [f32],
     codes: &mut [u8],
 ) {
-    let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
+    let (mut x_lanes, mut w_lanes) = ([L::splat(0.0); G], [L::splat(0.0); G]);
+    transpose(x, &mut x_lanes);
+    transpose(w, &mut w_lanes);
+    let (x, w) = (&x_lanes, &w_lanes);
     let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
     let zero = L::splat(0.0);
-    let (max, all_zero) = signed_max(&x);
+    let (max, all_zero) = signed_max(x);
     let mut wx = [zero; G];
     for i in 0..G {
         wx[i] = w[i] * x[i];
     }
     let iscale = L::splat(-nmax) / max;
-    let (sumlx, suml2) = fit::<L, G, false, true>(iscale, &x, &w, &wx, nmax);
+    let (sumlx, suml2) = fit::<L, G, false, true>(iscale, x, w, &wx, nmax);
     let scale = L::select(suml2.equal(zero), zero, sumlx / suml2);
     let mut best = Best { iscale, scale, gain: scale * sumlx };
-    let weights = [&x, &w, &wx];
+    let weights = [x, w, &wx];
     best.improve::<G, false, false>(-9..=-6, max, weights, nmax);
     best.improve::<G, false, true>(-5..=-1, max, weights, nmax);
     best.improve::<G, false, true>(1..=4, max, weights, nmax);
@@ -242,10 +245,16 @@ fn symmetric<L: Lanes, const G: usize>(
 
 /// A lane that a sweep leaves unchanged stays so in all later ones; only all together stop.
 #[inline(always)]
-fn refined<L: Lanes, const G: usize>(nmax: f32, x: &[f32], scales: &mut [f32], codes: &mut [u8]) {
-    let mut x = transpose::<L, G>(x);
+fn refined<L: Lanes, const G: usize>(
+    nmax: f32,
+    values: &[f32],
+    scales: &mut [f32],
+    codes: &mut [u8],
+) {
     let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
     let zero = L::splat(0.0);
+    let mut x = [zero; G];
+    transpose(values, &mut x);
     let (max, all_zero) = signed_max(&x);
     let iscale = L::splat(-nmax) / max;
     let (mut sumlx, mut suml2) = (zero, zero);
@@ -373,8 +382,11 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     mins: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
-    let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
     let (zero, one) = (L::splat(0.0), L::splat(1.0));
+    let (mut x_lanes, mut w_lanes) = ([zero; G], [zero; G]);
+    transpose(x, &mut x_lanes);
+    transpose(w, &mut w_lanes);
+    let (x, w) = (&x_lanes, &w_lanes);
     let nmax = L::splat(steps.nmax as f32);
     let (mut least, mut max) = (x[0], x[0]);
     let mut sum_w = w[0];
@@ -396,14 +408,14 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
         l[i] = code(chosen.0 * (x[i] - min), zero, nmax);
     }
     let mut scale = one / chosen.0;
-    let mut best = error::<L, G, ABSOLUTE>(&x, &w, &l, scale, min);
+    let mut best = error::<L, G, ABSOLUTE>(x, w, &l, scale, min);
     for step in 0..=steps.steps {
         let (low, high) = (least - min, max - min);
         let iscale = L::splat(steps.candidate(step)) / L::select(flat, one, high);
         let [sum_l, sum_l2, sum_xl] = if within(iscale, low, high, nmax) {
-            sums::<L, G, false>(iscale, min, &x, &w, nmax, &mut l)
+            sums::<L, G, false>(iscale, min, x, w, nmax, &mut l)
         } else if in_range(iscale, low, high) {
-            sums::<L, G, true>(iscale, min, &x, &w, nmax, &mut l)
+            sums::<L, G, true>(iscale, min, x, w, nmax, &mut l)
         } else {
             return false;
         };
@@ -415,7 +427,7 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
             this_scale = L::select(above, sum_xl / sum_l2, this_scale);
             this_min = L::select(above, zero, this_min);
         }
-        let this_error = error::<L, G, ABSOLUTE>(&x, &w, &l, this_scale, this_min);
+        let this_error = error::<L, G, ABSOLUTE>(x, w, &l, this_scale, this_min);
         let better = L::and(zero.lt(d), this_error.lt(best));
         chosen.0 = L::select(better, iscale, chosen.0);
         chosen.1 = L::select(better, min, chosen.1);
@@ -463,16 +475,19 @@ fn fit_values<L: Lanes, const G: usize>(id: L, x: &[L; G], w: &[L; G]) -> (L, L)
 
 #[inline(always)]
 fn codebook<L: Lanes, const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) {
-    let (x, w) = (transpose::<L, G>(x), transpose::<L, G>(w));
+    let (mut x_lanes, mut w_lanes) = ([L::splat(0.0); G], [L::splat(0.0); G]);
+    transpose(x, &mut x_lanes);
+    transpose(w, &mut w_lanes);
+    let (x, w) = (&x_lanes, &w_lanes);
     let zero = L::splat(0.0);
-    let (max, all_zero) = signed_max(&x);
+    let (max, all_zero) = signed_max(x);
     let first = f32::from(CODEBOOK[0]);
     // Negation and division by a negative constant, as one division by its opposite.
-    let (sumqx, sumq2) = fit_values(L::splat(1.0) / (max / L::splat(-first)), &x, &w);
+    let (sumqx, sumq2) = fit_values(L::splat(1.0) / (max / L::splat(-first)), x, w);
     let mut scale = L::select(zero.lt(sumq2), sumqx / sumq2, zero);
     let mut best = scale * sumqx;
     for step in -7..=7 {
-        let (sumqx, sumq2) = fit_values(L::splat(step as f32 + first) / max, &x, &w);
+        let (sumqx, sumq2) = fit_values(L::splat(step as f32 + first) / max, x, w);
         let better = L::and(zero.lt(sumq2), (best * sumq2).lt(sumqx * sumqx));
         scale = L::select(better, sumqx / sumq2, scale);
         best = L::select(better, scale * sumqx, best);
