@@ -6,6 +6,9 @@ use crate::quant::{QuantError, QuantType, float};
 use crate::source::{Dtype, Source};
 use std::ops::Range;
 
+/// Weights read at a time, so that they are still in the core's own cache when they are encoded.
+const CACHED_ELEMENTS: usize = 1 << 16;
+
 /// Rows that are encoded together and lie together in the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Unit {
@@ -89,29 +92,38 @@ impl<'a> Encoder<'a> {
             .ty
             .row_bytes(n_per_row)
             .ok_or_else(|| encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row }))?;
-        self.weights.resize(n_rows * n_per_row, 0.0);
         self.bytes.resize(n_rows * row_bytes, 0);
-        self.source.read_rows(tensor.source, rows.start, &mut self.weights)?;
         let dtype = self.source.tensors()[tensor.source].dtype;
-        if tensor.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
-            float::round_to_bf16(&mut self.weights);
-        }
         // Every matrix of a stack has an importance of its own.
         let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
         let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
         let name = &self.source.tensors()[tensor.source].name;
-        let mut first = 0;
+        // Rows of one file are read a few at a time, to find them in the cache.
+        let at_once = match self.source.stored_in(tensor.source, rows.clone()) {
+            Some(_) => (CACHED_ELEMENTS / n_per_row.max(1)).max(8) / 8 * 8,
+            None => n_rows,
+        };
+        let (mut first, mut read) = (0, 0..0);
         while first < n_rows {
             let row = rows.start as usize + first;
+            if first == read.end {
+                read = first..n_rows.min(first + at_once);
+                self.weights.resize(read.len() * n_per_row, 0.0);
+                self.source.read_rows(tensor.source, row as u64, &mut self.weights)?;
+                if tensor.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
+                    float::round_to_bf16(&mut self.weights);
+                }
+            }
             let (next, importance) = match imatrix {
-                None => (n_rows, None),
+                None => (read.end, None),
                 Some(imatrix) => {
                     let at = row / per_matrix * n_per_row;
                     let importance = &imatrix.entries[name][at..at + n_per_row];
-                    (n_rows.min(first + per_matrix - row % per_matrix), Some(importance))
+                    (read.end.min(first + per_matrix - row % per_matrix), Some(importance))
                 }
             };
-            let weights = &self.weights[first * n_per_row..next * n_per_row];
+            let at = (first - read.start) * n_per_row;
+            let weights = &self.weights[at..at + (next - first) * n_per_row];
             let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
             tensor
                 .ty
