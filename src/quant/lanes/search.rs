@@ -364,8 +364,9 @@ fn asymmetric_all<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     let n = G * L::WIDTH;
     let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
     let outputs = scales.chunks_mut(L::WIDTH).zip(mins.chunks_mut(L::WIDTH));
+    let mut lanes = [[L::splat(0.0); G]; 2];
     for (((x, w), codes), (scales, mins)) in groups.zip(outputs) {
-        if !asymmetric::<L, G, ABSOLUTE>(steps, x, w, scales, mins, codes) {
+        if !asymmetric::<L, G, ABSOLUTE>(steps, x, w, &mut lanes, scales, mins, codes) {
             Plain::asymmetric::<G>(*steps, x, w, scales, mins, codes);
         }
     }
@@ -378,15 +379,15 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     steps: &Steps,
     x: &[f32],
     w: &[f32],
+    [x_lanes, w_lanes]: &mut [[L; G]; 2],
     scales: &mut [f32],
     mins: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
     let (zero, one) = (L::splat(0.0), L::splat(1.0));
-    let (mut x_lanes, mut w_lanes) = ([zero; G], [zero; G]);
-    transpose(x, &mut x_lanes);
-    transpose(w, &mut w_lanes);
-    let (x, w) = (&x_lanes, &w_lanes);
+    transpose(x, x_lanes);
+    transpose(w, w_lanes);
+    let (x, w) = (&*x_lanes, &*w_lanes);
     let nmax = L::splat(steps.nmax as f32);
     let (mut least, mut max) = (x[0], x[0]);
     let mut sum_w = w[0];
