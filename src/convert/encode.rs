@@ -98,7 +98,7 @@ impl<'a> Encoder<'a> {
         let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
         let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
         let name = &self.source.tensors()[tensor.source].name;
-        // Rows of one file are read a few at a time, to find them in the cache.
+        // Rows that lie together are read a few at a time: in eights, as kernels take them.
         let at_once = match self.source.stored_in(tensor.source, rows.clone()) {
             Some(_) => (CACHED_ELEMENTS / n_per_row.max(1)).max(8) / 8 * 8,
             None => n_rows,

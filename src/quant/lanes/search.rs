@@ -16,7 +16,8 @@ pub(in crate::quant) struct InLanes<L>(PhantomData<L>);
 const MAGIC: f32 = 12_582_912.0;
 
 /// Up to `WIDTH` groups of `G` values, no more than a span in all, transposed: element `i` of group `j`
-/// in lane `j` of vector `i`. Lanes without a group hold zeros. Given back, they would be copied.
+/// in lane `j` of vector `i`. Lanes without a group hold zeros. Written in place: a result
+/// would be copied.
 #[inline(always)]
 fn transpose<L: Lanes, const G: usize>(x: &[f32], out: &mut [L; G]) {
     if x.len() < G * L::WIDTH {
@@ -32,6 +33,18 @@ fn transpose_all<L: Lanes, const G: usize>(x: &[f32], out: &mut [L; G]) {
     for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
         *out = L::load_columns(&x[8 * i..], G);
     }
+}
+
+/// Weights and what they count, both transposed.
+#[inline(always)]
+fn transpose_both<'a, L: Lanes, const G: usize>(
+    x: &[f32],
+    w: &[f32],
+    [x_out, w_out]: &'a mut [[L; G]; 2],
+) -> (&'a [L; G], &'a [L; G]) {
+    transpose(x, x_out);
+    transpose(w, w_out);
+    (x_out, w_out)
 }
 
 /// Writes codes held as floats back, group after group.
@@ -214,10 +227,8 @@ fn symmetric<L: Lanes, const G: usize>(
     scales: &mut [f32],
     codes: &mut [u8],
 ) {
-    let (mut x_lanes, mut w_lanes) = ([L::splat(0.0); G], [L::splat(0.0); G]);
-    transpose(x, &mut x_lanes);
-    transpose(w, &mut w_lanes);
-    let (x, w) = (&x_lanes, &w_lanes);
+    let mut columns = [[L::splat(0.0); G]; 2];
+    let (x, w) = transpose_both(x, w, &mut columns);
     let (least, most) = (L::splat(-nmax), L::splat(nmax - 1.0));
     let zero = L::splat(0.0);
     let (max, all_zero) = signed_max(x);
@@ -364,9 +375,9 @@ fn asymmetric_all<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     let n = G * L::WIDTH;
     let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
     let outputs = scales.chunks_mut(L::WIDTH).zip(mins.chunks_mut(L::WIDTH));
-    let mut lanes = [[L::splat(0.0); G]; 2];
+    let mut columns = [[L::splat(0.0); G]; 2];
     for (((x, w), codes), (scales, mins)) in groups.zip(outputs) {
-        if !asymmetric::<L, G, ABSOLUTE>(steps, x, w, &mut lanes, scales, mins, codes) {
+        if !asymmetric::<L, G, ABSOLUTE>(steps, x, w, &mut columns, scales, mins, codes) {
             Plain::asymmetric::<G>(*steps, x, w, scales, mins, codes);
         }
     }
@@ -379,15 +390,13 @@ fn asymmetric<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     steps: &Steps,
     x: &[f32],
     w: &[f32],
-    [x_lanes, w_lanes]: &mut [[L; G]; 2],
+    columns: &mut [[L; G]; 2],
     scales: &mut [f32],
     mins: &mut [f32],
     codes: &mut [u8],
 ) -> bool {
     let (zero, one) = (L::splat(0.0), L::splat(1.0));
-    transpose(x, x_lanes);
-    transpose(w, w_lanes);
-    let (x, w) = (&*x_lanes, &*w_lanes);
+    let (x, w) = transpose_both(x, w, columns);
     let nmax = L::splat(steps.nmax as f32);
     let (mut least, mut max) = (x[0], x[0]);
     let mut sum_w = w[0];
@@ -476,10 +485,8 @@ fn fit_values<L: Lanes, const G: usize>(id: L, x: &[L; G], w: &[L; G]) -> (L, L)
 
 #[inline(always)]
 fn codebook<L: Lanes, const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) {
-    let (mut x_lanes, mut w_lanes) = ([L::splat(0.0); G], [L::splat(0.0); G]);
-    transpose(x, &mut x_lanes);
-    transpose(w, &mut w_lanes);
-    let (x, w) = (&x_lanes, &w_lanes);
+    let mut columns = [[L::splat(0.0); G]; 2];
+    let (x, w) = transpose_both(x, w, &mut columns);
     let zero = L::splat(0.0);
     let (max, all_zero) = signed_max(x);
     let first = f32::from(CODEBOOK[0]);
