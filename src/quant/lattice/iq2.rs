@@ -23,6 +23,7 @@ const VALUES: [f32; 3] = [8.0, 25.0, 43.0];
 pub(in crate::quant) fn encode_iq2_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xxs();
     let (row, mut squares) = (x, [0f32; ROWS]);
+    let mut scratch = S::Scratch::default();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(66)).enumerate() {
         out.fill(0);
         if b % ROWS == 0 {
@@ -44,7 +45,14 @@ pub(in crate::quant) fn encode_iq2_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>,
             }
             let candidates = Candidates { base: 5.0, step: 0.1, n: 6, max };
             let mut points = [0u16; 4];
-            let scale = group.search::<S, _>(grid, &candidates, first, Refine::Always, &mut points);
+            let scale = group.search::<S, _>(
+                grid,
+                &candidates,
+                first,
+                Refine::Always,
+                &mut points,
+                &mut scratch,
+            );
             if scale < 0.0 {
                 group.flip(127);
             }
@@ -76,10 +84,17 @@ pub(super) fn largest(scales: &[f32]) -> f32 {
 
 /// One value for each point of a group of two.
 #[inline(always)]
-fn pair<S: Search>(grid: &Grid<8>, group: &mut Group, mask: u8, points: &mut [u16; 2]) -> f32 {
+fn pair<S: Search>(
+    grid: &Grid<8>,
+    group: &mut Group,
+    mask: u8,
+    points: &mut [u16; 2],
+    scratch: &mut S::Scratch,
+) -> f32 {
     let max = group.max();
     let candidates = Candidates { base: 5.0, step: 0.1, n: 9, max };
-    let scale = group.search::<S, _>(grid, &candidates, max / 5.0, Refine::OffGrid, points);
+    let scale =
+        group.search::<S, _>(grid, &candidates, max / 5.0, Refine::OffGrid, points, scratch);
     if scale < 0.0 {
         group.flip(mask);
     }
@@ -97,6 +112,7 @@ fn pack_scales(id: f32, scales: &[f32; 16], out: &mut [u8]) {
 pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_xs();
     let (row, mut squares) = (x, [0f32; ROWS]);
+    let mut scratch = S::Scratch::default();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(74)).enumerate() {
         out.fill(0);
         if b % ROWS == 0 {
@@ -112,7 +128,7 @@ pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, 
                 continue;
             }
             let mut points = [0u16; 2];
-            scales[g] = pair::<S>(grid, &mut group, 127, &mut points);
+            scales[g] = pair::<S>(grid, &mut group, 127, &mut points, &mut scratch);
             for (k, (point, signs)) in points.into_iter().zip(group.signs).enumerate() {
                 words[2 * g + k] = point | u16::from(signs) << 9;
             }
@@ -134,6 +150,7 @@ pub(in crate::quant) fn encode_iq2_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, 
 pub(in crate::quant) fn encode_iq2_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq2_s();
     let (row, mut squares) = (x, [0f32; ROWS]);
+    let mut scratch = S::Scratch::default();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(82)).enumerate() {
         out.fill(0);
         if b % ROWS == 0 {
@@ -148,7 +165,7 @@ pub(in crate::quant) fn encode_iq2_s<S: Search>(x: &[f32], qw: Option<&[f32]>, o
                 continue;
             }
             let mut points = [0u16; 2];
-            scales[g] = pair::<S>(grid, &mut group, 255, &mut points);
+            scales[g] = pair::<S>(grid, &mut group, 255, &mut points, &mut scratch);
             for (p, (point, signs)) in (2 * g..).zip(points.into_iter().zip(group.signs)) {
                 out[2 + p] = point as u8;
                 out[66 + p / 4] |= ((point >> 8) as u8) << (2 * (p % 4));

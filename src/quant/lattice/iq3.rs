@@ -26,6 +26,7 @@ const S_VALUES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
 pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_xxs();
     let (row, mut squares) = (x, [0f32; ROWS]);
+    let mut scratch = S::Scratch::default();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(98)).enumerate() {
         out.fill(0);
         if b % ROWS == 0 {
@@ -44,8 +45,14 @@ pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>,
             }
             let candidates = Candidates { base: 15.0, step: 0.2, n: 15, max };
             let points = &mut all[8 * g..8 * g + 8];
-            let scale =
-                group.search::<S, _>(grid, &candidates, max / 15.0, Refine::OffGrid, points);
+            let scale = group.search::<S, _>(
+                grid,
+                &candidates,
+                max / 15.0,
+                Refine::OffGrid,
+                points,
+                &mut scratch,
+            );
             if scale < 0.0 {
                 group.flip(127);
             }
@@ -77,6 +84,7 @@ pub(in crate::quant) fn encode_iq3_xxs<S: Search>(x: &[f32], qw: Option<&[f32]>,
 pub(in crate::quant) fn encode_iq3_s<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
     let grid = grid::iq3_s();
     let (row, mut squares) = (x, [0f32; ROWS]);
+    let mut scratch = S::Scratch::default();
     for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(110)).enumerate() {
         out.fill(0);
         if b % ROWS == 0 {
@@ -95,7 +103,14 @@ pub(in crate::quant) fn encode_iq3_s<S: Search>(x: &[f32], qw: Option<&[f32]>, o
             let candidates = Candidates { base: 15.0, step: 0.2, n: 9, max };
             let mut points = [0u16; 8];
             let refine = Refine::AllIfOffGrid;
-            let scale = group.search::<S, _>(grid, &candidates, max / 15.0, refine, &mut points);
+            let scale = group.search::<S, _>(
+                grid,
+                &candidates,
+                max / 15.0,
+                refine,
+                &mut points,
+                &mut scratch,
+            );
             if scale < 0.0 {
                 group.flip(255);
             }

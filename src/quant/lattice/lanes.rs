@@ -10,6 +10,8 @@ use crate::quant::lanes::search::InLanes;
 use crate::quant::lanes::{Eight, Lanes};
 
 impl<L: Lanes> Search for InLanes<L> {
+    type Scratch = Parabolas;
+
     #[inline(always)]
     fn choose<const D: usize>(
         group: &Group,
@@ -17,8 +19,9 @@ impl<L: Lanes> Search for InLanes<L> {
         ids: &[f32; MAX_CANDIDATES],
         scales: &[f32; MAX_CANDIDATES],
         count: usize,
+        parabolas: &mut Parabolas,
     ) -> Trials {
-        choose::<L::Eight, D>(group, grid, ids, scales, count)
+        choose::<L::Eight, D>(group, grid, ids, scales, count, parabolas)
     }
 
     #[inline(always)]
@@ -57,11 +60,11 @@ fn choose<L: Eight, const D: usize>(
     ids: &[f32; MAX_CANDIDATES],
     scales: &[f32; MAX_CANDIDATES],
     count: usize,
+    parabolas: &mut Parabolas,
 ) -> Trials {
     let mut trials = Trials::new();
     let magnitudes = L::load(&MAGNITUDES[D / 8]);
     let most = 2.0 * f32::from(grid.n_codes) - 1.0;
-    let mut parabolas = Parabolas::new();
     for k in 0..group.n / D {
         let (x, root) = (&group.x[D * k..][..D], &group.root[D * k..][..D]);
         let (codes, ends) = codes::<L, D>(x, grid.n_codes, ids, count);
@@ -154,17 +157,18 @@ fn tie([first, last]: [f32; 2], most: f32, x: &[f32], w: &[f32]) -> f32 {
 /// Distances of the points of a list as functions of the scale `s`. The sum of `w · (s · v - x)²` is
 /// `s` times `s · Σwv² - 2Σwvx`, but for what all points share: of a point's coordinates only two
 /// sums are needed for all scales.
-struct Parabolas {
+pub(in crate::quant) struct Parabolas {
     blocks: [[[f32; 8]; 3]; MAX_LIST / 8],
     n: usize,
 }
 
-impl Parabolas {
-    #[inline(always)]
-    fn new() -> Self {
+impl Default for Parabolas {
+    fn default() -> Self {
         Self { blocks: [[[0.0; 8]; 3]; MAX_LIST / 8], n: 0 }
     }
+}
 
+impl Parabolas {
     /// Of the points of a list; the terms are those of each coordinate by its code.
     #[inline(always)]
     fn set<L: Eight, const D: usize>(&mut self, around: List, squares: &[L; D], products: &[L; D]) {

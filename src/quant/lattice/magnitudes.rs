@@ -99,6 +99,7 @@ impl Group {
         mut scale: f32,
         refine: Refine,
         points: &mut [u16],
+        scratch: &mut S::Scratch,
     ) -> f32 {
         let count = 2 * candidates.n as usize + 1;
         let (mut ids, mut scales) = ([0f32; MAX_CANDIDATES], [0f32; MAX_CANDIDATES]);
@@ -107,7 +108,7 @@ impl Group {
             *id = (candidates.base + i as f32 * candidates.step) / candidates.max;
             *scale = 1.0 / *id;
         }
-        let mut trials = S::choose(self, grid, &ids, &scales, count);
+        let mut trials = S::choose(self, grid, &ids, &scales, count, scratch);
         let sums = S::sums::<D>(self, &trials, count);
         let mut best = 0f32;
         let mut chosen = None;
@@ -135,7 +136,7 @@ impl Group {
         }
         if (refine == Refine::Always || on_grid != all) && scale > 0.0 {
             let (id, scales) = ([1.0 / scale; MAX_CANDIDATES], [scale; MAX_CANDIDATES]);
-            let again = S::choose(self, grid, &id, &scales, 1);
+            let again = S::choose(self, grid, &id, &scales, 1, scratch);
             for (k, (points, again)) in trials.points.iter_mut().zip(&again.points).enumerate() {
                 if refine != Refine::OffGrid || on_grid >> k & 1 == 0 {
                     points[0] = again[0];

@@ -21,6 +21,9 @@ use splits::{Prefixes, Split};
 
 /// The parts of the searches on which the time goes, plain or in lanes.
 pub(super) trait Search: crate::quant::search::Search {
+    /// Room for [`choose`](Self::choose), made once for many groups: clearing it takes time.
+    type Scratch: Default;
+
     /// The points of a group for each of `count` falling scales and their inverses: packed codes, and
     /// whether the weights' own codes were those points already.
     fn choose<const D: usize>(
@@ -29,6 +32,7 @@ pub(super) trait Search: crate::quant::search::Search {
         ids: &[f32; MAX_CANDIDATES],
         scales: &[f32; MAX_CANDIDATES],
         count: usize,
+        scratch: &mut Self::Scratch,
     ) -> Trials;
 
     /// The sums of the first `count` candidates.

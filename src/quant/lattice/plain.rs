@@ -7,6 +7,8 @@ use super::splits::{Prefixes, Split};
 use crate::quant::search::{Plain, nearest_int};
 
 impl Search for Plain {
+    type Scratch = ();
+
     #[inline(always)]
     fn choose<const D: usize>(
         group: &Group,
@@ -14,6 +16,7 @@ impl Search for Plain {
         ids: &[f32; MAX_CANDIDATES],
         scales: &[f32; MAX_CANDIDATES],
         count: usize,
+        _: &mut (),
     ) -> Trials {
         let mut trials = Trials::new();
         let last = i32::from(grid.n_codes) - 1;
