@@ -74,6 +74,7 @@ impl Group {
     }
 
     /// The largest magnitude.
+    #[inline(always)]
     pub fn max(&self) -> f32 {
         let mut most = [0f32; 8];
         for x in self.x[..self.n].as_chunks::<8>().0 {
