@@ -4,9 +4,9 @@ use super::activations::Activations;
 use super::block_sums;
 use super::buffers::Rows;
 use super::error::EvalError;
-use super::gemm::{PANEL_ROWS, Panels, pack, panels_len};
+use super::gemm::{Form, PANEL_ROWS, pack};
 use super::observe::Observer;
-use crate::source::Source;
+use crate::source::{Dtype, Source};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
 
@@ -43,61 +43,79 @@ impl Matrix<'_> {
 
     /// As [`Matrix::apply`], into outputs that are written over.
     pub fn apply_to(&self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) -> Result<(), EvalError> {
-        self.in_parts(x, out, rayon::current_num_threads(), |x, first, panels, out| {
-            let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
-            panels.par_chunks_mut(unit).enumerate().try_for_each(|(i, panels)| {
-                let done = i * unit / self.columns.max(1);
-                self.decode_panels(first + done, out.ncols() - done, panels)
-            })?;
-            Panels { values: panels, columns: self.columns }.multiply(x, out);
-            Ok(())
-        })
+        self.multiply(x, out, true)
     }
 
     /// As [`Matrix::apply`] on the calling thread, for callers that run in parallel themselves.
     pub fn apply_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         let mut out = Rows::new(x.nrows(), self.rows);
-        self.in_parts(x, out.view_mut(), 1, |x, first, panels, out| {
-            let unit = rows_within(DECODED_ELEMENTS, self.columns) * self.columns.max(1);
-            for (i, panels) in panels.chunks_mut(unit).enumerate() {
-                let done = i * unit / self.columns.max(1);
-                self.decode_panels(first + done, out.ncols() - done, panels)?;
-            }
-            Panels { values: panels, columns: self.columns }.multiply_here(x, out);
-            Ok(())
-        })?;
+        self.multiply(x, out.view_mut(), false)?;
         Ok(out)
     }
 
-    /// Cuts a product into parts whose panels may exist at once.
-    fn in_parts(
+    /// Cuts the product into parts whose panels may exist at once.
+    fn multiply(
         &self,
         x: ArrayView2<f32>,
         mut out: ArrayViewMut2<f32>,
-        threads: usize,
-        part: impl Fn(ArrayView2<f32>, usize, &mut [f32], ArrayViewMut2<f32>) -> Result<(), EvalError>,
+        parallel: bool,
     ) -> Result<(), EvalError> {
-        let rounded = self.activations.round(self.source.tensors()[self.tensor].dtype, x);
+        let rounded = self.activations.round(self.dtype(), x);
         let inputs = rounded.as_ref().map_or(x, |rounded| rounded.view());
-        let at_once = rows_within(PANEL_ELEMENTS * threads, self.columns);
-        let mut panels = Rows::new(1, panels_len(at_once.min(self.rows), self.columns));
+        let form = self.form()?;
+        let panel = form.panels_len(PANEL_ROWS, self.columns).max(1);
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let at_once = (PANEL_ELEMENTS * threads / panel).max(1) * PANEL_ROWS;
+        let unit = (DECODED_ELEMENTS / self.columns.max(1) / PANEL_ROWS).max(1);
+        let len = form.panels_len(at_once.min(self.rows), self.columns);
+        let mut panels = Rows::new(1, len);
         for (i, out) in out.axis_chunks_iter_mut(Axis(1), at_once).enumerate() {
-            let len = panels_len(out.ncols(), self.columns);
-            part(inputs, i * at_once, &mut panels.values_mut()[..len], out)?;
+            let panels = &mut panels.values_mut()[..form.panels_len(out.ncols(), self.columns)];
+            let fill = |(j, panels): (usize, &mut [f32])| {
+                let done = j * unit * PANEL_ROWS;
+                let rows = (unit * PANEL_ROWS).min(out.ncols() - done);
+                self.fill_panels(form, i * at_once + done, rows, panels)
+            };
+            match parallel {
+                true => panels.par_chunks_mut(unit * panel).enumerate().try_for_each(fill)?,
+                false => panels.chunks_mut(unit * panel).enumerate().try_for_each(fill)?,
+            }
+            form.multiply(inputs, panels, out, parallel);
         }
         block_sums::correct(self, x, out.view_mut())?;
         self.observed(x, out.view())
     }
 
-    /// Brings rows from `first` into panels, as many as these hold and there are.
-    fn decode_panels(
+    fn dtype(&self) -> Dtype {
+        self.source.tensors()[self.tensor].dtype
+    }
+
+    /// What weights are in panels: rows that have to be computed are f32.
+    fn form(&self) -> Result<Form, EvalError> {
+        let Dtype::Gguf(ty) = self.dtype() else { return Ok(Form::Floats) };
+        let none = self.first_row..self.first_row;
+        let stored = self.source.read_raw(self.tensor, none, &mut Vec::new())?;
+        Ok(if stored { Form::of(ty) } else { Form::Floats })
+    }
+
+    /// Brings rows from `first` into panels.
+    fn fill_panels(
         &self,
+        form: Form,
         first: usize,
         rows: usize,
         panels: &mut [f32],
     ) -> Result<(), EvalError> {
-        let rows = rows.min(panels.len() / self.columns.max(1));
-        pack(self.decode(first, rows)?.view(), panels);
+        let (Form::Integers { .. }, Dtype::Gguf(ty)) = (form, self.dtype()) else {
+            pack(self.decode(first, rows)?.view(), panels);
+            return Ok(());
+        };
+        let first = self.first_row + first as u64;
+        let rows = first..first + rows as u64;
+        let mut bytes = Vec::new();
+        self.source.read_raw(self.tensor, rows.clone(), &mut bytes)?;
+        form.pack_groups(ty, &bytes, self.columns, panels);
+        self.source.release(self.tensor, rows);
         Ok(())
     }
 
@@ -124,9 +142,4 @@ impl Matrix<'_> {
         self.source.release(self.tensor, row..row + rows as u64);
         Ok(weights)
     }
-}
-
-/// Whole panels of about so many weights.
-fn rows_within(elements: usize, columns: usize) -> usize {
-    (elements / columns.max(1) / PANEL_ROWS).max(1) * PANEL_ROWS
 }

@@ -89,6 +89,21 @@ pub(super) fn encode_iq4_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut 
     });
 }
 
+/// The scale of group `j` of a super-block of IQ4_XS.
+#[inline(always)]
+pub(super) fn scale_xs(b: &[u8; 136], j: usize) -> f32 {
+    let low = i32::from(b[4 + j / 2] >> (4 * (j % 2)) & 15);
+    let s = low | i32::from(u16::from_le_bytes([b[2], b[3]]) >> (2 * j) & 3) << 4;
+    f16(b) * (s - 32) as f32
+}
+
+/// Values of a group, to be scaled.
+#[cfg(feature = "eval")]
+#[inline(always)]
+pub(super) fn values(qs: &[u8]) -> [i8; G] {
+    std::array::from_fn(|i| CODEBOOK[usize::from(qs[i % 16] >> (4 * (i / 16)) & 15)])
+}
+
 #[inline(always)]
 fn unpack(qs: &[u8], d: f32, out: &mut [f32]) {
     let values = CODEBOOK.map(|v| d * f32::from(v));
@@ -108,11 +123,8 @@ pub(super) fn decode_iq4_nl(bytes: &[u8], out: &mut [f32]) {
 #[inline(always)]
 pub(super) fn decode_iq4_xs(bytes: &[u8], out: &mut [f32]) {
     for (b, out) in bytes.as_chunks::<136>().0.iter().zip(out.as_chunks_mut::<256>().0) {
-        let (d, high) = (f16(b), u16::from_le_bytes([b[2], b[3]]));
         for (j, out) in out.chunks_exact_mut(G).enumerate() {
-            let low = i32::from(b[4 + j / 2] >> (4 * (j % 2)) & 15);
-            let s = low | i32::from(high >> (2 * j) & 3) << 4;
-            unpack(&b[8 + 16 * j..], d * (s - 32) as f32, out);
+            unpack(&b[8 + 16 * j..], scale_xs(b, j), out);
         }
     }
 }

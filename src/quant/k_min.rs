@@ -27,7 +27,7 @@ const N: usize = 256;
 
 /// Scale and minimum of group `j`.
 #[inline(always)]
-fn scale_min(j: usize, b: &[u8]) -> (u8, u8) {
+pub(super) fn scale_min(j: usize, b: &[u8]) -> (u8, u8) {
     if j < 4 {
         (b[j] & 63, b[j + 4] & 63)
     } else {
@@ -257,6 +257,16 @@ pub(super) fn decode_q2_k(bytes: &[u8], out: &mut [f32]) {
     }
 }
 
+/// Codes of group `j` of a super-block of Q4_K (144 bytes) or Q5_K (176).
+#[inline(always)]
+pub(super) fn unpack_32<const BYTES: usize>(b: &[u8; BYTES], j: usize) -> [i8; 32] {
+    let qs = &b[BYTES - 128 + 32 * (j / 2)..][..32];
+    std::array::from_fn(|l| {
+        let high = if BYTES == 176 { (b[16 + l] >> j & 1) << 4 } else { 0 };
+        ((qs[l] >> (4 * (j % 2)) & 15) | high) as i8
+    })
+}
+
 #[inline(always)]
 fn decode_32<const BYTES: usize>(bytes: &[u8], out: &mut [f32]) {
     for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
@@ -264,10 +274,8 @@ fn decode_32<const BYTES: usize>(bytes: &[u8], out: &mut [f32]) {
         for (j, out) in out.chunks_exact_mut(32).enumerate() {
             let (s, m) = scale_min(j, &b[4..16]);
             let (d, m) = (d * f32::from(s), dmin * f32::from(m));
-            let qs = &b[BYTES - 128 + 32 * (j / 2)..][..32];
-            for (l, (v, q)) in out.iter_mut().zip(qs).enumerate() {
-                let high = if BYTES == 176 { (b[16 + l] >> j & 1) << 4 } else { 0 };
-                *v = d * f32::from((q >> (4 * (j % 2)) & 15) | high) - m;
+            for (v, q) in out.iter_mut().zip(unpack_32(b, j)) {
+                *v = d * f32::from(q) - m;
             }
         }
     }

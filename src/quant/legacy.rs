@@ -180,26 +180,33 @@ fn encode_asymmetric<S: Search, const NMAX: i32, const BYTES: usize>(
     }
 }
 
+/// Codes of a block of four or five bits, less `HALF`.
 #[inline(always)]
-fn decode<const BYTES: usize, const HALF: i32, const MIN: bool>(bytes: &[u8], out: &mut [f32]) {
+pub(super) fn unpack<const BYTES: usize, const HALF: i8>(b: &[u8; BYTES]) -> [i8; N] {
+    let at = BYTES - 16;
+    let high = match BYTES >= 22 {
+        true => u32::from_le_bytes([b[at - 4], b[at - 3], b[at - 2], b[at - 1]]),
+        false => 0,
+    };
+    let code = |low: u8, j: usize| (low | ((high >> j & 1) << 4) as u8) as i8 - HALF;
+    let mut codes = [0; N];
+    let (first, second) = codes.split_at_mut(16);
+    for (j, (code_at, q)) in first.iter_mut().zip(&b[at..]).enumerate() {
+        *code_at = code(q & 15, j);
+    }
+    for (j, (code_at, q)) in second.iter_mut().zip(&b[at..]).enumerate() {
+        *code_at = code(q >> 4, j + 16);
+    }
+    codes
+}
+
+#[inline(always)]
+fn decode<const BYTES: usize, const HALF: i8, const MIN: bool>(bytes: &[u8], out: &mut [f32]) {
     for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-        let d = f16(b);
-        let m = if MIN { f16(&b[2..]) } else { 0.0 };
-        let at = BYTES - 16;
-        let high = match BYTES >= 22 {
-            true => u32::from_le_bytes([b[at - 4], b[at - 3], b[at - 2], b[at - 1]]),
-            false => 0,
-        };
-        let value = |low: u8, j: usize| {
-            let q = ((u32::from(low) | (high >> j & 1) << 4) as i32 - HALF) as f32;
-            if MIN { q * d + m } else { q * d }
-        };
-        let (first, second) = out.split_at_mut(16);
-        for (j, (v, q)) in first.iter_mut().zip(&b[at..]).enumerate() {
-            *v = value(q & 15, j);
-        }
-        for (j, (v, q)) in second.iter_mut().zip(&b[at..]).enumerate() {
-            *v = value(q >> 4, j + 16);
+        let (d, m) = (f16(b), if MIN { f16(&b[2..]) } else { 0.0 });
+        for (v, q) in out.iter_mut().zip(unpack::<BYTES, HALF>(b)) {
+            let q = f32::from(q);
+            *v = if MIN { q * d + m } else { q * d };
         }
     }
 }

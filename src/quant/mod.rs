@@ -3,6 +3,8 @@
 //! This room knows numbers and bytes. It does not know files, tensors' names or models.
 
 mod codec;
+#[cfg(feature = "eval")]
+mod codes;
 mod error;
 pub mod float;
 mod fp4;
@@ -18,6 +20,8 @@ mod simd;
 mod ternary;
 mod types;
 
+#[cfg(feature = "eval")]
+pub(crate) use codes::{Group, groups_with_offsets, read_groups};
 pub use error::QuantError;
 pub use fp4::nvfp4_from_modelopt;
 pub use simd::{Simd, UnknownSimd};

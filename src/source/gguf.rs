@@ -185,6 +185,22 @@ impl GgufSource {
         })
     }
 
+    /// Reads the stored bytes of rows that are not transposed.
+    fn read_whole(
+        &self,
+        tensor: usize,
+        rows: Range<u64>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), SourceError> {
+        let bytes = self.bytes_of(tensor, rows.clone());
+        out.resize((bytes.end - bytes.start) as usize, 0);
+        let row = out.len() / (rows.end - rows.start).max(1) as usize;
+        self.runs(tensor, rows.clone(), |stored, run| {
+            let [start, end] = [run.start, run.end].map(|at| (at - rows.start) as usize * row);
+            self.read_stored(tensor, stored, &mut out[start..end])
+        })
+    }
+
     /// Bytes of all files together.
     pub fn n_bytes(&self) -> u64 {
         self.files.iter().map(GgufFile::file_size).sum()
@@ -246,7 +262,7 @@ impl Source for GgufSource {
                 Ok(())
             })?;
         } else {
-            self.read_raw(tensor, rows, &mut bytes)?;
+            self.read_whole(tensor, rows, &mut bytes)?;
             done = stored.ty.decode_rows(&bytes, n, out);
         }
         SCRATCH.set(bytes);
@@ -270,16 +286,11 @@ impl Source for GgufSource {
         rows: Range<u64>,
         out: &mut Vec<u8>,
     ) -> Result<bool, SourceError> {
-        if let Part::Columns { .. } = self.places[tensor].part {
+        let transposed = matches!(self.places[tensor].part, Part::Columns { .. });
+        if transposed || self.factors.contains_key(&tensor) {
             return Ok(false);
         }
-        let bytes = self.bytes_of(tensor, rows.clone());
-        out.resize((bytes.end - bytes.start) as usize, 0);
-        let row = out.len() / (rows.end - rows.start).max(1) as usize;
-        self.runs(tensor, rows.clone(), |stored, run| {
-            let [start, end] = [run.start, run.end].map(|at| (at - rows.start) as usize * row);
-            self.read_stored(tensor, stored, &mut out[start..end])
-        })?;
+        self.read_whole(tensor, rows, out)?;
         Ok(true)
     }
 

@@ -7,9 +7,11 @@
 //! Each output is a sum over slices of columns, always cut in the same way, so that neither the
 //! number of threads nor the rows that share a product change it.
 
+mod integers;
 mod kernel;
 
 use super::buffers::Rows;
+use crate::quant::{Group, QuantType, Simd, groups_with_offsets, read_groups};
 use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
@@ -24,19 +26,70 @@ const TASK_ROWS: usize = 8 * MAX_ROWS;
 /// Rows of a panel: weights that are cut into parts should be cut at multiples of it.
 pub(super) const PANEL_ROWS: usize = PANEL;
 
-/// How many values the panels of so many rows take.
-pub(super) fn panels_len(rows: usize, columns: usize) -> usize {
-    rows.next_multiple_of(PANEL) * columns
+/// What weights are in panels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Form {
+    /// f32.
+    Floats,
+    /// Groups of integers, some with offsets.
+    Integers { offsets: bool },
+}
+
+impl Form {
+    /// The fastest form, on this machine, for weights of a type in rows of so many columns.
+    pub fn of(ty: QuantType) -> Self {
+        match groups_with_offsets(ty) {
+            Some(offsets) if integers::supported() => Self::Integers { offsets },
+            _ => Self::Floats,
+        }
+    }
+
+    /// How many values the panels of so many rows take.
+    pub fn panels_len(self, rows: usize, columns: usize) -> usize {
+        let panels = rows.div_ceil(PANEL);
+        match self {
+            Self::Floats => panels * PANEL * columns,
+            Self::Integers { offsets } => panels * integers::panel_len(columns, offsets),
+        }
+    }
+
+    /// Puts rows of weights, stored as [`Form::Integers`], into panels. What is in the place of rows
+    /// that would fill the last panel stays as it was.
+    pub fn pack_groups(self, ty: QuantType, bytes: &[u8], columns: usize, panels: &mut [f32]) {
+        let Self::Integers { offsets } = self else { unreachable!("weights are groups") };
+        let row_bytes = ty.row_bytes(columns).unwrap_or(0).max(1);
+        let groups = bytes.len() / row_bytes * (columns / Group::LEN);
+        let mut groups = vec![Group::default(); groups];
+        read_groups(Simd::detect(), ty, bytes, &mut groups);
+        integers::pack(&groups, columns, offsets, panels);
+    }
+
+    /// `out = x · Wᵀ` with `out.ncols()` rows of `W` in panels, on all threads or on the calling one.
+    pub fn multiply(
+        self,
+        x: ArrayView2<f32>,
+        panels: &[f32],
+        out: ArrayViewMut2<f32>,
+        parallel: bool,
+    ) {
+        match (self, Panels { values: panels, columns: x.ncols() }) {
+            (Self::Integers { offsets }, _) => {
+                integers::multiply(x, panels, offsets, out, parallel)
+            }
+            (Self::Floats, floats) if parallel => floats.multiply(x, out),
+            (Self::Floats, floats) => floats.multiply_here(x, out),
+        }
+    }
 }
 
 /// A matrix in panels of its own.
 pub(super) fn packed(matrix: ArrayView2<f32>) -> Rows {
-    let mut panels = Rows::new(1, panels_len(matrix.nrows(), matrix.ncols()));
+    let mut panels = Rows::new(1, Form::Floats.panels_len(matrix.nrows(), matrix.ncols()));
     pack(matrix, panels.values_mut());
     panels
 }
 
-/// Puts the rows of a matrix into panels, [`panels_len`] values. What is in the place of rows that
+/// Puts the rows of a matrix into panels of [`Form::Floats`]. What is in the place of rows that
 /// would fill the last panel stays as it was.
 pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
     /// A cache line.
@@ -108,7 +161,10 @@ fn tasks<'a>(
 ) -> Vec<Task<'a>> {
     assert_eq!(x.nrows(), out.nrows(), "one row of outputs for each of inputs");
     assert!(x.ncols() <= panels.columns, "a column of weights for each of inputs");
-    assert!(panels.values.len() >= panels_len(out.ncols(), panels.columns), "weights for outputs");
+    assert!(
+        panels.values.len() >= Form::Floats.panels_len(out.ncols(), panels.columns),
+        "weights for outputs"
+    );
     if out.is_empty() {
         return Vec::new();
     }
@@ -240,7 +296,7 @@ mod tests {
             [(1, 1, 1), (14, 384, 32), (15, 385, 33), (40, 900, 700), (250, 64, 31), (3, 0, 5)]
         {
             let (x, w) = (matrix(tokens, columns, 1), matrix(rows, columns, 2));
-            let mut values = vec![f32::NAN; panels_len(rows, columns)];
+            let mut values = vec![f32::NAN; Form::Floats.panels_len(rows, columns)];
             pack(w.view(), &mut values);
             let mut turned = vec![f32::NAN; values.len()];
             pack(w.t().as_standard_layout().t(), &mut turned);

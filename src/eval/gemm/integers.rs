@@ -1,0 +1,304 @@
+//! Products of weights that are stored as integers of at most eight bits with f32 inputs, by the
+//! processor's products of bytes, of which it makes four times as many in a cycle as of f32.
+//!
+//! Inputs are taken 32 at a time, as fractions of 24 bits of a power of two above the largest, and
+//! cut into three slices of eight bits. The products of each slice with the codes of a group of
+//! weights are summed exactly (the Ozaki scheme: "Error-free transformations of matrix
+//! multiplication", 2012, and on integers "DGEMM on integer matrix multiplication unit", 2024). What
+//! is rounded is the input, by at most 2⁻²⁴ of that power, and the sum of a group, once, where f32
+//! products round 32 sums.
+//!
+//! ```text
+//! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
+//!   input = scale · (2¹⁶ upper + 2⁸ middle + lower - 2²³), sum: of the group's inputs
+//! a panel, for each group of columns          codes [8][32 rows][4] | start [32] | scale [32] | offset [32]
+//!   start: -2⁷ · the sum of the codes, which undoes the 2²³; offset where the type has them
+//! ```
+
+use super::super::buffers::Rows;
+use super::{PANEL, TASK_ROWS, axis_chunks};
+use crate::quant::{Group, Simd};
+use ndarray::parallel::prelude::*;
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+
+/// Words of a group of inputs.
+const INPUT: usize = 2 + 3 * SLICE;
+/// Words of a slice of a group.
+const SLICE: usize = Group::LEN / 4;
+/// Words of the codes of a group of columns of a panel.
+const CODES: usize = SLICE * PANEL;
+/// Rows of inputs of a tile, at most.
+const TILE_ROWS: usize = 4;
+/// Panels of a task, at least: fewer would take hardly longer than to slice the inputs.
+const LEAST_PANELS: usize = 8;
+
+/// Whether the machine has the instructions.
+pub(super) fn supported() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return Simd::detect() == Simd::Avx512 && is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    false
+}
+
+/// Words of a group of columns of a panel.
+fn block_words(offsets: bool) -> usize {
+    CODES + if offsets { 3 } else { 2 } * PANEL
+}
+
+/// How many words a panel takes.
+pub(super) fn panel_len(columns: usize, offsets: bool) -> usize {
+    columns / Group::LEN * block_words(offsets)
+}
+
+/// Puts rows of weights into panels. What is in the place of rows that would fill the last panel
+/// stays as it was.
+pub(super) fn pack(groups: &[Group], columns: usize, offsets: bool, panels: &mut [f32]) {
+    let per_row = columns / Group::LEN;
+    let rows =
+        groups.chunks(PANEL * per_row).zip(panels.chunks_exact_mut(panel_len(columns, offsets)));
+    for (rows, panel) in rows {
+        for (i, block) in panel.chunks_exact_mut(block_words(offsets)).enumerate() {
+            let (codes, values) = block.split_at_mut(CODES);
+            for (lane, row) in rows.chunks_exact(per_row).enumerate() {
+                let group = &row[i];
+                for (word, four) in group.codes.as_chunks::<4>().0.iter().enumerate() {
+                    let four = u32::from_le_bytes(four.map(|code| code as u8));
+                    codes[word * PANEL + lane] = f32::from_bits(four);
+                }
+                let sum: i32 = group.codes.iter().map(|&code| i32::from(code)).sum();
+                values[lane] = f32::from_bits((-128 * sum) as u32);
+                values[PANEL + lane] = group.scale;
+                if offsets {
+                    values[2 * PANEL + lane] = group.offset;
+                }
+            }
+        }
+    }
+}
+
+/// A product, on all threads or here.
+pub(super) fn multiply(
+    x: ArrayView2<f32>,
+    panels: &[f32],
+    offsets: bool,
+    out: ArrayViewMut2<f32>,
+    parallel: bool,
+) {
+    let panel_len = panel_len(x.ncols(), offsets);
+    if out.is_empty() {
+        return;
+    }
+    // Inputs are sliced once for each task, so outputs are cut only if threads would wait.
+    let n_panels = out.ncols().div_ceil(PANEL);
+    let rows = out.nrows().div_ceil(TASK_ROWS);
+    let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+    let group = n_panels.div_ceil(wanted.div_ceil(rows)).max(LEAST_PANELS);
+    let mut tasks = Vec::new();
+    for (i, out) in axis_chunks(out, Axis(0), TASK_ROWS).into_iter().enumerate() {
+        let x = x.slice_move(s![i * TASK_ROWS..i * TASK_ROWS + out.nrows(), ..]);
+        for (j, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
+            tasks.push((x, &panels[j * group * panel_len..], out));
+        }
+    }
+    let run = |(x, panels, out)| task(x, panels, offsets, out);
+    match parallel {
+        true => tasks.into_par_iter().for_each(run),
+        false => tasks.into_iter().for_each(run),
+    }
+}
+
+/// All panels for some rows of inputs.
+fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut2<f32>) {
+    let mut inputs = Rows::new(x.nrows(), x.ncols() / Group::LEN * INPUT);
+    for (row, words) in
+        x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words(x.ncols())))
+    {
+        match row.as_slice() {
+            Some(row) => slice_row(row, words),
+            None => slice_row(&row.to_vec(), words),
+        }
+    }
+    let panels = panels.chunks_exact(panel_len(x.ncols(), offsets));
+    for (mut out, panel) in out.axis_chunks_iter_mut(Axis(1), PANEL).zip(panels) {
+        let inputs = inputs.values().chunks(TILE_ROWS * words(x.ncols()));
+        for (mut out, inputs) in
+            out.axis_chunks_iter_mut(Axis(0), TILE_ROWS).into_iter().zip(inputs)
+        {
+            let mut sums = [[0.0; PANEL]; TILE_ROWS];
+            tile(inputs, panel, offsets, &mut sums[..out.nrows()]);
+            for (mut out, sums) in out.rows_mut().into_iter().zip(&sums) {
+                match out.as_slice_mut().and_then(|out| out.first_chunk_mut()) {
+                    Some(out) => *out = *sums,
+                    None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+                }
+            }
+        }
+    }
+}
+
+/// Words of a row of inputs.
+fn words(columns: usize) -> usize {
+    columns / Group::LEN * INPUT
+}
+
+/// Cuts a row of inputs, whole groups, into slices. A group that is not finite gets a scale that is
+/// not.
+fn slice_row(row: &[f32], words: &mut [f32]) {
+    assert!(supported(), "this machine was asked first");
+    let groups = row.as_chunks().0.iter().zip(words.as_chunks_mut().0);
+    #[cfg(target_arch = "x86_64")]
+    groups.for_each(|(x, words)| {
+        // SAFETY: the machine has the instructions.
+        unsafe { x86::slice(x, words) }
+    });
+}
+
+/// The power of two by which steps of a group with this largest magnitude are counted, less than
+/// 2^23 of them, and its inverse.
+#[inline(always)]
+fn steps(most: f32) -> (f32, f32) {
+    // Exponents with f32's bias; below 23 scales would be no normal numbers.
+    let exponent = (most.to_bits() >> 23).clamp(23, 254);
+    (f32::from_bits((exponent - 22) << 23), f32::from_bits((276 - exponent) << 23))
+}
+
+/// The products of up to [`TILE_ROWS`] rows of inputs, one for each of `out`, with a panel.
+fn tile(inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) {
+    let words = inputs.len() / out.len();
+    let groups = words / INPUT;
+    assert!(inputs.len() == out.len() * groups * INPUT, "whole rows of whole groups");
+    assert!(panel.len() == groups * block_words(offsets), "a panel of as many groups");
+    assert!(supported(), "this machine was asked first");
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: the machine has the instructions; there are `out.len()` rows of `groups` groups of
+    // inputs, and as many of the panel, with offsets if the kernel reads them.
+    unsafe {
+        let (x, w) = (inputs.as_ptr(), panel.as_ptr());
+        match (out, offsets) {
+            ([a], false) => x86::tile::<1, false>(x, w, groups, [a]),
+            ([a, b], false) => x86::tile::<2, false>(x, w, groups, [a, b]),
+            ([a, b, c], false) => x86::tile::<3, false>(x, w, groups, [a, b, c]),
+            ([a, b, c, d], false) => x86::tile::<4, false>(x, w, groups, [a, b, c, d]),
+            ([a], true) => x86::tile::<1, true>(x, w, groups, [a]),
+            ([a, b], true) => x86::tile::<2, true>(x, w, groups, [a, b]),
+            ([a, b, c], true) => x86::tile::<3, true>(x, w, groups, [a, b, c]),
+            ([a, b, c, d], true) => x86::tile::<4, true>(x, w, groups, [a, b, c, d]),
+            _ => unreachable!("a tile has one to four rows"),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::*;
+    use std::arch::x86_64::*;
+
+    /// Registers of a row of a panel.
+    const VECTORS: usize = PANEL / LANES;
+    /// Values of a register.
+    const LANES: usize = 16;
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn floats(from: *const f32) -> [__m512; VECTORS] {
+        // SAFETY: the caller grants a line of a panel.
+        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES))] }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn integers(from: *const f32) -> [__m512i; VECTORS] {
+        // SAFETY: as above.
+        unsafe { floats(from) }.map(|v| _mm512_castps_si512(v))
+    }
+
+    /// Cuts a group of inputs into slices.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    pub fn slice(x: &[f32; Group::LEN], words: &mut [f32; INPUT]) {
+        // SAFETY: a line is read.
+        let x = unsafe { floats(x.as_ptr()) };
+        // NaN are passed over here.
+        let magnitudes = _mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1]));
+        let (scale, inverse) = super::steps(_mm512_reduce_max_ps(magnitudes));
+        let (most, half) = (_mm512_set1_epi32((1 << 23) - 1), _mm512_set1_epi32(1 << 23));
+        let mut sum = _mm512_setzero_si512();
+        let mut finite = true;
+        let (values, slices) = words.split_at_mut(2);
+        for (i, x) in x.into_iter().enumerate() {
+            let nothing = _mm512_sub_ps(x, x);
+            finite &= _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(nothing, nothing) == u16::MAX;
+            let nearest = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
+            let steps = _mm512_min_epi32(nearest, most);
+            sum = _mm512_add_epi32(sum, steps);
+            let steps = _mm512_add_epi32(steps, half);
+            let bytes = [_mm512_srli_epi32(steps, 16), _mm512_srli_epi32(steps, 8), steps];
+            for (slice, bytes) in slices.as_chunks_mut::<SLICE>().0.iter_mut().zip(bytes) {
+                let words = &mut slice[i * LANES / 4..][..LANES / 4];
+                // SAFETY: sixteen bytes are written over.
+                unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(bytes)) };
+            }
+        }
+        values[0] = if finite { scale } else { f32::NAN };
+        values[1] = values[0] * _mm512_reduce_add_epi32(sum) as f32;
+    }
+
+    /// # Safety
+    /// `x` holds `ROWS` rows of `groups` groups of inputs, `panel` as many groups of columns, with
+    /// offsets if `OFFSETS`, and the machine has AVX-512 F and VNNI.
+    #[target_feature(enable = "avx512f,avx512vnni")]
+    pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
+        x: *const f32,
+        panel: *const f32,
+        groups: usize,
+        out: [&mut [f32; PANEL]; ROWS],
+    ) {
+        let upper = _mm512_set1_ps(65536.0);
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        for group in 0..groups {
+            // SAFETY: all that is read lies in the groups that the caller grants.
+            unsafe {
+                let block = panel.add(group * block_words(OFFSETS));
+                let zero = [_mm512_setzero_si512(); VECTORS];
+                let mut parts = [[integers(block.add(CODES)), zero, zero]; ROWS];
+                for word in 0..SLICE {
+                    let codes = integers(block.add(word * PANEL));
+                    for (row, parts) in parts.iter_mut().enumerate() {
+                        let x = x.add((row * groups + group) * INPUT + 2 + word);
+                        for (slice, part) in parts.iter_mut().enumerate() {
+                            let x = _mm512_set1_epi32(x.add(slice * SLICE).cast::<i32>().read());
+                            for (part, codes) in part.iter_mut().zip(codes) {
+                                *part = _mm512_dpbusd_epi32(*part, x, codes);
+                            }
+                        }
+                    }
+                }
+                let scales = floats(block.add(CODES + PANEL));
+                let offsets = if OFFSETS { floats(block.add(CODES + 2 * PANEL)) } else { scales };
+                for (row, (sums, parts)) in sums.iter_mut().zip(parts).enumerate() {
+                    let x = x.add((row * groups + group) * INPUT);
+                    let (scale, sum) = (_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1)));
+                    for (v, to) in sums.iter_mut().enumerate() {
+                        let lower =
+                            _mm512_add_epi32(_mm512_slli_epi32(parts[1][v], 8), parts[2][v]);
+                        let whole = _mm512_fmadd_ps(
+                            _mm512_cvtepi32_ps(parts[0][v]),
+                            upper,
+                            _mm512_cvtepi32_ps(lower),
+                        );
+                        *to = _mm512_fmadd_ps(whole, _mm512_mul_ps(scales[v], scale), *to);
+                        if OFFSETS {
+                            *to = _mm512_fmadd_ps(offsets[v], sum, *to);
+                        }
+                    }
+                }
+            }
+        }
+        for (out, sums) in out.into_iter().zip(sums) {
+            for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+                // SAFETY: so many values are written over.
+                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), sum) };
+            }
+        }
+    }
+}
