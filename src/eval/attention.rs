@@ -12,7 +12,7 @@ use super::rope::{Rotary, rotate, score_scale};
 use crate::model::{self, Hparams, Pairs};
 use crate::quant::Simd;
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, s};
 
 /// A layer's attention.
 pub(super) enum Attention<'a> {
@@ -64,22 +64,43 @@ pub(super) enum Query<'a> {
     LowRank { a: Matrix<'a>, norm: Vec<f32>, b: Matrix<'a> },
 }
 
+/// How tokens are cut into chunks, each on its own, and which of them ask: all are keys and values, but
+/// the first ones of each chunk need no result.
+#[derive(Clone, Copy)]
+pub(super) struct Chunks {
+    /// Tokens of a chunk; the last may have fewer.
+    pub ctx: usize,
+    /// Tokens of each chunk without a result.
+    pub first: usize,
+}
+
+impl Chunks {
+    /// The rows of the tokens that ask.
+    pub fn tails<'x>(self, x: ArrayView2<'x, f32>) -> CowArray<'x, f32, Ix2> {
+        if self.first == 0 {
+            return x.into();
+        }
+        let tokens = (0..x.nrows()).filter(|token| token % self.ctx >= self.first);
+        x.select(Axis(0), &tokens.collect::<Vec<_>>()).into()
+    }
+}
+
 /// Queries that are scored together: against the keys up to the last of them, not all. Two tiles of
 /// the widest kernel.
-const QUERIES: usize = 28;
+pub(super) const QUERIES: usize = 28;
 
 impl Attention<'_> {
-    /// Attention over chunks of `ctx` tokens, each on its own. `x` are the normalised inputs.
+    /// Attention within chunks, for the tokens that ask. `x` are the normalised inputs of all.
     pub fn run(
         &self,
         hparams: &Hparams,
         rotary: &Rotary,
         x: ArrayView2<f32>,
-        ctx: usize,
+        chunks: Chunks,
     ) -> Result<Rows, EvalError> {
         match self {
-            Self::Latent(weights, a) => weights.run(hparams, a, rotary, x, ctx),
-            Self::Grouped(weights, a) => weights.run(hparams, a, rotary, x, ctx),
+            Self::Latent(weights, a) => weights.run(hparams, a, rotary, x, chunks),
+            Self::Grouped(weights, a) => weights.run(hparams, a, rotary, x, chunks),
         }
     }
 }
@@ -91,21 +112,24 @@ impl Latent<'_> {
         a: &model::Latent,
         rotary: &Rotary,
         x: ArrayView2<f32>,
-        ctx: usize,
+        chunks: Chunks,
     ) -> Result<Rows, EvalError> {
         let [nope, rope, kv_lora, v] =
             [a.qk_nope, a.qk_rope, a.kv_lora_rank, a.v_head].map(|n| n as usize);
+        let asking = chunks.tails(x);
         let mut q = match &self.query {
-            Query::Direct(matrix) => matrix.apply(x)?,
+            Query::Direct(matrix) => matrix.apply(asking.view())?,
             Query::LowRank { a, norm, b } => {
-                b.apply(rms_norm(a.apply(x)?.view(), norm, hparams.rms_eps).view())?
+                let low = a.apply(asking.view())?;
+                b.apply(rms_norm(low.view(), norm, hparams.rms_eps).view())?
             }
         };
+        let all = Chunks { first: 0, ..chunks };
         let kv = self.kv_a.apply(x)?;
         let latent = rms_norm(kv.slice(s![.., ..kv_lora]), &self.kv_a_norm, hparams.rms_eps);
         let mut k_pe = Rows::copy(kv.slice(s![.., kv_lora..]));
-        turn(&mut q, nope + rope, nope, rotary, ctx, Pairs::Neighbours);
-        turn(&mut k_pe, rope, 0, rotary, ctx, Pairs::Neighbours);
+        turn(&mut q, nope + rope, nope, rotary, chunks, Pairs::Neighbours);
+        turn(&mut k_pe, rope, 0, rotary, all, Pairs::Neighbours);
         // Where someone watches, or rounds as llama.cpp does, keys and values stay compressed: queries
         // and mixed latents pass the matrices instead, which costs more here.
         let compressed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
@@ -115,7 +139,7 @@ impl Latent<'_> {
             cached
         });
         let scale = score_scale(&hparams.rope, nope + rope);
-        let mut heads = Rows::new(x.nrows(), a.n_head as usize * v);
+        let mut heads = Rows::new(q.nrows(), a.n_head as usize * v);
         heads
             .axis_chunks_iter_mut(Axis(1), v)
             .into_par_iter()
@@ -127,8 +151,8 @@ impl Latent<'_> {
                     let q = self.k_b.matrix(h).apply_here(q_nope)?;
                     let q = side_by_side(q.view(), q_pe);
                     let values = cached.slice(s![.., ..kv_lora]);
-                    let mut mixed = Rows::new(values.nrows(), values.ncols());
-                    attend(q.view(), cached.view(), values, mixed.view_mut(), ctx, scale);
+                    let mut mixed = Rows::new(q.nrows(), values.ncols());
+                    attend(q.view(), cached.view(), values, mixed.view_mut(), chunks, scale);
                     out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
                     return Ok(());
                 }
@@ -139,7 +163,7 @@ impl Latent<'_> {
                 let mut keys = Rows::new(x.nrows(), nope + rope);
                 product(latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
-                attend(q, keys.view(), values.view(), out, ctx, scale);
+                attend(q, keys.view(), values.view(), out, chunks, scale);
                 Ok(())
             })?;
         self.output.apply(heads.view())
@@ -161,10 +185,11 @@ impl Grouped<'_> {
         a: &model::Grouped,
         rotary: &Rotary,
         x: ArrayView2<f32>,
-        ctx: usize,
+        chunks: Chunks,
     ) -> Result<Rows, EvalError> {
         let width = a.head_dim as usize;
-        let (mut q, mut k) = (self.query.apply(x)?, self.key.apply(x)?);
+        let all = Chunks { first: 0, ..chunks };
+        let (mut q, mut k) = (self.query.apply(chunks.tails(x).view())?, self.key.apply(x)?);
         let mut values = self.value.apply(x)?;
         if let Some(norms) = &self.norms {
             for (x, weight) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
@@ -174,8 +199,8 @@ impl Grouped<'_> {
                 }
             }
         }
-        turn(&mut q, width, 0, rotary, ctx, a.pairs);
-        turn(&mut k, width, 0, rotary, ctx, a.pairs);
+        turn(&mut q, width, 0, rotary, chunks, a.pairs);
+        turn(&mut k, width, 0, rotary, all, a.pairs);
         for cached in [&mut k, &mut values] {
             self.key.matrix.activations.cache(cached);
         }
@@ -189,7 +214,7 @@ impl Grouped<'_> {
             .enumerate()
             .for_each(|(h, (out, q))| {
                 let of_head = s![.., h * width..(h + 1) * width];
-                attend(q, k.slice(of_head), values.slice(of_head), out, ctx, scale);
+                attend(q, k.slice(of_head), values.slice(of_head), out, chunks, scale);
             });
         self.output.apply(heads.view())
     }
@@ -202,14 +227,14 @@ fn turn(
     width: usize,
     first: usize,
     rotary: &Rotary,
-    ctx: usize,
+    chunks: Chunks,
     pairs: Pairs,
 ) {
-    let turns: Vec<_> = (0..ctx).map(|position| rotary.at(position)).collect();
+    let turns: Vec<_> = (chunks.first..chunks.ctx).map(|position| rotary.at(position)).collect();
     x.axis_iter_mut(Axis(0)).into_par_iter().enumerate().for_each(|(token, mut row)| {
         let row = row.as_slice_mut().expect("rows are contiguous");
         for head in row.chunks_exact_mut(width) {
-            rotate(&mut head[first..], &turns[token % ctx], pairs);
+            rotate(&mut head[first..], &turns[token % turns.len()], pairs);
         }
     });
 }
@@ -220,19 +245,19 @@ fn product(x: ArrayView2<f32>, weights: ArrayView2<f32>, out: ArrayViewMut2<f32>
 }
 
 /// Heads that share keys and values, side by side in `q` and `out`: `softmax(scale q kᵀ) v` over
-/// each chunk of `ctx` tokens.
+/// each chunk. Rows of `q` are the tokens that ask.
 fn attend(
     q: ArrayView2<f32>,
     keys: ArrayView2<f32>,
     values: ArrayView2<f32>,
     mut out: ArrayViewMut2<f32>,
-    ctx: usize,
+    Chunks { ctx, first }: Chunks,
     scale: f32,
 ) {
     let (width, width_out) = (keys.ncols(), values.ncols());
-    out.axis_chunks_iter_mut(Axis(0), ctx)
+    out.axis_chunks_iter_mut(Axis(0), ctx - first)
         .into_par_iter()
-        .zip(q.axis_chunks_iter(Axis(0), ctx))
+        .zip(q.axis_chunks_iter(Axis(0), ctx - first))
         .zip(keys.axis_chunks_iter(Axis(0), ctx))
         .zip(values.axis_chunks_iter(Axis(0), ctx))
         .for_each(|(((mut out, q), keys), values)| {
@@ -243,22 +268,23 @@ fn attend(
             out.axis_chunks_iter_mut(Axis(1), width_out)
                 .into_par_iter()
                 .zip(q.axis_chunks_iter(Axis(1), width))
-                .for_each(|(out, q)| attend_head(q, keys, values, out, scale));
+                .for_each(|(out, q)| attend_head(q, first, keys, values, out, scale));
         });
 }
 
-/// One head and chunk.
+/// One head and chunk. The first query is at position `first`.
 fn attend_head(
     q: ArrayView2<f32>,
+    first: usize,
     keys: Panels,
     values: Panels,
     mut out: ArrayViewMut2<f32>,
     scale: f32,
 ) {
-    let mut scores = Array2::zeros((QUERIES, q.nrows()));
+    let mut scores = Array2::zeros((QUERIES, first + q.nrows()));
     let outs = out.axis_chunks_iter_mut(Axis(0), QUERIES);
     for (block, (q, out)) in q.axis_chunks_iter(Axis(0), QUERIES).zip(outs).enumerate() {
-        let first = block * QUERIES;
+        let first = first + block * QUERIES;
         let mut scores = scores.slice_mut(s![..q.nrows(), ..first + q.nrows()]);
         keys.multiply_here(q, scores.view_mut());
         causal_softmax(scores.view_mut(), first, scale);

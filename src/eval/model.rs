@@ -1,7 +1,7 @@
 //! The model as a stack of layers over a source of weights.
 
 use super::activations::Activations;
-use super::attention::{Attention, Biased, Grouped, Latent, Query};
+use super::attention::{Attention, Biased, Chunks, Grouped, Latent, Query};
 use super::budget;
 use super::buffers::Rows;
 use super::error::EvalError;
@@ -289,30 +289,47 @@ impl<'a> Model<'a> {
         ctx: usize,
         memory: usize,
     ) -> Result<(), EvalError> {
+        self.layer_from(layer, states, ctx, memory, 0)
+    }
+
+    /// As [`Model::layer`], where the first `first` tokens of each chunk need not pass: after the last
+    /// layer nobody asks for them. Their states stay as they are.
+    pub(super) fn layer_from(
+        &self,
+        layer: u32,
+        states: &mut Array2<f32>,
+        ctx: usize,
+        memory: usize,
+        first: usize,
+    ) -> Result<(), EvalError> {
         let (embd, eps) = (self.hparams.n_embd as usize, self.hparams.rms_eps);
         let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), embd, true);
         let part = budget::part(self.hparams, ctx, memory);
         let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
         for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
             let x = rms_norm(states.view(), &weight, eps);
-            let change = attention.run(self.hparams, &self.rotary, x.view(), ctx)?;
-            add(states.view_mut(), &change);
+            let chunks = Chunks { ctx, first };
+            let change = attention.run(self.hparams, &self.rotary, x.view(), chunks)?;
+            add(states.view_mut(), &change, chunks);
             if let Some(row) = first_not_finite(states.view()) {
                 // Its own chunk up to itself has a say in it.
                 let x = x.slice(s![row / ctx * ctx..=row, ..]);
+                let chunks = Chunks { ctx, first: 0 };
                 let run = |model: &Model| {
-                    model.attention(layer, true)?.run(self.hparams, &self.rotary, x, ctx)
+                    model.attention(layer, true)?.run(self.hparams, &self.rotary, x, chunks)
                 };
                 let place = self.culprit("attention", run)?;
                 return Err(EvalError::NotFinite { layer, place, token: i * part + row });
             }
         }
         let feed_forward = self.feed_forward(layer, true)?;
-        let x = rms_norm(states.view(), &norm("ffn_norm")?, eps);
+        let chunks = Chunks { ctx, first };
+        let x = rms_norm(chunks.tails(states.view()).view(), &norm("ffn_norm")?, eps);
         let change = feed_forward.run(x.view(), part)?;
-        add(states.view_mut(), &change);
+        add(states.view_mut(), &change, chunks);
         if let Some(token) = first_not_finite(states.view()) {
-            let x = x.slice(s![token..=token, ..]);
+            let row = token / ctx * (ctx - first) + token % ctx - first;
+            let x = x.slice(s![row..=row, ..]);
             let run = |model: &Model| model.feed_forward(layer, true)?.run(x, 1);
             let place = self.culprit("the feed-forward network", run)?;
             return Err(EvalError::NotFinite { layer, place, token });
@@ -404,8 +421,13 @@ fn check(hparams: &Hparams) -> Result<(), EvalError> {
     Ok(())
 }
 
-/// Adds to states, on all threads.
-fn add(mut states: ArrayViewMut2<f32>, change: &Array2<f32>) {
-    let states = states.axis_iter_mut(Axis(0)).into_par_iter();
-    states.zip(change.axis_iter(Axis(0))).for_each(|(mut state, change)| state += &change);
+/// Adds to the states of the tokens that pass, on all threads.
+fn add(mut states: ArrayViewMut2<f32>, change: &Array2<f32>, chunks: Chunks) {
+    let states = states.axis_chunks_iter_mut(Axis(0), chunks.ctx).into_par_iter();
+    let change = change.axis_chunks_iter(Axis(0), chunks.ctx - chunks.first);
+    states.zip(change).for_each(|(mut states, change)| {
+        let mut tail = states.slice_mut(s![chunks.first.., ..]);
+        let rows = tail.axis_iter_mut(Axis(0)).into_par_iter();
+        rows.zip(change.axis_iter(Axis(0))).for_each(|(mut state, change)| state += &change);
+    });
 }

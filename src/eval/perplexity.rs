@@ -113,7 +113,7 @@ pub fn perplexity(
 ) -> Result<Perplexity, EvalError> {
     let n_chunks = options.checked_chunks(tokens)?;
     let identity = identity(&[model], &tokens[..n_chunks * options.ctx], options);
-    let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?;
+    let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?.only_scored();
     monitor.resume(walk.begin()?);
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;

@@ -1,6 +1,7 @@
 //! A text on its way through a model: all chunks pass a layer before the next one's weights are
 //! read.
 
+use super::attention::QUERIES;
 use super::error::EvalError;
 use super::model::Model;
 use super::perplexity::PerplexityOptions;
@@ -20,6 +21,8 @@ pub(super) struct Walk<'m, 'a> {
     ctx: usize,
     memory: usize,
     bos: Option<u32>,
+    /// Tokens of each chunk that need not pass the last layer.
+    unasked: usize,
     /// Tokens of a batch: chunks that pass a layer together. The last may have fewer.
     n_batch: usize,
     tokens: Vec<u32>,
@@ -43,7 +46,17 @@ impl<'m, 'a> Walk<'m, 'a> {
         let columns = model.hparams().n_embd as usize;
         let observed = model.observer().is_some();
         let states = States::new(&rows, columns, options.scratch.as_ref(), identity, observed)?;
-        Ok(Self { model, ctx, memory: options.memory, bos: options.bos, n_batch, tokens, states })
+        let PerplexityOptions { memory, bos, .. } = *options;
+        Ok(Self { model, ctx, memory, bos, unasked: 0, n_batch, tokens, states })
+    }
+
+    /// Only scored rows will be right after the last layer, and they have the same bits as when all
+    /// pass. Who watches its products sees all.
+    pub fn only_scored(mut self) -> Self {
+        if self.model.observer().is_none() {
+            self.unasked = self.ctx / 2 / QUERIES * QUERIES;
+        }
+        self
     }
 
     /// Layers from the first on whose error was noted before the walk was stopped.
@@ -78,12 +91,15 @@ impl<'m, 'a> Walk<'m, 'a> {
 
     /// Passes all chunks through a layer, as far as they have not passed it.
     pub fn layer(&mut self, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
+        let last = layer + 1 == self.model.hparams().n_layer;
+        let unasked = if last { self.unasked } else { 0 };
         for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
             if self.states.passed(batch).is_some_and(|passed| passed > layer) {
                 continue;
             }
             let mut states = self.states.take(batch)?;
-            let passed = self.model.layer(layer, &mut states, self.ctx, self.memory);
+            let (ctx, memory) = (self.ctx, self.memory);
+            let passed = self.model.layer_from(layer, &mut states, ctx, memory, unasked);
             passed.map_err(|e| e.after(batch * self.n_batch))?;
             let seen = match self.states.keeps_seen() {
                 true => self.model.observer().map(|observer| observer.seen(layer)),
