@@ -94,6 +94,24 @@ fn figures_equal_those_computed_from_all_logits() {
 }
 
 #[test]
+fn what_is_not_scored_need_not_pass_the_last_layer() {
+    // `compare` passes all tokens, whose states it compares.
+    for name in ["tiny-r1", "family/deepseek-v2", "family/llama3", "family/qwen3"] {
+        let model = Model::open(&Path::new("tests/fixtures").join(name), Mtp::Drop).unwrap();
+        let model = eval::Model::new(model.hparams(), model.source()).unwrap();
+        let n_vocab = model.hparams().n_vocab;
+        let tokens: Vec<u32> = (0..300).map(|i| i * i * 7 % n_vocab).collect();
+        for ctx in [4, 63, 130] {
+            let options = PerplexityOptions { ctx, ..PerplexityOptions::default() };
+            let alone = eval::perplexity(&model, &tokens, &options, &()).unwrap();
+            let reference = Reference::Model(&model);
+            let (own, _) = compare(reference, &[], &tokens, &options, None, &()).unwrap();
+            assert!(alone.nll == own.nll, "{name}, chunks of {ctx}");
+        }
+    }
+}
+
+#[test]
 fn a_model_equals_itself_and_files_stand_in_for_references() {
     let dir = tempfile::tempdir().unwrap();
     let [base, report] = ["base.kld", "page.html"].map(|name| dir.path().join(name));

@@ -37,9 +37,10 @@ const LEAST_PANELS: usize = 8;
 /// Whether the machine has the instructions.
 pub(super) fn supported() -> bool {
     #[cfg(target_arch = "x86_64")]
-    return Simd::detect() == Simd::Avx512 && is_x86_feature_detected!("avx512vnni");
+    let vnni = is_x86_feature_detected!("avx512vnni");
     #[cfg(not(target_arch = "x86_64"))]
-    false
+    let vnni = false;
+    vnni && Simd::detect() == Simd::Avx512
 }
 
 /// Words of a group of columns of a panel.
@@ -83,13 +84,14 @@ pub(super) fn multiply(
     x: ArrayView2<f32>,
     panels: &[f32],
     offsets: bool,
-    out: ArrayViewMut2<f32>,
+    mut out: ArrayViewMut2<f32>,
     parallel: bool,
 ) {
-    let panel_len = panel_len(x.ncols(), offsets);
-    if out.is_empty() {
+    if out.is_empty() || x.is_empty() {
+        out.fill(0.0);
         return;
     }
+    let panel_len = panel_len(x.ncols(), offsets);
     // Inputs are sliced once for each task, so outputs are cut only if threads would wait.
     let n_panels = out.ncols().div_ceil(PANEL);
     let rows = out.nrows().div_ceil(TASK_ROWS);
@@ -123,9 +125,7 @@ fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut
     let panels = panels.chunks_exact(panel_len(x.ncols(), offsets));
     for (mut out, panel) in out.axis_chunks_iter_mut(Axis(1), PANEL).zip(panels) {
         let inputs = inputs.values().chunks(TILE_ROWS * words(x.ncols()));
-        for (mut out, inputs) in
-            out.axis_chunks_iter_mut(Axis(0), TILE_ROWS).into_iter().zip(inputs)
-        {
+        for (mut out, inputs) in out.axis_chunks_iter_mut(Axis(0), TILE_ROWS).zip(inputs) {
             let mut sums = [[0.0; PANEL]; TILE_ROWS];
             tile(inputs, panel, offsets, &mut sums[..out.nrows()]);
             for (mut out, sums) in out.rows_mut().into_iter().zip(&sums) {
@@ -147,12 +147,10 @@ fn words(columns: usize) -> usize {
 /// not.
 fn slice_row(row: &[f32], words: &mut [f32]) {
     assert!(supported(), "this machine was asked first");
-    let groups = row.as_chunks().0.iter().zip(words.as_chunks_mut().0);
-    #[cfg(target_arch = "x86_64")]
-    groups.for_each(|(x, words)| {
+    for (x, words) in row.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
         // SAFETY: the machine has the instructions.
-        unsafe { x86::slice(x, words) }
-    });
+        unsafe { vnni::slice(x, words) }
+    }
 }
 
 /// The power of two by which steps of a group with this largest magnitude are counted, less than
@@ -171,27 +169,45 @@ fn tile(inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) 
     assert!(inputs.len() == out.len() * groups * INPUT, "whole rows of whole groups");
     assert!(panel.len() == groups * block_words(offsets), "a panel of as many groups");
     assert!(supported(), "this machine was asked first");
-    #[cfg(target_arch = "x86_64")]
     // SAFETY: the machine has the instructions; there are `out.len()` rows of `groups` groups of
     // inputs, and as many of the panel, with offsets if the kernel reads them.
     unsafe {
         let (x, w) = (inputs.as_ptr(), panel.as_ptr());
         match (out, offsets) {
-            ([a], false) => x86::tile::<1, false>(x, w, groups, [a]),
-            ([a, b], false) => x86::tile::<2, false>(x, w, groups, [a, b]),
-            ([a, b, c], false) => x86::tile::<3, false>(x, w, groups, [a, b, c]),
-            ([a, b, c, d], false) => x86::tile::<4, false>(x, w, groups, [a, b, c, d]),
-            ([a], true) => x86::tile::<1, true>(x, w, groups, [a]),
-            ([a, b], true) => x86::tile::<2, true>(x, w, groups, [a, b]),
-            ([a, b, c], true) => x86::tile::<3, true>(x, w, groups, [a, b, c]),
-            ([a, b, c, d], true) => x86::tile::<4, true>(x, w, groups, [a, b, c, d]),
+            ([a], false) => vnni::tile::<1, false>(x, w, groups, [a]),
+            ([a, b], false) => vnni::tile::<2, false>(x, w, groups, [a, b]),
+            ([a, b, c], false) => vnni::tile::<3, false>(x, w, groups, [a, b, c]),
+            ([a, b, c, d], false) => vnni::tile::<4, false>(x, w, groups, [a, b, c, d]),
+            ([a], true) => vnni::tile::<1, true>(x, w, groups, [a]),
+            ([a, b], true) => vnni::tile::<2, true>(x, w, groups, [a, b]),
+            ([a, b, c], true) => vnni::tile::<3, true>(x, w, groups, [a, b, c]),
+            ([a, b, c, d], true) => vnni::tile::<4, true>(x, w, groups, [a, b, c, d]),
             _ => unreachable!("a tile has one to four rows"),
         }
     }
 }
 
+/// What stands in where [`supported`] is never true.
+#[cfg(not(target_arch = "x86_64"))]
+mod vnni {
+    use super::*;
+
+    pub unsafe fn slice(x: &[f32; Group::LEN], _: &mut [f32; INPUT]) {
+        unreachable!("no processor for {:?}", steps(x[0]))
+    }
+
+    pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
+        _: *const f32,
+        _: *const f32,
+        groups: usize,
+        _: [&mut [f32; PANEL]; ROWS],
+    ) {
+        unreachable!("no processor for {groups} groups, {SUMMED} at a time")
+    }
+}
+
 #[cfg(target_arch = "x86_64")]
-mod x86 {
+mod vnni {
     use super::*;
     use std::arch::x86_64::*;
 

@@ -1,8 +1,10 @@
-//! Products of f32 matrices: `x · Wᵀ`, both with their rows contiguous.
+//! Products of f32 inputs with matrices of weights: `x · Wᵀ`, both with their rows contiguous.
 //!
 //! Weights are brought into panels once: [`PANEL`] rows side by side, column after column, as the
-//! kernels read them. Inputs stay as they are; a kernel's few rows are copied next to each other when
-//! their turn comes. Some rows pass all panels, slice after slice, before the next rows do.
+//! kernels read them; those of some types as the integers that they are stored as, where the machine
+//! has products of bytes ([`integers`]), all others as f32. The rest of this is about f32: inputs stay
+//! as they are; a kernel's few rows are copied next to each other when their turn comes. Some rows
+//! pass all panels, slice after slice, before the next rows do.
 //!
 //! Each output is a sum over slices of columns, always cut in the same way, so that neither the
 //! number of threads nor the rows that share a product change it.
