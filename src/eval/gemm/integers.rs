@@ -164,25 +164,31 @@ fn steps(most: f32) -> (f32, f32) {
 
 /// The products of up to [`TILE_ROWS`] rows of inputs, one for each of `out`, with a panel.
 fn tile(inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) {
-    let words = inputs.len() / out.len();
-    let groups = words / INPUT;
-    assert!(inputs.len() == out.len() * groups * INPUT, "whole rows of whole groups");
-    assert!(panel.len() == groups * block_words(offsets), "a panel of as many groups");
+    let stride = inputs.len() / out.len();
+    let all = stride / INPUT;
+    assert!(inputs.len() == out.len() * all * INPUT, "whole rows of whole groups");
+    assert!(panel.len() == all * block_words(offsets), "a panel of as many groups");
     assert!(supported(), "this machine was asked first");
-    // SAFETY: the machine has the instructions; there are `out.len()` rows of `groups` groups of
-    // inputs, and as many of the panel, with offsets if the kernel reads them.
-    unsafe {
-        let (x, w) = (inputs.as_ptr(), panel.as_ptr());
-        match (out, offsets) {
-            ([a], false) => vnni::tile::<1, false>(x, w, groups, [a]),
-            ([a, b], false) => vnni::tile::<2, false>(x, w, groups, [a, b]),
-            ([a, b, c], false) => vnni::tile::<3, false>(x, w, groups, [a, b, c]),
-            ([a, b, c, d], false) => vnni::tile::<4, false>(x, w, groups, [a, b, c, d]),
-            ([a], true) => vnni::tile::<1, true>(x, w, groups, [a]),
-            ([a, b], true) => vnni::tile::<2, true>(x, w, groups, [a, b]),
-            ([a, b, c], true) => vnni::tile::<3, true>(x, w, groups, [a, b, c]),
-            ([a, b, c, d], true) => vnni::tile::<4, true>(x, w, groups, [a, b, c, d]),
-            _ => unreachable!("a tile has one to four rows"),
+    out.fill([0.0; PANEL]);
+    for first in (0..all).step_by(SUMMED) {
+        let n = SUMMED.min(all - first);
+        let x = inputs[first * INPUT..].as_ptr();
+        let w = panel[first * block_words(offsets)..].as_ptr();
+        // SAFETY: the machine has the instructions; each of `out.len()` rows of inputs, `stride`
+        // apart, has `n` groups from the first on, and so has the panel, with offsets if the kernel
+        // reads them.
+        unsafe {
+            match (&mut *out, offsets) {
+                ([a], false) => vnni::tile::<1, false>(x, stride, w, n, [a]),
+                ([a, b], false) => vnni::tile::<2, false>(x, stride, w, n, [a, b]),
+                ([a, b, c], false) => vnni::tile::<3, false>(x, stride, w, n, [a, b, c]),
+                ([a, b, c, d], false) => vnni::tile::<4, false>(x, stride, w, n, [a, b, c, d]),
+                ([a], true) => vnni::tile::<1, true>(x, stride, w, n, [a]),
+                ([a, b], true) => vnni::tile::<2, true>(x, stride, w, n, [a, b]),
+                ([a, b, c], true) => vnni::tile::<3, true>(x, stride, w, n, [a, b, c]),
+                ([a, b, c, d], true) => vnni::tile::<4, true>(x, stride, w, n, [a, b, c, d]),
+                _ => unreachable!("a tile has one to four rows"),
+            }
         }
     }
 }
@@ -198,6 +204,7 @@ mod vnni {
 
     pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
         _: *const f32,
+        _: usize,
         _: *const f32,
         groups: usize,
         _: [&mut [f32; PANEL]; ROWS],
@@ -261,71 +268,66 @@ mod vnni {
         values[1] = values[0] * _mm512_reduce_add_epi32(sum) as f32;
     }
 
+    /// Adds products to `out`.
+    ///
     /// # Safety
-    /// `x` holds `ROWS` rows of `groups` groups of inputs, `panel` as many groups of columns, with
-    /// offsets if `OFFSETS`, and the machine has AVX-512 F and VNNI.
+    /// `x` holds `ROWS` rows of `groups` groups of inputs, `stride` words apart, `panel` as many groups
+    /// of columns, with offsets if `OFFSETS`, and the machine has AVX-512 F and VNNI.
     #[target_feature(enable = "avx512f,avx512vnni")]
     pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
         x: *const f32,
+        stride: usize,
         panel: *const f32,
         groups: usize,
         out: [&mut [f32; PANEL]; ROWS],
     ) {
         let upper = _mm512_set1_ps(65536.0);
-        let mut totals = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        for first in (0..groups).step_by(SUMMED) {
-            let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-            for group in first..groups.min(first + SUMMED) {
-                // SAFETY: all that is read lies in the groups that the caller grants.
-                unsafe {
-                    let block = panel.add(group * block_words(OFFSETS));
-                    let zero = [_mm512_setzero_si512(); VECTORS];
-                    let mut parts = [[integers(block.add(CODES)), zero, zero]; ROWS];
-                    for word in 0..SLICE {
-                        let codes = integers(block.add(word * PANEL));
-                        for (row, parts) in parts.iter_mut().enumerate() {
-                            let x = x.add((row * groups + group) * INPUT + 2 + word);
-                            for (slice, part) in parts.iter_mut().enumerate() {
-                                let x =
-                                    _mm512_set1_epi32(x.add(slice * SLICE).cast::<i32>().read());
-                                for (part, codes) in part.iter_mut().zip(codes) {
-                                    *part = _mm512_dpbusd_epi32(*part, x, codes);
-                                }
-                            }
-                        }
-                    }
-                    let scales = floats(block.add(CODES + PANEL));
-                    let offsets =
-                        if OFFSETS { floats(block.add(CODES + 2 * PANEL)) } else { scales };
-                    for (row, (sums, parts)) in sums.iter_mut().zip(parts).enumerate() {
-                        let x = x.add((row * groups + group) * INPUT);
-                        let (scale, sum) = (_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1)));
-                        for (v, to) in sums.iter_mut().enumerate() {
-                            let lower =
-                                _mm512_add_epi32(_mm512_slli_epi32(parts[1][v], 8), parts[2][v]);
-                            let whole = _mm512_fmadd_ps(
-                                _mm512_cvtepi32_ps(parts[0][v]),
-                                upper,
-                                _mm512_cvtepi32_ps(lower),
-                            );
-                            *to = _mm512_fmadd_ps(whole, _mm512_mul_ps(scales[v], scale), *to);
-                            if OFFSETS {
-                                *to = _mm512_fmadd_ps(offsets[v], sum, *to);
+        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+        for group in 0..groups {
+            // SAFETY: all that is read lies in the groups that the caller grants.
+            unsafe {
+                let x = x.add(group * INPUT);
+                let block = panel.add(group * block_words(OFFSETS));
+                let zero = [_mm512_setzero_si512(); VECTORS];
+                let mut parts = [[integers(block.add(CODES)), zero, zero]; ROWS];
+                for word in 0..SLICE {
+                    let codes = integers(block.add(word * PANEL));
+                    for (row, parts) in parts.iter_mut().enumerate() {
+                        let x = x.add(row * stride + 2 + word);
+                        for (slice, part) in parts.iter_mut().enumerate() {
+                            let x = _mm512_set1_epi32(x.add(slice * SLICE).cast::<i32>().read());
+                            for (part, codes) in part.iter_mut().zip(codes) {
+                                *part = _mm512_dpbusd_epi32(*part, x, codes);
                             }
                         }
                     }
                 }
-            }
-            for (totals, sums) in totals.iter_mut().zip(sums) {
-                for (total, sum) in totals.iter_mut().zip(sums) {
-                    *total = _mm512_add_ps(*total, sum);
+                let scales = floats(block.add(CODES + PANEL));
+                let offsets = if OFFSETS { floats(block.add(CODES + 2 * PANEL)) } else { scales };
+                for (row, (sums, parts)) in sums.iter_mut().zip(parts).enumerate() {
+                    let x = x.add(row * stride);
+                    let (scale, sum) = (_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1)));
+                    for (v, to) in sums.iter_mut().enumerate() {
+                        let lower =
+                            _mm512_add_epi32(_mm512_slli_epi32(parts[1][v], 8), parts[2][v]);
+                        let whole = _mm512_fmadd_ps(
+                            _mm512_cvtepi32_ps(parts[0][v]),
+                            upper,
+                            _mm512_cvtepi32_ps(lower),
+                        );
+                        *to = _mm512_fmadd_ps(whole, _mm512_mul_ps(scales[v], scale), *to);
+                        if OFFSETS {
+                            *to = _mm512_fmadd_ps(offsets[v], sum, *to);
+                        }
+                    }
                 }
             }
         }
-        for (out, totals) in out.into_iter().zip(totals) {
-            for (out, total) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(totals) {
-                // SAFETY: so many values are written over.
-                unsafe { _mm512_storeu_ps(out.as_mut_ptr(), total) };
+        for (out, sums) in out.into_iter().zip(sums) {
+            for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
+                let out = out.as_mut_ptr();
+                // SAFETY: so many values are read and written over.
+                unsafe { _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sum)) };
             }
         }
     }
