@@ -50,8 +50,8 @@ pub struct Room {
     /// same command
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Memory to keep within, about: N bytes, or N followed by M or G (binary) [default: some 1G
-    /// and the hidden states]
+    /// Memory to keep within, about: N bytes, or N followed by M or G (binary); the more, the fewer
+    /// times a layer's weights are decoded [default: some 2G and the hidden states]
     #[arg(long, value_name = "SIZE", value_parser = binary_size)]
     memory: Option<u64>,
 }
@@ -104,7 +104,7 @@ impl Room {
                 }
             );
         }
-        options.memory = (work as usize).min(options.memory);
+        options.memory = usize::try_from(work).unwrap_or(usize::MAX);
         Ok(())
     }
 

@@ -53,7 +53,7 @@ pub(super) fn correct(
                 let offsets = Array2::from_shape_vec((out.ncols(), blocks), offsets.collect());
                 let offsets = offsets.expect("whole rows were read");
                 general_mat_mul(1.0, &errors, &offsets.t(), 1.0, &mut out);
-                matrix.source.release(matrix.tensor, rows);
+                matrix.release(rows);
             }
             Ok(())
         },
@@ -162,6 +162,7 @@ mod tests {
                     first_row: 0,
                     rows,
                     columns: width,
+                    again: false,
                     activations,
                     observer: None,
                 };

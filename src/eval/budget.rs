@@ -39,7 +39,7 @@ mod tests {
     use crate::model::{Arch, Gating, Latent, Moe, Rope};
 
     #[test]
-    fn r1_takes_several_chunks_within_half_a_gibibyte() {
+    fn r1_takes_many_chunks_within_a_gibibyte() {
         let r1 = Hparams {
             arch: Arch::DeepSeek2,
             n_layer: 61,
@@ -72,7 +72,8 @@ mod tests {
                 weights_scale: 2.5,
             }),
         };
-        assert_eq!(batch(&r1, 512, 512 << 20), 11);
+        assert_eq!(batch(&r1, 512, 1 << 30), 22);
+        assert_eq!(part(&r1, 512, 1 << 30), 4 * 512);
         assert_eq!(part(&r1, 512, 512 << 20), 3 * 512);
         assert_eq!((batch(&r1, 512, 1), part(&r1, 512, 1)), (1, 512));
     }

@@ -15,6 +15,7 @@ use crate::model::{self, Gating, Hparams};
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
 pub struct Model<'a> {
@@ -23,6 +24,8 @@ pub struct Model<'a> {
     rotary: Rotary,
     activations: Activations,
     observer: Option<&'a dyn Observer>,
+    /// Whether weights that are read will be read again soon, for other tokens.
+    again: AtomicBool,
 }
 
 impl<'a> Model<'a> {
@@ -38,6 +41,7 @@ impl<'a> Model<'a> {
             rotary: Rotary::default(),
             activations: Activations::F32,
             observer: None,
+            again: AtomicBool::new(false),
         };
         let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
         model.matrix("token_embd.weight", embd, vocab)?;
@@ -79,6 +83,12 @@ impl<'a> Model<'a> {
         self.observer
     }
 
+    /// Says whether weights that are read from now on will be read again soon, for other tokens: they
+    /// should stay in the system's cache then.
+    pub(super) fn read_again(&self, again: bool) {
+        self.again.store(again, Ordering::Relaxed);
+    }
+
     /// The weights.
     pub fn source(&self) -> &'a dyn Source {
         self.source
@@ -109,7 +119,8 @@ impl<'a> Model<'a> {
 
     fn part(&self, tensor: usize, rows: usize, columns: usize) -> Matrix<'a> {
         let (source, activations, observer) = (self.source, self.activations, self.observer);
-        Matrix { source, tensor, first_row: 0, rows, columns, activations, observer }
+        let again = self.again.load(Ordering::Relaxed);
+        Matrix { source, tensor, first_row: 0, rows, columns, again, activations, observer }
     }
 
     fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
@@ -351,6 +362,7 @@ impl<'a> Model<'a> {
             rotary: Rotary::default(),
             activations: self.activations,
             observer: None,
+            again: AtomicBool::new(true),
         };
         probed.observe(&probe);
         run(&probed)?;

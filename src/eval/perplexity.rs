@@ -27,7 +27,7 @@ pub struct PerplexityOptions {
 
 impl Default for PerplexityOptions {
     fn default() -> Self {
-        Self { ctx: 512, chunks: None, bos: None, memory: 512 << 20, scratch: None }
+        Self { ctx: 512, chunks: None, bos: None, memory: 1 << 30, scratch: None }
     }
 }
 
