@@ -89,6 +89,17 @@ impl<'a> Model<'a> {
         self.again.store(again, Ordering::Relaxed);
     }
 
+    /// A layer's weights will not be read again soon, not even those of experts that only earlier
+    /// tokens have reached.
+    pub(super) fn release(&self, layer: u32) {
+        let begin = format!("blk.{layer}.");
+        for (tensor, meta) in self.source.tensors().iter().enumerate() {
+            if meta.name.starts_with(&begin) {
+                self.source.release(tensor, 0..meta.n_rows());
+            }
+        }
+    }
+
     /// The weights.
     pub fn source(&self) -> &'a dyn Source {
         self.source

@@ -113,6 +113,9 @@ impl<'m, 'a> Walk<'m, 'a> {
                 return Err(EvalError::Cancelled);
             }
         }
+        if n_batches > 1 {
+            self.model.release(layer);
+        }
         Ok(())
     }
 
