@@ -234,7 +234,8 @@ mod vnni {
     #[target_feature(enable = "avx512f")]
     unsafe fn integers(from: *const f32) -> [__m512i; VECTORS] {
         // SAFETY: as above.
-        unsafe { floats(from) }.map(|v| _mm512_castps_si512(v))
+        let [a, b] = unsafe { floats(from) };
+        [_mm512_castps_si512(a), _mm512_castps_si512(b)]
     }
 
     /// Cuts a group of inputs into slices.
@@ -250,7 +251,7 @@ mod vnni {
         let mut sum = _mm512_setzero_si512();
         let mut finite = true;
         let (values, slices) = words.split_at_mut(2);
-        for (i, x) in x.into_iter().enumerate() {
+        for (i, &x) in x.iter().enumerate() {
             let nothing = _mm512_sub_ps(x, x);
             finite &= _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(nothing, nothing) == u16::MAX;
             let nearest = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
@@ -258,10 +259,12 @@ mod vnni {
             sum = _mm512_add_epi32(sum, steps);
             let steps = _mm512_add_epi32(steps, half);
             let bytes = [_mm512_srli_epi32(steps, 16), _mm512_srli_epi32(steps, 8), steps];
-            for (slice, bytes) in slices.as_chunks_mut::<SLICE>().0.iter_mut().zip(bytes) {
+            for (slice, bytes) in slices.as_chunks_mut::<SLICE>().0.iter_mut().zip(&bytes) {
                 let words = &mut slice[i * LANES / 4..][..LANES / 4];
                 // SAFETY: sixteen bytes are written over.
-                unsafe { _mm_storeu_si128(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(bytes)) };
+                unsafe {
+                    _mm_storeu_si128(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(*bytes))
+                };
             }
         }
         values[0] = if finite { scale } else { f32::NAN };
@@ -274,6 +277,7 @@ mod vnni {
     /// `x` holds `ROWS` rows of `groups` groups of inputs, `stride` words apart, `panel` as many groups
     /// of columns, with offsets if `OFFSETS`, and the machine has AVX-512 F and VNNI.
     #[target_feature(enable = "avx512f,avx512vnni")]
+    #[allow(clippy::needless_range_loop, reason = "iterators are inlined here by LTO alone")]
     pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
         x: *const f32,
         stride: usize,
@@ -292,42 +296,41 @@ mod vnni {
                 let mut parts = [[integers(block.add(CODES)), zero, zero]; ROWS];
                 for word in 0..SLICE {
                     let codes = integers(block.add(word * PANEL));
-                    for (row, parts) in parts.iter_mut().enumerate() {
-                        let x = x.add(row * stride + 2 + word);
-                        for (slice, part) in parts.iter_mut().enumerate() {
-                            let x = _mm512_set1_epi32(x.add(slice * SLICE).cast::<i32>().read());
-                            for (part, codes) in part.iter_mut().zip(codes) {
-                                *part = _mm512_dpbusd_epi32(*part, x, codes);
+                    for row in 0..ROWS {
+                        for slice in 0..3 {
+                            let x = x.add(row * stride + 2 + slice * SLICE + word);
+                            let x = _mm512_set1_epi32(x.cast::<i32>().read());
+                            for v in 0..VECTORS {
+                                let part = parts[row][slice][v];
+                                parts[row][slice][v] = _mm512_dpbusd_epi32(part, x, codes[v]);
                             }
                         }
                     }
                 }
                 let scales = floats(block.add(CODES + PANEL));
                 let offsets = if OFFSETS { floats(block.add(CODES + 2 * PANEL)) } else { scales };
-                for (row, (sums, parts)) in sums.iter_mut().zip(parts).enumerate() {
+                for row in 0..ROWS {
                     let x = x.add(row * stride);
                     let (scale, sum) = (_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1)));
-                    for (v, to) in sums.iter_mut().enumerate() {
-                        let lower =
-                            _mm512_add_epi32(_mm512_slli_epi32(parts[1][v], 8), parts[2][v]);
-                        let whole = _mm512_fmadd_ps(
-                            _mm512_cvtepi32_ps(parts[0][v]),
-                            upper,
-                            _mm512_cvtepi32_ps(lower),
-                        );
-                        *to = _mm512_fmadd_ps(whole, _mm512_mul_ps(scales[v], scale), *to);
+                    for v in 0..VECTORS {
+                        let middle = _mm512_slli_epi32(parts[row][1][v], 8);
+                        let lower = _mm512_cvtepi32_ps(_mm512_add_epi32(middle, parts[row][2][v]));
+                        let high = _mm512_cvtepi32_ps(parts[row][0][v]);
+                        let whole = _mm512_fmadd_ps(high, upper, lower);
+                        let scale = _mm512_mul_ps(scales[v], scale);
+                        sums[row][v] = _mm512_fmadd_ps(whole, scale, sums[row][v]);
                         if OFFSETS {
-                            *to = _mm512_fmadd_ps(offsets[v], sum, *to);
+                            sums[row][v] = _mm512_fmadd_ps(offsets[v], sum, sums[row][v]);
                         }
                     }
                 }
             }
         }
-        for (out, sums) in out.into_iter().zip(sums) {
-            for (out, sum) in out.as_chunks_mut::<LANES>().0.iter_mut().zip(sums) {
-                let out = out.as_mut_ptr();
+        for row in 0..ROWS {
+            for v in 0..VECTORS {
+                let out = out[row][v * LANES..][..LANES].as_mut_ptr();
                 // SAFETY: so many values are read and written over.
-                unsafe { _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sum)) };
+                unsafe { _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sums[row][v])) };
             }
         }
     }
