@@ -46,14 +46,13 @@ pub(super) fn correct(
             let first = matrix.first_row + (i * at_once) as u64;
             let rows = first..first + out.ncols() as u64;
             let mut bytes = Vec::new();
-            if matrix.source.read_raw(matrix.tensor, rows.clone(), &mut bytes)? {
+            if matrix.source.read_raw(matrix.tensor, rows, &mut bytes)? {
                 let offsets = bytes
                     .chunks_exact(block_bytes)
                     .map(|block| float::f16_to_f32(u16::from_le_bytes([block[2], block[3]])));
                 let offsets = Array2::from_shape_vec((out.ncols(), blocks), offsets.collect());
                 let offsets = offsets.expect("whole rows were read");
                 general_mat_mul(1.0, &errors, &offsets.t(), 1.0, &mut out);
-                matrix.release(rows);
             }
             Ok(())
         },
@@ -162,7 +161,6 @@ mod tests {
                     first_row: 0,
                     rows,
                     columns: width,
-                    again: false,
                     activations,
                     observer: None,
                 };

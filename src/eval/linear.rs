@@ -9,7 +9,6 @@ use super::observe::Observer;
 use crate::source::{Dtype, Source};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Weights in panels at a time for each thread, at most: 8 MiB. For each such part all inputs are
 /// read again, which takes a tenth of the time where rows are as wide as R1's and parts half as large.
@@ -27,8 +26,6 @@ pub(super) struct Matrix<'a> {
     pub first_row: u64,
     pub rows: usize,
     pub columns: usize,
-    /// Whether they will be read again soon.
-    pub again: bool,
     /// What inputs are rounded to.
     pub activations: Activations,
     /// Who sees the products.
@@ -114,19 +111,10 @@ impl Matrix<'_> {
             return Ok(());
         };
         let first = self.first_row + first as u64;
-        let rows = first..first + rows as u64;
         let mut bytes = Vec::new();
-        self.source.read_raw(self.tensor, rows.clone(), &mut bytes)?;
+        self.source.read_raw(self.tensor, first..first + rows as u64, &mut bytes)?;
         form.pack_groups(ty, &bytes, self.columns, panels);
-        self.release(rows);
         Ok(())
-    }
-
-    /// Stored rows have been read, perhaps for the last time.
-    pub fn release(&self, rows: Range<u64>) {
-        if !self.again {
-            self.source.release(self.tensor, rows);
-        }
     }
 
     /// One of several stacked.
@@ -147,9 +135,7 @@ impl Matrix<'_> {
     /// Some rows as f32.
     pub fn decode(&self, first: usize, rows: usize) -> Result<Rows, EvalError> {
         let mut weights = Rows::new(rows, self.columns);
-        let row = self.first_row + first as u64;
-        self.source.read_rows(self.tensor, row, weights.values_mut())?;
-        self.release(row..row + rows as u64);
+        self.source.read_rows(self.tensor, self.first_row + first as u64, weights.values_mut())?;
         Ok(weights)
     }
 }

@@ -15,7 +15,6 @@ use crate::model::{self, Gating, Hparams};
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
-use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
 pub struct Model<'a> {
@@ -24,8 +23,6 @@ pub struct Model<'a> {
     rotary: Rotary,
     activations: Activations,
     observer: Option<&'a dyn Observer>,
-    /// Whether weights that are read will be read again soon, for other tokens.
-    again: AtomicBool,
 }
 
 impl<'a> Model<'a> {
@@ -41,7 +38,6 @@ impl<'a> Model<'a> {
             rotary: Rotary::default(),
             activations: Activations::F32,
             observer: None,
-            again: AtomicBool::new(false),
         };
         let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
         model.matrix("token_embd.weight", embd, vocab)?;
@@ -83,18 +79,10 @@ impl<'a> Model<'a> {
         self.observer
     }
 
-    /// Says whether weights that are read from now on will be read again soon, for other tokens: they
-    /// should stay in the system's cache then.
-    pub(super) fn read_again(&self, again: bool) {
-        self.again.store(again, Ordering::Relaxed);
-    }
-
-    /// A layer's weights will not be read again soon, not even those of experts that only earlier
-    /// tokens have reached.
-    pub(super) fn release(&self, layer: u32) {
-        let begin = format!("blk.{layer}.");
+    /// Weights whose names begin so will not be read again soon.
+    pub(super) fn release(&self, begin: &str) {
         for (tensor, meta) in self.source.tensors().iter().enumerate() {
-            if meta.name.starts_with(&begin) {
+            if meta.name.starts_with(begin) {
                 self.source.release(tensor, 0..meta.n_rows());
             }
         }
@@ -130,8 +118,7 @@ impl<'a> Model<'a> {
 
     fn part(&self, tensor: usize, rows: usize, columns: usize) -> Matrix<'a> {
         let (source, activations, observer) = (self.source, self.activations, self.observer);
-        let again = self.again.load(Ordering::Relaxed);
-        Matrix { source, tensor, first_row: 0, rows, columns, again, activations, observer }
+        Matrix { source, tensor, first_row: 0, rows, columns, activations, observer }
     }
 
     fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
@@ -327,16 +314,16 @@ impl<'a> Model<'a> {
         let (embd, eps) = (self.hparams.n_embd as usize, self.hparams.rms_eps);
         let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), embd, true);
         let part = budget::part(self.hparams, ctx, memory);
+        let chunks = Chunks { ctx, first };
         let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
         for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
             let x = rms_norm(states.view(), &weight, eps);
-            let chunks = Chunks { ctx, first };
             let change = attention.run(self.hparams, &self.rotary, x.view(), chunks)?;
             add(states.view_mut(), &change, chunks);
             if let Some(row) = first_not_finite(states.view()) {
                 // Its own chunk up to itself has a say in it.
                 let x = x.slice(s![row / ctx * ctx..=row, ..]);
-                let chunks = Chunks { ctx, first: 0 };
+                let chunks = Chunks { first: 0, ..chunks };
                 let run = |model: &Model| {
                     model.attention(layer, true)?.run(self.hparams, &self.rotary, x, chunks)
                 };
@@ -345,7 +332,6 @@ impl<'a> Model<'a> {
             }
         }
         let feed_forward = self.feed_forward(layer, true)?;
-        let chunks = Chunks { ctx, first };
         let x = rms_norm(chunks.tails(states.view()).view(), &norm("ffn_norm")?, eps);
         let change = feed_forward.run(x.view(), part)?;
         add(states.view_mut(), &change, chunks);
@@ -373,7 +359,6 @@ impl<'a> Model<'a> {
             rotary: Rotary::default(),
             activations: self.activations,
             observer: None,
-            again: AtomicBool::new(true),
         };
         probed.observe(&probe);
         run(&probed)?;

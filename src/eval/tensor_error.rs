@@ -63,8 +63,6 @@ impl Observer for TensorErrors<'_> {
             first_row: (matrix * rows) as u64,
             rows,
             columns: x.ncols(),
-            // By the other model's own walk.
-            again: true,
             activations: self.activations,
             observer: None,
         };

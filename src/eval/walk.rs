@@ -93,14 +93,12 @@ impl<'m, 'a> Walk<'m, 'a> {
     pub fn layer(&mut self, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
         let last = layer + 1 == self.model.hparams().n_layer;
         let unasked = if last { self.unasked } else { 0 };
-        let n_batches = self.tokens.len().div_ceil(self.n_batch);
         for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
             if self.states.passed(batch).is_some_and(|passed| passed > layer) {
                 continue;
             }
             let mut states = self.states.take(batch)?;
             let (ctx, memory) = (self.ctx, self.memory);
-            self.model.read_again(batch + 1 < n_batches);
             let passed = self.model.layer_from(layer, &mut states, ctx, memory, unasked);
             passed.map_err(|e| e.after(batch * self.n_batch))?;
             let seen = match self.states.keeps_seen() {
@@ -113,9 +111,8 @@ impl<'m, 'a> Walk<'m, 'a> {
                 return Err(EvalError::Cancelled);
             }
         }
-        if n_batches > 1 {
-            self.model.release(layer);
-        }
+        // Not before: the next batch reads them again.
+        self.model.release(&format!("blk.{layer}."));
         Ok(())
     }
 
@@ -124,13 +121,9 @@ impl<'m, 'a> Walk<'m, 'a> {
         self.ctx - 1 - self.ctx / 2
     }
 
-    fn n_scored(&self) -> usize {
-        self.tokens.len() / self.ctx * self.per_chunk()
-    }
-
     /// All scored rows, so many at a time.
     pub fn groups(&self, rows: usize) -> impl Iterator<Item = Range<usize>> + use<> {
-        let n = self.n_scored();
+        let n = self.tokens.len() / self.ctx * self.per_chunk();
         (0..n).step_by(rows).map(move |first| first..n.min(first + rows))
     }
 
@@ -150,10 +143,8 @@ impl<'m, 'a> Walk<'m, 'a> {
         (chunks * self.ctx) as u64
     }
 
-    /// Scored rows, normalised for the output matrix, which will be read again unless they are the
-    /// last.
+    /// Scored rows, normalised for the output matrix.
     pub fn normed(&self, rows: Range<usize>) -> Result<Array2<f32>, EvalError> {
-        self.model.read_again(rows.end < self.n_scored());
         let columns = self.model.hparams().n_embd as usize;
         let mut all = Array2::zeros((rows.len(), columns));
         let mut at = rows.start;
@@ -203,6 +194,7 @@ impl<'m, 'a> Walk<'m, 'a> {
 impl Drop for Walk<'_, '_> {
     fn drop(&mut self) {
         buffers::release();
+        self.model.release("");
     }
 }
 

@@ -16,10 +16,10 @@
 //! ```
 
 use super::super::buffers::Rows;
-use super::{PANEL, TASK_ROWS, axis_chunks};
+use super::{PANEL, TASK_ROWS, cut};
 use crate::quant::{Group, Simd};
 use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
 /// Words of a group of inputs.
 const INPUT: usize = 2 + 3 * SLICE;
@@ -97,13 +97,7 @@ pub(super) fn multiply(
     let rows = out.nrows().div_ceil(TASK_ROWS);
     let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     let group = n_panels.div_ceil(wanted.div_ceil(rows)).max(LEAST_PANELS);
-    let mut tasks = Vec::new();
-    for (i, out) in axis_chunks(out, Axis(0), TASK_ROWS).into_iter().enumerate() {
-        let x = x.slice_move(s![i * TASK_ROWS..i * TASK_ROWS + out.nrows(), ..]);
-        for (j, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
-            tasks.push((x, &panels[j * group * panel_len..], out));
-        }
-    }
+    let tasks = cut(x, panels, panel_len, group, out);
     let run = |(x, panels, out)| task(x, panels, offsets, out);
     match parallel {
         true => tasks.into_par_iter().for_each(run),
@@ -113,10 +107,9 @@ pub(super) fn multiply(
 
 /// All panels for some rows of inputs.
 fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut2<f32>) {
-    let mut inputs = Rows::new(x.nrows(), x.ncols() / Group::LEN * INPUT);
-    for (row, words) in
-        x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words(x.ncols())))
-    {
+    let words = x.ncols() / Group::LEN * INPUT;
+    let mut inputs = Rows::new(x.nrows(), words);
+    for (row, words) in x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words)) {
         match row.as_slice() {
             Some(row) => slice_row(row, words),
             None => slice_row(&row.to_vec(), words),
@@ -124,7 +117,7 @@ fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut
     }
     let panels = panels.chunks_exact(panel_len(x.ncols(), offsets));
     for (mut out, panel) in out.axis_chunks_iter_mut(Axis(1), PANEL).zip(panels) {
-        let inputs = inputs.values().chunks(TILE_ROWS * words(x.ncols()));
+        let inputs = inputs.values().chunks(TILE_ROWS * words);
         for (mut out, inputs) in out.axis_chunks_iter_mut(Axis(0), TILE_ROWS).zip(inputs) {
             let mut sums = [[0.0; PANEL]; TILE_ROWS];
             tile(inputs, panel, offsets, &mut sums[..out.nrows()]);
@@ -136,11 +129,6 @@ fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut
             }
         }
     }
-}
-
-/// Words of a row of inputs.
-fn words(columns: usize) -> usize {
-    columns / Group::LEN * INPUT
 }
 
 /// Cuts a row of inputs, whole groups, into slices. A group that is not finite gets a scale that is

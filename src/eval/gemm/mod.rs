@@ -173,15 +173,27 @@ fn tasks<'a>(
     let n_panels = out.ncols().div_ceil(PANEL);
     let near = (NEAR / PANEL / slice(x.ncols()).max(1)).max(1);
     let group = n_panels.div_ceil(n_panels.div_ceil(near));
-    let mut tasks = Vec::new();
+    let task = |(x, values, out)| Task { x, panels: Panels { values, ..panels }, out };
+    cut(x, panels.values, PANEL * panels.columns, group, out).into_iter().map(task).collect()
+}
+
+/// Cuts a product into parts of [`TASK_ROWS`] rows and `group` panels, those of the same rows one after
+/// another: the inputs, the panels from the first on, and the outputs of each.
+fn cut<'a>(
+    x: ArrayView2<'a, f32>,
+    panels: &'a [f32],
+    panel_len: usize,
+    group: usize,
+    out: ArrayViewMut2<'a, f32>,
+) -> Vec<(ArrayView2<'a, f32>, &'a [f32], ArrayViewMut2<'a, f32>)> {
+    let mut parts = Vec::new();
     for (i, out) in axis_chunks(out, Axis(0), TASK_ROWS).into_iter().enumerate() {
         let x = x.slice_move(s![i * TASK_ROWS..i * TASK_ROWS + out.nrows(), ..]);
         for (j, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
-            let values = &panels.values[j * group * PANEL * panels.columns..];
-            tasks.push(Task { x, panels: Panels { values, ..panels }, out });
+            parts.push((x, &panels[j * group * panel_len..], out));
         }
     }
-    tasks
+    parts
 }
 
 /// As `axis_chunks_iter_mut`, of a view that is given away.
