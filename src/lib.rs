@@ -26,3 +26,4 @@ pub mod quant;
 pub mod recipe;
 pub mod source;
 pub mod tokenizer;
+pub mod warning;

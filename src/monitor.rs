@@ -1,6 +1,8 @@
-//! How long work tells its caller how far it is, and learns that it should stop.
+//! How work tells its caller how far it is and what it met, and learns that it should stop.
 //!
 //! The library neither prints nor catches signals; whoever calls it passes a [`Monitor`].
+
+use crate::warning::Warning;
 
 /// Watches a piece of work from outside, from many threads at once.
 pub trait Monitor: Sync {
@@ -10,6 +12,12 @@ pub trait Monitor: Sync {
     /// `amount` of the work was done before, by a process that was stopped.
     fn resume(&self, amount: u64) {
         self.advance(amount);
+    }
+
+    /// The work met something that is not as one would expect. `false` where that is reason enough to
+    /// end it, with nothing left behind.
+    fn warn(&self, _warning: Warning) -> bool {
+        true
     }
 
     /// Whether the work should end at the next opportunity, with an error and nothing left behind.

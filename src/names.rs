@@ -1,4 +1,4 @@
-//! Names that are none of the known ones, and what they may have meant.
+//! Names in messages: what an unknown one may have meant, and many of them in short.
 
 /// What a message says after a name that is none of the known ones: which of them it is most like,
 /// three at most; nothing where none is similar.
@@ -29,6 +29,44 @@ pub(crate) fn did_you_mean<'a>(found: &str, known: impl Iterator<Item = &'a str>
     }
 }
 
+/// Names of tensors, those of several layers as one: `blk.0-2,5.attn_q.weight`.
+pub(crate) fn by_layer(names: &[&str]) -> Vec<String> {
+    let mut kinds: Vec<(&str, Vec<u32>)> = Vec::new();
+    for name in names {
+        let parts = crate::recipe::layer_of(name).zip(name.splitn(3, '.').nth(2));
+        let (kind, layer) = match parts {
+            Some((layer, kind)) => (kind, Some(layer)),
+            None => (*name, None),
+        };
+        match kinds.iter_mut().find(|(known, layers)| *known == kind && !layers.is_empty()) {
+            Some((_, layers)) => layers.extend(layer),
+            None => kinds.push((kind, layer.into_iter().collect())),
+        }
+    }
+    let shown = kinds.into_iter().map(|(kind, mut layers)| {
+        if layers.is_empty() {
+            return kind.to_owned();
+        }
+        layers.sort_unstable();
+        let mut runs: Vec<(u32, u32)> = Vec::new();
+        for layer in layers {
+            match runs.last_mut() {
+                Some((_, last)) if *last + 1 == layer => *last = layer,
+                _ => runs.push((layer, layer)),
+            }
+        }
+        let runs =
+            runs.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+        format!("blk.{}.{kind}", runs.collect::<Vec<_>>().join(","))
+    });
+    shown.collect()
+}
+
+/// The same on one line.
+pub(crate) fn in_short(names: &[&str]) -> String {
+    by_layer(names).join(", ")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -49,5 +87,12 @@ mod tests {
         ] {
             assert_eq!(hint(found), expected, "{found}");
         }
+    }
+
+    #[test]
+    fn layers_are_gathered() {
+        let all =
+            ["output.weight", "blk.0.a.weight", "blk.1.a.weight", "blk.4.a.weight", "blk.2.b"];
+        assert_eq!(in_short(&all), "output.weight, blk.0-1,4.a.weight, blk.2.b");
     }
 }

@@ -2,7 +2,7 @@
 
 use super::evaluate::{self, Precision, Room, Text, runner};
 use super::progress::Progress;
-use super::{place, report, threads};
+use super::{place, report, say, threads};
 use crate::eval::{
     Activations, BaseReader, BaseWriter, Check, Comparison, EvalError, Limits, Perplexity,
     PerplexityOptions, Reference, TensorErrors, Verdict, compare, comparison_work, looks, verdict,
@@ -162,7 +162,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         std::fs::write(path, report::page(&outcome)).with_context(|| path.display().to_string())?;
     }
     match args.run.json {
-        true => println!("{:#}", outcome.json()),
+        true => say::json(outcome.json()),
         false => print!("{}", outcome.table(args.by_layer)),
     }
     Room::finish([&options]);
@@ -529,7 +529,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
             "activations": args.run.activations(), "verdict": verdict, "confidence": args.confidence, "chunks": done,
             "chunks_available": n_chunks, "checks": checks,
         });
-        println!("{json:#}");
+        say::json(json);
     } else {
         for check in &checks {
             let verdict = match check.verdict {

@@ -198,7 +198,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
-    say::warn(recipe::surprises(&plan));
+    say::warnings(plan.warnings());
+    say::heed()?;
     let keep_journal = text.is_some();
     let options = RunOptions { keep_journal, ..args.output_options.options()? };
     if args.dry_run {
@@ -222,7 +223,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "peak_memory_bound": plan.peak_memory(),
             "evaluation": evaluation.as_ref().map(Evaluation::json),
         });
-        println!("{json:#}");
+        say::json(json);
     } else if let Some(evaluation) = &evaluation {
         println!("{}", evaluation.table());
     }

@@ -113,7 +113,8 @@ impl Room {
         let scratches = options.into_iter().filter_map(|options| options.scratch.as_ref());
         let Some((scratch, (n, bytes))) = scratches.map(|s| (s, s.finish())).last() else { return };
         if n > 0 {
-            say::warn(format!(
+            // No fault of what was asked for, so no warning.
+            say::info(format!(
                 "{}: {n} other evaluations left {} here; delete requant-* if nothing of them is to \
                  go on",
                 scratch.folder().display(),

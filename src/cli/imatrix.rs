@@ -6,6 +6,7 @@ use super::progress::Progress;
 use super::{place, say};
 use crate::eval::{Collector, PerplexityOptions, collect};
 use crate::imatrix::Sums;
+use crate::warning::{Topic, Warning};
 use anyhow::{Context, bail};
 use std::path::PathBuf;
 
@@ -79,6 +80,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     Room::finish([&options]);
     let unreached = sums.unreached();
+    for (name, experts) in &unreached {
+        let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
+        let text = format!("no token reached {name}: {}", experts.join(", "));
+        say::warning(&Warning::new(Topic::Imatrix, text));
+    }
     if args.run.json {
         let unreached: serde_json::Map<String, serde_json::Value> = unreached
             .iter()
@@ -88,7 +94,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "version": 1, "output": args.output, "entries": sums.entries.len(),
             "chunks": sums.chunk_count, "ctx": sums.chunk_size, "unreached_experts": unreached,
         });
-        println!("{json:#}");
+        say::json(json);
         return Ok(());
     }
     say::info(format!(
@@ -98,10 +104,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         sums.chunk_count,
         sums.chunk_size
     ));
-    for (name, experts) in unreached {
-        let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
-        say::warn(format!("no token reached {name}: {}", experts.join(", ")));
-    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `requant inspect`: what a model holds.
 
-use super::{place, units};
+use super::{place, say, units};
 use crate::gguf::{Array, Metadata, Value};
 use crate::inspect::stats;
 use crate::model::Model;
@@ -203,7 +203,7 @@ fn print_json(
         "version": 1, "files": files, "metadata": metadata, "total": total.json(),
         "types": types, "roles": roles, "tensors": tensors,
     });
-    println!("{json:#}");
+    say::json(json);
     Ok(())
 }
 

@@ -1,8 +1,9 @@
 //! `requant recipe`: what each tensor of a model gets in a mix, and which mix a file has.
 
-use super::{output, place, recipe, units};
+use super::{output, place, recipe, say, units};
 use crate::convert::{Plan, RECIPE, Settings};
 use crate::model::Model;
+use crate::names::by_layer;
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Reason, Recipe, Role};
 use crate::source::GgufSource;
@@ -69,7 +70,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
             let text = args.mix.text();
             let json = json!({ "version": 1, "mix": args.mix.name(), "recipe": text,
                 "sha256": args.mix.sha256() });
-            println!("{json:#}");
+            say::json(json);
         } else {
             print!("{}", args.mix.text());
         }
@@ -123,11 +124,11 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
             "version": 1, "mix": args.mix.name(), "roles": roles,
             "bits_per_weight": plan.bits_per_weight(), "tensors": tensors,
         });
-        println!("{json:#}");
+        say::json(json);
         return Ok(());
     }
     for ((ty, why), names) in groups {
-        for name in units::names(&names) {
+        for name in by_layer(&names) {
             println!("{name:<40} {:<8} {why}", ty.name());
         }
     }

@@ -53,6 +53,9 @@ struct Cli {
     /// Say nothing but errors, as --log-level error
     #[arg(long, short, global = true, conflicts_with = "log_level")]
     quiet: bool,
+    /// Take warnings for errors: nothing is written, and the exit code is 1
+    #[arg(long, global = true)]
+    strict: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -130,7 +133,7 @@ pub fn main() -> ExitCode {
         Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
             .with_context(|| folder.display().to_string()),
     });
-    match result {
+    match result.and_then(|()| say::heed()) {
         Ok(()) => exit,
         Err(error) => {
             say::error(describe(&error));
@@ -143,6 +146,9 @@ pub fn main() -> ExitCode {
 /// The arguments; how much is said follows from them at once.
 fn parse() -> Cli {
     let cli = Cli::parse();
+    if cli.strict {
+        say::set_strict();
+    }
     say::set_level(if cli.quiet { say::Level::Error } else { cli.log_level });
     cli
 }

@@ -5,6 +5,7 @@ use super::{say, units};
 use crate::convert::{BadShard, Limit, Plan, RunOptions, Shard, SplitBy};
 use crate::gguf::LocalDisk;
 use crate::source::Source;
+use crate::warning::{Topic, Warning};
 use anyhow::bail;
 use std::path::{Path, PathBuf};
 
@@ -139,11 +140,13 @@ impl Args {
             let large = files.clone().filter(|&i| data(i) > limit).count();
             if large > 0 {
                 let largest = units::bytes(files.clone().map(size).max().unwrap_or(0));
-                say::warn(format!(
+                let text = format!(
                     "{large} of {} files hold a tensor that is larger than the limit; the largest \
                      has {largest}",
                     files.len()
-                ));
+                );
+                say::warning(&Warning::new(Topic::Output, text));
+                say::heed()?;
             }
         }
         if let Some(shard) = options.shard {

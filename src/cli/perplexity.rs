@@ -1,8 +1,8 @@
 //! `requant perplexity`: how well a model predicts a text.
 
 use super::compare::TextArgs;
-use super::evaluate;
 use super::threads;
+use super::{evaluate, say};
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -46,7 +46,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         json["text"] = serde_json::json!(text);
         json["ctx"] = serde_json::json!(settings.ctx);
         json["activations"] = serde_json::json!(args.precision.activations);
-        println!("{json:#}");
+        say::json(json);
     } else {
         println!("perplexity = {:.4} ± {:.5}", result.perplexity, result.perplexity_error);
         println!(

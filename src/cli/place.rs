@@ -20,10 +20,12 @@ pub fn folder(place: &Path) -> anyhow::Result<Folder> {
 /// The model that an argument names: a checkpoint, here or elsewhere, or a GGUF file.
 pub fn model(place: &Path) -> anyhow::Result<Model> {
     let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
-    Ok(match elsewhere || place.is_dir() {
+    let model = match elsewhere || place.is_dir() {
         true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Drop)?)),
         false => Model::open(place, Mtp::Drop)?,
-    })
+    };
+    super::say::warnings(model.warnings());
+    Ok(model)
 }
 
 #[cfg(not(feature = "remote"))]

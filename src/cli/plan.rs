@@ -1,6 +1,6 @@
 //! `requant plan`: what a conversion will write, to the byte, from headers alone.
 
-use super::{convert, output, recipe, say, units};
+use super::{convert, output, say, units};
 use crate::convert::{Plan, Shard};
 use crate::recipe::Reason;
 use crate::source::Source;
@@ -34,7 +34,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     let name = args.choices.name();
     say::info(convert::describe(&model, &plan, &name, &args.checkpoint, &args.output));
-    say::warn(recipe::surprises(&plan));
+    say::warnings(plan.warnings());
+    say::heed()?;
     print(&plan, &model, &args.output, args.output_options.options()?.shard, args.json)
 }
 
@@ -79,7 +80,7 @@ pub fn print(
             "tensors": tensors,
             "importance_without_tensor": plan.unused_importance().collect::<Vec<_>>(),
         });
-        println!("{plan:#}");
+        say::json(plan);
     } else {
         print!("{}", table(plan, source, files, output));
         say::info(format!("time       about {}, if the disk keeps up", duration(seconds)));

@@ -2,6 +2,7 @@
 
 use super::{INTERRUPTED, say, units};
 use crate::monitor::Monitor;
+use crate::warning::Warning;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -103,6 +104,11 @@ impl Monitor for Progress {
         let line =
             format!("{}: goes on where it was interrupted, {share:.0} % were done", self.what);
         self.bar.suspend(|| say::info(line));
+    }
+
+    fn warn(&self, warning: Warning) -> bool {
+        self.bar.suspend(|| say::warning(&warning));
+        !say::is_strict()
     }
 
     fn cancelled(&self) -> bool {

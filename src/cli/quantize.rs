@@ -160,7 +160,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     line(&mut out, "source", &format!("{} ({size})", args.input.display()));
     recipe::describe(&mut out, &plan, &output, name);
     say::info(out);
-    say::warn(recipe::surprises(&plan));
+    say::warnings(plan.warnings());
+    say::heed()?;
     let options = args.output_options.options()?;
     if args.dry_run {
         return plan::print(&plan, &source, &output, options.shard, args.json);

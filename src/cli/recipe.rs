@@ -4,6 +4,7 @@ use super::units;
 use crate::convert::{Importance, Plan};
 use crate::gguf::Value;
 use crate::imatrix::Unrouted;
+use crate::names::in_short;
 use crate::quant::{QuantType, Simd, UnknownSimd};
 use crate::recipe::{FileType, Options, Reason, Recipe, TensorType};
 use anyhow::Context;
@@ -239,12 +240,11 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
     line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
     let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
     line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
+    fallbacks(out, plan);
 }
 
-/// Everything in a plan that is not as one would expect.
-pub fn surprises(plan: &Plan) -> String {
-    let mut out = String::new();
-    // One line for all layers' tensors of a kind.
+/// Tensors whose rows do not fit the type wanted: one line for all layers' tensors of a kind.
+fn fallbacks(out: &mut String, plan: &Plan) {
     let mut fallbacks: Vec<(String, Vec<&str>)> = Vec::new();
     for tensor in plan.tensors() {
         let Reason::Fallback { wanted } = tensor.reason else { continue };
@@ -260,28 +260,6 @@ pub fn surprises(plan: &Plan) -> String {
         }
     }
     for (why, names) in fallbacks {
-        line(&mut out, "fallback", &format!("{why}: {}", units::names(&names).join(", ")));
+        line(out, "fallback", &format!("{why}: {}", in_short(&names)));
     }
-    let recipe = plan.recipe();
-    let unmatched = plan.unmatched_rules();
-    if !unmatched.is_empty() && recipe.text() != Recipe::of(recipe.file_type()).text() {
-        line(&mut out, "recipe", &format!("rules that fit no tensor: {}", unmatched.join(", ")));
-    }
-    let unweighed: Vec<&str> = plan.unweighed().collect();
-    if !unweighed.is_empty() {
-        line(
-            &mut out,
-            "imatrix",
-            &format!("no entry, quantized without: {}", units::names(&unweighed).join(", ")),
-        );
-    }
-    let unused: Vec<&str> = plan.unused_importance().collect();
-    if !unused.is_empty() {
-        line(
-            &mut out,
-            "imatrix",
-            &format!("entries without a tensor: {}", units::names(&unused).join(", ")),
-        );
-    }
-    out
 }

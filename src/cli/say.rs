@@ -1,9 +1,12 @@
 //! Messages on standard error, as many as `--log-level` asks for.
 
+use crate::warning::Warning;
 use anstyle::{AnsiColor, Style};
+use anyhow::bail;
 use std::fmt::{Arguments, Display};
 use std::io::Write;
-use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, OnceLock};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -35,9 +38,55 @@ pub fn info(text: impl Display) {
     lines(Level::Info, text);
 }
 
-/// Lines about what is not as one would expect.
-pub fn warn(text: impl Display) {
-    lines(Level::Warn, text);
+/// What was warned of, in order.
+static WARNINGS: Mutex<Vec<Warning>> = Mutex::new(Vec::new());
+
+static STRICT: AtomicBool = AtomicBool::new(false);
+
+/// From now on, [`heed`] takes warnings for errors.
+pub fn set_strict() {
+    STRICT.store(true, Ordering::Relaxed);
+}
+
+/// Whether warnings are errors.
+pub fn is_strict() -> bool {
+    STRICT.load(Ordering::Relaxed)
+}
+
+/// Warns once, on one line, and remembers it for [`json`] and [`heed`].
+pub fn warning(warning: &Warning) {
+    let mut said = WARNINGS.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+    if said.contains(warning) {
+        return;
+    }
+    said.push(warning.clone());
+    if shows(Level::Warn) {
+        let style = AnsiColor::Yellow.on_default().bold();
+        to_stderr(format_args!("{style}warning:{style:#} {warning}"));
+    }
+}
+
+/// Warns of each.
+pub fn warnings<'a>(warnings: impl IntoIterator<Item = &'a Warning>) {
+    warnings.into_iter().for_each(warning);
+}
+
+/// With `--strict`, an error where anything was warned of: before work begins, and at the end.
+pub fn heed() -> anyhow::Result<()> {
+    let n = WARNINGS.lock().map_or(0, |said| said.len());
+    match is_strict() && n > 0 {
+        false => Ok(()),
+        true if n == 1 => bail!("there was a warning, which is an error with --strict"),
+        true => bail!("there were {n} warnings, which are errors with --strict"),
+    }
+}
+
+/// A result as JSON on standard output, with the list of what was warned of.
+pub fn json(mut value: serde_json::Value) {
+    if let (Some(object), Ok(said)) = (value.as_object_mut(), WARNINGS.lock()) {
+        object.insert("warnings".to_owned(), serde_json::json!(*said));
+    }
+    result(format_args!("{value:#}\n"));
 }
 
 /// A line about what was chosen.
@@ -50,9 +99,8 @@ fn lines(level: Level, text: impl Display) {
         return;
     }
     let style = match level {
-        Level::Warn => AnsiColor::Yellow.on_default(),
         Level::Debug => Style::new().dimmed(),
-        Level::Info | Level::Error => Style::new(),
+        Level::Info | Level::Warn | Level::Error => Style::new(),
     };
     for line in text.to_string().lines() {
         to_stderr(format_args!("{style}{line}{style:#}"));

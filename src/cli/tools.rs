@@ -199,7 +199,7 @@ pub fn hash(args: &HashArgs) -> anyhow::Result<()> {
         let tensors: serde_json::Map<String, Json> = tensors.iter().map(named).collect();
         let (all, metadata) = (hex(&whole), hex(&metadata));
         let json = json!({ "version": 1, "sha256": all, "metadata": metadata, "tensors": tensors });
-        println!("{json:#}");
+        say::json(json);
         return Ok(());
     }
     for (i, hash) in &tensors {
@@ -311,7 +311,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
             "version": 1, "equal": equal, "metadata": metadata, "only_a": only_a,
             "only_b": only_b, "tensors": differing, "tensors_compared": total,
         });
-        println!("{json:#}");
+        say::json(json);
         return Ok(equal);
     }
     for (key, a, b) in &metadata {

@@ -29,39 +29,6 @@ pub fn count(n: f64) -> String {
     if unit == 0 { format!("{value:.0}") } else { format!("{value:.1}{}", UNITS[unit]) }
 }
 
-/// Names of tensors, those of several layers as one: `blk.0-2,5.attn_q.weight`.
-pub fn names(names: &[&str]) -> Vec<String> {
-    let mut kinds: Vec<(&str, Vec<u32>)> = Vec::new();
-    for name in names {
-        let parts = crate::recipe::layer_of(name).zip(name.splitn(3, '.').nth(2));
-        let (kind, layer) = match parts {
-            Some((layer, kind)) => (kind, Some(layer)),
-            None => (*name, None),
-        };
-        match kinds.iter_mut().find(|(known, layers)| *known == kind && !layers.is_empty()) {
-            Some((_, layers)) => layers.extend(layer),
-            None => kinds.push((kind, layer.into_iter().collect())),
-        }
-    }
-    let shown = kinds.into_iter().map(|(kind, mut layers)| {
-        if layers.is_empty() {
-            return kind.to_owned();
-        }
-        layers.sort_unstable();
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for layer in layers {
-            match runs.last_mut() {
-                Some((_, last)) if *last + 1 == layer => *last = layer,
-                _ => runs.push((layer, layer)),
-            }
-        }
-        let runs =
-            runs.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
-        format!("blk.{}.{kind}", runs.collect::<Vec<_>>().join(","))
-    });
-    shown.collect()
-}
-
 /// A metadata value in short: arrays and long strings by their beginnings.
 pub fn value(value: &Value) -> String {
     const SHOWN: usize = 60;
@@ -107,15 +74,5 @@ mod tests {
         assert_eq!(bytes(u64::MAX), "16384.0 PiB");
         assert_eq!(count(999.0), "999");
         assert_eq!(count(671_026_419_200.0), "671.0 B");
-    }
-}
-
-#[cfg(test)]
-mod name_tests {
-    #[test]
-    fn layers_are_gathered() {
-        let all =
-            ["output.weight", "blk.0.a.weight", "blk.1.a.weight", "blk.4.a.weight", "blk.2.b"];
-        assert_eq!(super::names(&all), ["output.weight", "blk.0-1,4.a.weight", "blk.2.b"]);
     }
 }

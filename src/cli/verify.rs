@@ -1,7 +1,7 @@
 //! `requant verify`: whether a file is whole, and whether it is what it claims to be.
 
 use super::progress::Progress;
-use super::{output, recipe, units};
+use super::{output, recipe, say, units};
 use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks};
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::recipe::FileType;
@@ -84,7 +84,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
                 "other_metadata": c.keys,
             })),
         });
-        println!("{json:#}");
+        say::json(json);
     } else {
         println!("{}", describe(&file, manifest.as_deref(), comparison.as_ref()));
     }

@@ -6,6 +6,7 @@ use crate::quant::{QuantError, QuantType};
 use crate::recipe::RecipeError;
 use crate::source::{Origin, SourceError};
 use crate::tokenizer::TokenizerError;
+use crate::warning::Warning;
 use std::path::PathBuf;
 
 /// A conversion that cannot be planned or carried out.
@@ -140,6 +141,9 @@ pub enum ConvertError {
         /// Why it ended.
         error: Box<ConvertError>,
     },
+    /// A warning that whoever watches the work takes for an error ([`crate::monitor::Monitor::warn`]).
+    #[error("{0}")]
+    Unwanted(Warning),
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Cancelled,

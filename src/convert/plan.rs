@@ -8,9 +8,11 @@ use crate::blob::physical_memory;
 use crate::gguf::{Layout, Metadata, Split, folder, split_path};
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
+use crate::names::in_short;
 use crate::quant::{QuantType, Simd};
 use crate::recipe::{self, Assignment, Facts, FileType, Reason, Recipe, Shape};
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
+use crate::warning::{Topic, Warning};
 use std::borrow::Cow;
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -73,6 +75,7 @@ pub struct Plan {
     pub(super) check: bool,
     /// Bytes that descriptions of tensors take.
     tables: u64,
+    warnings: Vec<Warning>,
 }
 
 /// Elements that a worker reads, quantizes and writes at a time, unless a single row is longer.
@@ -110,7 +113,9 @@ impl Plan {
                 _ => stored_type(&meta.name, &meta.dims, intermediate),
             }
         };
-        Self::new(model, order, stored, metadata, &facts, settings, None)
+        let mut plan = Self::new(model, order, stored, metadata, &facts, settings, None)?;
+        plan.warnings.splice(0..0, model.warnings().iter().cloned());
+        Ok(plan)
     }
 
     /// Plans the conversion of a checkpoint that would give an existing file, whose types it
@@ -265,7 +270,9 @@ impl Plan {
             simd,
             check,
             tables: 0,
+            warnings: Vec::new(),
         };
+        plan.warnings.extend(plan.own_warnings());
         plan.tables = source.table_bytes() + plan.files.iter().map(header_memory).sum::<u64>();
         plan.threads = plan.threads_within(settings.memory.unwrap_or_else(default_memory))?;
         Ok(plan)
@@ -357,6 +364,31 @@ impl Plan {
     pub fn unused_importance(&self) -> impl Iterator<Item = &str> {
         let entries = self.imatrix.iter().flat_map(|imatrix| imatrix.entries.keys());
         entries.map(String::as_str).filter(|name| !self.originals.contains(*name))
+    }
+
+    /// What is not as one would expect of this plan.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
+    }
+
+    /// What the recipe and the importance matrix leave open.
+    fn own_warnings(&self) -> Vec<Warning> {
+        let mut warnings = Vec::new();
+        let mut warn = |topic, what: &str, names: Vec<&str>| {
+            if !names.is_empty() {
+                warnings.push(Warning::new(topic, format!("{what}: {}", in_short(&names))));
+            }
+        };
+        if self.recipe.text() != Recipe::of(self.recipe.file_type()).text() {
+            warn(Topic::Recipe, "rules that fit no tensor", self.unmatched_rules());
+        }
+        // Neither llama-imatrix nor requant collects for the embedding, whose rows are no products,
+        // nor, unless asked, for the output.
+        let outside = ["token_embd.weight", "output.weight"];
+        let unweighed = self.unweighed().filter(|name| !outside.contains(name)).collect();
+        warn(Topic::Imatrix, "no entry, quantized without", unweighed);
+        warn(Topic::Imatrix, "entries without a tensor", self.unused_importance().collect());
+        warnings
     }
 
     /// Weights in all tensors together.

@@ -12,6 +12,7 @@ use crate::quant::QuantType;
 use crate::source::{
     Checkpoint, Dtype, Folder, Origin, Source, SourceError, SourceFile, TensorMeta,
 };
+use crate::warning::Warning;
 use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::path::Path;
@@ -84,6 +85,7 @@ pub struct CheckpointModel {
     pieces: Vec<Resolved>,
     by_name: HashMap<String, usize>,
     dropped: Vec<String>,
+    warnings: Vec<Warning>,
     /// Bytes of the checkpoint tensors that are not dropped, scales included.
     n_bytes: u64,
 }
@@ -132,6 +134,7 @@ impl CheckpointModel {
             pieces: Vec::new(),
             by_name: HashMap::new(),
             dropped: Vec::new(),
+            warnings: Vec::new(),
             n_bytes: 0,
         };
         let mut used = HashSet::new();
@@ -334,6 +337,11 @@ impl CheckpointModel {
     /// and buffers that no model needs.
     pub fn dropped(&self) -> &[String] {
         &self.dropped
+    }
+
+    /// What is not as one would expect of its configuration and tensors.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// The checkpoint as it is stored.

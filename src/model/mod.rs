@@ -26,6 +26,7 @@ pub use hparams::{
 
 use crate::gguf::Metadata;
 use crate::source::{GgufSource, Source};
+use crate::warning::Warning;
 use std::path::Path;
 
 /// What becomes of multi-token-prediction layers, which the forward pass does not use.
@@ -50,6 +51,7 @@ pub enum Model {
 pub struct GgufModel {
     hparams: Hparams,
     source: GgufSource,
+    warnings: Vec<Warning>,
 }
 
 impl GgufModel {
@@ -62,7 +64,7 @@ impl GgufModel {
         source.apply_scales()?;
         let hparams = hparams_of(&source)?;
         split_mla(&mut source, &hparams)?;
-        Ok(Self { hparams, source })
+        Ok(Self { hparams, source, warnings: Vec::new() })
     }
 
     /// The file.
@@ -144,6 +146,14 @@ impl Model {
         match self {
             Self::Checkpoint(model) => model.as_ref(),
             Self::Gguf(model) => &model.source,
+        }
+    }
+
+    /// What is not as one would expect of its description and tensors.
+    pub fn warnings(&self) -> &[Warning] {
+        match self {
+            Self::Checkpoint(model) => model.warnings(),
+            Self::Gguf(model) => &model.warnings,
         }
     }
 
