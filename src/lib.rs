@@ -9,21 +9,33 @@
 //! (files), [`quant`] (block formats).
 #![deny(missing_docs)]
 
+#[cfg(feature = "convert")]
 pub mod blob;
 #[cfg(feature = "cli")]
 pub mod cli;
+#[cfg(feature = "convert")]
 pub mod convert;
 #[cfg(feature = "eval")]
 pub mod eval;
+#[cfg(feature = "convert")]
 pub mod gguf;
+#[cfg(feature = "convert")]
 pub mod imatrix;
+#[cfg(feature = "convert")]
 pub mod inspect;
+#[cfg(feature = "convert")]
 mod mapping;
+#[cfg(feature = "convert")]
 pub mod model;
+#[cfg(feature = "convert")]
 pub mod monitor;
 mod names;
 pub mod quant;
+#[cfg(feature = "convert")]
 pub mod recipe;
+#[cfg(feature = "convert")]
 pub mod source;
+#[cfg(feature = "convert")]
 pub mod tokenizer;
+#[cfg(feature = "convert")]
 pub mod warning;

@@ -30,6 +30,7 @@ pub(crate) fn did_you_mean<'a>(found: &str, known: impl Iterator<Item = &'a str>
 }
 
 /// Names of tensors, those of several layers as one: `blk.0-2,5.attn_q.weight`.
+#[cfg(feature = "convert")]
 pub(crate) fn by_layer(names: &[&str]) -> Vec<String> {
     let mut kinds: Vec<(&str, Vec<u32>)> = Vec::new();
     for name in names {
@@ -63,6 +64,7 @@ pub(crate) fn by_layer(names: &[&str]) -> Vec<String> {
 }
 
 /// The same on one line.
+#[cfg(feature = "convert")]
 pub(crate) fn in_short(names: &[&str]) -> String {
     by_layer(names).join(", ")
 }
@@ -90,6 +92,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg(feature = "convert")]
     fn layers_are_gathered() {
         let all =
             ["output.weight", "blk.0.a.weight", "blk.1.a.weight", "blk.4.a.weight", "blk.2.b"];

@@ -27,5 +27,6 @@ pub use fp4::nvfp4_from_modelopt;
 pub use simd::{Simd, UnknownSimd};
 #[cfg(feature = "eval")]
 pub(crate) use simd::{all_finite, compiled, round_to_bf16};
+#[cfg(feature = "convert")]
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};
