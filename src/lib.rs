@@ -34,6 +34,8 @@ pub mod quant;
 #[cfg(feature = "convert")]
 pub mod recipe;
 #[cfg(feature = "convert")]
+pub mod sniff;
+#[cfg(feature = "convert")]
 pub mod source;
 #[cfg(feature = "convert")]
 pub mod tokenizer;
