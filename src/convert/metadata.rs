@@ -8,6 +8,7 @@ use crate::model::{CheckpointModel, ParamCounts, general_metadata};
 use crate::recipe::{Facts, FileType};
 use crate::source::Source;
 use crate::tokenizer::Vocab;
+use crate::warning::Warning;
 
 /// The version of the block formats (`GGML_QNT_VERSION`).
 const QUANTIZATION_VERSION: u32 = 2;
@@ -18,15 +19,17 @@ const MOSTLY_NVFP4: u32 = 39;
 /// The key that holds the text of a recipe.
 pub const RECIPE: &str = "requant.recipe";
 
+/// With what of the model's description could not be read.
 pub(super) fn of_checkpoint(
     model: &CheckpointModel,
     settings: &Settings,
-) -> Result<Metadata, ConvertError> {
+) -> Result<(Metadata, Vec<Warning>), ConvertError> {
     let config = model.config();
     let mut metadata = Metadata::new();
     let architecture = model.hparams().arch.name();
     let counts = param_counts(model);
-    general_metadata(model.dir(), architecture, &config.json(), &counts, &mut metadata)?;
+    let json = config.json();
+    let warnings = general_metadata(model.dir(), architecture, &json, &counts, &mut metadata);
     let of_converter = settings.recipe.file_type();
     let file_type = match settings.mode {
         Mode::Convert if model.keeps_nvfp4() && !of_converter.default_type().is_quantized() => {
@@ -38,11 +41,11 @@ pub(super) fn of_checkpoint(
     model.hparams().write_keys(config, file_type, &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     let pre = settings.tokenizer_pre.as_deref();
-    Vocab::from_checkpoint(model.dir(), &config.json(), pre)?.write(&mut metadata);
+    Vocab::from_checkpoint(model.dir(), &json, pre)?.write(&mut metadata);
     if settings.mode != Mode::Convert {
         finish(&mut metadata, settings, FileType::BF16.id());
     }
-    Ok(metadata)
+    Ok((metadata, warnings))
 }
 
 /// The metadata of a quantized GGUF file: the source's, less what says that it was split.

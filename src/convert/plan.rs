@@ -93,7 +93,7 @@ impl Plan {
         model: &CheckpointModel,
         settings: &Settings,
     ) -> Result<Self, ConvertError> {
-        let metadata = metadata::of_checkpoint(model, settings)?;
+        let (metadata, warnings) = metadata::of_checkpoint(model, settings)?;
         let hparams = model.hparams();
         let facts = Facts {
             n_layer: hparams.n_layer + hparams.n_nextn,
@@ -114,7 +114,7 @@ impl Plan {
             }
         };
         let mut plan = Self::new(model, order, stored, metadata, &facts, settings, None)?;
-        plan.warnings.splice(0..0, model.warnings().iter().cloned());
+        plan.warnings.splice(0..0, model.warnings().iter().cloned().chain(warnings));
         Ok(plan)
     }
 
@@ -128,7 +128,7 @@ impl Plan {
         settings: &Settings,
         file: &GgufSource,
     ) -> Result<Self, ConvertError> {
-        let metadata = metadata::of_checkpoint(model, settings)?;
+        let (metadata, _) = metadata::of_checkpoint(model, settings)?;
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
             stored_type(&meta.name, &meta.dims, settings.intermediate)

@@ -24,14 +24,6 @@ pub enum ModelError {
         /// What the parser said.
         error: serde_json::Error,
     },
-    /// A model card that cannot be read.
-    #[error("{}: the front matter {what}; mend or remove it", path.display())]
-    ModelCard {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        what: String,
-    },
     /// The checkpoint cannot be opened.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),

@@ -2,13 +2,13 @@
 //! configuration and its folder's name as the reference converter gathers them
 //! (`gguf-py/gguf/metadata.py`, `ModelBase.prepare_metadata`).
 
-use super::error::ModelError;
-use super::model_id::{ModelId, title};
+use super::card::{self, Node};
+use super::model_id::{self, ModelId, title};
 use crate::gguf::{Metadata, Value};
+use crate::warning::{Topic, Warning};
 use serde_json::Value as Json;
 use std::collections::HashMap;
 use std::path::Path;
-use yaml_rust2::{Yaml, YamlLoader};
 
 /// Parameter counts as the size label shows them (`GGUFWriter.get_total_parameter_count`).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -118,34 +118,27 @@ const LISTS: [(&str, [&str; 2]); 2] =
     [("tags", ["tags", "pipeline_tag"]), ("languages", ["languages", "language"])];
 
 /// Writes `general.architecture`, `general.type` and everything that is known about the model's
-/// name and origin, in the reference converter's order.
-///
-/// # Errors
-/// A model card whose front matter is not YAML.
+/// name and origin, in the reference converter's order. Returns what of it could not be read.
 pub fn general_metadata(
     dir: &Path,
     architecture: &str,
     config: &Json,
     counts: &ParamCounts,
     metadata: &mut Metadata,
-) -> Result<(), ModelError> {
+) -> Vec<Warning> {
+    let mut warnings = Vec::new();
     metadata.set("general.architecture", architecture);
     metadata.set("general.type", "model");
-    sampling(dir, metadata);
-    let card = model_card(dir)?;
+    sampling(dir, metadata, &mut warnings);
+    let card = card::read(dir, &mut warnings);
     let mut fields: HashMap<&str, String> = HashMap::new();
     for (field, names) in FIELDS {
-        if let Some(text) = names.iter().find_map(|name| text_of(&card[*name])) {
+        if let Some(text) = names.iter().find_map(|name| card.get(name)?.text()) {
             fields.insert(field, text);
         }
     }
-    // A path on somebody's disk is no name; an identifier has one slash at most.
-    let from_config = config["_name_or_path"].as_str().filter(|id| id.matches('/').count() <= 1);
-    let folder = dir.canonicalize().ok().or_else(|| Some(dir.to_owned()));
-    let from_folder = match dir.file_name() {
-        Some(name) => Some(name.to_string_lossy().into_owned()),
-        None => folder.and_then(|f| Some(f.file_name()?.to_string_lossy().into_owned())),
-    };
+    let from_config = config["_name_or_path"].as_str().filter(|id| model_id::is_name(id));
+    let from_folder = model_id::of_folder(dir);
     for id in [from_config.map(str::to_owned), from_folder].into_iter().flatten() {
         let id = ModelId::parse(&id, counts.total);
         for (field, value) in [
@@ -173,106 +166,65 @@ pub fn general_metadata(
         origins(key, names, &card, counts.total, metadata);
     }
     for (key, names) in LISTS {
-        let words: Vec<String> = names.iter().flat_map(|name| strings_of(&card[*name])).collect();
+        let words: Vec<String> =
+            names.iter().filter_map(|name| card.get(name)).flat_map(Node::words).collect();
         if !words.is_empty() {
             metadata.set(&format!("general.{key}"), words.into_iter().collect::<Value>());
         }
     }
-    Ok(())
+    warnings
 }
 
-fn sampling(dir: &Path, metadata: &mut Metadata) {
-    // Models without, or with a broken, generation_config.json have no settings to hand on.
-    let Some(config) = std::fs::read(dir.join("generation_config.json"))
-        .ok()
-        .and_then(|bytes| serde_json::from_slice::<Json>(&bytes).ok())
-    else {
-        return;
+fn sampling(dir: &Path, metadata: &mut Metadata, warnings: &mut Vec<Warning>) {
+    let path = dir.join("generation_config.json");
+    let mut warn = |what: String| {
+        let text = format!("{}: {what}", path.display());
+        warnings.push(Warning::new(Topic::Config, text));
+    };
+    let config: serde_json::Map<String, Json> = match std::fs::read(&path) {
+        // Not every model has settings to hand on.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
+        Err(error) => return warn(format!("cannot be read, and is left out: {error}")),
+        Ok(bytes) => match serde_json::from_slice(&bytes) {
+            Ok(config) => config,
+            Err(error) => return warn(format!("not a JSON object, and left out: {error}")),
+        },
     };
     for (key, names, kind) in SAMPLING {
-        let Some(value) = names.iter().find_map(|name| config.get(name).filter(|v| !v.is_null()))
+        let Some((name, found)) = names
+            .iter()
+            .find_map(|name| Some((name, config.get(*name).filter(|value| !value.is_null())?)))
         else {
             continue;
         };
         let value: Option<Value> = match kind {
-            Kind::Text => value.as_str().filter(|s| !s.is_empty()).map(Value::from),
-            Kind::Int => value.as_i64().and_then(|n| i32::try_from(n).ok()).map(Value::from),
-            Kind::Float => value.as_f64().map(|x| Value::from(x as f32)),
+            Kind::Text => found.as_str().map(Value::from),
+            Kind::Int => found.as_i64().and_then(|n| i32::try_from(n).ok()).map(Value::from),
+            Kind::Float => found.as_f64().map(|x| Value::from(x as f32)),
         };
-        if let Some(value) = value {
-            metadata.set(&format!("general.sampling.{key}"), value);
+        match value {
+            Some(Value::String(text)) if text.is_empty() => {}
+            Some(value) => metadata.set(&format!("general.sampling.{key}"), value),
+            None => warn(format!("`{name}` is {found}, which is left out")),
         }
     }
 }
 
-/// The YAML front matter of README.md; `Yaml::BadValue` where there is none.
-fn model_card(dir: &Path) -> Result<Yaml, ModelError> {
-    let path = dir.join("README.md");
-    let Ok(text) = std::fs::read_to_string(&path) else { return Ok(Yaml::BadValue) };
-    let mut lines = text.lines();
-    if lines.next() != Some("---") {
-        return Ok(Yaml::BadValue);
-    }
-    let mut front = String::new();
-    for line in lines.take_while(|line| *line != "---") {
-        front += &line.replace('\t', "  ");
-        front.push('\n');
-    }
-    let bad = |what: String| ModelError::ModelCard { path: path.clone(), what };
-    // Aliases could make a short text stand for an unbounded one; no model card needs them.
-    if has_word(&front, '&') && has_word(&front, '*') {
-        return Err(bad("uses YAML aliases".to_owned()));
-    }
-    let mut documents =
-        YamlLoader::load_from_str(&front).map_err(|error| bad(error.to_string()))?;
-    Ok(documents.drain(..).next().unwrap_or(Yaml::BadValue))
-}
-
-/// Whether a word begins with this character, as anchors and aliases do.
-fn has_word(yaml: &str, mark: char) -> bool {
-    yaml.split(|c: char| c.is_whitespace() || matches!(c, '[' | ',' | '{'))
-        .any(|word| word.len() > 1 && word.starts_with(mark))
-}
-
-fn text_of(yaml: &Yaml) -> Option<String> {
-    match yaml {
-        Yaml::String(s) | Yaml::Real(s) => Some(s.clone()),
-        Yaml::Integer(n) => Some(n.to_string()),
-        Yaml::Boolean(b) => Some(b.to_string()),
-        Yaml::Array(list) => {
-            let words: Vec<String> = list.iter().filter_map(text_of).collect();
-            Some(words.join(","))
-        }
-        _ => None,
-    }
-}
-
-/// A word, or a list of words.
-fn strings_of(yaml: &Yaml) -> Vec<String> {
-    match yaml {
-        Yaml::Array(list) => list.iter().filter_map(text_of).collect(),
-        other => text_of(other).into_iter().collect(),
-    }
-}
-
-fn origins(key: &str, names: &[&str], card: &Yaml, total: u64, metadata: &mut Metadata) {
-    let Some(value) = names.iter().map(|name| &card[*name]).find(|value| !value.is_badvalue())
-    else {
-        return;
-    };
-    let entries: &[Yaml] = match value {
-        Yaml::Array(list) => list,
-        Yaml::String(_) => std::slice::from_ref(value),
+fn origins(key: &str, names: &[&str], card: &Node, total: u64, metadata: &mut Metadata) {
+    let Some(value) = names.iter().find_map(|name| card.get(name)) else { return };
+    let entries: &[Node] = match value {
+        Node::List(list) => list,
+        Node::Word(_, true) => std::slice::from_ref(value),
         _ => &[],
     };
     metadata.set(&format!("general.{key}.count"), entries.len() as u32);
     for (i, entry) in entries.iter().enumerate() {
         let mut fields: HashMap<&str, String> = HashMap::new();
         match entry {
-            Yaml::String(id) => origin_of_id(id, total, &mut fields),
-            Yaml::Hash(_) => {
+            Node::Word(id, true) => origin_of_id(id, total, &mut fields),
+            Node::Map(_) => {
                 for field in ORIGIN_FIELDS {
-                    fields.extend(text_of(&entry[field]).map(|text| (field, text)));
+                    fields.extend(entry.get(field).and_then(Node::text).map(|text| (field, text)));
                 }
             }
             _ => {}

@@ -4,6 +4,7 @@
 //! Whether a model comes from a checkpoint or from a GGUF file, its tensors are seen here under
 //! GGUF's names and in GGUF's shapes.
 
+mod card;
 mod checkpoint;
 mod config;
 mod decoder;

@@ -2,6 +2,7 @@
 //! converter's rules (`Metadata.get_model_id_components`).
 
 use regex::Regex;
+use std::path::Path;
 use std::sync::LazyLock;
 
 /// The parts of a model's name.
@@ -43,6 +44,42 @@ static QUANT_TYPE: LazyLock<Regex> = LazyLock::new(|| full(r"i?q\d(_\w)*|b?fp?(1
 static SIZE: LazyLock<Regex> =
     LazyLock::new(|| full(r"((A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl)"));
 static FINETUNE: LazyLock<Regex> = LazyLock::new(|| full("chat|instruct|vision|lora"));
+
+/// Names that programs give: hashes, and keys of git-annex.
+static HASH: LazyLock<Regex> =
+    LazyLock::new(|| full(r"[0-9a-f]{32,}|(sha\d|md5|blake2|skein|worm|url|git)\w*-s\d+.*--.*"));
+/// Names that say what is in a folder, whichever model it is.
+static GENERIC: LazyLock<Regex> =
+    LazyLock::new(|| full(r"model|checkpoint-\d+|snapshots?|\.?tmp[-._]?\w*"));
+
+/// Whether `_name_or_path` is an identifier: a path on somebody's disk is none, nor is nothing.
+pub(super) fn is_name(id: &str) -> bool {
+    let name = id.rsplit('/').next().unwrap_or(id);
+    id.matches('/').count() <= 1 && !name.is_empty() && !HASH.is_match(name)
+}
+
+/// What a folder calls its model. In the hub's cache, `models--org--name/snapshots/<hash>`, the
+/// repository is the model; the reference converter takes the hash.
+pub(super) fn of_folder(dir: &Path) -> Option<String> {
+    let names = |dir: &Path| -> Vec<String> {
+        let ancestors = dir.ancestors().map_while(Path::file_name);
+        ancestors.take(3).map(|name| name.to_string_lossy().into_owned()).collect()
+    };
+    [Some(dir.to_owned()), dir.canonicalize().ok()].into_iter().flatten().find_map(|dir| {
+        let names = names(&dir);
+        if let Some(id) = names.iter().find_map(|name| name.strip_prefix("models--")) {
+            return Some(id.replacen("--", "/", 1));
+        }
+        let own = names.first().filter(|name| !HASH.is_match(name));
+        // A model's name has a number in it, `data` and `home` have none.
+        let digits = |name: &&String| name.contains(|c: char| c.is_ascii_digit());
+        let above = names.get(1).filter(|name| !HASH.is_match(name) && !GENERIC.is_match(name));
+        match own {
+            Some(own) if !GENERIC.is_match(own) => Some(own.clone()),
+            _ => above.filter(digits).or(own).cloned(),
+        }
+    })
+}
 
 impl ModelId {
     /// Takes a name apart. A size in it counts as the model's only if it is near `total`

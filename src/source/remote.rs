@@ -130,8 +130,11 @@ impl RemoteFolder {
         let (store, root) = store(url, options).map_err(&bad)?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        // The converter takes the model's name from that of its folder.
-        let name = label.rsplit('/').next().unwrap_or("model");
+        // The converter takes the model's name from that of its folder. A revision is no part of it.
+        let place = label.split_once("/resolve/").map_or(label.as_str(), |(place, _)| place);
+        let revision = place.find('@').filter(|_| place.starts_with("hf://"));
+        let place = &place[..revision.unwrap_or(place.len())];
+        let name = place.rsplit('/').next().unwrap_or("model");
         let name = name.split('@').next().unwrap_or(name);
         let descriptions = tempfile::tempdir()?;
         let dir = descriptions.path().join(name);

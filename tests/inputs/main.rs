@@ -4,4 +4,5 @@
 //! Every module makes its inputs with [`raw`], which shares no code with the program, runs the program
 //! as a user would, and asserts the right value: not only that it ends.
 
+mod card;
 mod raw;
