@@ -1,12 +1,11 @@
 //! Converts DeepSeek-R1 family checkpoints to GGUF in one streaming pass with bounded memory,
 //! and measures what the quantization costs.
 //!
-//! The rooms, each knowing only those after it: `cli` (the program), `eval` (the forward pass and
-//! what it measures), [`convert`] (the pipeline), [`recipe`] (which type each tensor
-//! gets), [`inspect`] (what models hold),
-//! [`imatrix`] (importance matrices), [`model`] (what the models are), [`tokenizer`]
-//! (vocabularies), [`source`] (where weights are read from), [`gguf`] (the container), [`blob`]
-//! (files), [`quant`] (block formats).
+//! The rooms, each knowing only those after it: `cli` (the program), `measure` (perplexity,
+//! comparison, gate and importances as functions), `eval` (the forward pass), `convert` (the
+//! pipeline), `recipe` (which type each tensor gets), `inspect` (what models hold), `imatrix`
+//! (importance matrices), `model` (what the models are), `tokenizer` (vocabularies), `source` (where
+//! weights are read from), `gguf` (the container), `blob` (files), [`quant`] (block formats).
 #![deny(missing_docs)]
 
 #[cfg(feature = "convert")]
@@ -25,6 +24,8 @@ pub mod imatrix;
 pub mod inspect;
 #[cfg(feature = "convert")]
 mod mapping;
+#[cfg(feature = "eval")]
+pub mod measure;
 #[cfg(feature = "convert")]
 pub mod model;
 #[cfg(feature = "convert")]

@@ -6,6 +6,9 @@ use crate::warning::Warning;
 
 /// Watches a piece of work from outside, from many threads at once.
 pub trait Monitor: Sync {
+    /// The work will be so much in all, where that is known before it begins.
+    fn expect(&self, _amount: u64) {}
+
     /// `amount` more of the work is done, in the unit that the work's documentation names.
     fn advance(&self, amount: u64);
 

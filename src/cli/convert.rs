@@ -1,10 +1,10 @@
 //! `requant convert`: a checkpoint to a GGUF file, and what it cost.
 
-use super::evaluate::{Evaluation, Room, Text};
+use super::evaluate::{Evaluation, Room};
 use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
-use crate::eval::Activations;
+use crate::measure::{Options, Subject, Text};
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Recipe};
@@ -194,7 +194,9 @@ impl Outtype {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     // Text and folder are looked at first: a typo in their names should not cost a conversion.
-    Room::in_folder(args.scratch.clone()).check()?;
+    let measured = Room::in_folder(args.scratch.clone());
+    let measured = measured.apply(Options { chunks: args.chunks, ..Options::default() });
+    measured.check()?;
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
     let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
     say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
@@ -209,7 +211,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let evaluation = match text {
         Some(text) => {
             let first = plan.path(0, &args.output);
-            let found = evaluate_both(args, &first, model, &text, plan.threads());
+            let options = Options { threads: plan.threads(), ..measured.clone() };
+            let found = evaluate_both(args, &first, model, &text, &options);
             Some(found.map_err(|error| complete(args, &first, &error))?)
         }
         None => None,
@@ -227,8 +230,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     } else if let Some(evaluation) = &evaluation {
         println!("{}", evaluation.table());
     }
-    if let Some(evaluation) = evaluation {
-        evaluation.finish();
+    if evaluation.is_some() {
+        Room::finish(&measured);
         plan.forget(&args.output, options)?;
     }
     Ok(())
@@ -252,25 +255,16 @@ fn evaluate_both(
     first: &Path,
     model: CheckpointModel,
     text: &Text,
-    threads: usize,
+    options: &Options,
 ) -> anyhow::Result<Evaluation> {
     // The forward pass has today's layout alone, and factors multiplied in.
     drop(model);
     let source = place::model(&args.checkpoint)?;
     let result = crate::model::Model::open(first, Mtp::Drop)
         .with_context(|| format!("reading {} back", first.display()))?;
-    let options = evaluate::Options {
-        room: Room::in_folder(args.scratch.clone()),
-        threads,
-        activations: Activations::F32,
-    };
-    evaluate::compare(
-        ("source", &args.checkpoint, &source),
-        (&args.choices.name(), first, &result),
-        text,
-        args.chunks,
-        &options,
-    )
+    let source = Subject { path: &args.checkpoint, model: &source };
+    let result = Subject { path: first, model: &result };
+    evaluate::compare(("source", source), (&args.choices.name(), result), text, options)
 }
 
 /// The plan as people read it.

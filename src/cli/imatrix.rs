@@ -1,13 +1,13 @@
 //! `requant imatrix`: importance matrices from a model and a text.
 
-use super::compare::{RunArgs, TextArgs};
-use super::evaluate::Room;
+use super::compare::{self, RunArgs, TextArgs};
+use super::evaluate::{Room, hinted};
 use super::progress::Progress;
 use super::{place, say};
-use crate::eval::{Collector, PerplexityOptions, collect};
 use crate::imatrix::Sums;
+use crate::measure::{Subject, importances};
 use crate::warning::{Topic, Warning};
-use anyhow::{Context, bail};
+use anyhow::bail;
 use std::path::PathBuf;
 
 /// Collect an importance matrix, as llama-imatrix does but with f32 activations.
@@ -64,9 +64,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             )
         })?;
     }
-    let mut options = PerplexityOptions::default();
+    let options = compare::options(&args.text, &args.room, &args.run);
     if let Some(path) = &args.model {
-        let own = of_model(args, path, &mut options)?;
+        let (text, model) = (args.text.read()?, place::model(path)?);
+        let progress = Progress::start("imatrix", 0, "token-layers", 0);
+        let subject = Subject { path, model: &model };
+        let own = importances(subject, &text, &options, &progress).map_err(hinted)?;
+        progress.finish();
         sums.add(&own).map_err(|name| {
             anyhow::anyhow!(
                 "{}: `{name}` has another shape than in the files merged",
@@ -78,7 +82,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Format::Gguf => sums.write_gguf(&args.output)?,
         Format::Dat => sums.write_legacy(&args.output)?,
     }
-    Room::finish([&options]);
+    Room::finish(&options);
     let unreached = sums.unreached();
     for (name, experts) in &unreached {
         let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
@@ -105,29 +109,4 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         sums.chunk_size
     ));
     Ok(())
-}
-
-fn of_model(
-    args: &Args,
-    path: &std::path::Path,
-    options: &mut PerplexityOptions,
-) -> anyhow::Result<Sums> {
-    let model = place::model(path)?;
-    let (tokens, read) = args.text.read(&model)?;
-    *options = read;
-    args.room.apply(options, &[&model], tokens.len())?;
-    let collector = Collector::new(model.source());
-    let mut runner = super::evaluate::runner(&model, args.run.activations())
-        .with_context(|| path.display().to_string())?;
-    runner.observe(&collector);
-    let work = options.work(tokens.len(), model.hparams());
-    let progress = Progress::start("imatrix", work, "token-layers", 0);
-    let n_chunks = args
-        .run
-        .pool()?
-        .install(|| collect(&runner, &tokens, options, &progress))
-        .with_context(|| path.display().to_string())?;
-    progress.finish();
-    let dataset = args.text.path()?.display().to_string();
-    Ok(collector.sums(&dataset, n_chunks, options.ctx as u32))
 }

@@ -1,8 +1,10 @@
 //! `requant perplexity`: how well a model predicts a text.
 
-use super::compare::TextArgs;
-use super::threads;
-use super::{evaluate, say};
+use super::compare::{self, RunArgs, TextArgs};
+use super::evaluate::{Room, hinted};
+use super::progress::Progress;
+use super::say;
+use crate::measure::{Subject, perplexity};
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -17,35 +19,26 @@ pub struct Args {
     model: PathBuf,
     #[command(flatten)]
     text: TextArgs,
-    /// Threads [default: all processors]
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
     #[command(flatten)]
-    room: evaluate::Room,
+    room: Room,
     #[command(flatten)]
-    precision: evaluate::Precision,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
+    run: RunArgs,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let text = args.text.path().unwrap_or_else(|error| super::bad_usage(error));
+    let text = args.text.read()?;
     let model = super::place::model(&args.model)?;
-    let (tokens, mut settings) = args.text.read(&model)?;
-    let options = evaluate::Options {
-        room: args.room.clone(),
-        activations: args.precision.activations,
-        threads: threads(args.threads.map(usize::from)),
-    };
-    let model = (args.model.as_path(), &model);
-    let result = evaluate::run("perplexity", model, (text, &tokens), &mut settings, &options)?;
-    if args.json {
+    let options = compare::options(&args.text, &args.room, &args.run);
+    let subject = Subject { path: &args.model, model: &model };
+    let progress = Progress::start("perplexity", 0, "token-layers", 0);
+    let result = perplexity(subject, &text, &options, &progress).map_err(hinted)?;
+    progress.finish();
+    if args.run.json {
         let mut json = serde_json::to_value(&result)?;
         json["model"] = serde_json::json!(args.model);
-        json["text"] = serde_json::json!(text);
-        json["ctx"] = serde_json::json!(settings.ctx);
-        json["activations"] = serde_json::json!(args.precision.activations);
+        json["text"] = serde_json::json!(text.path());
+        json["ctx"] = serde_json::json!(options.ctx);
+        json["activations"] = serde_json::json!(options.activations);
         say::json(json);
     } else {
         println!("perplexity = {:.4} ± {:.5}", result.perplexity, result.perplexity_error);
@@ -56,6 +49,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             result.nll_per_chunk.len()
         );
     }
-    evaluate::Room::finish([&settings]);
+    Room::finish(&options);
     Ok(())
 }

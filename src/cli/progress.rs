@@ -83,6 +83,10 @@ impl Progress {
 }
 
 impl Monitor for Progress {
+    fn expect(&self, amount: u64) {
+        self.bar.set_length(amount);
+    }
+
     fn advance(&self, amount: u64) {
         self.bar.inc(amount);
         if let Some(mut next) = self.next_line.as_ref().and_then(|n| n.try_lock().ok())

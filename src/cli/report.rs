@@ -1,7 +1,7 @@
 //! The page that `requant compare --report` writes: one file without links to others.
 
-use super::compare::{Outcome, Row};
 use crate::eval::Activations;
+use crate::measure::{Outcome, Row};
 use std::fmt::Write;
 
 /// Width and height of a picture, in its own units.
@@ -78,7 +78,7 @@ pub fn page(outcome: &Outcome) -> String {
         let [top, change] =
             [c.same_top, c.p_change_rms].map(|e| [100.0 * e.value, 100.0 * e.error]);
         let cells = [
-            format!("<span>{:.3}</span>", row.bits),
+            format!("<span>{:.3}</span>", row.bits_per_weight),
             format!("<span>{:.4}</span> <span>± {:.4}</span>", p.perplexity, p.perplexity_error),
             format!(
                 "<span>{:.5}</span> <span>± {:.5}</span>",

@@ -1,0 +1,106 @@
+//! What can go wrong between a text and a result.
+
+use crate::eval::EvalError;
+use crate::tokenizer::TokenizerError;
+use std::path::{Path, PathBuf};
+
+/// A measurement that cannot be carried out.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MeasureError {
+    /// A file that the system does not give.
+    #[error("{}: {error}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        error: std::io::Error,
+    },
+    /// A text in another encoding, or no text.
+    #[error("{}: not UTF-8 text (byte {at}); is this the right file?", path.display())]
+    NotUtf8 {
+        /// The file.
+        path: PathBuf,
+        /// The first byte that is not UTF-8.
+        at: usize,
+    },
+    /// A word where the number of a token is expected.
+    #[error("{}: `{word}` is no number of a token", path.display())]
+    NoToken {
+        /// The file.
+        path: PathBuf,
+        /// The word.
+        word: String,
+    },
+    /// A vocabulary that text cannot be made tokens with.
+    #[error("{}: {error}", path.display())]
+    Tokenizer {
+        /// The model.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: TokenizerError,
+    },
+    /// A text too short to score.
+    #[error(
+        "{}: {found} tokens, but chunks of {ctx} need at least {}; use a longer text or smaller \
+         chunks", path.display(), 2 * ctx
+    )]
+    TooShort {
+        /// The text.
+        path: PathBuf,
+        /// Tokens in it.
+        found: usize,
+        /// Tokens per chunk.
+        ctx: usize,
+    },
+    /// Too little memory.
+    #[error(
+        "{memory} bytes of memory are not enough, {needed} are needed{}",
+        if *states > 0 { format!(", {states} of them for hidden states") } else { String::new() }
+    )]
+    Memory {
+        /// Bytes allowed.
+        memory: u64,
+        /// Bytes needed at least.
+        needed: u64,
+        /// Bytes of them that a folder for hidden states would spare.
+        states: u64,
+    },
+    /// A folder for hidden states that is none.
+    #[error("{}: not a folder; hidden states need one with room", .0.display())]
+    NoFolder(PathBuf),
+    /// Threads that the system does not give.
+    #[error("threads: {0}")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
+    /// A model's forward pass.
+    #[error("{}: {error}", path.display())]
+    Model {
+        /// The model.
+        path: PathBuf,
+        /// What went wrong.
+        error: EvalError,
+    },
+    /// A forward pass of no single model.
+    #[error(transparent)]
+    Eval(#[from] EvalError),
+}
+
+impl MeasureError {
+    pub(super) fn of(path: &Path, error: EvalError) -> Self {
+        Self::Model { path: path.to_owned(), error }
+    }
+
+    /// An error of one of several models that run together, with that model's name.
+    pub(super) fn of_several<'a>(
+        error: EvalError,
+        mut paths: impl Iterator<Item = &'a Path>,
+    ) -> Self {
+        match error {
+            EvalError::Of { model, error } => match paths.nth(model) {
+                Some(path) => Self::of(path, *error),
+                None => Self::Eval(*error),
+            },
+            error => Self::Eval(error),
+        }
+    }
+}

@@ -1,0 +1,56 @@
+//! What models are worth on a text: perplexity, comparison, gate, importances, each as one function
+//! from opened models and a text to a result.
+//!
+//! This room joins what the others know, a model's tokenizer, its weights and the forward pass, and
+//! turns an amount of memory into settings. It neither prints nor knows any option's name.
+
+mod compare;
+mod error;
+mod gate;
+mod importances;
+mod options;
+mod perplexity;
+mod text;
+
+pub use compare::{Extras, Outcome, Row, compare, compare_with_base};
+pub use error::MeasureError;
+pub use gate::{Judgement, gate};
+pub use importances::importances;
+pub use options::Options;
+pub use perplexity::perplexity;
+pub use text::{Text, Tokens};
+
+use crate::eval::{self, Activations};
+use crate::model::Model;
+use std::path::Path;
+
+/// An opened model, and what messages and results call it.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// Where it is, as its user says.
+    pub path: &'a Path,
+    /// The model.
+    pub model: &'a Model,
+}
+
+impl<'a> Subject<'a> {
+    /// Its forward pass.
+    fn runner(self, activations: Activations) -> Result<eval::Model<'a>, MeasureError> {
+        let runner = eval::Model::new(self.model.hparams(), self.model.source());
+        let mut runner = runner.map_err(|error| MeasureError::of(self.path, error))?;
+        runner.set_activations(activations);
+        Ok(runner)
+    }
+
+    /// Bytes of its weights and their number.
+    pub fn size(self) -> (u64, u64) {
+        let tensors = self.model.source().tensors().iter();
+        (self.model.n_bytes(), tensors.map(|t| t.n_elements()).sum())
+    }
+
+    /// Bits per weight, as stored.
+    pub fn bits_per_weight(self) -> f64 {
+        let (bytes, weights) = self.size();
+        bytes as f64 * 8.0 / weights.max(1) as f64
+    }
+}

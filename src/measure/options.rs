@@ -1,0 +1,101 @@
+//! How a text is cut and how models run over it, and what that means in memory.
+
+use super::{MeasureError, Subject, Tokens};
+use crate::eval::{Activations, PerplexityOptions, Scratch};
+
+/// How a text is cut and how models run over it.
+#[derive(Clone)]
+pub struct Options {
+    /// Tokens per chunk.
+    pub ctx: usize,
+    /// Chunks at most, from the beginning of the text.
+    pub chunks: Option<usize>,
+    /// In which precision activations meet weights.
+    pub activations: Activations,
+    /// Threads; 0 for as many as there are processors.
+    pub threads: usize,
+    /// Where hidden states wait between layers and are kept when a measurement is stopped; in memory
+    /// where there is none. [`Scratch::finish`] is left to whoever has made the results safe.
+    pub scratch: Option<Scratch>,
+    /// Memory to keep within, about, in bytes; by default some 2 GiB and the hidden states.
+    pub memory: Option<u64>,
+}
+
+impl Default for Options {
+    /// Chunks of 512 tokens, all of them, in f32 on all processors.
+    fn default() -> Self {
+        Self {
+            ctx: PerplexityOptions::default().ctx,
+            chunks: None,
+            activations: Activations::F32,
+            threads: 0,
+            scratch: None,
+            memory: None,
+        }
+    }
+}
+
+/// What everything takes beside states and products: code, tables, decoded weights and logits.
+const OVERHEAD: u64 = 256 << 20;
+
+/// The least that the products of a batch may take.
+const LEAST_WORK: u64 = 32 << 20;
+
+impl Options {
+    /// The settings for models that run together over a text.
+    pub(super) fn settings(
+        &self,
+        subjects: &[Subject],
+        text: &Tokens,
+    ) -> Result<PerplexityOptions, MeasureError> {
+        self.check()?;
+        let mut settings = PerplexityOptions {
+            ctx: self.ctx,
+            chunks: self.chunks,
+            bos: text.bos,
+            scratch: self.scratch.clone(),
+            ..PerplexityOptions::default()
+        };
+        if let Some(memory) = self.memory {
+            let n = self.n_chunks(text.tokens.len()) * self.ctx;
+            let widths = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd));
+            let states = match self.scratch {
+                Some(_) => 0,
+                None => 4 * n as u64 * widths.sum::<u64>(),
+            };
+            // One half is for the states of a batch and its products, one for a layer's own.
+            let work = memory.saturating_sub(OVERHEAD + states) / 2;
+            if work < LEAST_WORK {
+                let needed = OVERHEAD + states + 2 * LEAST_WORK;
+                return Err(MeasureError::Memory { memory, needed, states });
+            }
+            settings.memory = usize::try_from(work).unwrap_or(usize::MAX);
+        }
+        Ok(settings)
+    }
+
+    /// Whether the folder for hidden states is one.
+    ///
+    /// # Errors
+    /// It is not.
+    pub fn check(&self) -> Result<(), MeasureError> {
+        match self.scratch.as_ref().map(Scratch::folder) {
+            Some(folder) if !folder.is_dir() => Err(MeasureError::NoFolder(folder.to_owned())),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whole chunks of a text that are used.
+    pub(super) fn n_chunks(&self, n_tokens: usize) -> usize {
+        (n_tokens / self.ctx.max(1)).min(self.chunks.unwrap_or(usize::MAX))
+    }
+
+    /// Does the work on threads of its own.
+    pub(super) fn on_threads<T: Send>(
+        &self,
+        work: impl FnOnce() -> T + Send,
+    ) -> Result<T, MeasureError> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(self.threads).build()?;
+        Ok(pool.install(work))
+    }
+}

@@ -1,0 +1,110 @@
+//! Texts, and the tokens that a model reads them as.
+
+use super::{MeasureError, Subject};
+use crate::model::Model;
+use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
+use std::path::{Path, PathBuf};
+
+/// A text to measure on.
+#[derive(Clone, Debug)]
+pub struct Text {
+    path: PathBuf,
+    content: Content,
+}
+
+#[derive(Clone, Debug)]
+enum Content {
+    Characters(String),
+    Tokens(Vec<u32>),
+}
+
+/// A text as a model reads it.
+#[derive(Clone, Debug)]
+pub struct Tokens {
+    /// The tokens.
+    pub tokens: Vec<u32>,
+    /// The token that chunks begin with, if any.
+    pub bos: Option<u32>,
+}
+
+impl Text {
+    /// Reads a UTF-8 file, but for a newline at its end, which llama-perplexity drops as well.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or is no UTF-8.
+    pub fn read(path: &Path) -> Result<Self, MeasureError> {
+        let bytes = std::fs::read(path)
+            .map_err(|error| MeasureError::Io { path: path.to_owned(), error })?;
+        let mut text = String::from_utf8(bytes).map_err(|error| MeasureError::NotUtf8 {
+            path: path.to_owned(),
+            at: error.utf8_error().valid_up_to(),
+        })?;
+        text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
+        Ok(Self { path: path.to_owned(), content: Content::Characters(text) })
+    }
+
+    /// Reads a file of numbers of tokens, separated by spaces, commas or lines.
+    ///
+    /// # Errors
+    /// A file that cannot be read, or other words in it.
+    pub fn read_tokens(path: &Path) -> Result<Self, MeasureError> {
+        let text = Self::read(path)?;
+        let Content::Characters(characters) = &text.content else { return Ok(text) };
+        let words = characters.split(|c: char| c.is_whitespace() || matches!(c, ',' | '[' | ']'));
+        let tokens = words.filter(|word| !word.is_empty()).map(|word| {
+            let path = path.to_owned();
+            word.parse().map_err(|_| MeasureError::NoToken { path, word: word.to_owned() })
+        });
+        let tokens = tokens.collect::<Result<_, _>>()?;
+        Ok(Self { path: path.to_owned(), content: Content::Tokens(tokens) })
+    }
+
+    /// The file.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The text as a model reads it.
+    ///
+    /// # Errors
+    /// A vocabulary that text cannot be made tokens with.
+    pub fn tokens(&self, subject: Subject) -> Result<Tokens, MeasureError> {
+        let bad = |error| MeasureError::Tokenizer { path: subject.path.to_owned(), error };
+        match &self.content {
+            Content::Characters(text) => {
+                let tokenizer = tokenizer(subject.model).map_err(bad)?;
+                let tokens = tokenizer.encode(text).map_err(bad)?;
+                Ok(Tokens { tokens, bos: tokenizer.bos() })
+            }
+            // The numbers are taken as they are; the vocabulary may not even be there.
+            Content::Tokens(tokens) => {
+                Ok(Tokens { tokens: tokens.clone(), bos: bos(subject.model).unwrap_or(None) })
+            }
+        }
+    }
+}
+
+/// The token that chunks of a model begin with, if any.
+pub(super) fn bos(model: &Model) -> Result<Option<u32>, TokenizerError> {
+    match model {
+        Model::Checkpoint(_) => Ok(tokenizer(model)?.bos()),
+        Model::Gguf(model) => tokenizer::bos(model.metadata()),
+    }
+}
+
+fn tokenizer(model: &Model) -> Result<Tokenizer, TokenizerError> {
+    match model {
+        Model::Checkpoint(model) => {
+            let config = model.config().json();
+            let vocab = match Vocab::from_checkpoint(model.dir(), &config, None) {
+                // tokenizer.json splits text whether or not GGUF has a name for its rules.
+                Err(TokenizerError::UnknownPre { .. }) => {
+                    Vocab::from_checkpoint(model.dir(), &config, Some(""))
+                }
+                vocab => vocab,
+            }?;
+            Tokenizer::from_checkpoint(model.dir(), &vocab)
+        }
+        Model::Gguf(model) => Tokenizer::from_metadata(model.metadata()),
+    }
+}
