@@ -5,6 +5,7 @@ use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;
 use std::path::Path;
+use std::time::Duration;
 
 /// A file being written at known places, from many threads.
 pub trait Part: Send + Sync {
@@ -178,15 +179,23 @@ impl Part for LocalPart {
     }
 
     fn lock(&self) -> io::Result<bool> {
-        match self.0.try_lock() {
-            Ok(()) => Ok(true),
-            Err(TryLockError::WouldBlock) => Ok(false),
-            // Not every file system has locks.
-            Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
-                Ok(true)
+        for tries in 0.. {
+            match self.0.try_lock() {
+                Ok(()) => return Ok(true),
+                // A child that another thread is just starting holds a copy of each descriptor until it
+                // runs its own program.
+                Err(TryLockError::WouldBlock) if tries < 20 => {
+                    std::thread::sleep(Duration::from_millis(10));
+                }
+                Err(TryLockError::WouldBlock) => return Ok(false),
+                // Not every file system has locks.
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Unsupported => {
+                    return Ok(true);
+                }
+                Err(TryLockError::Error(error)) => return Err(error),
             }
-            Err(TryLockError::Error(error)) => Err(error),
         }
+        Ok(false)
     }
 }
 
