@@ -33,10 +33,19 @@ fn files_equal_those_of_llama_quantize() {
         let file_type = golden["type"].as_str().unwrap();
         let (done, err) = quantize(&output, file_type, &options);
         assert!(done, "{file_type} {options:?}: {err}");
-        let hash = Sha256::digest(std::fs::read(&output).unwrap());
+        let hash = Sha256::digest(as_pruned_by_llama_quantize(std::fs::read(&output).unwrap()));
         let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
         assert_eq!(golden["sha256"], hash, "{file_type} {options:?}");
     }
+}
+
+/// llama-quantize leaves the number of dense layers as it was, where the only one is pruned as well:
+/// the file does not load. It is all that is different.
+fn as_pruned_by_llama_quantize(mut file: Vec<u8>) -> Vec<u8> {
+    let key = b"deepseek2.leading_dense_block_count";
+    let at = file.windows(key.len()).position(|bytes| bytes == key).unwrap() + key.len() + 4;
+    file[at] = 1;
+    file
 }
 
 #[test]

@@ -60,7 +60,8 @@ pub struct Choices {
     /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
     /// every matrix in this type, straight from the checkpoint's exact values
     #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["ty", "imatrix",
-        "tensor_type", "pure"])]
+        "tensor_type", "tensor_type_file", "pure", "leave_output_tensor", "output_tensor_type",
+        "token_embedding_type", "write_recipe"])]
     outtype: Option<Outtype>,
     #[command(flatten)]
     recipe: recipe::Args,

@@ -21,6 +21,15 @@ pub enum ConvertError {
         /// Layers that there are.
         count: usize,
     },
+    /// No layer that computes anything would be left.
+    #[error("all layers would be left out; leave some of them in --prune-layers")]
+    NoLayerLeft,
+    /// Layers of a model that does not say how many it has.
+    #[error("`{key}` is missing, without which no layers can be left out")]
+    NoLayerCount {
+        /// The key.
+        key: String,
+    },
     /// The model's description.
     #[error(transparent)]
     Model(#[from] ModelError),

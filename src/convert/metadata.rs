@@ -2,6 +2,7 @@
 //! llama-quantize hands it on.
 
 use super::error::ConvertError;
+use super::prune::Pruned;
 use super::settings::{Importance, Mode, Settings};
 use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
 use crate::model::{CheckpointModel, ParamCounts, general_metadata};
@@ -42,22 +43,24 @@ pub(super) fn of_checkpoint(
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     let pre = settings.tokenizer_pre.as_deref();
     Vocab::from_checkpoint(model.dir(), &json, pre)?.write(&mut metadata);
-    if settings.mode != Mode::Convert {
-        finish(&mut metadata, settings, FileType::BF16.id());
-    }
+    finish(&mut metadata, settings, FileType::BF16.id())?;
     Ok((metadata, warnings))
 }
 
 /// The metadata of a quantized GGUF file: the source's, less what says that it was split.
 /// `guessed` is the file type where the source does not say.
-pub(super) fn of_gguf(source: &Metadata, settings: &Settings, guessed: u32) -> Metadata {
+pub(super) fn of_gguf(
+    source: &Metadata,
+    settings: &Settings,
+    guessed: u32,
+) -> Result<Metadata, ConvertError> {
     let mut metadata = source.clone();
     if settings.mode == Mode::Regroup {
         if settings.split.is_none() && metadata.get(SPLIT_COUNT).is_some() {
             // So that llama-gguf-split does not take the whole for a part.
             metadata.set_last(SPLIT_COUNT, 0u16);
         }
-        return metadata;
+        return Ok(metadata);
     }
     for key in [SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS] {
         metadata.remove(key);
@@ -66,8 +69,8 @@ pub(super) fn of_gguf(source: &Metadata, settings: &Settings, guessed: u32) -> M
         Ok(Some(file_type)) => file_type,
         _ => guessed,
     };
-    finish(&mut metadata, settings, kept);
-    metadata
+    finish(&mut metadata, settings, kept)?;
+    Ok(metadata)
 }
 
 /// What the rules of the mixes ask about the model in a GGUF file, of whatever architecture.
@@ -100,13 +103,17 @@ pub(super) fn facts(
 }
 
 /// What llama-quantize sets. Setting again what is there moves it to the end.
-fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) {
-    metadata.set_last("general.quantization_version", QUANTIZATION_VERSION);
+fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) -> Result<(), ConvertError> {
+    let layers = Pruned::new(&settings.prune_layers).apply(metadata)?;
     let file_type = match settings.mode {
-        Mode::Copy => kept,
-        Mode::Quantize | Mode::Regroup | Mode::Convert => settings.recipe.file_type().id(),
+        Mode::Convert => None,
+        Mode::Copy => Some(kept),
+        Mode::Quantize | Mode::Regroup => Some(settings.recipe.file_type().id()),
     };
-    metadata.set_last("general.file_type", file_type);
+    if let Some(file_type) = file_type {
+        metadata.set_last("general.quantization_version", QUANTIZATION_VERSION);
+        metadata.set_last("general.file_type", file_type);
+    }
     for (key, value) in &settings.override_kv {
         metadata.set_last(key, value.clone());
     }
@@ -114,7 +121,17 @@ fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) {
         metadata.set_last(RECIPE, settings.recipe.text());
         metadata.set_last("requant.recipe.sha256", settings.recipe.sha256());
     }
-    let Some(Importance { imatrix, file }) = &settings.importance else { return };
+    if let Some(importance) = &settings.importance {
+        set_origin(importance, metadata);
+    }
+    if let Some((key, layers)) = layers {
+        metadata.set_last(&key, layers);
+    }
+    Ok(())
+}
+
+/// Where the importances are from.
+fn set_origin(Importance { imatrix, file }: &Importance, metadata: &mut Metadata) {
     if imatrix.entries.is_empty() {
         return;
     }

@@ -12,6 +12,7 @@ mod journal;
 mod manifest;
 mod metadata;
 mod plan;
+mod prune;
 mod run;
 mod settings;
 mod shard;

@@ -3,6 +3,7 @@
 use super::error::ConvertError;
 use super::journal::Identity;
 use super::metadata;
+use super::prune::Pruned;
 use super::settings::{Intermediate, Limit, Mode, Settings, SplitBy};
 use crate::blob::physical_memory;
 use crate::gguf::{Layout, Metadata, Split, folder, split_path};
@@ -141,7 +142,7 @@ impl Plan {
     /// # Errors
     /// Types that fit no tensor, or tensors that are quantized already.
     pub fn of_gguf(source: &GgufSource, settings: &Settings) -> Result<Self, ConvertError> {
-        let metadata = metadata::of_gguf(source.metadata(), settings, guessed_file_type(source));
+        let metadata = metadata::of_gguf(source.metadata(), settings, guessed_file_type(source))?;
         let tied = source.find("output.weight").is_none();
         let facts = metadata::facts(source.metadata(), &settings.override_kv, tied)?;
         let stored = |i: usize| match source.tensors()[i].dtype {
@@ -155,7 +156,7 @@ impl Plan {
         source: &dyn Source,
         order: Option<Vec<usize>>,
         stored: impl Fn(usize) -> QuantType,
-        mut metadata: Metadata,
+        metadata: Metadata,
         facts: &Facts,
         settings: &Settings,
         like: Option<&GgufSource>,
@@ -175,7 +176,8 @@ impl Plan {
         {
             order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
         }
-        let names = prune(metas, &mut order, &mut metadata, &settings.prune_layers)?;
+        let pruned = Pruned::new(&settings.prune_layers);
+        let names = pruned.names(metas, &mut order)?;
         let shapes: Vec<Shape> = order
             .iter()
             .zip(&names)
@@ -259,7 +261,7 @@ impl Plan {
         let split = settings.split.is_some();
         let threads = settings.threads.max(1);
         let mut plan = Self {
-            originals: tensors.iter().map(|t| metas[t.source].name.clone()).collect(),
+            originals: metas.iter().map(|meta| meta.name.clone()).collect(),
             tensors,
             metadata,
             files,
@@ -272,6 +274,7 @@ impl Plan {
             tables: 0,
             warnings: Vec::new(),
         };
+        plan.warnings.extend(pruned.warnings(&plan.metadata));
         plan.warnings.extend(plan.own_warnings());
         plan.tables = source.table_bytes() + plan.files.iter().map(header_memory).sum::<u64>();
         plan.threads = plan.threads_within(settings.memory.unwrap_or_else(default_memory))?;
@@ -471,39 +474,6 @@ fn guessed_file_type(source: &GgufSource) -> u32 {
     let most = counts.iter().rev().max_by_key(|(_, n)| *n).map(|(ty, _)| *ty);
     let file_type = FileType::all().find(|ft| Some(ft.default_type()) == most);
     file_type.unwrap_or(FileType::F32).id() | GUESSED
-}
-
-/// Leaves out layers, and gives the tensors of the others the names of their new places
-/// (`remap_layer` of llama-quantize). The number of layers in the metadata follows.
-fn prune(
-    metas: &[TensorMeta],
-    order: &mut Vec<usize>,
-    metadata: &mut Metadata,
-    layers: &[u32],
-) -> Result<Vec<String>, ConvertError> {
-    if layers.is_empty() {
-        return Ok(order.iter().map(|&i| metas[i].name.clone()).collect());
-    }
-    let layer_of = |i: usize| recipe::layer_of(&metas[i].name);
-    let present: BTreeSet<u32> = order.iter().filter_map(|&i| layer_of(i)).collect();
-    if let Some(&layer) = layers.iter().find(|layer| !present.contains(layer)) {
-        return Err(ConvertError::NoLayer { layer, count: present.len() });
-    }
-    let kept: Vec<u32> = present.into_iter().filter(|layer| !layers.contains(layer)).collect();
-    order.retain(|&i| layer_of(i).is_none_or(|layer| kept.contains(&layer)));
-    let architecture = metadata.str("general.architecture")?.unwrap_or_default().to_owned();
-    metadata.set_last(&format!("{architecture}.block_count"), kept.len() as u32);
-    let names = order.iter().map(|&i| {
-        let name = &metas[i].name;
-        match layer_of(i).and_then(|layer| kept.iter().position(|&k| k == layer)) {
-            Some(place) => {
-                let rest = name.splitn(3, '.').nth(2).unwrap_or_default();
-                format!("blk.{place}.{rest}")
-            }
-            None => name.clone(),
-        }
-    });
-    Ok(names.collect())
 }
 
 /// A sixteenth of the machine's memory, at least 1 GiB.

@@ -61,6 +61,13 @@ macro_rules! values {
                 match self { $(Self::$variant(array) => array.len(),)* }
             }
 
+            /// Keeps the elements at some places.
+            pub fn retain(&mut self, mut keep: impl FnMut(usize) -> bool) {
+                let mut places = 0..;
+                let mut keep = || places.next().is_some_and(&mut keep);
+                match self { $(Self::$variant(array) => array.retain(|_| keep()),)* }
+            }
+
             /// Whether there are no elements.
             pub fn is_empty(&self) -> bool {
                 self.len() == 0

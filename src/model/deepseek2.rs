@@ -114,9 +114,11 @@ fn rope(config: &Config) -> Result<Rope, ModelError> {
     Ok(Rope { freq_base: rope.theta()?.unwrap_or(10000.0), yarn })
 }
 
-/// Layer counts that llama.cpp takes for a "lite" model, which has no `q_lora_rank` key
-/// (`llama_model_deepseek2::load_arch_hparams`).
-const LITE_LAYERS: [u32; 2] = [26, 27];
+/// Whether llama.cpp takes a file of so many layers for a "lite" model: it then reads no
+/// `q_lora_rank`, without which it refuses others (`llama_model_deepseek2::load_arch_hparams`).
+pub(crate) fn is_lite(n_layer: u32) -> bool {
+    [26, 27].contains(&n_layer)
+}
 
 /// Writes the `deepseek2.*` keys, and `general.file_type`, in the reference converter's order
 /// (`DeepseekV2Model.set_gguf_parameters` and its base class).
@@ -153,7 +155,7 @@ pub(super) fn write_keys(
     match a.q_lora_rank {
         Some(rank) => keys.set("attention.q_lora_rank", rank),
         // llama.cpp refuses a file without the key unless the layer count is a lite model's.
-        None if !LITE_LAYERS.contains(&hparams.n_layer) => keys.set("attention.q_lora_rank", 0u32),
+        None if !is_lite(hparams.n_layer) => keys.set("attention.q_lora_rank", 0u32),
         None => {}
     }
     keys.set("attention.kv_lora_rank", a.kv_lora_rank);

@@ -18,6 +18,7 @@ mod model_id;
 
 pub use checkpoint::CheckpointModel;
 pub use config::{Config, RopeConfig};
+pub(crate) use deepseek2::is_lite;
 pub use error::ModelError;
 pub use export::Exported;
 pub use general::{ParamCounts, general_metadata};

@@ -5,4 +5,5 @@
 //! as a user would, and asserts the right value: not only that it ends.
 
 mod card;
+mod prune;
 mod raw;
