@@ -23,6 +23,8 @@ pub mod imatrix;
 #[cfg(feature = "convert")]
 pub mod inspect;
 #[cfg(feature = "convert")]
+pub mod json;
+#[cfg(feature = "convert")]
 mod mapping;
 #[cfg(feature = "eval")]
 pub mod measure;

@@ -49,24 +49,40 @@ pub(crate) fn by_layer(names: &[&str]) -> Vec<String> {
             return kind.to_owned();
         }
         layers.sort_unstable();
-        let mut runs: Vec<(u32, u32)> = Vec::new();
-        for layer in layers {
-            match runs.last_mut() {
-                Some((_, last)) if *last + 1 == layer => *last = layer,
-                _ => runs.push((layer, layer)),
-            }
-        }
-        let runs =
-            runs.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
-        format!("blk.{}.{kind}", runs.collect::<Vec<_>>().join(","))
+        format!("blk.{}.{kind}", runs(layers))
     });
     shown.collect()
+}
+
+/// Ascending numbers in short: `0-2,5`.
+pub(crate) fn runs(numbers: impl IntoIterator<Item = u32>) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for number in numbers {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == number => *last = number,
+            _ => runs.push((number, number)),
+        }
+    }
+    let shown = runs.iter().map(|(a, b)| if a == b { a.to_string() } else { format!("{a}-{b}") });
+    shown.collect::<Vec<_>>().join(",")
 }
 
 /// The same on one line.
 #[cfg(feature = "convert")]
 pub(crate) fn in_short(names: &[&str]) -> String {
     by_layer(names).join(", ")
+}
+
+/// The first of these names, and how many more there are.
+pub(crate) fn few<T: AsRef<str>>(names: &[T]) -> String {
+    const SHOWN: usize = 3;
+    let shown: Vec<String> =
+        names.iter().take(SHOWN).map(|name| format!("`{}`", name.as_ref())).collect();
+    let shown = shown.join(", ");
+    match names.len().saturating_sub(SHOWN) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
 }
 
 #[cfg(test)]

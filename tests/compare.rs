@@ -247,7 +247,7 @@ fn importances_are_those_of_llama_imatrix() {
     assert!(error < 1e-2, "{error}");
 
     run(&["imatrix", "--merge", &gguf, "--merge", &gguf, "-o", &twice]);
-    let (once, twice) = (Sums::open(Path::new(&gguf)), Sums::open(Path::new(&twice)));
+    let (once, twice) = (Sums::open(Path::new(&gguf), 512), Sums::open(Path::new(&twice), 512));
     let (once, twice) = (once.unwrap(), twice.unwrap());
     assert_eq!(twice.chunk_count, 2 * once.chunk_count);
     for (name, entry) in &once.entries {

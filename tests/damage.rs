@@ -78,16 +78,7 @@ fn shards_that_are_missing_or_cut_are_named() {
 }
 
 #[test]
-fn an_index_at_odds_with_the_shards_is_refused() {
-    let copy = Copy::new();
-    edit_json(&copy, INDEX, |i| i["weight_map"]["model.extra"] = SHARDS[0].into());
-    refused(&copy, &[SHARDS[0], "`model.extra`"]);
-    let copy = Copy::new();
-    edit_json(&copy, INDEX, |i| i["weight_map"]["model.norm.weight"] = SHARDS[1].into());
-    refused(&copy, &["`model.norm.weight`"]);
-    let copy = Copy::new();
-    edit_json(&copy, INDEX, |i| drop(i["weight_map"].as_object_mut().unwrap().remove(DOWN)));
-    refused(&copy, &[DOWN, "not in the index"]);
+fn an_index_that_does_not_lead_to_the_shards_is_refused() {
     let copy = Copy::new();
     edit_json(&copy, INDEX, |i| i["weight_map"][DOWN] = "../elsewhere.safetensors".into());
     refused(&copy, &["outside of the checkpoint's folder"]);
@@ -106,7 +97,7 @@ fn the_index_is_not_needed_when_all_shards_are_there() {
 
 #[test]
 fn dtypes_and_scales_that_do_not_fit_are_refused() {
-    for (from, to) in [("\"BF16\"", "\"BF17\""), ("\"F8_E4M3\"", "\"F8_E5M2\"")] {
+    for (from, to) in [("\"BF16\"", "\"BF17\""), ("\"F8_E4M3\"", "\"F8_E3M4\"")] {
         let copy = Copy::new();
         copy.replace(SHARDS[0], from, to);
         refused(&copy, &[SHARDS[0], "tensor `model.", to.trim_matches('"')]);
@@ -119,7 +110,6 @@ fn dtypes_and_scales_that_do_not_fit_are_refused() {
         c["quantization_config"]["weight_block_size"] = serde_json::json!([64, 128]);
     });
     refused(&copy, &["weight_scale_inv", "has shape"]);
-    refused(&with_config("quantization_config", Value::Null), &["weight_block_size` is missing"]);
     let copy = Copy::new();
     let scale = format!("{DOWN}_scale_inv");
     copy.replace(SHARDS[0], &scale, &scale.replace("scale_inv", "scale_off"));

@@ -140,7 +140,7 @@ fn a_plan_is_exact_and_says_why() {
         let i = file.find(tensor["name"].as_str().unwrap()).unwrap();
         assert_eq!(tensor["offset"], file.tensor_range(i).start as u64);
         assert_eq!(tensor["bytes"], file.tensors()[i].n_bytes());
-        assert_eq!(tensor["type"], file.tensors()[i].ty.name());
+        assert_eq!(tensor["type"], file.tensors()[i].ty.to_string());
     }
     let find = |name: &str| {
         plan["tensors"].as_array().unwrap().iter().find(|t| t["name"] == name).unwrap().clone()

@@ -5,11 +5,13 @@ use super::recipe::{self, line};
 use super::{evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
 use crate::measure::{Options, Subject, Text};
-use crate::model::{CheckpointModel, Mla, Mtp};
+use crate::model::{CheckpointModel, LeftOut, Mla, Mtp};
 use crate::quant::QuantType;
 use crate::recipe::{FileType, Recipe};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
+use serde_json::{Value as Json, json};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -206,20 +208,29 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let keep_journal = text.is_some();
     let options = RunOptions { keep_journal, ..args.output_options.options()? };
     if args.dry_run {
-        return plan::print(&plan, &model, &args.output, options.shard, args.json);
+        let beside = left_out(&model);
+        return plan::print(
+            &plan,
+            &model,
+            &args.output,
+            options.shard,
+            args.json.then_some(beside),
+        );
     }
+    let left_out = left_out(&model);
     args.output_options.run("convert", &plan, &model, &args.output, options)?;
     let evaluation = match text {
         Some(text) => {
             let first = plan.path(0, &args.output);
-            let options = Options { threads: plan.threads(), ..measured.clone() };
+            let tokenizer_pre = args.choices.tokenizer_pre.clone();
+            let options = Options { threads: plan.threads(), tokenizer_pre, ..measured.clone() };
             let found = evaluate_both(args, &first, model, &text, &options);
             Some(found.map_err(|error| complete(args, &first, &error))?)
         }
         None => None,
     };
     if args.json {
-        let json = serde_json::json!({
+        let mut json = json!({
             "output": args.output,
             "file_bytes": plan.file_size(),
             "weights": plan.n_weights(),
@@ -227,6 +238,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "peak_memory_bound": plan.peak_memory(),
             "evaluation": evaluation.as_ref().map(Evaluation::json),
         });
+        plan::merge(&mut json, left_out);
         say::json(json);
     } else if let Some(evaluation) = &evaluation {
         println!("{}", evaluation.table());
@@ -289,11 +301,40 @@ pub fn describe(
     );
     line(&mut out, "source", &source);
     recipe::describe(&mut out, plan, output, name);
-    let mtp = match (hparams.n_nextn, model.dropped().len()) {
-        (0, 0) => "none in the checkpoint".to_owned(),
-        (0, n) => format!("dropped with {n} tensors; --mtp keep stores it"),
-        (n, _) => format!("{n} kept"),
-    };
-    line(&mut out, "MTP layer", &mtp);
+    let left_out = model.left_out();
+    let mtp = left_out.get(&LeftOut::Mtp).map_or(0, Vec::len);
+    match (hparams.n_nextn, mtp) {
+        (0, 0) => {}
+        (0, n) => {
+            line(&mut out, "MTP layer", &format!("dropped with {n} tensors; --mtp keep stores it"))
+        }
+        (n, _) => line(&mut out, "MTP layer", &format!("{n} kept")),
+    }
+    let others = left_out.iter().filter(|(kind, _)| **kind != LeftOut::Mtp);
+    let others: Vec<String> = others.map(|(kind, names)| kind.describe(names.len())).collect();
+    if !others.is_empty() {
+        line(&mut out, "left out", &others.join(", "));
+    }
+    let ends: Vec<String> =
+        plan.further_ends().iter().map(|(id, text)| format!("{id} {text}")).collect();
+    if !ends.is_empty() {
+        let ends = ends.join(", ");
+        line(
+            &mut out,
+            "ends",
+            &format!("a text may end with {ends} as well, for which GGUF has no key"),
+        );
+    }
+    for path in checkpoint.missing_files() {
+        let text = format!("{}, which holds nothing that is needed", path.display());
+        line(&mut out, "not here", &text);
+    }
     out
+}
+
+/// What of the checkpoint has no place in the output, for programs.
+pub fn left_out(model: &CheckpointModel) -> Json {
+    let counts = model.left_out().iter().map(|(kind, names)| (kind.name(), names.len()));
+    let missing: Vec<&Path> = model.checkpoint().missing_files().collect();
+    json!({ "left_out": counts.collect::<BTreeMap<_, _>>(), "missing_files": missing })
 }

@@ -92,7 +92,8 @@ struct Row {
     perplexity: Perplexity,
 }
 
-/// Evaluates two models on the same text, chunk by chunk the same tokens.
+/// Evaluates two models on the same text, chunk by chunk the same tokens. `pre` as for
+/// [`Text::tokens`].
 pub fn compare(
     source: (&str, Subject),
     result: (&str, Subject),

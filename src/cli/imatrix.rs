@@ -29,7 +29,7 @@ pub struct Args {
     /// Format: gguf, or the legacy dat
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "gguf")]
     output_format: Format,
-    /// Add the sums of these files (GGUF format); repeatable
+    /// Add the sums of these files (either format); repeatable
     #[arg(long, value_name = "FILE")]
     merge: Vec<PathBuf>,
     /// Replace an existing output
@@ -54,9 +54,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.output.exists() && !args.force {
         bail!("{} exists; choose another name or give --force", args.output.display());
     }
+    let options = compare::options(&args.text, &args.room, &args.run);
     let mut sums = Sums::default();
     for path in &args.merge {
-        let other = Sums::open(path)?;
+        let other = Sums::open(path, options.ctx as u32)?;
         sums.add(&other).map_err(|name| {
             anyhow::anyhow!(
                 "{}: `{name}` has another shape than in the files before",
@@ -64,7 +65,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             )
         })?;
     }
-    let options = compare::options(&args.text, &args.room, &args.run);
     if let Some(path) = &args.model {
         let (text, model) = (args.text.read()?, place::model(path)?);
         let progress = Progress::start("imatrix", 0, "token-layers", 0);

@@ -1,22 +1,24 @@
 //! `requant inspect`: what a model holds.
 
 use super::{place, say, units};
-use crate::gguf::{Array, Metadata, Value};
-use crate::inspect::stats;
+use crate::gguf::{Array, Header, Metadata, TensorInfo, Value};
+use crate::inspect::{Stats, stats};
 use crate::model::Model;
 use crate::names::did_you_mean;
-use crate::quant::QuantType;
 use crate::recipe::Role;
-use crate::source::{Dtype, Source, TensorMeta};
+use crate::source::{Dtype, GgufSource, Source, TensorMeta};
+use crate::warning::{Topic, Warning};
 use anyhow::{Context, bail};
 use serde_json::{Value as Json, json};
+use std::cmp::Ordering;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Show what a GGUF model or a checkpoint holds; reads headers alone, unless --stats is given.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  requant inspect model.gguf\n  \
-                        requant inspect model.gguf --tensor blk.3.attn_q_b.weight --stats")]
+                        requant inspect model.gguf --tensor blk.3.attn_q_b.weight --stats\n  \
+                        requant inspect model.gguf.part --header")]
 pub struct Args {
     /// GGUF file, the first file of a split model, or a checkpoint
     model: PathBuf,
@@ -29,6 +31,10 @@ pub struct Args {
     /// Read the tensors and show how their values are distributed
     #[arg(long, requires = "tensor")]
     stats: bool,
+    /// Look at the header alone, of a file whose data is missing or incomplete, or of one part of a
+    /// split model
+    #[arg(long, conflicts_with = "stats")]
+    header: bool,
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -61,47 +67,104 @@ impl Share {
     }
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    // A file of any architecture can be looked at, whether or not it can be run.
-    let gguf;
-    let opened;
-    let (source, metadata, files): (&dyn Source, Option<&Metadata>, Vec<String>) =
+/// What is looked at.
+struct Subject {
+    tensors: Vec<TensorMeta>,
+    metadata: Metadata,
+    /// What becomes of each setting of config.json.
+    settings: Vec<(String, &'static str)>,
+    files: Vec<String>,
+    /// Whose values can be read; `None` for a header alone.
+    source: Option<Box<dyn Source>>,
+    /// Of a header, bytes that are there and bytes that should be.
+    size: Option<(u64, u64)>,
+}
+
+impl Subject {
+    fn open(args: &Args) -> anyhow::Result<Self> {
+        if args.header {
+            return Self::header(&args.model);
+        }
+        // A file of any architecture can be looked at, whether or not it can be run.
         if args.model.is_file() {
-            gguf = crate::source::GgufSource::open(&args.model)?;
-            let files = gguf.files().iter().map(|f| f.path().display().to_string()).collect();
-            (&gguf, Some(gguf.metadata()), files)
-        } else {
-            opened = place::model(&args.model)?;
-            let Model::Checkpoint(model) = &opened else {
-                bail!("{}: neither a file nor a checkpoint", args.model.display())
-            };
-            let files = model.files().iter().map(|f| f.path.display().to_string()).collect();
-            (model.as_ref(), None, files)
+            let file = GgufSource::open(&args.model)?;
+            let files = file.files().iter().map(|f| f.path().display().to_string()).collect();
+            return Ok(Self::of(file.metadata().clone(), files, Box::new(file)));
+        }
+        let Model::Checkpoint(model) = place::model(&args.model)? else {
+            bail!("{}: neither a file nor a checkpoint", args.model.display())
         };
+        let files = model.files().iter().map(|f| f.path.display().to_string()).collect();
+        let described = model.described().unwrap_or_else(|error| {
+            say::warning(&Warning::new(Topic::Config, error.to_string()));
+            Metadata::new()
+        });
+        let settings = model.config().settings()?;
+        Ok(Self { settings, ..Self::of(described, files, model) })
+    }
+
+    fn of(metadata: Metadata, files: Vec<String>, source: Box<dyn Source>) -> Self {
+        let tensors = source.tensors().to_vec();
+        let settings = Vec::new();
+        Self { tensors, metadata, settings, files, source: Some(source), size: None }
+    }
+
+    fn header(path: &Path) -> anyhow::Result<Self> {
+        let header = Header::read(path)?;
+        let meta = |t: &TensorInfo| TensorMeta {
+            name: t.name.clone(),
+            dims: t.dims.clone(),
+            dtype: t.ty.into(),
+        };
+        Ok(Self {
+            tensors: header.tensors().iter().map(meta).collect(),
+            metadata: header.metadata().clone(),
+            settings: Vec::new(),
+            files: vec![path.display().to_string()],
+            source: None,
+            size: Some((header.file_size(), header.full_size())),
+        })
+    }
+
+    fn find(&self, name: &str) -> anyhow::Result<usize> {
+        let found = self.tensors.iter().position(|t| t.name == name);
+        found.with_context(|| {
+            let near = did_you_mean(name, self.tensors.iter().map(|t| t.name.as_str()));
+            let hint = if near.is_empty() { "; --tensors lists all" } else { &near };
+            format!("there is no tensor `{name}`{hint}")
+        })
+    }
+
+    fn stats(&self, tensor: usize) -> anyhow::Result<Option<Stats>> {
+        Ok(self.source.as_deref().map(|source| stats(source, tensor)).transpose()?)
+    }
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let subject = Subject::open(args)?;
     let chosen: Vec<usize> = match args.tensor.is_empty() {
-        true => (0..source.tensors().len()).collect(),
-        false => args
-            .tensor
-            .iter()
-            .map(|name| source.find(name).with_context(|| no_tensor(source, name)))
-            .collect::<anyhow::Result<_>>()?,
+        true => (0..subject.tensors.len()).collect(),
+        false => args.tensor.iter().map(|name| subject.find(name)).collect::<Result<_, _>>()?,
     };
     let mut types: BTreeMap<String, Share> = BTreeMap::new();
     let mut roles: BTreeMap<Role, Share> = BTreeMap::new();
     let mut total = Share::default();
-    for meta in source.tensors() {
+    for meta in &subject.tensors {
         types.entry(meta.dtype.to_string()).or_default().add(meta);
         roles.entry(Role::of(&meta.name)).or_default().add(meta);
         total.add(meta);
     }
     if args.json {
-        return print_json(args, source, metadata, &files, &chosen, &types, &roles, total);
+        return print_json(args, &subject, &chosen, &types, &roles, total);
     }
     if args.tensor.is_empty() {
-        for (i, file) in files.iter().enumerate() {
+        for (i, file) in subject.files.iter().enumerate() {
             println!("{} {file}", if i == 0 { "file    " } else { "        " });
         }
-        for (key, value) in metadata.into_iter().flat_map(Metadata::iter) {
+        if let Some((there, full)) = subject.size {
+            println!("data     {}", how_much(there, full));
+        }
+        for (key, value) in subject.metadata.iter() {
             println!("{key:<47} {:<16} {}", value.type_name(), units::value(value));
         }
         let row = |name: &str, share: &Share| {
@@ -127,28 +190,32 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     if args.tensors || !args.tensor.is_empty() {
         println!();
-        let width = chosen.iter().map(|&i| source.tensors()[i].name.len()).max().unwrap_or(0);
+        let width = chosen.iter().map(|&i| subject.tensors[i].name.len()).max().unwrap_or(0);
         for &i in &chosen {
-            let meta = &source.tensors()[i];
+            let meta = &subject.tensors[i];
             let dims: Vec<String> = meta.dims.iter().map(u64::to_string).collect();
             let ty = meta.dtype.to_string();
             let size = units::bytes(n_bytes(meta));
             println!("{:<width$} {ty:>8} {:>22} {size:>12}", meta.name, dims.join(" x "));
             if args.stats {
-                print_stats(&stats(source, i)?);
+                subject.stats(i)?.iter().for_each(print_stats);
             }
         }
     }
     Ok(())
 }
 
-fn no_tensor(source: &dyn Source, name: &str) -> String {
-    let near = did_you_mean(name, source.tensors().iter().map(|t| t.name.as_str()));
-    let hint = if near.is_empty() { "; --tensors lists all" } else { &near };
-    format!("there is no tensor `{name}`{hint}")
+fn how_much(there: u64, full: u64) -> String {
+    match there.cmp(&full) {
+        Ordering::Less => format!(
+            "incomplete: {there} of {full} bytes are there, {} are missing",
+            units::bytes(full - there)
+        ),
+        _ => format!("complete, as far as the header tells: {there} bytes"),
+    }
 }
 
-fn print_stats(stats: &crate::inspect::Stats) {
+fn print_stats(stats: &Stats) {
     println!(
         "  {} values from {:.6e} to {:.6e}, mean {:.3e}, rms {:.6e}, kurtosis {:.2}",
         stats.n, stats.min, stats.max, stats.mean, stats.rms, stats.kurtosis
@@ -162,12 +229,9 @@ fn print_stats(stats: &crate::inspect::Stats) {
     }
 }
 
-#[allow(clippy::too_many_arguments)]
 fn print_json(
     args: &Args,
-    source: &dyn Source,
-    metadata: Option<&Metadata>,
-    files: &[String],
+    subject: &Subject,
     chosen: &[usize],
     types: &BTreeMap<String, Share>,
     roles: &BTreeMap<Role, Share>,
@@ -175,13 +239,14 @@ fn print_json(
 ) -> anyhow::Result<()> {
     let mut tensors = Vec::new();
     for &i in chosen {
-        let meta = &source.tensors()[i];
+        let meta = &subject.tensors[i];
         let mut tensor = json!({
             "name": meta.name, "type": meta.dtype.to_string(), "shape": meta.dims,
             "bytes": n_bytes(meta), "role": Role::of(&meta.name).name(),
         });
-        if args.stats {
-            let s = stats(source, i)?;
+        if args.stats
+            && let Some(s) = subject.stats(i)?
+        {
             tensor["stats"] = json!({
                 "n": s.n, "nan": s.nan, "infinite": s.infinite, "zero": s.zero, "min": s.min,
                 "max": s.max, "mean": s.mean, "rms": s.rms, "kurtosis": s.kurtosis,
@@ -190,19 +255,24 @@ fn print_json(
         }
         tensors.push(tensor);
     }
-    let metadata: serde_json::Map<String, Json> = metadata
-        .into_iter()
-        .flat_map(Metadata::iter)
-        .map(|(k, v)| (k.to_owned(), to_json(v)))
-        .collect();
+    let metadata: serde_json::Map<String, Json> =
+        subject.metadata.iter().map(|(k, v)| (k.to_owned(), to_json(v))).collect();
     let types: serde_json::Map<String, Json> =
         types.iter().map(|(name, share)| (name.clone(), share.json())).collect();
     let roles: serde_json::Map<String, Json> =
         roles.iter().map(|(role, share)| (role.name().to_owned(), share.json())).collect();
-    let json = json!({
-        "version": 1, "files": files, "metadata": metadata, "total": total.json(),
+    let mut json = json!({
+        "version": 1, "files": subject.files, "metadata": metadata, "total": total.json(),
         "types": types, "roles": roles, "tensors": tensors,
     });
+    if !subject.settings.is_empty() {
+        let settings = subject.settings.iter();
+        json["settings"] = settings.map(|(k, v)| (k.clone(), Json::from(*v))).collect();
+    }
+    if let Some((there, full)) = subject.size {
+        json["bytes_there"] = there.into();
+        json["bytes_of_all"] = full.into();
+    }
     say::json(json);
     Ok(())
 }
@@ -217,7 +287,7 @@ fn to_json(value: &Value) -> Json {
         Value::U32(n) => json!(n),
         Value::I32(n) => json!(n),
         Value::F32(x) => json!(x),
-        Value::Bool(b) => json!(b),
+        Value::Bool(flag) => json!(flag.is_on()),
         Value::String(s) => json!(s.to_string()),
         Value::U64(n) => json!(n),
         Value::I64(n) => json!(n),
@@ -228,9 +298,9 @@ fn to_json(value: &Value) -> Json {
 
 fn n_bytes(meta: &TensorMeta) -> u64 {
     match meta.dtype {
-        Dtype::F8E4M3 => meta.n_elements(),
+        Dtype::F8E4M3 | Dtype::F8E5M2 => meta.n_elements(),
         Dtype::NvFp4 => meta.n_elements() * 9 / 16,
-        Dtype::Gguf(QuantType::F32) => 4 * meta.n_elements(),
         Dtype::Gguf(ty) => meta.n_elements() / ty.block_len() as u64 * ty.block_bytes() as u64,
+        Dtype::Opaque(opaque) => opaque.n_bytes,
     }
 }

@@ -4,7 +4,6 @@ use super::{output, place, recipe, say, units};
 use crate::convert::{Plan, RECIPE, Settings};
 use crate::model::Model;
 use crate::names::by_layer;
-use crate::quant::QuantType;
 use crate::recipe::{FileType, Reason, Recipe, Role};
 use crate::source::GgufSource;
 use clap::Subcommand;
@@ -97,12 +96,12 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         Plan::of_checkpoint(&opened, &settings)?
     };
     let mut roles: BTreeMap<Role, (u64, u64)> = BTreeMap::new();
-    let mut groups: Vec<((QuantType, String), Vec<&str>)> = Vec::new();
+    let mut groups: Vec<((String, String), Vec<&str>)> = Vec::new();
     for (i, tensor) in plan.tensors().iter().enumerate() {
         let share = roles.entry(Role::of(&tensor.name)).or_default();
         share.0 += tensor.n_elements();
         share.1 += plan.n_bytes(i);
-        let key = (tensor.ty, why(&plan, tensor.reason));
+        let key = (tensor.ty.to_string(), why(&plan, tensor.reason));
         match groups.iter_mut().find(|(known, _)| *known == key) {
             Some((_, names)) => names.push(&tensor.name),
             None => groups.push((key, vec![&tensor.name])),
@@ -112,7 +111,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         let tensors: Vec<Value> = plan
             .tensors()
             .iter()
-            .map(|t| json!({ "name": t.name, "type": t.ty.name(), "why": why(&plan, t.reason) }))
+            .map(|t| json!({ "name": t.name, "type": t.ty.to_string(), "why": why(&plan, t.reason) }))
             .collect();
         let roles: serde_json::Map<String, Value> = roles
             .iter()
@@ -129,7 +128,7 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
     }
     for ((ty, why), names) in groups {
         for name in by_layer(&names) {
-            println!("{name:<40} {:<8} {why}", ty.name());
+            println!("{name:<40} {ty:<8} {why}");
         }
     }
     println!("\n{:<16} {:>10} {:>8}", "role", "weights", "bits");
@@ -152,6 +151,7 @@ fn why(plan: &Plan, reason: Reason) -> String {
         Reason::Rule(rule) => plan.recipe().rule_name(rule).to_owned(),
         Reason::Outside => "outside of the layers".to_owned(),
         Reason::Requested => "asked for".to_owned(),
+        Reason::Unmeasured { wanted } => format!("no importances, which {wanted} needs"),
         Reason::Fallback { wanted } => format!("rows do not fit {wanted}"),
     }
 }
@@ -183,7 +183,9 @@ fn from(args: &FromArgs) -> anyhow::Result<()> {
     }
     let plan = plan(said, true)?;
     let quantized = plan.tensors().iter().filter(|t| t.reason != Reason::Kept);
-    let types: Vec<_> = quantized.map(|t| (t.name.as_str(), t.n_elements(), t.stored)).collect();
+    let types: Vec<_> = quantized
+        .filter_map(|t| Some((t.name.as_str(), t.n_elements(), t.stored.known()?)))
+        .collect();
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
     print!("{}", crate::recipe::recover(&name, said, &types));
     Ok(())

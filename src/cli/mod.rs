@@ -15,6 +15,7 @@ macro_rules! println {
 
 mod compare;
 mod convert;
+mod edit;
 mod evaluate;
 mod imatrix;
 mod inspect;
@@ -74,8 +75,8 @@ enum Command {
     Diff(tools::DiffArgs),
     Split(Box<tools::SplitArgs>),
     Merge(Box<tools::MergeArgs>),
-    Set(tools::SetArgs),
-    Unset(tools::UnsetArgs),
+    Set(edit::SetArgs),
+    Unset(edit::UnsetArgs),
     Hash(tools::HashArgs),
     Export(tools::ExportArgs),
     Recipe(mix::Args),
@@ -119,8 +120,8 @@ pub fn main() -> ExitCode {
         }),
         Command::Split(args) => tools::split(&args),
         Command::Merge(args) => tools::merge(&args),
-        Command::Set(args) => tools::set(&args),
-        Command::Unset(args) => tools::unset(&args),
+        Command::Set(args) => edit::set(&args),
+        Command::Unset(args) => edit::unset(&args),
         Command::Hash(args) => tools::hash(&args),
         Command::Export(args) => tools::export(&args),
         Command::Recipe(args) => mix::run(&args),

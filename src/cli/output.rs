@@ -136,7 +136,7 @@ impl Args {
         }
         if let Some(limit) = self.split_max_size {
             let size = |i: usize| plan.files()[i].layout.file_size();
-            let data = |i: usize| size(i) - plan.files()[i].layout.header().len() as u64;
+            let data = |i: usize| size(i) - plan.files()[i].layout.data_offset();
             let large = files.clone().filter(|&i| data(i) > limit).count();
             if large > 0 {
                 let largest = units::bytes(files.clone().map(size).max().unwrap_or(0));

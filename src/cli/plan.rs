@@ -1,7 +1,7 @@
 //! `requant plan`: what a conversion will write, to the byte, from headers alone.
 
 use super::{convert, output, say, units};
-use crate::convert::{Plan, Shard};
+use crate::convert::{Plan, Shard, Weighing};
 use crate::recipe::Reason;
 use crate::source::Source;
 use anyhow::bail;
@@ -36,22 +36,31 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     say::info(convert::describe(&model, &plan, &name, &args.checkpoint, &args.output));
     say::warnings(plan.warnings());
     say::heed()?;
-    print(&plan, &model, &args.output, args.output_options.options()?.shard, args.json)
+    let json = args.json.then(|| convert::left_out(&model));
+    print(&plan, &model, &args.output, args.output_options.options()?.shard, json)
 }
 
-/// Prints a plan, and fails where it cannot be carried out.
+/// Adds the members of one object to another.
+pub fn merge(json: &mut Value, others: Value) {
+    if let (Some(json), Value::Object(others)) = (json.as_object_mut(), others) {
+        json.extend(others);
+    }
+}
+
+/// Prints a plan, as JSON where what stands beside it there is given, and fails where it cannot be
+/// carried out.
 pub fn print(
     plan: &Plan,
     source: &dyn Source,
     output: &Path,
     shard: Option<Shard>,
-    as_json: bool,
+    json: Option<Value>,
 ) -> anyhow::Result<()> {
     let files = plan.files_of(shard);
     let seconds = plan.estimate(source, files.clone());
     let size: u64 = files.clone().map(|i| plan.files()[i].layout.file_size()).sum();
     let free = plan.free_disk(output);
-    if as_json {
+    if let Some(beside) = json {
         let tensors: Vec<Value> = files
             .clone()
             .flat_map(|i| plan.files()[i].tensors.clone().map(move |t| (i, t)))
@@ -67,7 +76,7 @@ pub fn print(
                 })
             })
             .collect();
-        let plan = json!({
+        let mut plan_json = json!({
             "version": 1,
             "bytes": size,
             "weights": plan.n_weights(),
@@ -78,9 +87,12 @@ pub fn print(
             "estimated_seconds": seconds,
             "files": files,
             "tensors": tensors,
+            "further_end_tokens":
+                plan.further_ends().iter().map(|(id, _)| id).collect::<Vec<_>>(),
             "importance_without_tensor": plan.unused_importance().collect::<Vec<_>>(),
         });
-        say::json(plan);
+        merge(&mut plan_json, beside);
+        say::json(plan_json);
     } else {
         print!("{}", table(plan, source, files, output));
         say::info(format!("time       about {}, if the disk keeps up", duration(seconds)));
@@ -136,10 +148,10 @@ fn describe(plan: &Plan, source: &dyn Source, file: usize, tensor: usize) -> Val
         "name": planned.name,
         "shape": planned.dims,
         "from": source.tensors()[planned.source].dtype.to_string(),
-        "type": planned.ty.name(),
+        "type": planned.ty.to_string(),
         "bits_per_weight": bits(plan, tensor),
         "why": reason(plan, tensor),
-        "weighed": planned.weighed,
+        "weighed": planned.weighing.is_some(),
         "file": file,
         "offset": layout.offset(in_file),
         "bytes": layout.n_bytes(in_file),
@@ -160,16 +172,21 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
         Reason::Rule(rule) => Some(format!("by rule: {}", plan.recipe().rule_name(rule))),
         Reason::Outside => Some("outside of the layers".to_owned()),
         Reason::Requested => Some("by an option".to_owned()),
+        Reason::Unmeasured { wanted } => {
+            Some(format!("{wanted} needs importances, and none can exist"))
+        }
         Reason::Fallback { wanted } => {
-            Some(format!("rows of {} are no whole {wanted} blocks", planned.dims[0]))
+            Some(format!("rows of {} are no whole {wanted} blocks", planned.n_per_row()))
         }
     };
-    match plan.is_unweighed(tensor) {
-        false => why,
-        true => {
-            let without = "not in the importance matrix";
-            Some(why.map_or_else(|| without.to_owned(), |why| format!("{why}; {without}")))
-        }
+    let by_another = planned.weighing.as_ref().and_then(Weighing::by_another);
+    let weighed = match by_another {
+        Some(entry) => Some(format!("weighed by {entry}")),
+        None => plan.is_unweighed(tensor).then(|| "not in the importance matrix".to_owned()),
+    };
+    match (why, weighed) {
+        (Some(why), Some(weighed)) => Some(format!("{why}; {weighed}")),
+        (why, weighed) => why.or(weighed),
     }
 }
 

@@ -164,7 +164,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     say::heed()?;
     let options = args.output_options.options()?;
     if args.dry_run {
-        return plan::print(&plan, &source, &output, options.shard, args.json);
+        return plan::print(
+            &plan,
+            &source,
+            &output,
+            options.shard,
+            args.json.then(Default::default),
+        );
     }
     args.output_options.run("quantize", &plan, &source, &output, options)
 }

@@ -1,13 +1,14 @@
 //! Options on types that `convert` and `quantize` share, and how a plan is described.
 
 use super::units;
-use crate::convert::{Importance, Plan};
-use crate::gguf::Value;
+use crate::convert::{Importance, Plan, Weighing};
+use crate::gguf::{self, Value};
 use crate::imatrix::Unrouted;
 use crate::names::in_short;
 use crate::quant::{QuantType, Simd, UnknownSimd};
 use crate::recipe::{FileType, Options, Reason, Recipe, TensorType};
 use anyhow::Context;
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -225,41 +226,53 @@ pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
             units::bytes(size),
         ),
     );
-    let mut types: Vec<(QuantType, usize)> = Vec::new();
+    let mut types: BTreeMap<u32, (gguf::TensorType, usize)> = BTreeMap::new();
     for tensor in plan.tensors() {
-        match types.iter_mut().find(|(ty, _)| *ty == tensor.ty) {
-            Some((_, n)) => *n += 1,
-            None => types.push((tensor.ty, 1)),
-        }
+        types.entry(tensor.ty.id()).or_insert((tensor.ty, 0)).1 += 1;
     }
-    types.sort();
-    let types: Vec<String> = types.iter().map(|(ty, n)| format!("{n} {ty}")).collect();
+    let types: Vec<String> = types.values().map(|(ty, n)| format!("{n} {ty}")).collect();
     let weights = units::count(plan.n_weights() as f64);
     let text = format!("{} ({}), {weights} weights", plan.tensors().len(), types.join(", "));
     line(out, "tensors", &text);
     line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
     let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
     line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
-    fallbacks(out, plan);
+    exceptions(out, plan);
 }
 
-/// Tensors whose rows do not fit the type wanted: one line for all layers' tensors of a kind.
-fn fallbacks(out: &mut String, plan: &Plan) {
-    let mut fallbacks: Vec<(String, Vec<&str>)> = Vec::new();
+/// Tensors that get another type than wanted, or are weighed by another's importances: one line
+/// for all layers' tensors of a kind.
+fn exceptions(out: &mut String, plan: &Plan) {
+    let mut lines: Vec<((&str, String), Vec<&str>)> = Vec::new();
+    let mut add = |title, why: String, name| {
+        let key = (title, why);
+        match lines.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, names)) => names.push(name),
+            None => lines.push((key, vec![name])),
+        }
+    };
     for tensor in plan.tensors() {
-        let Reason::Fallback { wanted } = tensor.reason else { continue };
-        let why = format!(
-            "{} instead of {wanted}, rows of {} are no whole number of blocks of {}",
-            tensor.ty,
-            tensor.dims[0],
-            wanted.block_len()
-        );
-        match fallbacks.iter_mut().find(|(known, _)| *known == why) {
-            Some((_, names)) => names.push(&tensor.name),
-            None => fallbacks.push((why, vec![&tensor.name])),
+        let ty = tensor.ty;
+        match tensor.reason {
+            Reason::Fallback { wanted } => {
+                let (n, block) = (tensor.n_per_row(), wanted.block_len());
+                let why = format!(
+                    "{ty} instead of {wanted}, rows of {n} are no whole number of blocks of {block}"
+                );
+                add("fallback", why, &tensor.name);
+            }
+            Reason::Unmeasured { wanted } => {
+                let why = format!("{ty} instead of {wanted}, which needs importances");
+                add("unmeasured", why, &tensor.name);
+            }
+            _ => {}
+        }
+        if let Some(entry) = tensor.weighing.as_ref().and_then(Weighing::by_another) {
+            let kind = entry.splitn(3, '.').nth(2).unwrap_or(entry);
+            add("weighed", format!("by entries of {kind}, with the same inputs"), &tensor.name);
         }
     }
-    for (why, names) in fallbacks {
-        line(out, "fallback", &format!("{why}: {}", in_short(&names)));
+    for ((title, why), names) in lines {
+        line(out, title, &format!("{why}: {}", in_short(&names)));
     }
 }

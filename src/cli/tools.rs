@@ -1,12 +1,12 @@
-//! Everyday tools on GGUF files: `split`, `merge`, `set`, `unset`, `hash`, `diff`.
+//! Everyday tools on GGUF files: `split`, `merge`, `hash`, `diff`, `export`.
 
 use super::progress::Progress;
 use super::{output, plan, say, units};
 use crate::convert::{Mode, Plan, Settings};
-use crate::gguf::{Edited, GgufFile, Metadata, Value, finish_interrupted, replace_metadata};
-use crate::inspect::{Difference, difference, hash_metadata, hash_tensor};
+use crate::gguf::Metadata;
+use crate::inspect::{Difference, difference, hash_metadata, hash_tensor, same_bytes};
+use crate::model::{GgufModel, Model};
 use crate::monitor::Monitor;
-use crate::names::did_you_mean;
 use crate::quant::QuantType;
 use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source};
@@ -75,87 +75,9 @@ fn regroup(
     let plan = Plan::of_gguf(&source, &settings)?;
     let run_options = options.options()?;
     match dry_run {
-        true => plan::print(&plan, &source, output, run_options.shard, false),
+        true => plan::print(&plan, &source, output, run_options.shard, None),
         false => options.run(what, &plan, &source, output, run_options),
     }
-}
-
-/// Set metadata of a GGUF file: in place where it fits, otherwise the file is written anew.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant set model.gguf general.name=str:DeepSeek-R1 \\\n    \
-                        tokenizer.ggml.add_bos_token=bool:true")]
-pub struct SetArgs {
-    /// GGUF file, or the first file of a split model, which holds the metadata
-    file: PathBuf,
-    /// Keys and values; TYPE is u8, i8, u16, i16, u32, i32, f32, bool, str, u64, i64 or f64
-    #[arg(required = true, value_name = "KEY=TYPE:VALUE", value_parser = assignment)]
-    assignments: Vec<(String, Value)>,
-}
-
-/// Remove metadata from a GGUF file.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant unset model.gguf tokenizer.chat_template")]
-pub struct UnsetArgs {
-    /// GGUF file, or the first file of a split model, which holds the metadata
-    file: PathBuf,
-    /// Keys
-    #[arg(required = true)]
-    keys: Vec<String>,
-}
-
-fn assignment(text: &str) -> Result<(String, Value), String> {
-    let (key, value) = text.split_once('=').ok_or("not of the form KEY=TYPE:VALUE")?;
-    let (ty, value) = value.split_once(':').ok_or("not of the form KEY=TYPE:VALUE")?;
-    const TYPES: &str = "u8 i8 u16 i16 u32 i32 f32 bool str u64 i64 f64";
-    if !TYPES.split(' ').any(|known| known == ty) {
-        return Err(format!("unknown type `{ty}`; known: {TYPES}"));
-    }
-    let value = Value::parse(ty, value).ok_or_else(|| format!("`{value}` is no {ty}"))?;
-    Ok((key.to_owned(), value))
-}
-
-pub fn set(args: &SetArgs) -> anyhow::Result<()> {
-    edit(&args.file, |metadata| {
-        for (key, value) in &args.assignments {
-            metadata.set(key, value.clone());
-        }
-        Ok(())
-    })
-}
-
-pub fn unset(args: &UnsetArgs) -> anyhow::Result<()> {
-    edit(&args.file, |metadata| {
-        for key in &args.keys {
-            if metadata.remove(key).is_none() {
-                let near = did_you_mean(key, metadata.iter().map(|(key, _)| key));
-                bail!("{}: there is no key `{key}`{near}", args.file.display());
-            }
-        }
-        Ok(())
-    })
-}
-
-fn edit(
-    path: &Path,
-    change: impl FnOnce(&mut Metadata) -> anyhow::Result<()>,
-) -> anyhow::Result<()> {
-    finish_interrupted(path)?;
-    let mut metadata = GgufFile::open(path)?.metadata().clone();
-    let before = metadata.clone();
-    change(&mut metadata)?;
-    // What says where bytes lie is not a matter of taste.
-    for key in ["general.alignment", "split.no", "split.count", "split.tensors.count"] {
-        if metadata.get(key) != before.get(key) {
-            bail!("{}: `{key}` belongs to the file's structure and stays", path.display());
-        }
-    }
-    let how = match replace_metadata(path, &metadata)? {
-        Edited::InPlace => "in place",
-        Edited::Inserted => "with room made for it at the front",
-        Edited::Anew => "in a new file, which replaced it",
-    };
-    say::info(format!("{}: metadata written {how}", path.display()));
-    Ok(())
 }
 
 /// Hash a GGUF model: SHA-256 of each tensor and of all, whatever files it is spread over.
@@ -188,7 +110,7 @@ pub fn hash(args: &HashArgs) -> anyhow::Result<()> {
     let mut whole = Sha256::new_with_prefix(metadata);
     for (i, hash) in &tensors {
         let meta = &model.tensors()[*i];
-        whole.update(format!("{}\n{:?}\n{}\n", meta.name, meta.dims, meta.dtype));
+        whole.update(format!("{}\n{:?}\n{}\n", meta.name, trimmed(&meta.dims), meta.dtype));
         whole.update(hash);
     }
     let whole: [u8; 32] = whole.finalize().into();
@@ -240,18 +162,93 @@ pub struct DiffArgs {
 struct TensorDiff {
     name: String,
     types: [Dtype; 2],
-    /// `None` for tensors of different shapes, or where values are not compared.
+    /// `None` for tensors of different shapes, where values are not compared, and where nobody can
+    /// read them.
     values: Option<Difference>,
+    /// Whether bytes of the same type differ that nobody can read as values.
+    bytes_differ: bool,
     shapes: [Vec<u64>; 2],
+}
+
+impl TensorDiff {
+    fn of(
+        (a, i): (&dyn Source, usize),
+        (b, j): (&dyn Source, usize),
+        with_values: bool,
+    ) -> anyhow::Result<Self> {
+        let (x, y) = (&a.tensors()[i], &b.tensors()[j]);
+        let types = [x.dtype, y.dtype];
+        let shapes = [trimmed(&x.dims), trimmed(&y.dims)];
+        let mut diff =
+            Self { name: x.name.clone(), types, values: None, bytes_differ: false, shapes };
+        if !with_values || diff.shapes[0] != diff.shapes[1] {
+            return Ok(diff);
+        }
+        if diff.same_type() && same_bytes((a, i), (b, j))? {
+            diff.values = Some(Difference { cosine: 1.0, ..Difference::default() });
+        } else if types.map(Dtype::is_readable) == [true; 2] {
+            diff.values = Some(difference((a, i), (b, j)).with_context(|| x.name.clone())?);
+        } else {
+            diff.bytes_differ = diff.same_type();
+        }
+        Ok(diff)
+    }
+
+    fn same_type(&self) -> bool {
+        match self.types {
+            [Dtype::Opaque(a), Dtype::Opaque(b)] => a.id == b.id,
+            [a, b] => a == b,
+        }
+    }
+
+    fn differs(&self) -> bool {
+        !self.same_type()
+            || self.shapes[0] != self.shapes[1]
+            || self.bytes_differ
+            || self.values.is_some_and(|values| values.max != 0.0)
+    }
+}
+
+/// A model to compare.
+enum Side {
+    /// As its architecture has it.
+    Model(Model),
+    /// A GGUF file as it is, where the architecture is not known.
+    Stored(Box<GgufSource>),
+}
+
+impl Side {
+    fn open(place: &Path) -> anyhow::Result<Self> {
+        if !place.is_file() {
+            return Ok(Self::Model(super::place::model(place)?));
+        }
+        match GgufModel::open(place) {
+            Ok(model) => Ok(Self::Model(Model::Gguf(Box::new(model)))),
+            Err(_) => Ok(Self::Stored(Box::new(GgufSource::open(place)?))),
+        }
+    }
+
+    fn source(&self) -> &dyn Source {
+        match self {
+            Self::Model(model) => model.source(),
+            Self::Stored(file) => file.as_ref(),
+        }
+    }
+
+    fn metadata(&self) -> Option<&Metadata> {
+        match self {
+            Self::Model(Model::Checkpoint(_)) => None,
+            Self::Model(Model::Gguf(model)) => Some(model.metadata()),
+            Self::Stored(file) => Some(file.metadata()),
+        }
+    }
 }
 
 /// Compares; `false` where something differs.
 pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
-    let (a, b) = (super::place::model(&args.a)?, super::place::model(&args.b)?);
-    let metadata = match (&a, &b) {
-        (crate::model::Model::Gguf(a), crate::model::Model::Gguf(b)) => {
-            diff_metadata(a.metadata(), b.metadata())
-        }
+    let (a, b) = (Side::open(&args.a)?, Side::open(&args.b)?);
+    let metadata = match (a.metadata(), b.metadata()) {
+        (Some(a), Some(b)) => diff_metadata(a, b),
         _ => Vec::new(),
     };
     let (a, b) = (a.source(), b.source());
@@ -268,25 +265,16 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
         .into_par_iter()
         .map(|(i, j)| {
             stop_if_asked(&progress)?;
-            let (x, y) = (&a.tensors()[i], &b.tensors()[j]);
-            let shapes = [trimmed(&x.dims), trimmed(&y.dims)];
-            let values = match shapes[0] == shapes[1] && !args.no_values {
-                true => Some(difference((a, i), (b, j)).with_context(|| x.name.clone())?),
-                false => None,
-            };
-            progress.advance(x.n_elements());
-            Ok(TensorDiff { name: x.name.clone(), types: [x.dtype, y.dtype], values, shapes })
+            let diff = TensorDiff::of((a, i), (b, j), !args.no_values)?;
+            progress.advance(a.tensors()[i].n_elements());
+            Ok(diff)
         })
         .collect::<anyhow::Result<_>>()?;
     if !args.no_values {
         progress.finish();
     }
     let total = tensors.len();
-    tensors.retain(|t| {
-        t.types[0] != t.types[1]
-            || t.shapes[0] != t.shapes[1]
-            || t.values.is_some_and(|values| values.max != 0.0)
-    });
+    tensors.retain(TensorDiff::differs);
     let size = |t: &TensorDiff| t.values.map_or(f64::INFINITY, |values| values.relative);
     tensors.sort_by(|x, y| size(y).total_cmp(&size(x)));
     let equal = metadata.is_empty() && only_a.is_empty() && only_b.is_empty() && tensors.is_empty();
@@ -298,6 +286,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
                     "name": t.name,
                     "types": t.types.map(|ty| ty.to_string()),
                     "shapes": t.shapes,
+                    "bytes_differ": t.bytes_differ,
                     "max": t.values.map(|v| v.max),
                     "rms": t.values.map(|v| v.rms),
                     "relative": t.values.map(|v| v.relative),
@@ -335,7 +324,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
         );
     }
     for t in &tensors {
-        let types = match t.types[0] == t.types[1] {
+        let types = match t.same_type() {
             true => t.types[0].to_string(),
             false => format!("{} -> {}", t.types[0], t.types[1]),
         };
@@ -350,6 +339,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
                     t.name, t.shapes[0], t.shapes[1]
                 );
             }
+            None if t.bytes_differ => println!("{:<width$} {types:>18} bytes differ", t.name),
             None => println!("{:<width$} {types:>18}", t.name),
         }
     }
@@ -369,9 +359,10 @@ fn diff_metadata(a: &Metadata, b: &Metadata) -> Vec<(String, Option<String>, Opt
         .collect()
 }
 
+/// Extents as a copy has them: at least one, and none of 1 at the end.
 fn trimmed(dims: &[u64]) -> Vec<u64> {
     let n = dims.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
-    dims[..n.min(dims.len())].to_vec()
+    (0..n).map(|i| dims.get(i).copied().unwrap_or(1)).collect()
 }
 
 /// Turn a GGUF model back into a checkpoint folder: safetensors, config.json, tokenizer.json.
@@ -396,6 +387,8 @@ enum Dtype16 {
 
 pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
     let model = crate::model::GgufModel::open(&args.file)?;
+    say::warnings(model.warnings());
+    say::heed()?;
     let ty = match args.dtype {
         Dtype16::Bf16 => QuantType::BF16,
         Dtype16::F16 => QuantType::F16,

@@ -51,7 +51,7 @@ pub fn value(value: &Value) -> String {
         Value::U32(n) => n.to_string(),
         Value::I32(n) => n.to_string(),
         Value::F32(x) => x.to_string(),
-        Value::Bool(b) => b.to_string(),
+        Value::Bool(flag) => flag.is_on().to_string(),
         Value::U64(n) => n.to_string(),
         Value::I64(n) => n.to_string(),
         Value::F64(x) => x.to_string(),

@@ -2,10 +2,12 @@
 
 use super::progress::Progress;
 use super::{output, recipe, say, units};
-use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks};
+use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks, zeros};
 use crate::model::{CheckpointModel, Mla, Mtp};
+use crate::names::in_short;
 use crate::recipe::FileType;
-use crate::source::{GgufSource, Source};
+use crate::source::{Dtype, GgufSource, Source, TensorMeta};
+use crate::warning::{Topic, Warning};
 use anyhow::{Context, bail};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -54,6 +56,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let progress = Progress::start("blocks", weights, "weights", file.n_bytes());
     validate_blocks(&file, threads, &progress)?;
     progress.finish();
+    let unknown: Vec<&str> = of_unknown_types(&file).map(|t| t.name.as_str()).collect();
+    if !unknown.is_empty() {
+        let text = format!(
+            "types that this program does not know, whose blocks were not looked at: {}",
+            in_short(&unknown)
+        );
+        say::warning(&Warning::new(Topic::Tensors, text));
+    }
+    say::warnings(&zeros(&file)?);
     let mut problems = Vec::new();
     let manifest = check_manifest(args, &file, &mut problems)?;
     let comparison = match &args.against {
@@ -100,13 +111,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     bail!("{}: {}{more}", args.model.display(), problems.join("; "))
 }
 
+fn of_unknown_types(file: &GgufSource) -> impl Iterator<Item = &TensorMeta> {
+    file.tensors().iter().filter(|t| matches!(t.dtype, Dtype::Opaque(_)))
+}
+
 fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comparison>) -> String {
     let n_files = file.files().len();
     let size = units::bytes(file.n_bytes());
     let mut out = format!(
-        "structure  {} tensors in {n_files} file{}, {size}, every block finite",
+        "structure  {} tensors in {n_files} file{}, {size}, every block{} finite",
         file.tensors().len(),
-        if n_files == 1 { "" } else { "s" }
+        if n_files == 1 { "" } else { "s" },
+        if of_unknown_types(file).next().is_some() { " of a known type" } else { "" },
     );
     if let Some(manifest) = manifest {
         out += &format!("\nmanifest   {} was checked", manifest.display());

@@ -2,6 +2,8 @@
 
 use super::error::ConvertError;
 use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
+use super::zeros::Seen;
+use crate::gguf::TensorType;
 use crate::quant::{QuantError, QuantType, float};
 use crate::source::{Dtype, Source};
 use std::ops::Range;
@@ -39,8 +41,8 @@ impl Plan {
 }
 
 fn rows_of_units(tensor: &PlannedTensor) -> impl Iterator<Item = Range<u64>> + use<> {
-    let per_matrix = tensor.dims.get(1).copied().unwrap_or(1).max(1);
-    let fit = (UNIT_ELEMENTS / tensor.dims[0].max(1)).max(1);
+    let per_matrix = tensor.rows_per_matrix();
+    let fit = (UNIT_ELEMENTS / tensor.n_per_row().max(1)).max(1);
     let n_rows = tensor.n_rows();
     let (span, step) =
         if fit >= per_matrix { (n_rows, fit / per_matrix * per_matrix) } else { (per_matrix, fit) };
@@ -56,19 +58,38 @@ pub(super) struct Encoder<'a> {
     plan: &'a Plan,
     weights: Vec<f32>,
     bytes: Vec<u8>,
+    seen: Option<&'a Seen>,
 }
 
 impl<'a> Encoder<'a> {
     pub fn new(plan: &'a Plan, source: &'a dyn Source) -> Self {
-        Self { source, plan, weights: Vec::new(), bytes: Vec::new() }
+        Self { source, plan, weights: Vec::new(), bytes: Vec::new(), seen: None }
+    }
+
+    /// From now on, notes which matrices hold anything but zeros.
+    pub fn watched_by(self, seen: &'a Seen) -> Self {
+        Self { seen: Some(seen), ..self }
     }
 
     /// The bytes that a unit has in the output.
     pub fn encode(&mut self, unit: &Unit) -> Result<&[u8], ConvertError> {
         let tensor = &self.plan.tensors[unit.tensor];
         let rows = unit.rows.clone();
-        let n_per_row = tensor.dims[0] as usize;
+        let n_per_row = tensor.n_per_row() as usize;
         let n_rows = (rows.end - rows.start) as usize;
+        if tensor.ty == tensor.stored
+            && self.source.read_raw(tensor.source, rows.clone(), &mut self.bytes)?
+        {
+            self.source.release(tensor.source, rows.clone());
+            if let Some(seen) = self.seen {
+                seen.pass_over(self.plan, unit.tensor, rows);
+            }
+            return Ok(&self.bytes);
+        }
+        let TensorType::Known(ty) = tensor.ty else {
+            let (tensor, id) = (tensor.name.clone(), tensor.ty.id());
+            return Err(ConvertError::UnknownType { tensor, id });
+        };
         let encode_error = |error| {
             let error = shift_row(error, rows.start, n_per_row);
             let row = match error {
@@ -78,26 +99,18 @@ impl<'a> Encoder<'a> {
             ConvertError::Encode {
                 origin: self.source.origin(tensor.source, row),
                 tensor: tensor.name.clone(),
-                ty: tensor.ty,
+                ty,
                 error,
             }
         };
-        if tensor.ty == tensor.stored
-            && self.source.read_raw(tensor.source, rows.clone(), &mut self.bytes)?
-        {
-            self.source.release(tensor.source, rows);
-            return Ok(&self.bytes);
-        }
-        let row_bytes = tensor
-            .ty
+        let row_bytes = ty
             .row_bytes(n_per_row)
-            .ok_or_else(|| encode_error(QuantError::RowLength { ty: tensor.ty, n_per_row }))?;
+            .ok_or_else(|| encode_error(QuantError::RowLength { ty, n_per_row }))?;
         self.bytes.resize(n_rows * row_bytes, 0);
         let dtype = self.source.tensors()[tensor.source].dtype;
         // Every matrix of a stack has an importance of its own.
-        let imatrix = self.plan.imatrix.as_ref().filter(|_| tensor.weighed);
-        let per_matrix = tensor.dims.get(1).map_or(1, |&n| n as usize);
-        let name = &self.source.tensors()[tensor.source].name;
+        let weighing = tensor.weighing.as_ref().zip(self.plan.imatrix.as_deref());
+        let per_matrix = tensor.rows_per_matrix() as usize;
         // Rows that lie together are read a few at a time: in eights, as kernels take them.
         let at_once = match self.source.stored_in(tensor.source, rows.clone()) {
             Some(_) => (CACHED_ELEMENTS / n_per_row.max(1)).max(8) / 8 * 8,
@@ -110,33 +123,51 @@ impl<'a> Encoder<'a> {
                 read = first..n_rows.min(first + at_once);
                 self.weights.resize(read.len() * n_per_row, 0.0);
                 self.source.read_rows(tensor.source, row as u64, &mut self.weights)?;
+                if let Some(seen) = self.seen {
+                    let rows = row as u64..rows.start + read.end as u64;
+                    seen.look(self.plan, unit.tensor, rows, &self.weights);
+                }
                 if tensor.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
                     float::round_to_bf16(&mut self.weights);
                 }
             }
-            let (next, importance) = match imatrix {
+            let (next, importance) = match weighing {
                 None => (read.end, None),
-                Some(imatrix) => {
-                    let at = row / per_matrix * n_per_row;
-                    let importance = &imatrix.entries[name][at..at + n_per_row];
+                Some((weighing, imatrix)) => {
+                    let importance = weighing.columns(imatrix, row / per_matrix, n_per_row);
                     (read.end.min(first + per_matrix - row % per_matrix), Some(importance))
                 }
             };
             let at = (first - read.start) * n_per_row;
             let weights = &self.weights[at..at + (next - first) * n_per_row];
             let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
-            tensor
-                .ty
-                .encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
+            ty.encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
                 .map_err(|error| encode_error(shift_row(error, first as u64, n_per_row)))?;
+            if ty == QuantType::F16
+                && let Some(at) = infinite(bytes)
+            {
+                let row = (row + at / n_per_row) as u64;
+                return Err(ConvertError::BeyondF16 {
+                    origin: self.source.origin(tensor.source, row),
+                    tensor: tensor.name.clone(),
+                    row,
+                    column: at % n_per_row,
+                    value: weights[at],
+                });
+            }
             first = next;
         }
         if self.plan.check {
-            tensor.ty.validate_rows(&self.bytes, n_per_row).map_err(encode_error)?;
+            ty.validate_rows(&self.bytes, n_per_row).map_err(encode_error)?;
         }
         self.source.release(tensor.source, rows);
         Ok(&self.bytes)
     }
+}
+
+/// The first half float that is infinite.
+fn infinite(bytes: &[u8]) -> Option<usize> {
+    bytes.as_chunks::<2>().0.iter().position(|&half| u16::from_le_bytes(half) & 0x7fff == 0x7c00)
 }
 
 /// Errors count rows and blocks from the unit's first; users count from the tensor's.

@@ -57,6 +57,23 @@ pub enum ConvertError {
         /// What is wrong with the row.
         error: QuantError,
     },
+    /// A weight that F16 would make infinite.
+    #[error(
+        "{origin}: {value} at row {row}, column {column} of `{tensor}` is beyond F16, which ends at \
+         65504; take BF16 or F32"
+    )]
+    BeyondF16 {
+        /// Where it was read.
+        origin: Origin,
+        /// The tensor of the output.
+        tensor: String,
+        /// Row, counted from the tensor's first.
+        row: u64,
+        /// Column.
+        column: usize,
+        /// The weight.
+        value: f32,
+    },
     /// A stored block that decodes to something not finite.
     #[error("{origin} is damaged: {error}")]
     Damaged {
@@ -78,20 +95,38 @@ pub enum ConvertError {
         /// The type it was to get.
         to: QuantType,
     },
+    /// A tensor whose values nobody here can read.
+    #[error(
+        "tensor `{tensor}` is of type {id}, which this program does not know, so its values cannot be \
+         read; COPY keeps it as it is"
+    )]
+    UnknownType {
+        /// The tensor.
+        tensor: String,
+        /// The id of its type.
+        id: u32,
+    },
     /// An entry of the importance matrix that does not fit its tensor.
     #[error(
-        "the importance matrix has {found} values for `{tensor}`, which needs {expected}; is it this model's?"
+        "the importance matrix has {found} values for `{tensor}`{}, which needs {expected}; is it \
+         this model's?",
+        if entry == tensor { String::new() } else { format!(" (as `{entry}`)") }
     )]
     ImportanceLength {
         /// The tensor.
         tensor: String,
+        /// The entry.
+        entry: String,
         /// Columns, over all matrices.
         expected: u64,
         /// Values in the entry.
         found: usize,
     },
     /// A tensor that cannot do without an importance matrix, and has no entry.
-    #[error("the importance matrix has no entry for `{tensor}`, which cannot become {ty} without")]
+    #[error(
+        "the importance matrix has no entry for `{tensor}`, which cannot become {ty} without; collect \
+         one that has it, or give the tensor another type (--tensor-type)"
+    )]
     NoImportance {
         /// The tensor.
         tensor: String,

@@ -2,6 +2,7 @@
 
 use super::encode::Encoder;
 use super::plan::Plan;
+use crate::gguf::TensorType;
 use crate::source::{Origin, Source};
 use std::ops::Range;
 use std::time::{Duration, Instant};
@@ -22,7 +23,7 @@ impl Plan {
         for i in tensors.clone() {
             let tensor = &self.tensors[i];
             let dtype = source.tensors()[tensor.source].dtype;
-            let kind = (dtype, tensor.stored, tensor.ty, tensor.weighed);
+            let kind = (dtype, tensor.stored, tensor.ty, tensor.weighing.is_some());
             match kinds.iter_mut().find(|(known, _, _)| *known == kind) {
                 Some((_, weights, of)) => {
                     *weights += tensor.n_elements();
@@ -43,7 +44,7 @@ impl Plan {
                     // What is wrong with a weight is for the run to say.
                     let _ = encoder.encode(&unit);
                     spent += started.elapsed();
-                    done += (unit.rows.end - unit.rows.start) * self.tensors[i].dims[0];
+                    done += self.tensors[i].weights(&unit.rows);
                     if spent > TRIAL {
                         break;
                     }
@@ -57,7 +58,10 @@ impl Plan {
     /// The stored tensors that a tensor of the output is made of, and where they lie.
     pub fn pieces(&self, tensor: usize, source: &dyn Source) -> Vec<Origin> {
         let planned = &self.tensors[tensor];
-        let per_matrix = planned.dims.get(1).copied().unwrap_or(1).max(1);
+        let per_matrix = match planned.ty {
+            TensorType::Known(_) => planned.rows_per_matrix(),
+            TensorType::Unknown(_) => planned.n_rows().max(1),
+        };
         let rows = (0..planned.n_rows()).step_by(per_matrix as usize);
         let mut pieces: Vec<Origin> = rows.map(|row| source.origin(planned.source, row)).collect();
         pieces.dedup();

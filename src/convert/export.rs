@@ -1,12 +1,12 @@
 //! A GGUF model back to a checkpoint folder: safetensors shards, config.json, tokenizer.json.
 
 use super::error::ConvertError;
-use crate::gguf::{Disk, GgufError, LocalDisk};
-use crate::model::{Exported, GgufModel};
+use crate::gguf::{Disk, GgufError, LocalDisk, Metadata};
+use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
 use crate::quant::QuantType;
 use crate::source::GgufSource;
-use crate::tokenizer::{Vocab, tokenizer_files};
+use crate::tokenizer;
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -58,22 +58,7 @@ fn write(
     monitor: &dyn Monitor,
 ) -> Result<(), ConvertError> {
     let tensors = model.exported()?;
-    let vocab = Vocab::read(source.metadata())?;
-    let mut config = model.config_json()?;
-    for (key, name) in [("bos_token_id", "bos"), ("eos_token_id", "eos")] {
-        if let Some(id) = vocab.special(name) {
-            config[key] = id.into();
-        }
-    }
-    config["torch_dtype"] = match ty {
-        QuantType::BF16 => "bfloat16",
-        QuantType::F16 => "float16",
-        _ => "float32",
-    }
-    .into();
-    let mut files = vec![("config.json".to_owned(), config)];
-    files.extend(tokenizer_files(&vocab)?);
-    for (name, json) in files {
+    for (name, json) in description(model, source.metadata(), ty, monitor)? {
         let path = part.join(name);
         std::fs::write(&path, format!("{json:#}\n")).map_err(io(&path))?;
     }
@@ -97,6 +82,36 @@ fn write(
         std::fs::write(&path, format!("{index:#}\n")).map_err(io(&path))?;
     }
     Ok(())
+}
+
+/// The files beside the weights.
+fn description(
+    model: &GgufModel,
+    metadata: &Metadata,
+    ty: QuantType,
+    monitor: &dyn Monitor,
+) -> Result<Vec<(String, Value)>, ConvertError> {
+    let (vocab, mut files) = tokenizer::exported(metadata)?;
+    for warning in &vocab.warnings {
+        if !monitor.warn(warning.clone()) {
+            return Err(ConvertError::Unwanted(warning.clone()));
+        }
+    }
+    let mut config = model.config_json()?;
+    for (key, id) in tokenizer::config_ids(&vocab) {
+        config[key] = id;
+    }
+    let mut generation = tokenizer::generation_ids(&vocab);
+    generation.append(&mut sampling_settings(metadata));
+    config["torch_dtype"] = match ty {
+        QuantType::BF16 => "bfloat16",
+        QuantType::F16 => "float16",
+        _ => "float32",
+    }
+    .into();
+    files.push(("config.json".to_owned(), config));
+    files.push(("generation_config.json".to_owned(), Value::Object(generation)));
+    Ok(files)
 }
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError {

@@ -5,7 +5,7 @@ use super::error::ConvertError;
 use super::prune::Pruned;
 use super::settings::{Importance, Mode, Settings};
 use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
-use crate::model::{CheckpointModel, ParamCounts, general_metadata};
+use crate::model::{Arch, CheckpointModel, ParamCounts, general_metadata};
 use crate::recipe::{Facts, FileType};
 use crate::source::Source;
 use crate::tokenizer::Vocab;
@@ -20,17 +20,25 @@ const MOSTLY_NVFP4: u32 = 39;
 /// The key that holds the text of a recipe.
 pub const RECIPE: &str = "requant.recipe";
 
-/// With what of the model's description could not be read.
+/// The metadata of a checkpoint's file, and what does not go into it.
+pub(super) struct OfCheckpoint {
+    pub metadata: Metadata,
+    /// What could not be read.
+    pub warnings: Vec<Warning>,
+    /// Tokens that end a text, without a key of their own.
+    pub further_ends: Vec<(u32, String)>,
+}
+
 pub(super) fn of_checkpoint(
     model: &CheckpointModel,
     settings: &Settings,
-) -> Result<(Metadata, Vec<Warning>), ConvertError> {
+) -> Result<OfCheckpoint, ConvertError> {
     let config = model.config();
     let mut metadata = Metadata::new();
     let architecture = model.hparams().arch.name();
     let counts = param_counts(model);
     let json = config.json();
-    let warnings = general_metadata(model.dir(), architecture, &json, &counts, &mut metadata);
+    let mut warnings = general_metadata(model.dir(), architecture, &json, &counts, &mut metadata);
     let of_converter = settings.recipe.file_type();
     let file_type = match settings.mode {
         Mode::Convert if model.keeps_nvfp4() && !of_converter.default_type().is_quantized() => {
@@ -42,9 +50,17 @@ pub(super) fn of_checkpoint(
     model.hparams().write_keys(config, file_type, &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
     let pre = settings.tokenizer_pre.as_deref();
-    Vocab::from_checkpoint(model.dir(), &json, pre)?.write(&mut metadata);
+    let mut vocab = Vocab::from_checkpoint(model.dir(), &json, pre)?;
+    if model.hparams().arch != Arch::Llama {
+        // The reference converter looks for it there alone.
+        vocab.space_prefix = None;
+    }
+    vocab.write(&mut metadata);
     finish(&mut metadata, settings, FileType::BF16.id())?;
-    Ok((metadata, warnings))
+    warnings.append(&mut vocab.warnings);
+    let ends = vocab.further_ends.iter();
+    let further_ends = ends.map(|&id| (id, vocab.tokens[id as usize].clone())).collect();
+    Ok(OfCheckpoint { metadata, warnings, further_ends })
 }
 
 /// The metadata of a quantized GGUF file: the source's, less what says that it was split.

@@ -8,6 +8,7 @@ mod error;
 mod estimate;
 #[cfg(feature = "eval")]
 mod export;
+mod importance;
 mod journal;
 mod manifest;
 mod metadata;
@@ -17,10 +18,12 @@ mod run;
 mod settings;
 mod shard;
 mod verify;
+mod zeros;
 
 pub use error::ConvertError;
 #[cfg(feature = "eval")]
 pub use export::export;
+pub use importance::Weighing;
 pub use manifest::{HashedFile, HashedTensor, Manifest};
 pub use metadata::RECIPE;
 pub use plan::{Plan, PlannedFile, PlannedTensor};
@@ -28,3 +31,4 @@ pub use run::RunOptions;
 pub use settings::{Importance, Intermediate, Limit, Mode, Settings, SplitBy};
 pub use shard::{BadShard, Shard};
 pub use verify::{Comparison, validate_blocks};
+pub use zeros::zeros;

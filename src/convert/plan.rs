@@ -1,12 +1,13 @@
 //! What a conversion will do, known from headers alone.
 
 use super::error::ConvertError;
+use super::importance::{Importances, Weighing};
 use super::journal::Identity;
-use super::metadata;
+use super::metadata::{self, OfCheckpoint};
 use super::prune::Pruned;
 use super::settings::{Intermediate, Limit, Mode, Settings, SplitBy};
 use crate::blob::physical_memory;
-use crate::gguf::{Layout, Metadata, Split, folder, split_path};
+use crate::gguf::{ALIGNMENT, Layout, Metadata, Opaque, Split, TensorType, folder, split_path};
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::names::in_short;
@@ -15,7 +16,6 @@ use crate::recipe::{self, Assignment, Facts, FileType, Reason, Recipe, Shape};
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use crate::warning::{Topic, Warning};
 use std::borrow::Cow;
-use std::collections::BTreeSet;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -31,13 +31,15 @@ pub struct PlannedTensor {
     /// Extents, innermost first.
     pub dims: Vec<u64>,
     /// The type it has on the way, and keeps where it is not quantized.
-    pub stored: QuantType,
+    pub stored: TensorType,
     /// The type it gets.
-    pub ty: QuantType,
+    pub ty: TensorType,
     /// Why.
     pub reason: Reason,
-    /// Whether its columns are weighed by an importance matrix.
-    pub weighed: bool,
+    /// What weighs its columns, if anything does.
+    pub weighing: Option<Weighing>,
+    /// Whether it is as expected, or as wished, that nothing does.
+    pub(super) unweighable: bool,
 }
 
 impl PlannedTensor {
@@ -46,9 +48,35 @@ impl PlannedTensor {
         self.dims.iter().product()
     }
 
-    /// Rows, over all matrices.
+    /// Elements in a row. A tensor of an unknown type is copied as rows of one byte.
+    pub fn n_per_row(&self) -> u64 {
+        match self.ty {
+            TensorType::Known(_) => self.dims.first().copied().unwrap_or(1),
+            TensorType::Unknown(_) => 1,
+        }
+    }
+
+    /// Rows, over all matrices; none where rows have no elements.
     pub fn n_rows(&self) -> u64 {
-        self.dims.iter().skip(1).product()
+        match self.ty {
+            TensorType::Unknown(opaque) => opaque.n_bytes,
+            TensorType::Known(_) if self.n_per_row() == 0 => 0,
+            TensorType::Known(_) => self.dims.iter().skip(1).product(),
+        }
+    }
+
+    /// Rows of one matrix.
+    pub(super) fn rows_per_matrix(&self) -> u64 {
+        match self.ty {
+            TensorType::Known(_) => self.dims.get(1).copied().unwrap_or(1).max(1),
+            TensorType::Unknown(_) => 1,
+        }
+    }
+
+    /// Elements in so many rows.
+    pub(super) fn weights(&self, rows: &Range<u64>) -> u64 {
+        let all = u128::from(self.n_elements()) * u128::from(rows.end - rows.start);
+        (all / u128::from(self.n_rows().max(1))) as u64
     }
 }
 
@@ -70,13 +98,14 @@ pub struct Plan {
     pub(super) threads: usize,
     pub(super) imatrix: Option<Arc<Imatrix>>,
     recipe: Arc<Recipe>,
-    /// Names of the tensors in the source, which the importance matrix uses.
-    originals: BTreeSet<String>,
+    /// Entries of the importance matrix that no tensor takes.
+    unused: Vec<String>,
     pub(super) simd: Simd,
     pub(super) check: bool,
     /// Bytes that descriptions of tensors take.
     tables: u64,
     warnings: Vec<Warning>,
+    further_ends: Vec<(u32, String)>,
 }
 
 /// Elements that a worker reads, quantizes and writes at a time, unless a single row is longer.
@@ -94,7 +123,8 @@ impl Plan {
         model: &CheckpointModel,
         settings: &Settings,
     ) -> Result<Self, ConvertError> {
-        let (metadata, warnings) = metadata::of_checkpoint(model, settings)?;
+        let OfCheckpoint { metadata, warnings, further_ends } =
+            metadata::of_checkpoint(model, settings)?;
         let hparams = model.hparams();
         let facts = Facts {
             n_layer: hparams.n_layer + hparams.n_nextn,
@@ -110,12 +140,13 @@ impl Plan {
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
             match meta.dtype {
-                Dtype::Gguf(QuantType::NVFP4) => QuantType::NVFP4,
-                _ => stored_type(&meta.name, &meta.dims, intermediate),
+                Dtype::Gguf(QuantType::NVFP4) => QuantType::NVFP4.into(),
+                _ => stored_type(&meta.name, &meta.dims, intermediate).into(),
             }
         };
         let mut plan = Self::new(model, order, stored, metadata, &facts, settings, None)?;
         plan.warnings.splice(0..0, model.warnings().iter().cloned().chain(warnings));
+        plan.further_ends = further_ends;
         Ok(plan)
     }
 
@@ -129,12 +160,12 @@ impl Plan {
         settings: &Settings,
         file: &GgufSource,
     ) -> Result<Self, ConvertError> {
-        let (metadata, _) = metadata::of_checkpoint(model, settings)?;
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
-            stored_type(&meta.name, &meta.dims, settings.intermediate)
+            stored_type(&meta.name, &meta.dims, settings.intermediate).into()
         };
-        Self::new(model, None, stored, metadata, &Facts::default(), settings, Some(file))
+        // Only tensors are compared.
+        Self::new(model, None, stored, Metadata::new(), &Facts::default(), settings, Some(file))
     }
 
     /// Plans the quantization of a GGUF file.
@@ -144,10 +175,15 @@ impl Plan {
     pub fn of_gguf(source: &GgufSource, settings: &Settings) -> Result<Self, ConvertError> {
         let metadata = metadata::of_gguf(source.metadata(), settings, guessed_file_type(source))?;
         let tied = source.find("output.weight").is_none();
-        let facts = metadata::facts(source.metadata(), &settings.override_kv, tied)?;
+        // Copies ask nothing of the model, so that it need not be a known one.
+        let facts = match settings.mode {
+            Mode::Copy | Mode::Regroup => Facts::default(),
+            _ => metadata::facts(source.metadata(), &settings.override_kv, tied)?,
+        };
         let stored = |i: usize| match source.tensors()[i].dtype {
-            Dtype::Gguf(ty) => ty,
-            Dtype::F8E4M3 | Dtype::NvFp4 => unreachable!("GGUF has no such type"),
+            Dtype::Gguf(ty) => TensorType::Known(ty),
+            Dtype::Opaque(opaque) => TensorType::Unknown(opaque),
+            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::NvFp4 => unreachable!("GGUF has no such type"),
         };
         Self::new(source, None, stored, metadata, &facts, settings, None)
     }
@@ -155,7 +191,7 @@ impl Plan {
     fn new(
         source: &dyn Source,
         order: Option<Vec<usize>>,
-        stored: impl Fn(usize) -> QuantType,
+        stored: impl Fn(usize) -> TensorType,
         metadata: Metadata,
         facts: &Facts,
         settings: &Settings,
@@ -163,7 +199,10 @@ impl Plan {
     ) -> Result<Self, ConvertError> {
         let metas = source.tensors();
         let type_in = |name: &str| match like.map(|file| Some(&file.tensors()[file.find(name)?])) {
-            Some(Some(TensorMeta { dtype: Dtype::Gguf(ty), .. })) => Some(*ty),
+            Some(Some(TensorMeta { dtype: Dtype::Gguf(ty), .. })) => Some(TensorType::Known(*ty)),
+            Some(Some(TensorMeta { dtype: Dtype::Opaque(opaque), .. })) => {
+                Some(TensorType::Unknown(*opaque))
+            }
             _ => None,
         };
         let mut order: Vec<usize> = match order {
@@ -178,58 +217,79 @@ impl Plan {
         }
         let pruned = Pruned::new(&settings.prune_layers);
         let names = pruned.names(metas, &mut order)?;
-        let shapes: Vec<Shape> = order
-            .iter()
-            .zip(&names)
-            .map(|(&i, name)| Shape { name, dims: &metas[i].dims, source: stored(i) })
-            .collect();
-        let given: Option<Vec<Assignment>> = shapes
-            .iter()
-            .map(|shape| Some(Assignment { ty: type_in(shape.name)?, reason: Reason::Requested }))
-            .collect();
-        let assigned = match given.filter(|_| like.is_some()) {
-            Some(given) => given,
-            None => match settings.mode {
-                Mode::Quantize => {
-                    recipe::assign(&shapes, &settings.recipe, facts, &settings.options)?
-                }
-                Mode::Copy | Mode::Regroup => {
-                    let keep = |s: &Shape| Assignment { ty: s.source, reason: Reason::Kept };
-                    shapes.iter().map(keep).collect()
-                }
-                Mode::Convert => {
-                    recipe::assign_as_converter(&shapes, settings.recipe.default_type())
-                }
-            },
+        let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
+        let importances = Importances::new(imatrix.as_deref(), metas);
+        let described = order.iter().zip(&names).map(|(&i, name)| (i, name.as_str()));
+        let of_known = |ty: TensorType, tensor: &str| match ty {
+            TensorType::Known(ty) => Ok(ty),
+            TensorType::Unknown(Opaque { id, .. }) => {
+                Err(ConvertError::UnknownType { tensor: tensor.to_owned(), id })
+            }
+        };
+        let shapes = || -> Result<Vec<Shape>, ConvertError> {
+            let shape = |(i, name): (usize, _)| {
+                let source = of_known(stored(i), name)?;
+                let unmeasured = importances.is_unmeasured(&metas[i]);
+                Ok(Shape { name, dims: &metas[i].dims, source, unmeasured })
+            };
+            described.clone().map(shape).collect()
+        };
+        let known = |assigned: Vec<Assignment>| {
+            assigned.into_iter().map(|a| (TensorType::Known(a.ty), a.reason)).collect()
+        };
+        let assigned: Vec<(TensorType, Reason)> = match settings.mode {
+            _ if like.is_some() => described
+                .clone()
+                .filter_map(|(_, name)| Some((name, type_in(name)?)))
+                .map(|(name, ty)| Ok((of_known(ty, name)?.into(), Reason::Requested)))
+                .collect::<Result<_, ConvertError>>()?,
+            Mode::Quantize => {
+                known(recipe::assign(&shapes()?, &settings.recipe, facts, &settings.options)?)
+            }
+            Mode::Copy | Mode::Regroup => {
+                described.clone().map(|(i, _)| (stored(i), Reason::Kept)).collect()
+            }
+            Mode::Convert => {
+                known(recipe::assign_as_converter(&shapes()?, settings.recipe.default_type()))
+            }
         };
         let mut tensors = Vec::with_capacity(order.len());
-        for (&source_index, (shape, Assignment { ty, reason })) in
-            order.iter().zip(shapes.iter().zip(assigned))
-        {
-            let changes = ty != shape.source;
-            if changes
-                && !settings.allow_requantize
-                && metas[source_index].dtype == Dtype::Gguf(shape.source)
-                && shape.source.is_quantized()
-            {
-                let tensor = shape.name.to_owned();
-                return Err(ConvertError::Requantize { tensor, from: shape.source, to: ty });
-            }
-            tensors.push(PlannedTensor {
-                source: source_index,
-                name: shape.name.to_owned(),
-                dims: shape.dims.to_vec(),
-                stored: shape.source,
+        for ((source, name), (ty, reason)) in described.zip(assigned) {
+            let meta = &metas[source];
+            let mut tensor = PlannedTensor {
+                source,
+                name: name.to_owned(),
+                dims: metas[source].dims.clone(),
+                stored: stored(source),
                 ty,
                 reason,
-                weighed: changes && is_weighed(&metas[source_index].name, shape, ty, settings)?,
-            });
+                weighing: None,
+                unweighable: importances.is_unmeasured(meta) || importances.is_excluded(meta),
+            };
+            if let (TensorType::Known(from), TensorType::Known(to)) = (tensor.stored, ty)
+                && from != to
+            {
+                if !settings.allow_requantize
+                    && meta.dtype == Dtype::Gguf(from)
+                    && from.is_quantized()
+                {
+                    return Err(ConvertError::Requantize { tensor: tensor.name, from, to });
+                }
+                tensor.weighing = importances.of(meta)?;
+                if tensor.weighing.is_none()
+                    && imatrix.is_some()
+                    && recipe::needs_imatrix(name, to, settings.recipe.file_type())
+                {
+                    return Err(ConvertError::NoImportance { tensor: tensor.name, ty: to });
+                }
+            }
+            tensors.push(tensor);
         }
         let ranges = match &settings.split {
             None => std::iter::once(0..tensors.len()).collect(),
             Some(SplitBy::Source) => by_source_file(source, &tensors),
             Some(SplitBy::Limit { limit, no_tensor_first }) => {
-                by_limit(&tensors, *limit, *no_tensor_first)
+                by_limit(&tensors, *limit, *no_tensor_first, metadata.alignment()?)
             }
         };
         let keys = Split {
@@ -256,12 +316,11 @@ impl Plan {
             let layout = Layout::new(&of_file, infos)?;
             files.push(PlannedFile { tensors: range, layout });
         }
-        let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
         let (simd, check) = (settings.simd, settings.check);
         let split = settings.split.is_some();
         let threads = settings.threads.max(1);
         let mut plan = Self {
-            originals: metas.iter().map(|meta| meta.name.clone()).collect(),
+            unused: importances.unused().map(str::to_owned).collect(),
             tensors,
             metadata,
             files,
@@ -273,6 +332,7 @@ impl Plan {
             check,
             tables: 0,
             warnings: Vec::new(),
+            further_ends: Vec::new(),
         };
         plan.warnings.extend(pruned.warnings(&plan.metadata));
         plan.warnings.extend(plan.own_warnings());
@@ -303,13 +363,18 @@ impl Plan {
         &self.recipe
     }
 
+    /// Tokens that end a text beside those that the metadata names, with their texts.
+    pub fn further_ends(&self) -> &[(u32, String)] {
+        &self.further_ends
+    }
+
     /// Names of the recipe's rules that fit no tensor.
     pub fn unmatched_rules(&self) -> Vec<&str> {
         let shape = |t| {
             let PlannedTensor { name, dims, stored, .. }: &PlannedTensor = t;
-            Shape { name, dims, source: *stored }
+            stored.known().map(|source| Shape { name, dims, source, unmeasured: false })
         };
-        self.recipe.unmatched(&self.tensors.iter().map(shape).collect::<Vec<_>>())
+        self.recipe.unmatched(&self.tensors.iter().filter_map(shape).collect::<Vec<_>>())
     }
 
     /// The metadata of the file.
@@ -354,19 +419,19 @@ impl Plan {
     /// Whether a tensor is quantized without the importance matrix, which has no entry for it.
     pub fn is_unweighed(&self, tensor: usize) -> bool {
         let t = &self.tensors[tensor];
-        self.imatrix.is_some() && !t.weighed && t.ty != t.stored && t.ty.is_quantized()
+        self.imatrix.is_some() && t.weighing.is_none() && t.ty != t.stored && t.ty.is_quantized()
     }
 
-    /// Tensors that are quantized without the importance matrix.
+    /// Tensors that are quantized without the importance matrix, although it should have an entry.
     pub fn unweighed(&self) -> impl Iterator<Item = &str> {
         let indices = (0..self.tensors.len()).filter(|&i| self.is_unweighed(i));
-        indices.map(|i| self.tensors[i].name.as_str())
+        let unexpected = indices.map(|i| &self.tensors[i]).filter(|tensor| !tensor.unweighable);
+        unexpected.map(|tensor| tensor.name.as_str())
     }
 
     /// Entries of the importance matrix that no tensor takes.
     pub fn unused_importance(&self) -> impl Iterator<Item = &str> {
-        let entries = self.imatrix.iter().flat_map(|imatrix| imatrix.entries.keys());
-        entries.map(String::as_str).filter(|name| !self.originals.contains(*name))
+        self.unused.iter().map(String::as_str)
     }
 
     /// What is not as one would expect of this plan.
@@ -385,11 +450,7 @@ impl Plan {
         if self.recipe.text() != Recipe::of(self.recipe.file_type()).text() {
             warn(Topic::Recipe, "rules that fit no tensor", self.unmatched_rules());
         }
-        // Neither llama-imatrix nor requant collects for the embedding, whose rows are no products,
-        // nor, unless asked, for the output.
-        let outside = ["token_embd.weight", "output.weight"];
-        let unweighed = self.unweighed().filter(|name| !outside.contains(name)).collect();
-        warn(Topic::Imatrix, "no entry, quantized without", unweighed);
+        warn(Topic::Imatrix, "no entry, quantized without", self.unweighed().collect());
         warn(Topic::Imatrix, "entries without a tensor", self.unused_importance().collect());
         warnings
     }
@@ -440,7 +501,7 @@ impl Plan {
             layout.update(file.layout.header());
         }
         for tensor in &self.tensors {
-            layout.update(&[tensor.stored.id() as u8, u8::from(tensor.weighed)]);
+            layout.update(&[tensor.stored.id() as u8, u8::from(tensor.weighing.is_some())]);
         }
         let mut input = Xxh3::new();
         for file in source.files() {
@@ -488,25 +549,34 @@ fn header_memory(file: &PlannedFile) -> u64 {
 
 /// Cuts as llama-gguf-split does: sizes are those of the tensors with their padding, and the
 /// number of tensors is counted over all files. A tensor larger than the limit gets a file of its
-/// own.
-fn by_limit(tensors: &[PlannedTensor], limit: Limit, no_tensor_first: bool) -> Vec<Range<usize>> {
+/// own. The alignment is that of the first file, which holds its key.
+fn by_limit(
+    tensors: &[PlannedTensor],
+    limit: Limit,
+    no_tensor_first: bool,
+    alignment: u64,
+) -> Vec<Range<usize>> {
     let mut ranges = Vec::new();
     if no_tensor_first {
         ranges.push(0..0);
     }
-    let (mut start, mut size) = (0, 0);
+    let (mut start, mut size) = (0, 0u64);
     for (i, tensor) in tensors.iter().enumerate() {
-        let row = tensor.ty.row_bytes(tensor.dims[0] as usize).unwrap_or(0) as u64;
-        let bytes = (row * tensor.n_rows()).next_multiple_of(32);
+        let padded = |alignment: u64| {
+            let bytes = tensor.ty.n_bytes(&tensor.dims).unwrap_or(0);
+            bytes.checked_next_multiple_of(alignment.max(ALIGNMENT)).unwrap_or(u64::MAX)
+        };
+        let bytes = padded(if ranges.is_empty() { alignment } else { ALIGNMENT });
         let full = match limit {
             Limit::Tensors(n) => (i as u64).is_multiple_of(n),
-            Limit::Bytes(n) => size + bytes > n,
+            Limit::Bytes(n) => bytes.saturating_add(size) > n,
         };
         if full && i > start {
             ranges.push(start..i);
-            (start, size) = (i, 0);
+            (start, size) = (i, padded(ALIGNMENT));
+        } else {
+            size = bytes.saturating_add(size);
         }
-        size += bytes;
     }
     ranges.push(start..tensors.len());
     ranges
@@ -526,34 +596,9 @@ fn by_source_file(source: &dyn Source, tensors: &[PlannedTensor]) -> Vec<Range<u
     ranges
 }
 
-/// Whether the importance matrix has an entry for a tensor.
-fn is_weighed(
-    name: &str,
-    tensor: &Shape,
-    ty: QuantType,
-    settings: &Settings,
-) -> Result<bool, ConvertError> {
-    let Some(importance) = &settings.importance else { return Ok(false) };
-    let expected = tensor.dims[0] * tensor.dims.get(2).copied().unwrap_or(1);
-    match importance.imatrix.entries.get(name) {
-        Some(values) if values.len() as u64 == expected => Ok(true),
-        // As the reference: embeddings are rows, not products, so their entry fits no column.
-        Some(_) if tensor.name == "token_embd.weight" => Ok(false),
-        Some(values) => Err(ConvertError::ImportanceLength {
-            tensor: tensor.name.to_owned(),
-            expected,
-            found: values.len(),
-        }),
-        None if recipe::needs_imatrix(tensor.name, ty, settings.recipe.file_type()) => {
-            Err(ConvertError::NoImportance { tensor: tensor.name.to_owned(), ty })
-        }
-        None => Ok(false),
-    }
-}
-
 /// Elements of the largest unit of a tensor.
 pub(super) fn unit_elements(tensor: &PlannedTensor) -> u64 {
-    UNIT_ELEMENTS.max(tensor.dims[0]).min(tensor.n_elements())
+    UNIT_ELEMENTS.max(tensor.n_per_row()).min(tensor.n_per_row() * tensor.n_rows())
 }
 
 /// The type of a tensor in the reference converter's output (`ModelBase.prepare_tensors`).

@@ -8,6 +8,7 @@ use super::error::ConvertError;
 use super::journal::{Journal, Past};
 use super::plan::Plan;
 use super::shard::Shard;
+use super::zeros::Seen;
 use crate::gguf::{Disk, GgufError, LocalDisk, Writer, folder};
 use crate::monitor::Monitor;
 use crate::source::{Source, SourceError};
@@ -92,10 +93,15 @@ impl Plan {
             writers: Vec::new(),
             unflushed: AtomicU64::new(0),
             recorded: AtomicU64::new(0),
+            seen: Seen::new(self),
         };
         let written = (|| {
             for file in files.clone() {
                 let path = self.path(file, output);
+                if !resumed {
+                    // What others left under this name would show between the tensors.
+                    let _ = disk.remove(&Writer::part_path(&path));
+                }
                 let named = run.past.all_written && self.has_its_name(file, &path);
                 run.writers.push(match named {
                     // It has its name already, and was on disk before it got it.
@@ -108,7 +114,10 @@ impl Plan {
             }
             match run.writers.iter().all(Option::is_none) {
                 true => monitor.resume(self.weights_of(files.clone())),
-                false => run.write_units()?,
+                false => {
+                    run.write_units()?;
+                    run.warn()?;
+                }
             }
             run.writers.iter().flatten().try_for_each(Writer::sync)?;
             // One file has its name or not; of several, some may have theirs when a run ends.
@@ -225,6 +234,7 @@ struct Run<'a> {
     writers: Vec<Option<Writer>>,
     unflushed: AtomicU64,
     recorded: AtomicU64,
+    seen: Seen,
 }
 
 /// Units not yet taken; the front ones have been asked for.
@@ -262,7 +272,7 @@ impl Run<'_> {
                 let flush = flush.clone();
                 let (queue, failure) = (&queue, &failure);
                 scope.spawn(move || {
-                    let mut encoder = Encoder::new(self.plan, self.source);
+                    let mut encoder = Encoder::new(self.plan, self.source).watched_by(&self.seen);
                     let mut bytes = Vec::new();
                     while failure
                         .lock()
@@ -302,6 +312,16 @@ impl Run<'_> {
         }
     }
 
+    /// Tells what was odd about the weights, before the files get their names.
+    fn warn(&self) -> Result<(), ConvertError> {
+        let zeros = self.seen.warnings(self.plan, self.tensors());
+        let mut warnings = zeros.into_iter().chain(self.source.met());
+        match warnings.find(|warning| !self.monitor.warn(warning.clone())) {
+            Some(warning) => Err(ConvertError::Unwanted(warning)),
+            None => Ok(()),
+        }
+    }
+
     fn prefetch(&self, unit: &Unit) {
         if !self.past.units.contains_key(&unit.number) {
             self.source.prefetch(self.plan.tensors[unit.tensor].source, unit.rows.clone());
@@ -317,7 +337,7 @@ impl Run<'_> {
         flush: &SyncSender<()>,
     ) -> Result<(), ConvertError> {
         let tensor = &self.plan.tensors[unit.tensor];
-        let weights = (unit.rows.end - unit.rows.start) * tensor.dims[0];
+        let weights = tensor.weights(&unit.rows);
         let file = self.plan.file_of(unit.tensor);
         if let Some(writer) = &self.writers[file - self.first_file] {
             let planned = &self.plan.files[file];
@@ -336,7 +356,9 @@ impl Run<'_> {
                     }
                 }
             };
-            if !done {
+            if done {
+                self.seen.pass_over(self.plan, unit.tensor, unit.rows.clone());
+            } else {
                 let stored = match tensor.ty == tensor.stored {
                     true => self.source.stored_in(tensor.source, unit.rows.clone()),
                     false => None,
@@ -346,6 +368,7 @@ impl Run<'_> {
                     None => false,
                 };
                 if copied {
+                    self.seen.pass_over(self.plan, unit.tensor, unit.rows.clone());
                     self.source.release(tensor.source, unit.rows.clone());
                     self.journal.record(unit.number, COPIED)?;
                 } else {

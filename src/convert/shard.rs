@@ -50,8 +50,8 @@ impl std::str::FromStr for Shard {
 /// the same on every machine.
 fn cost(tensor: &PlannedTensor) -> f64 {
     use QuantType as Q;
-    let each = match (tensor.ty, tensor.weighed) {
-        (ty, _) if ty == tensor.stored => 1.0,
+    let each = match (tensor.ty.known().unwrap_or(Q::F32), tensor.weighing.is_some()) {
+        _ if tensor.ty == tensor.stored => 1.0,
         (Q::Q4_0 | Q::Q5_0, true) => 6.0,
         (Q::Q4_1 | Q::Q5_1, true) => 16.0,
         (Q::Q2_K | Q::Q4_K | Q::Q5_K, false) => 11.0,

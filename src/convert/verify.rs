@@ -129,7 +129,7 @@ impl Plan {
     ) -> Result<(u64, Option<u64>), ConvertError> {
         let tensor = &self.tensors[unit.tensor];
         let index = file.find(&tensor.name).expect("the plan was made like this file");
-        let weights = (unit.rows.end - unit.rows.start) * tensor.dims[0];
+        let weights = tensor.weights(&unit.rows);
         let shape = |dims: &[u64]| {
             let n = dims.iter().rposition(|&d| d != 1).map_or(0, |i| i + 1);
             dims[..n].to_vec()

@@ -28,7 +28,7 @@ impl Activations {
         let round = match (self, weights) {
             (Self::Q8, Dtype::Gguf(ty)) => rounding(ty)?,
             (Self::Q8, Dtype::NvFp4) => rounding(QuantType::NVFP4)?,
-            (Self::F32, _) | (_, Dtype::F8E4M3) => return None,
+            (Self::F32, _) | (_, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::Opaque(_)) => return None,
         };
         Some(rounded(x, round))
     }

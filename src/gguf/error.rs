@@ -1,5 +1,6 @@
 //! What can be wrong with a GGUF file.
 
+use crate::sniff::Seems;
 use std::path::PathBuf;
 
 /// A file that cannot be read as GGUF, or cannot be written.
@@ -12,7 +13,13 @@ pub enum GgufError {
         /// The file.
         path: PathBuf,
         /// Why.
-        what: &'static str,
+        what: String,
+    },
+    /// The name that the old file was to get is taken.
+    #[error("{}: exists already, from an earlier change; move or remove it first", path.display())]
+    Backup {
+        /// The name.
+        path: PathBuf,
     },
     /// The operating system refused.
     #[error("{}: {error}", path.display())]
@@ -23,8 +30,19 @@ pub enum GgufError {
         error: std::io::Error,
     },
     /// The file does not begin with `GGUF`.
-    #[error("{}: not a GGUF file", path.display())]
+    #[error("{}: not a GGUF file{}", path.display(), but(seems))]
     Magic {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        seems: Option<Box<Seems>>,
+    },
+    /// A file that is not complete, going by its name.
+    #[error(
+        "{}: {}; if it is complete, give it a name without that ending",
+        path.display(), Seems::Unfinished
+    )]
+    Unfinished {
         /// The file.
         path: PathBuf,
     },
@@ -48,12 +66,34 @@ pub enum GgufError {
         why: &'static str,
     },
     /// The file ends inside its header.
-    #[error("{}: the file ends inside {what}; it is cut short or damaged", path.display())]
+    #[error(
+        "{}: the file ends inside {what}; it is cut short or damaged{}", path.display(), or(seems)
+    )]
     Truncated {
         /// The file.
         path: PathBuf,
         /// The part of the header that is incomplete.
         what: String,
+        /// What it seems to be.
+        seems: Option<Box<Seems>>,
+    },
+    /// The file ends inside its data.
+    #[error(
+        "{}: tensor `{tensor}`: its data lies past the end of the file, which is cut short or \
+         damaged: {there} of {needed} bytes are there{}; `requant inspect --header` shows what it was \
+         to hold", path.display(), or(seems)
+    )]
+    Cut {
+        /// The file.
+        path: PathBuf,
+        /// The first tensor that is not there in full.
+        tensor: String,
+        /// Bytes of the file.
+        there: u64,
+        /// Bytes that it should have.
+        needed: u64,
+        /// What it seems to be.
+        seems: Option<Box<Seems>>,
     },
     /// A metadata entry that breaks the format.
     #[error("{}: metadata key `{key}`: {what}", path.display())]
@@ -118,7 +158,26 @@ pub enum GgufError {
     },
 }
 
+fn but(seems: &Option<Box<Seems>>) -> String {
+    seems.as_ref().map_or_else(String::new, |seems| format!(", but {seems}"))
+}
+
+fn or(seems: &Option<Box<Seems>>) -> String {
+    seems.as_ref().map_or_else(String::new, |seems| format!("; it is {seems}"))
+}
+
 impl GgufError {
+    /// The same error, with the file where it names a key alone.
+    pub(crate) fn in_file(self, path: &std::path::Path) -> Self {
+        match self {
+            Self::KeyType { key, expected, found } => {
+                let what = format!("is {found}, expected {expected}");
+                Self::Key { path: path.to_owned(), key, what }
+            }
+            other => other,
+        }
+    }
+
     /// An I/O error on `path`.
     pub(crate) fn io(path: &std::path::Path, error: std::io::Error) -> Self {
         let path = path.to_owned();

@@ -1,5 +1,6 @@
 //! The ordered list of metadata keys and values.
 
+use super::ALIGNMENT;
 use super::error::GgufError;
 use super::value::{Array, Value};
 use bstr::{BString, ByteSlice};
@@ -74,6 +75,26 @@ impl Metadata {
         Some(value)
     }
 
+    /// A key's value where one for the whole model is wanted: some files have it once for each layer.
+    fn scalar<T>(
+        &self,
+        key: &str,
+        expected: &'static str,
+        convert: impl FnOnce(&Value) -> Option<T>,
+    ) -> Result<Option<T>, GgufError> {
+        let Some(Value::Array(array)) = self.get(key) else {
+            return self.typed(key, expected, convert);
+        };
+        array.uniform().as_ref().and_then(convert).map(Some).ok_or_else(|| GgufError::KeyType {
+            key: key.to_owned(),
+            expected,
+            found: match array.uniform() {
+                None if array.len() > 1 => format!("array of {}, not all equal", array.type_name()),
+                _ => format!("array of {}", array.type_name()),
+            },
+        })
+    }
+
     fn typed<'a, T>(
         &'a self,
         key: &str,
@@ -90,12 +111,12 @@ impl Metadata {
         }
     }
 
-    /// A count, of whatever integer type, that fits 32 bits.
+    /// A count, of whatever integer type, that fits 32 bits. An array of equal ones counts as one.
     ///
     /// # Errors
     /// The key holds anything else.
     pub fn u32(&self, key: &str) -> Result<Option<u32>, GgufError> {
-        self.typed(key, "a whole number below 2^32", |value| match *value {
+        self.scalar(key, "a whole number below 2^32", |value| match *value {
             Value::U8(n) => Some(n.into()),
             Value::U16(n) => Some(n.into()),
             Value::U32(n) => Some(n),
@@ -108,27 +129,47 @@ impl Metadata {
         })
     }
 
-    /// A number.
+    /// A number. An array of equal ones counts as one.
     ///
     /// # Errors
     /// The key holds anything else.
     pub fn f32(&self, key: &str) -> Result<Option<f32>, GgufError> {
-        self.typed(key, "f32", |value| match *value {
+        self.scalar(key, "f32", |value| match *value {
             Value::F32(x) => Some(x),
             Value::F64(x) => Some(x as f32),
             _ => None,
         })
     }
 
-    /// A switch.
+    /// A switch. An array of equal ones counts as one.
     ///
     /// # Errors
     /// The key holds anything else.
     pub fn bool(&self, key: &str) -> Result<Option<bool>, GgufError> {
-        self.typed(key, "bool", |value| match *value {
-            Value::Bool(b) => Some(b),
+        self.scalar(key, "bool", |value| match *value {
+            Value::Bool(flag) => Some(flag.is_on()),
             _ => None,
         })
+    }
+
+    /// What tensor data is aligned to.
+    ///
+    /// # Errors
+    /// The key holds no power of two as u32.
+    pub fn alignment(&self) -> Result<u64, GgufError> {
+        const KEY: &str = "general.alignment";
+        match self.get(KEY) {
+            None => Ok(ALIGNMENT),
+            Some(&Value::U32(n)) if n.is_power_of_two() => Ok(n.into()),
+            Some(other) => Err(GgufError::KeyType {
+                key: KEY.to_owned(),
+                expected: "a power of two as u32",
+                found: match other {
+                    Value::U32(n) => n.to_string(),
+                    other => other.type_name(),
+                },
+            }),
+        }
     }
 
     /// A string.
@@ -206,5 +247,23 @@ mod tests {
         assert!(error.contains("`n`") && error.contains("i32"), "{error}");
         assert!(metadata.f32("s").is_err());
         assert_eq!(metadata.u32("absent").unwrap(), None);
+    }
+
+    #[test]
+    fn equal_values_of_an_array_count_as_one() {
+        let mut metadata = Metadata::new();
+        metadata.set("heads", vec![8u32; 3]);
+        metadata.set("eps", vec![1e-6f32; 2]);
+        metadata.set("on", vec![true]);
+        metadata.set("mixed", vec![8i32, 0]);
+        metadata.set("none", Vec::<u32>::new());
+        metadata.set("names", vec!["a".to_owned()].into_iter().collect::<Value>());
+        assert_eq!(metadata.u32("heads").unwrap(), Some(8));
+        assert_eq!(metadata.f32("eps").unwrap(), Some(1e-6));
+        assert_eq!(metadata.bool("on").unwrap(), Some(true));
+        let error = |key| metadata.u32(key).unwrap_err().to_string();
+        assert!(error("mixed").contains("`mixed` is array of i32, not all equal"));
+        assert!(error("none").contains("array of u32,"));
+        assert!(error("names").contains("array of string,"));
     }
 }

@@ -1,6 +1,7 @@
 //! The GGUF container: metadata, tensor table, a validating reader and a streaming writer.
 //!
-//! It knows bytes, keys and the type table; it does not know what the tensors mean.
+//! It knows bytes, keys and the type table; it does not know what the tensors mean. A tensor of a type
+//! that the table does not have is so many bytes: those up to the next tensor's.
 //!
 //! ```text
 //! "GGUF" | version u32 | n_tensors u64 | n_kv u64
@@ -19,6 +20,7 @@ mod layout;
 mod metadata;
 mod parse;
 mod split;
+mod tensor_type;
 #[cfg(test)]
 mod tests;
 mod value;
@@ -28,19 +30,20 @@ pub use disk::{Disk, LocalDisk, Part};
 pub(crate) use disk::{read_all, write_all};
 pub use edit::{Edited, finish_interrupted, replace_metadata};
 pub use error::GgufError;
-pub use file::{GgufFile, TensorInfo};
+pub use file::{GgufFile, Header, TensorInfo};
 pub use layout::Layout;
 pub use metadata::Metadata;
 pub use split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, split_path};
-pub use value::{Array, Value};
+pub use tensor_type::{Opaque, TensorType};
+pub use value::{Array, Flag, Value};
 pub use writer::Writer;
 pub(crate) use writer::folder;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// The version written, and the latest one read.
 const VERSION: u32 = 3;
-/// The alignment written, and the one read where `general.alignment` does not say otherwise.
-const ALIGNMENT: u64 = 32;
+/// The alignment where `general.alignment` does not say otherwise.
+pub(crate) const ALIGNMENT: u64 = 32;
 /// Longest tensor name in bytes (`GGML_MAX_NAME` less its terminator).
 const MAX_NAME: usize = 63;
 /// Most dimensions of a tensor (`GGML_MAX_DIMS`).

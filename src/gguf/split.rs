@@ -85,7 +85,12 @@ pub fn split_path(output: &Path, no: usize, count: usize) -> PathBuf {
 pub fn open_all(path: &Path) -> Result<Vec<GgufFile>, GgufError> {
     let first = GgufFile::open(path)?;
     let bad = |path: &Path, what: String| GgufError::Split { path: path.to_owned(), what };
-    let Some(split) = Split::read(first.metadata())? else { return Ok(vec![first]) };
+    // A single part is a whole model, whatever its name.
+    let read =
+        |file: &GgufFile| Split::read(file.metadata()).map_err(|error| error.in_file(file.path()));
+    let Some(split) = read(&first)?.filter(|split| split.count > 1) else {
+        return Ok(vec![first]);
+    };
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let suffix = format!("-{:05}-of-{:05}.gguf", split.no + 1, split.count);
     let Some(stem) = name.strip_suffix(&suffix) else {
@@ -101,11 +106,12 @@ pub fn open_all(path: &Path) -> Result<Vec<GgufFile>, GgufError> {
         let path = split_path(&whole, no.into(), split.count.into());
         let file = match GgufFile::open(&path) {
             Err(GgufError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Err(bad(&path, "this part of the model is missing".to_owned()));
+                let what = "this part of the model is missing; fetch it into the same folder";
+                return Err(bad(&path, what.to_owned()));
             }
             other => other?,
         };
-        if Split::read(file.metadata())? != Some(Split { no, ..split }) {
+        if read(&file)? != Some(Split { no, ..split }) {
             return Err(bad(&path, "its split keys are not those of this model".to_owned()));
         }
         files.push(file);

@@ -228,8 +228,6 @@ fn keys_that_break_the_format_are_named() {
 fn tensors_that_break_the_format_are_named() {
     let with = |t: Vec<u8>| crafted(&[], &t, 1024);
     assert!(open_bytes(&with(tensor("ok", &[32, 2], 8, 0))).is_ok());
-    refused(&with(tensor("t", &[32], 4, 0)), "`t`: its type 4 was withdrawn");
-    refused(&with(tensor("t", &[32], 43, 0)), "`t`: its type 43 is unknown");
     refused(&with(tensor("t", &[33], 8, 0)), "rows of 33");
     refused(&with(tensor("t", &[1 << 40, 1 << 40], 0, 0)), "overflow");
     refused(&with(tensor("t", &[1 << 62], 0, 0)), "overflow");
@@ -248,9 +246,56 @@ fn tensors_that_break_the_format_are_named() {
 }
 
 #[test]
+fn tensors_of_unknown_types_reach_to_the_next() {
+    let both = [tensor("a", &[8], 139, 0), tensor("b", &[8, 3], 4, 64), tensor("c", &[8], 0, 96)];
+    let mut bytes = crafted(&[], &both.concat(), 128);
+    bytes[8] = 3;
+    let file = open_bytes(&bytes).unwrap();
+    let sizes: Vec<u64> = file.tensors().iter().map(TensorInfo::n_bytes).collect();
+    assert_eq!(sizes, [64, 32, 32]);
+    assert_eq!(file.tensors()[1].ty.to_string(), "type 4");
+    for last in [90, 32] {
+        let both =
+            [tensor("a", &[8], 139, 0), tensor("b", &[8], 139, 64), tensor("c", &[8], 0, last)];
+        let mut bytes = crafted(&[], &both.concat(), 128);
+        bytes[8] = 3;
+        refused(&bytes, "`c`: its data is at offset");
+    }
+    // At the end of the file, what is there.
+    let one = crafted(&[], &tensor("a", &[1 << 40], 139, 0), 77);
+    assert_eq!(open_bytes(&one).unwrap().tensors()[0].n_bytes(), 77);
+}
+
+#[test]
+fn the_alignment_of_the_metadata_is_that_of_the_layout() {
+    for alignment in [1u32, 8, 64, 4096, 1 << 20] {
+        let mut metadata = sample_metadata();
+        metadata.set("general.alignment", alignment);
+        let tensors = [("a", vec![], 0), ("b", vec![3, 1, 1, 1], 32), ("c", vec![0, 7], 64)];
+        let tensors = tensors.map(|(name, dims, _)| (name.to_owned(), dims, QuantType::F32));
+        let layout = Layout::new(&metadata, tensors).unwrap();
+        let mut bytes = layout.header().to_vec();
+        bytes.resize(layout.file_size() as usize, 7);
+        let file = open_bytes(&bytes).unwrap();
+        assert_eq!(file.alignment(), u64::from(alignment));
+        for i in 0..3 {
+            assert_eq!(file.tensor_range(i).start as u64, layout.offset(i));
+            assert_eq!(layout.offset(i) % u64::from(alignment), 0);
+        }
+    }
+    let mut metadata = Metadata::new();
+    for wrong in [Value::U32(24), Value::U32(0), Value::U64(32), Value::from("32")] {
+        metadata.set("general.alignment", wrong);
+        let none: [(String, Vec<u64>, QuantType); 0] = [];
+        let error = Layout::new(&metadata, none).unwrap_err().to_string();
+        assert!(error.contains("`general.alignment`") && error.contains("power of two"), "{error}");
+    }
+}
+
+#[test]
 fn other_files_and_versions_are_told_apart() {
-    refused(b"PK\x03\x04 a zip archive of some length", "not a GGUF file");
-    refused(b"", "not a GGUF file");
+    refused(b"PK\x03\x04 a zip archive of some length", "not a GGUF file, but a zip archive");
+    refused(b"", "not a GGUF file, but an empty file");
     for (version, because) in [(1u32, "obsolete"), (4, "newer"), (3u32.swap_bytes(), "big-endian")]
     {
         let mut bytes = sample();

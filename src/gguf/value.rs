@@ -1,6 +1,7 @@
 //! Metadata values with the types that the file gives them.
 
 use bstr::BString;
+use std::str::FromStr;
 
 macro_rules! values {
     ($($variant:ident($ty:ty) = $id:literal, $name:literal;)*) => {
@@ -73,6 +74,18 @@ macro_rules! values {
                 self.len() == 0
             }
 
+            /// The one value that all elements have; `None` where they differ or there are none.
+            pub(super) fn uniform(&self) -> Option<Value> {
+                match self {
+                    $(Self::$variant(array) => match array.split_first()? {
+                        (first, rest) if rest.iter().all(|x| x == first) => {
+                            Some(Value::$variant(first.clone()))
+                        }
+                        _ => None,
+                    },)*
+                }
+            }
+
             fn write(&self, out: &mut Vec<u8>) {
                 out.extend_from_slice(&self.type_id().to_le_bytes());
                 out.extend_from_slice(&(self.len() as u64).to_le_bytes());
@@ -128,7 +141,7 @@ values! {
     U32(u32) = 4, "u32";
     I32(i32) = 5, "i32";
     F32(f32) = 6, "f32";
-    Bool(bool) = 7, "bool";
+    Bool(Flag) = 7, "bool";
     String(BString) = 8, "string";
     U64(u64) = 10, "u64";
     I64(i64) = 11, "i64";
@@ -137,6 +150,41 @@ values! {
 
 /// The id of arrays.
 pub(super) const ARRAY_ID: u32 = 9;
+
+/// A switch as files hold it: any byte but 0 is on. The byte is kept, so that a copy has it too.
+#[derive(Clone, Copy, Debug)]
+pub struct Flag(u8);
+
+impl Flag {
+    /// Whether it is on.
+    pub fn is_on(self) -> bool {
+        self.0 != 0
+    }
+}
+
+impl PartialEq for Flag {
+    fn eq(&self, other: &Self) -> bool {
+        self.is_on() == other.is_on()
+    }
+}
+
+impl From<bool> for Flag {
+    fn from(on: bool) -> Self {
+        Self(on.into())
+    }
+}
+
+impl From<bool> for Value {
+    fn from(on: bool) -> Self {
+        Flag::from(on).into()
+    }
+}
+
+impl From<Vec<bool>> for Value {
+    fn from(array: Vec<bool>) -> Self {
+        array.into_iter().map(Flag::from).collect::<Vec<_>>().into()
+    }
+}
 
 impl From<&str> for Value {
     fn from(value: &str) -> Self {
@@ -181,15 +229,15 @@ macro_rules! numbers {
 }
 numbers!(u8, i8, u16, i16, u32, i32, f32, u64, i64, f64);
 
-impl Element for bool {
+impl Element for Flag {
     const MIN_BYTES: u64 = 1;
 
     fn write(&self, out: &mut Vec<u8>) {
-        out.push(u8::from(*self));
+        out.push(self.0);
     }
 
     fn read(cursor: &mut super::parse::Cursor) -> Result<Self, super::parse::Stop> {
-        Ok(cursor.fixed::<1>()? != [0])
+        cursor.value().map(Self)
     }
 }
 
@@ -207,9 +255,17 @@ impl Element for BString {
 }
 
 impl Value {
-    /// A value from the name of its type, `str` for strings, and its text; `None` for an unknown
-    /// type or a text that is no such value.
+    /// A value from the name of its type and its text; `None` for an unknown type or a text that is
+    /// no such value. `str` is a string, and `arr[i32]` an array of numbers: a JSON list, or elements
+    /// with commas between them.
     pub fn parse(ty: &str, text: &str) -> Option<Self> {
+        match ty.strip_prefix("arr[").and_then(|ty| ty.strip_suffix(']')) {
+            Some(ty) => Self::parse_array(ty, &elements(text)?),
+            None => Self::parse_scalar(ty, text),
+        }
+    }
+
+    fn parse_scalar(ty: &str, text: &str) -> Option<Self> {
         Some(match ty {
             "u8" => text.parse::<u8>().ok()?.into(),
             "i8" => text.parse::<i8>().ok()?.into(),
@@ -226,4 +282,46 @@ impl Value {
             _ => return None,
         })
     }
+
+    fn parse_array(ty: &str, elements: &[String]) -> Option<Self> {
+        fn list<T: FromStr>(elements: &[String]) -> Option<Value>
+        where
+            Value: From<Vec<T>>,
+        {
+            let parsed: Option<Vec<T>> = elements.iter().map(|text| text.parse().ok()).collect();
+            parsed.map(Value::from)
+        }
+        match ty {
+            "u8" => list::<u8>(elements),
+            "i8" => list::<i8>(elements),
+            "u16" => list::<u16>(elements),
+            "i16" => list::<i16>(elements),
+            "u32" => list::<u32>(elements),
+            "i32" => list::<i32>(elements),
+            "f32" => list::<f32>(elements),
+            "bool" => list::<bool>(elements),
+            "str" => Some(elements.iter().cloned().collect()),
+            "u64" => list::<u64>(elements),
+            "i64" => list::<i64>(elements),
+            "f64" => list::<f64>(elements),
+            _ => None,
+        }
+    }
+}
+
+/// The texts of a list's elements.
+fn elements(text: &str) -> Option<Vec<String>> {
+    let text = text.trim();
+    if text.is_empty() {
+        return Some(Vec::new());
+    }
+    if !text.starts_with('[') {
+        return Some(text.split(',').map(|element| element.trim().to_owned()).collect());
+    }
+    let list: Vec<serde_json::Value> = serde_json::from_str(text).ok()?;
+    let element = |element: serde_json::Value| match element {
+        serde_json::Value::String(text) => text,
+        other => other.to_string(),
+    };
+    Some(list.into_iter().map(element).collect())
 }

@@ -5,31 +5,40 @@
 //! n_entries x  length i32 | name | n_calls i32 | n_values i32 | values f32…
 //! then, optionally: n_chunks i32 | length i32 | name of the data set
 //! ```
-//! Values are means multiplied by `n_calls` (`common_imatrix_load_legacy`).
+//! Values are means multiplied by `n_calls` (`common_imatrix_load_legacy`). Of two entries with one
+//! name the later counts.
 
-use super::{Imatrix, ImatrixError};
+use super::ImatrixError;
+use super::file::{Entry, File};
+use crate::sniff::{WANTED, seems};
 use std::path::Path;
 
-pub(super) fn read(path: &Path) -> Result<Imatrix, ImatrixError> {
+pub(super) fn read(path: &Path) -> Result<File, ImatrixError> {
     let bytes =
         std::fs::read(path).map_err(|error| ImatrixError::Io { path: path.to_owned(), error })?;
-    let error = |what: &str| ImatrixError::Format { path: path.to_owned(), what: what.to_owned() };
-    let cut = || error("is no importance matrix, or is cut short");
-    let mut rest = bytes.as_slice();
-    let n_entries = take_i32(&mut rest).filter(|&n| n > 0).ok_or_else(cut)?;
-    let mut imatrix = Imatrix::default();
-    for _ in 0..n_entries {
-        let name = take_string(&mut rest).ok_or_else(cut)?;
-        let n_calls = take_i32(&mut rest).ok_or_else(cut)?;
-        let n_values = take_i32(&mut rest).filter(|&n| n > 0).ok_or_else(cut)?;
-        let values = take(&mut rest, 4 * n_values as usize).ok_or_else(cut)?;
-        let scale = if n_calls > 0 { n_calls as f32 } else { 1.0 };
-        let values = values.as_chunks::<4>().0.iter().map(|&b| f32::from_le_bytes(b) / scale);
-        imatrix.entries.insert(name, values.collect());
+    parse(&bytes).ok_or_else(|| {
+        let what = match seems(&bytes[..bytes.len().min(WANTED)], path) {
+            Some(seems) => format!("is {seems}"),
+            None => "is no importance matrix, or is cut short".to_owned(),
+        };
+        ImatrixError::Format { path: path.to_owned(), what }
+    })
+}
+
+fn parse(bytes: &[u8]) -> Option<File> {
+    let mut rest = bytes;
+    let mut file = File { legacy: true, ..File::default() };
+    for _ in 0..take_i32(&mut rest).filter(|&n| n > 0)? {
+        let name = take_string(&mut rest)?;
+        let n_calls = take_i32(&mut rest)?;
+        let n_values = take_i32(&mut rest).filter(|&n| n > 0)?;
+        let values = take(&mut rest, 4 * n_values as usize)?.as_chunks::<4>().0;
+        let sums = values.iter().map(|&bytes| f32::from_le_bytes(bytes)).collect();
+        file.entries.insert(name, Entry { sums, counts: vec![n_calls as f32] });
     }
-    imatrix.chunk_count = take_i32(&mut rest).map_or(0, |n| n.max(0) as u32);
-    imatrix.datasets.extend(take_string(&mut rest).filter(|name| !name.is_empty()));
-    Ok(imatrix)
+    file.chunk_count = take_i32(&mut rest).map_or(0, |n| n.max(0) as u32);
+    file.datasets.extend(take_string(&mut rest).filter(|name| !name.is_empty()));
+    Some(file)
 }
 
 fn take<'a>(rest: &mut &'a [u8], n: usize) -> Option<&'a [u8]> {

@@ -3,14 +3,14 @@
 //! Both of llama-imatrix's formats are read: GGUF, and the legacy `.dat`. This room knows the
 //! container; it does not know models or block formats.
 
+mod file;
 mod legacy;
 mod sums;
 
 pub use sums::{Entry, Sums};
 
-use crate::gguf::{GgufError, GgufFile};
-use crate::quant::QuantType;
-use std::collections::BTreeMap;
+use crate::gguf::GgufError;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 /// An importance matrix for each of a model's tensors.
@@ -23,6 +23,8 @@ pub struct Imatrix {
     pub datasets: Vec<String>,
     /// Chunks of text it was made from; 0 where the file does not say.
     pub chunk_count: u32,
+    /// Names of entries that are not to be used.
+    pub excluded: BTreeSet<String>,
 }
 
 /// An importance matrix that cannot be read.
@@ -131,50 +133,6 @@ impl Unrouted {
     }
 }
 
-/// Name, sums and counts of each entry, names of texts, number and size of chunks.
-type Pairs = (Vec<(String, Vec<f32>, Vec<f32>)>, Vec<String>, u32, u32);
-
-/// Reads a GGUF file as it is.
-fn read_pairs(path: &Path) -> Result<Pairs, ImatrixError> {
-    let file = GgufFile::open(path)?;
-    let error = |what: String| ImatrixError::Format { path: path.to_owned(), what };
-    let metadata = file.metadata();
-    let (datasets, chunks) =
-        (metadata.strings("imatrix.datasets")?, metadata.u32("imatrix.chunk_count")?);
-    let (Some(datasets), Some(chunk_count)) = (datasets, chunks) else {
-        return Err(error("is a GGUF file, but not an importance matrix".to_owned()));
-    };
-    let chunk_size = metadata.u32("imatrix.chunk_size")?.unwrap_or(0);
-    let floats = |name: &str| -> Result<Option<Vec<f32>>, ImatrixError> {
-        let Some(index) = file.find(name) else { return Ok(None) };
-        if file.tensors()[index].ty != QuantType::F32 {
-            return Err(error(format!("`{name}` is not F32")));
-        }
-        let bytes = file.tensor_data(index).as_chunks::<4>().0;
-        Ok(Some(bytes.iter().map(|&b| f32::from_le_bytes(b)).collect()))
-    };
-    let mut pairs = Vec::new();
-    for info in file.tensors() {
-        let Some(tensor) = info.name.strip_suffix(".in_sum2") else {
-            let of_pair = info.name.strip_suffix(".counts");
-            if of_pair.is_none_or(|t| file.find(&format!("{t}.in_sum2")).is_none()) {
-                return Err(error(format!("`{}` has no counterpart", info.name)));
-            }
-            continue;
-        };
-        let missing = || error(format!("`{}` has no counterpart", info.name));
-        let counts = floats(&format!("{tensor}.counts"))?.ok_or_else(missing)?;
-        let values = floats(&info.name)?.ok_or_else(missing)?;
-        if counts.is_empty() || !values.len().is_multiple_of(counts.len()) {
-            let what = format!("`{tensor}` has {} sums and {} counts", values.len(), counts.len());
-            return Err(error(what));
-        }
-        pairs.push((tensor.to_owned(), values, counts));
-    }
-    let datasets = datasets.iter().map(|name| name.to_string()).collect();
-    Ok((pairs, datasets, chunk_count, chunk_size))
-}
-
 impl Imatrix {
     /// Reads a file of either format.
     ///
@@ -190,53 +148,41 @@ impl Imatrix {
     /// # Errors
     /// As [`Imatrix::open`]; with [`Unrouted::Error`], the first tensor with such an expert.
     pub fn open_with(path: &Path, unrouted: Unrouted) -> Result<Self, ImatrixError> {
-        let mut magic = [0; 4];
-        let io = |error| ImatrixError::Io { path: path.to_owned(), error };
-        let mut file = crate::mapping::open(path).map_err(io)?;
-        let is_gguf = std::io::Read::read_exact(&mut file, &mut magic).is_ok() && &magic == b"GGUF";
-        let imatrix = if is_gguf { Self::from_gguf(path, unrouted)? } else { legacy::read(path)? };
-        for (tensor, values) in &imatrix.entries {
-            if let Some(column) = values.iter().position(|&v| !v.is_finite() || v < 0.0) {
-                return Err(ImatrixError::NoSumOfSquares {
-                    path: path.to_owned(),
-                    tensor: tensor.clone(),
-                    column,
-                    value: values[column],
-                });
-            }
-        }
-        Ok(imatrix)
-    }
-
-    /// Pairs of `<tensor>.in_sum2` and `<tensor>.counts`; a matrix that no token reached counts
-    /// every column alike (`common_imatrix_load`, `load_imatrix` in llama-quantize).
-    fn from_gguf(path: &Path, unrouted: Unrouted) -> Result<Self, ImatrixError> {
-        let (pairs, datasets, chunk_count, _) = read_pairs(path)?;
-        let mut entries = BTreeMap::new();
-        for (tensor, mut values, counts) in pairs {
-            let columns = (values.len() / counts.len()).max(1);
-            let counts: Vec<f32> = counts.into_iter().map(f32::round).collect();
-            for (values, count) in values.chunks_mut(columns).zip(&counts) {
-                for value in values {
-                    *value = if *count > 0.0 { *value / count } else { 1.0 };
+        let file::File { entries, datasets, chunk_count, legacy, .. } = file::read(path)?;
+        let mut means = BTreeMap::new();
+        for (tensor, mut entry) in entries {
+            entry.counts.iter_mut().for_each(|n| *n = n.round());
+            let columns = entry.columns();
+            for (values, &count) in entry.sums.chunks_mut(columns).zip(&entry.counts) {
+                match count > 0.0 {
+                    true => values.iter_mut().for_each(|value| *value /= count),
+                    // As llama-quantize: a matrix that no token reached counts every column alike.
+                    false if !legacy => values.fill(1.0),
+                    false => {}
                 }
             }
-            if counts.iter().any(|&n| n <= 0.0) {
-                unrouted.fill(path, &tensor, &mut values, &counts)?;
+            if !legacy && entry.counts.contains(&0.0) {
+                unrouted.fill(path, &tensor, &mut entry.sums, &entry.counts)?;
             }
-            entries.insert(tensor, values);
+            means.insert(tensor, entry.sums);
         }
-        Ok(Self { entries, datasets, chunk_count })
+        Ok(Self { entries: means, datasets, chunk_count, excluded: BTreeSet::new() })
     }
 
     /// Drops every entry whose name contains one of these (`--exclude-weights`).
     pub fn exclude(&mut self, parts: &[String]) {
-        self.entries.retain(|name, _| !parts.iter().any(|part| name.contains(part)));
+        self.keep(|name| !parts.iter().any(|part| name.contains(part)));
     }
 
     /// Keeps the entries whose name contains one of these (`--include-weights`).
     pub fn include(&mut self, parts: &[String]) {
-        self.entries.retain(|name, _| parts.iter().any(|part| name.contains(part)));
+        self.keep(|name| parts.iter().any(|part| name.contains(part)));
+    }
+
+    fn keep(&mut self, wanted: impl Fn(&str) -> bool) {
+        let names = self.entries.keys().filter(|name| !wanted(name)).cloned();
+        self.excluded.extend(names);
+        self.entries.retain(|name, _| wanted(name));
     }
 }
 

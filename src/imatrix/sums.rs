@@ -1,9 +1,9 @@
 //! Importance matrices while they grow: sums of squares and counts, which can be added.
 
-use super::{Imatrix, ImatrixError, read_pairs};
+use super::{Imatrix, ImatrixError, file};
 use crate::gguf::{Disk, GgufError, Layout, LocalDisk, Metadata, Value, Writer, folder};
 use crate::quant::QuantType;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -30,21 +30,46 @@ pub struct Entry {
 }
 
 impl Sums {
-    /// Reads a GGUF file that holds sums and counts; the legacy format does not.
+    /// Reads a file of either format. Where it does not say how many tokens a chunk has, as in the
+    /// legacy format, `chunk_size` tokens do: that many went into a sum at each call
+    /// (`IMatrixCollector::load_imatrix`).
     ///
     /// # Errors
     /// A file of another kind, or a damaged one.
-    pub fn open(path: &Path) -> Result<Self, ImatrixError> {
-        let (pairs, datasets, chunk_count, chunk_size) = read_pairs(path)?;
-        let entries = pairs.into_iter().map(|(name, sums, counts)| {
-            let sums = sums.into_iter().map(f64::from).collect();
-            let counts = counts.into_iter().map(|n| n.round().max(0.0) as u64).collect();
-            (name, Entry { sums, counts })
+    pub fn open(path: &Path, chunk_size: u32) -> Result<Self, ImatrixError> {
+        let file = file::read(path)?;
+        let chunk_size = if file.chunk_size > 0 { file.chunk_size } else { chunk_size };
+        let tokens = if file.legacy { chunk_size as f32 } else { 1.0 };
+        let entries = file.entries.into_iter().map(|(name, entry)| {
+            let counts: Vec<f32> = entry.counts.iter().map(|n| n.round()).collect();
+            let matrices = entry.sums.chunks(entry.columns()).zip(&counts);
+            // Where nothing was added, files do not always have zeros.
+            let sums = matrices.flat_map(|(sums, &count)| {
+                sums.iter().map(move |&sum| match count > 0.0 {
+                    true => f64::from(sum * tokens),
+                    false => 0.0,
+                })
+            });
+            let sums = sums.collect();
+            (
+                name,
+                Entry {
+                    sums,
+                    counts: counts
+                        .iter()
+                        .map(|&n| (f64::from(n) * f64::from(tokens)) as u64)
+                        .collect(),
+                },
+            )
         });
-        Ok(Self { entries: entries.collect(), datasets, chunk_count, chunk_size })
+        let entries = entries.collect();
+        let chunk_count = file.chunk_count;
+        Ok(Self { entries, datasets: file.datasets, chunk_count, chunk_size })
     }
 
-    /// Adds the sums of another text, or of another part of it.
+    /// Adds the sums of another text, or of another part of it. A count that is one for all
+    /// matrices is added to each, if the other side has one for each. There are then as many chunks
+    /// as the largest count has, as llama-imatrix reckons.
     ///
     /// # Errors
     /// The name of an entry whose shape differs.
@@ -54,15 +79,20 @@ impl Sums {
                 sums: vec![0.0; entry.sums.len()],
                 counts: vec![0; entry.counts.len()],
             });
-            if own.sums.len() != entry.sums.len() || own.counts.len() != entry.counts.len() {
+            let n = own.counts.len().max(entry.counts.len());
+            let fits = |entry: &Entry| entry.counts.len() == 1 || entry.counts.len() == n;
+            if own.sums.len() != entry.sums.len() || !fits(own) || !fits(entry) {
                 return Err(name.clone());
             }
             own.sums.iter_mut().zip(&entry.sums).for_each(|(a, b)| *a += b);
-            own.counts.iter_mut().zip(&entry.counts).for_each(|(a, b)| *a += b);
+            own.counts.resize(n, own.counts.first().copied().unwrap_or(0));
+            own.counts.iter_mut().zip(entry.counts.iter().cycle()).for_each(|(a, b)| *a += b);
         }
         self.datasets.extend(other.datasets.iter().cloned());
-        self.chunk_count += other.chunk_count;
         self.chunk_size = self.chunk_size.max(other.chunk_size);
+        let most = self.entries.values().flat_map(|entry| &entry.counts).max().copied();
+        let chunks = most.unwrap_or(0).checked_div(self.chunk_size.into()).unwrap_or(0);
+        self.chunk_count = chunks.try_into().unwrap_or(u32::MAX);
         Ok(())
     }
 
@@ -87,7 +117,7 @@ impl Sums {
             (name.clone(), means.collect())
         });
         let (datasets, chunk_count) = (self.datasets.clone(), self.chunk_count);
-        Imatrix { entries: entries.collect(), datasets, chunk_count }
+        Imatrix { entries: entries.collect(), datasets, chunk_count, excluded: BTreeSet::new() }
     }
 
     /// Writes a GGUF file (`IMatrixCollector::save_imatrix`).

@@ -1,7 +1,8 @@
 //! How far the values of two tensors lie apart.
 
-use super::parts;
+use super::{PART, parts};
 use crate::source::{Source, SourceError};
+use std::ops::Range;
 
 /// How far the values of a tensor lie from those of another. Sums are f64.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -14,6 +15,42 @@ pub struct Difference {
     pub relative: f64,
     /// Cosine of the angle between the two; 1 where either is 0.
     pub cosine: f64,
+}
+
+/// Whether two tensors of the same shape and type are stored as the same bytes; `false` as well where
+/// one of them has to be computed. Of tensors of an unknown type, one may have more zeros at its end,
+/// which may be its file's padding.
+///
+/// # Errors
+/// Rows that cannot be read.
+pub fn same_bytes(
+    (a, i): (&dyn Source, usize),
+    (b, j): (&dyn Source, usize),
+) -> Result<bool, SourceError> {
+    let [rows, others] = [&a.tensors()[i], &b.tensors()[j]].map(|tensor| tensor.n_rows());
+    let common = 0..rows.min(others);
+    let (mut x, mut y) = (Vec::new(), Vec::new());
+    let step = (PART / a.tensors()[i].n_per_row().max(1)).max(1);
+    let pieces = |rows: Range<u64>| {
+        rows.clone().step_by(step as usize).map(move |first| first..rows.end.min(first + step))
+    };
+    for rows in pieces(common.clone()) {
+        let stored = a.read_raw(i, rows.clone(), &mut x)? && b.read_raw(j, rows.clone(), &mut y)?;
+        a.release(i, rows.clone());
+        b.release(j, rows);
+        if !stored || x != y {
+            return Ok(false);
+        }
+    }
+    for (source, tensor, rows) in [(a, i, common.end..rows), (b, j, common.end..others)] {
+        for rows in pieces(rows) {
+            source.read_raw(tensor, rows, &mut x)?;
+            if x.iter().any(|&byte| byte != 0) {
+                return Ok(false);
+            }
+        }
+    }
+    Ok(true)
 }
 
 /// Compares a tensor with one of the same shape.

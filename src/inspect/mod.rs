@@ -7,7 +7,7 @@ mod diff;
 mod hash;
 mod stats;
 
-pub use diff::{Difference, difference};
+pub use diff::{Difference, difference, same_bytes};
 pub use hash::{hash_metadata, hash_tensor};
 pub use stats::{Stats, stats};
 

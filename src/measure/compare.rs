@@ -81,7 +81,7 @@ pub fn compare(
     extras: Extras,
     monitor: &dyn Monitor,
 ) -> Result<Outcome, MeasureError> {
-    let read = text.tokens(reference)?;
+    let read = text.tokens(reference, options.tokenizer_pre.as_deref(), monitor)?;
     let together: Vec<Subject> = [&[reference], candidates].concat();
     let settings = options.settings(&together, &read)?;
     let others = runners(candidates, options.activations)?;
@@ -143,8 +143,7 @@ pub fn compare_with_base(
     let mut reader = BaseReader::open(base)?;
     let options = Options { ctx: reader.ctx() as usize, ..options.clone() };
     let bos = match candidates.first() {
-        Some(first) => bos(first.model)
-            .map_err(|error| MeasureError::Tokenizer { path: first.path.to_owned(), error })?,
+        Some(first) => bos(*first, monitor)?,
         None => None,
     };
     let read = Tokens { tokens: reader.tokens().to_vec(), bos };

@@ -2,6 +2,7 @@
 
 use crate::eval::EvalError;
 use crate::tokenizer::TokenizerError;
+use crate::warning::Warning;
 use std::path::{Path, PathBuf};
 
 /// A measurement that cannot be carried out.
@@ -69,6 +70,9 @@ pub enum MeasureError {
     /// A folder for hidden states that is none.
     #[error("{}: not a folder; hidden states need one with room", .0.display())]
     NoFolder(PathBuf),
+    /// A warning that whoever watches the work takes for an error.
+    #[error("{0}")]
+    Unwanted(Warning),
     /// Threads that the system does not give.
     #[error("threads: {0}")]
     Threads(#[from] rayon::ThreadPoolBuildError),

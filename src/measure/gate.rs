@@ -53,7 +53,7 @@ pub fn gate(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Judgement, MeasureError> {
-    let read = text.tokens(reference)?;
+    let read = text.tokens(reference, options.tokenizer_pre.as_deref(), monitor)?;
     let settings = options.settings(&[reference, candidate], &read)?;
     let settings = PerplexityOptions { chunks: None, ..settings };
     let [own, other] = [reference, candidate].map(|s| s.runner(options.activations));

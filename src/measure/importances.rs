@@ -31,7 +31,7 @@ pub fn importances(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Sums, MeasureError> {
-    let read = text.tokens(subject)?;
+    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
     let settings = options.settings(&[subject], &read)?;
     let collector = Collector::new(subject.model.source());
     let mut runner = subject.runner(options.activations)?;

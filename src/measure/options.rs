@@ -12,6 +12,8 @@ pub struct Options {
     pub chunks: Option<usize>,
     /// In which precision activations meet weights.
     pub activations: Activations,
+    /// Name of the pre-tokenizer of a checkpoint, where its user knows better than its files.
+    pub tokenizer_pre: Option<String>,
     /// Threads; 0 for as many as there are processors.
     pub threads: usize,
     /// Where hidden states wait between layers and are kept when a measurement is stopped; in memory
@@ -28,6 +30,7 @@ impl Default for Options {
             ctx: PerplexityOptions::default().ctx,
             chunks: None,
             activations: Activations::F32,
+            tokenizer_pre: None,
             threads: 0,
             scratch: None,
             memory: None,

@@ -30,7 +30,7 @@ pub fn perplexity(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Perplexity, MeasureError> {
-    let read = text.tokens(subject)?;
+    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
     let found = read.tokens.len();
     if found < 2 * options.ctx {
         let path = text.path().to_owned();

@@ -2,7 +2,9 @@
 
 use super::{MeasureError, Subject};
 use crate::model::Model;
+use crate::monitor::Monitor;
 use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
+use crate::warning::Warning;
 use std::path::{Path, PathBuf};
 
 /// A text to measure on.
@@ -64,39 +66,64 @@ impl Text {
         &self.path
     }
 
-    /// The text as a model reads it.
+    /// The text as a model reads it. `pre` names the pre-tokenizer of a checkpoint, where its user
+    /// knows better than its files. The monitor is warned of what is odd about the vocabulary.
     ///
     /// # Errors
     /// A vocabulary that text cannot be made tokens with.
-    pub fn tokens(&self, subject: Subject) -> Result<Tokens, MeasureError> {
+    pub fn tokens(
+        &self,
+        subject: Subject,
+        pre: Option<&str>,
+        monitor: &dyn Monitor,
+    ) -> Result<Tokens, MeasureError> {
         let bad = |error| MeasureError::Tokenizer { path: subject.path.to_owned(), error };
         match &self.content {
             Content::Characters(text) => {
-                let tokenizer = tokenizer(subject.model).map_err(bad)?;
+                let tokenizer = tokenizer(subject.model, pre).map_err(bad)?;
+                heed(tokenizer.warnings(), monitor)?;
                 let tokens = tokenizer.encode(text).map_err(bad)?;
                 Ok(Tokens { tokens, bos: tokenizer.bos() })
             }
             // The numbers are taken as they are; the vocabulary may not even be there.
             Content::Tokens(tokens) => {
-                Ok(Tokens { tokens: tokens.clone(), bos: bos(subject.model).unwrap_or(None) })
+                Ok(Tokens { tokens: tokens.clone(), bos: bos(subject, monitor).unwrap_or(None) })
             }
         }
     }
 }
 
-/// The token that chunks of a model begin with, if any.
-pub(super) fn bos(model: &Model) -> Result<Option<u32>, TokenizerError> {
-    match model {
-        Model::Checkpoint(_) => Ok(tokenizer(model)?.bos()),
-        Model::Gguf(model) => tokenizer::bos(model.metadata()),
+/// Ends the work where the monitor takes a warning for an error.
+fn heed(warnings: &[Warning], monitor: &dyn Monitor) -> Result<(), MeasureError> {
+    match warnings.iter().find(|&warning| !monitor.warn(warning.clone())) {
+        Some(warning) => Err(MeasureError::Unwanted(warning.clone())),
+        None => Ok(()),
     }
 }
 
-fn tokenizer(model: &Model) -> Result<Tokenizer, TokenizerError> {
+/// The token that chunks of a model begin with, if any.
+pub(super) fn bos(subject: Subject, monitor: &dyn Monitor) -> Result<Option<u32>, MeasureError> {
+    let bad = |error| MeasureError::Tokenizer { path: subject.path.to_owned(), error };
+    match subject.model {
+        Model::Checkpoint(model) => {
+            let vocab = |pre| Vocab::from_checkpoint(model.dir(), &model.config().json(), pre);
+            // The rules that split text are not needed, but for a default.
+            let vocab = vocab(None).or_else(|_| vocab(Some(""))).map_err(bad)?;
+            Ok(vocab.special("bos").filter(|_| vocab.add_bos()))
+        }
+        Model::Gguf(model) => {
+            let (bos, warnings) = tokenizer::bos(model.metadata()).map_err(bad)?;
+            heed(&warnings, monitor)?;
+            Ok(bos)
+        }
+    }
+}
+
+fn tokenizer(model: &Model, pre: Option<&str>) -> Result<Tokenizer, TokenizerError> {
     match model {
         Model::Checkpoint(model) => {
             let config = model.config().json();
-            let vocab = match Vocab::from_checkpoint(model.dir(), &config, None) {
+            let vocab = match Vocab::from_checkpoint(model.dir(), &config, pre) {
                 // tokenizer.json splits text whether or not GGUF has a name for its rules.
                 Err(TokenizerError::UnknownPre { .. }) => {
                     Vocab::from_checkpoint(model.dir(), &config, Some(""))

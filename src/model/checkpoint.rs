@@ -7,13 +7,16 @@ use super::Mtp;
 use super::config::Config;
 use super::error::ModelError;
 use super::hparams::{Arch, Attention, Hparams, Mla};
-use super::{decoder, deepseek2};
+use super::left_out::{LeftOut, Rules, kind, layer_of, mtp_layers};
+use super::{agree, decoder, deepseek2, settings};
+use crate::gguf::Metadata;
+use crate::names::runs;
 use crate::quant::QuantType;
 use crate::source::{
     Checkpoint, Dtype, Folder, Origin, Source, SourceError, SourceFile, TensorMeta,
 };
 use crate::warning::Warning;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
@@ -84,14 +87,9 @@ pub struct CheckpointModel {
     metas: Vec<TensorMeta>,
     pieces: Vec<Resolved>,
     by_name: HashMap<String, usize>,
-    dropped: Vec<String>,
+    left_out: BTreeMap<LeftOut, Vec<String>>,
     warnings: Vec<Warning>,
-    /// Bytes of the checkpoint tensors that are not dropped, scales included.
-    n_bytes: u64,
 }
-
-/// Buffers that some exporters store and no model needs.
-const IGNORED: [&str; 3] = [".rotary_emb.inv_freq", ".attention.masked_bias", ".attention.bias"];
 
 impl CheckpointModel {
     /// Opens a checkpoint folder and finds every tensor that its configuration calls for.
@@ -118,14 +116,29 @@ impl CheckpointModel {
     /// As [`CheckpointModel::open_in`].
     pub fn open_as(folder: Folder, mtp: Mtp, mla: Mla) -> Result<Self, ModelError> {
         let config = Config::open(folder.dir())?;
+        let explain = |error| agree::explain(error, &config);
+        Self::build(config.clone(), folder, mtp, mla).map_err(explain)
+    }
+
+    fn build(config: Config, folder: Folder, mtp: Mtp, mla: Mla) -> Result<Self, ModelError> {
         let mut hparams = Hparams::from_config(&config)?;
-        if mtp == Mtp::Drop {
-            hparams.n_nextn = 0;
-        }
         if let Attention::Latent(latent) = &mut hparams.attention {
             latent.mla = mla;
         }
+        let warnings = settings::warnings(&config)?;
         let checkpoint = Checkpoint::open(folder)?;
+        let names = checkpoint.left();
+        let mut rules = Rules {
+            mtp: mtp_layers(names.iter().map(String::as_str), hparams.n_layer),
+            // transformers' default is untied for every class served here.
+            tied: config.bool_opt("tie_word_embeddings")?.unwrap_or(false),
+        };
+        hparams.n_nextn = match mtp {
+            Mtp::Drop => 0,
+            // Checkpoints that were stored anew may not say that they have one.
+            Mtp::Keep => hparams.n_nextn.max(rules.mtp.len() as u32),
+        };
+        rules.mtp.retain(|&layer| layer >= hparams.n_layer + hparams.n_nextn);
         let mut model = Self {
             config,
             hparams,
@@ -133,15 +146,11 @@ impl CheckpointModel {
             metas: Vec::new(),
             pieces: Vec::new(),
             by_name: HashMap::new(),
-            dropped: Vec::new(),
-            warnings: Vec::new(),
-            n_bytes: 0,
+            left_out: BTreeMap::new(),
+            warnings,
         };
-        let mut used = HashSet::new();
-        // transformers' default is untied for every class served here.
-        let tied = model.config.bool_opt("tie_word_embeddings")?.unwrap_or(false);
-        for wanted in model.wanted_outside(tied)? {
-            model.add(wanted, &mut used)?;
+        for wanted in model.wanted_outside(rules.tied)? {
+            model.add(wanted)?;
         }
         for layer in 0..model.hparams.n_layer + model.hparams.n_nextn {
             let wanted = match model.hparams.arch {
@@ -151,27 +160,45 @@ impl CheckpointModel {
                 }
             };
             for wanted in wanted {
-                model.add(wanted, &mut used)?;
+                model.add(wanted)?;
             }
         }
-        let kept = model.hparams.n_layer + model.hparams.n_nextn;
-        for (i, meta) in model.checkpoint.tensors().iter().enumerate() {
-            if used.contains(&i) {
-                model.n_bytes += model.checkpoint.stored_bytes(i);
-                continue;
-            }
-            let beyond = layer_of(&meta.name).is_some_and(|layer| layer >= kept);
-            let tied_head = tied && meta.name == "lm_head.weight";
-            if beyond || tied_head || IGNORED.iter().any(|suffix| meta.name.ends_with(suffix)) {
-                model.dropped.push(meta.name.clone());
-            } else {
-                return Err(ModelError::UnknownTensor {
-                    path: model.checkpoint.path_of(i).to_owned(),
-                    tensor: meta.name.clone(),
-                });
-            }
-        }
+        rules.tied &= model.checkpoint.find("lm_head.weight").is_none();
+        model.leave_out(&rules)?;
+        model.warnings.extend(model.checkpoint.warnings());
         Ok(model)
+    }
+
+    /// Sorts what no tensor of the model is made of into what is left out and what must not be.
+    fn leave_out(&mut self, rules: &Rules) -> Result<(), ModelError> {
+        let mut beyond = BTreeSet::new();
+        let kept = self.hparams.n_layer + self.hparams.n_nextn;
+        for name in self.checkpoint.left() {
+            match kind(&name, rules) {
+                Some(kind) => self.left_out.entry(kind).or_default().push(name),
+                None => match layer_of(&name).filter(|&layer| layer >= kept) {
+                    Some(layer) => drop(beyond.insert(layer)),
+                    None => return Err(self.unknown(name)),
+                },
+            }
+        }
+        match beyond.is_empty() {
+            true => Ok(()),
+            false => Err(ModelError::MoreLayers {
+                path: self.config.path().to_owned(),
+                n_layer: self.hparams.n_layer,
+                found: runs(beyond),
+            }),
+        }
+    }
+
+    /// A tensor that has no place.
+    fn unknown(&mut self, tensor: String) -> ModelError {
+        if let Some(error) = self.checkpoint.objection(&tensor) {
+            return error.into();
+        }
+        let path = self.checkpoint.file_with(&tensor).unwrap_or(self.checkpoint.dir()).to_owned();
+        ModelError::UnknownTensor { path, tensor }
     }
 
     /// The tensors outside of the layers.
@@ -195,18 +222,20 @@ impl CheckpointModel {
         Ok(wanted)
     }
 
-    fn add(&mut self, wanted: Wanted, used: &mut HashSet<usize>) -> Result<(), ModelError> {
+    fn add(&mut self, wanted: Wanted) -> Result<(), ModelError> {
         let Wanted { name, dims, piece, optional } = wanted;
         let mut find = |from: &str, expected: &[u64]| -> Result<Option<usize>, ModelError> {
-            let Some(i) = self.checkpoint.find(from) else {
-                return if optional {
-                    Ok(None)
-                } else {
-                    Err(ModelError::MissingTensor {
+            let Some(i) = self.checkpoint.take(from)? else {
+                if optional {
+                    return Ok(None);
+                }
+                return Err(match self.checkpoint.objection(from) {
+                    Some(error) => error.into(),
+                    None => ModelError::MissingTensor {
                         path: self.checkpoint.dir().to_owned(),
                         tensor: from.to_owned(),
-                    })
-                };
+                    },
+                });
             };
             let found = &self.checkpoint.tensors()[i].dims;
             if found != expected {
@@ -217,7 +246,6 @@ impl CheckpointModel {
                     expected: expected.iter().rev().copied().collect(),
                 });
             }
-            used.insert(i);
             Ok(Some(i))
         };
         let resolved = match piece {
@@ -293,6 +321,11 @@ impl CheckpointModel {
             let factors: Vec<[f32; 2]> =
                 from.iter().map(|&i| self.checkpoint.nvfp4_factors(i)).collect::<Result<_, _>>()?;
             let stacked = matches!(self.pieces[tensor], Resolved::Stack(_));
+            // The factors of activations are kept with them.
+            let kept: Vec<String> = from.iter().map(|&i| self.checkpoint.input_scale(i)).collect();
+            if let Some(scales) = self.left_out.get_mut(&LeftOut::ActivationScales) {
+                scales.retain(|name| !kept.contains(name));
+            }
             self.metas[tensor].dtype = Dtype::Gguf(QuantType::NVFP4);
             let name = self.metas[tensor].name.clone();
             let stem = name.strip_suffix(".weight").unwrap_or(&name);
@@ -333,10 +366,21 @@ impl CheckpointModel {
         &self.hparams
     }
 
-    /// Checkpoint tensors that are left out: multi-token-prediction layers, a tied output matrix,
-    /// and buffers that no model needs.
-    pub fn dropped(&self) -> &[String] {
-        &self.dropped
+    /// Checkpoint tensors that are left out, by why, those of files that are not here included.
+    pub fn left_out(&self) -> &BTreeMap<LeftOut, Vec<String>> {
+        &self.left_out
+    }
+
+    /// Its hyper-parameters as the metadata of a GGUF file has them.
+    ///
+    /// # Errors
+    /// A setting that GGUF has no place for.
+    pub fn described(&self) -> Result<Metadata, ModelError> {
+        let mut metadata = Metadata::new();
+        metadata.set("general.architecture", self.hparams.arch.name());
+        self.hparams.write_keys(&self.config, 0, &mut metadata)?;
+        metadata.remove("general.file_type");
+        Ok(metadata)
     }
 
     /// What is not as one would expect of its configuration and tensors.
@@ -351,7 +395,7 @@ impl CheckpointModel {
 
     /// Bytes of the weights as stored, scales included and dropped tensors left out.
     pub fn n_bytes(&self) -> u64 {
-        self.n_bytes
+        (0..self.checkpoint.tensors().len()).map(|i| self.checkpoint.stored_bytes(i)).sum()
     }
 
     /// The tensors in the order of the reference converter's output: that of the checkpoint, a
@@ -450,11 +494,6 @@ impl CheckpointModel {
 fn rotated(row: u64, head_rows: u64) -> u64 {
     let in_head = row % head_rows;
     row - in_head + in_head / 2 + in_head % 2 * (head_rows / 2)
-}
-
-/// The layer number in `model.layers.N.…`.
-fn layer_of(name: &str) -> Option<u32> {
-    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
 }
 
 impl Source for CheckpointModel {
@@ -582,5 +621,9 @@ impl Source for CheckpointModel {
 
     fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
+    }
+
+    fn met(&self) -> Vec<Warning> {
+        self.checkpoint.met()
     }
 }

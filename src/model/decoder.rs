@@ -13,9 +13,6 @@ use crate::gguf::Metadata;
 /// Reads the hyper-parameters of a `Qwen2ForCausalLM`, `Qwen3ForCausalLM` or `LlamaForCausalLM`.
 /// Defaults for absent settings are those of transformers' configuration classes.
 pub(super) fn hparams(config: &Config, arch: Arch) -> Result<Hparams, ModelError> {
-    if config.bool_opt("use_sliding_window")?.unwrap_or(false) {
-        return Err(config.bad("use_sliding_window", "false"));
-    }
     let n_head = config.u32("num_attention_heads")?;
     let n_embd = config.u32("hidden_size")?;
     let head_dim = match (config.u32_opt("head_dim")?, arch) {
@@ -23,37 +20,42 @@ pub(super) fn hparams(config: &Config, arch: Arch) -> Result<Hparams, ModelError
         (None, Arch::Qwen3) => 128,
         (None, _) => n_embd / n_head,
     };
-    let attention_bias = config.bool_opt("attention_bias")?.unwrap_or(false);
-    let (context, theta) = match arch {
-        Arch::Llama => (2048, 10_000.0),
-        _ => (32_768, 10_000.0),
+    let attention_bias = arch != Arch::Qwen2 && config.bool_or("attention_bias", false)?;
+    let (context, n_head_kv) = match arch {
+        Arch::Llama => (2048, n_head),
+        _ => (32_768, 32),
     };
     let grouped = Grouped {
         n_head,
-        n_head_kv: config.u32_or("num_key_value_heads", Some(n_head))?.unwrap_or(n_head),
+        n_head_kv: config.u32_or("num_key_value_heads", Some(n_head_kv))?.unwrap_or(n_head),
         head_dim,
         pairs: pairs(arch),
         qkv_bias: arch == Arch::Qwen2 || attention_bias,
-        output_bias: arch != Arch::Qwen2 && attention_bias,
+        output_bias: attention_bias,
         qk_norm: arch == Arch::Qwen3,
     };
     if grouped.n_head_kv == 0 || !n_head.is_multiple_of(grouped.n_head_kv) {
-        return Err(config.bad("num_key_value_heads", "a divisor of num_attention_heads"));
+        return Err(config.bad("num_key_value_heads", "a divisor of `num_attention_heads`"));
     }
     if !head_dim.is_multiple_of(2) || head_dim == 0 {
-        return Err(config.bad("head_dim", "a positive even number"));
+        return Err(match config.get("head_dim") {
+            Some(_) => config.bad("head_dim", "a positive even number"),
+            None => {
+                config.bad("num_attention_heads", "what divides `hidden_size` into even widths")
+            }
+        });
     }
     Ok(Hparams {
         arch,
         n_layer: config.u32("num_hidden_layers")?,
         n_nextn: 0,
-        context_length: config.u32_or("max_position_embeddings", Some(context))?.unwrap_or(0),
+        context_length: config.context_length(context)?,
         n_embd,
         n_ff: config.u32("intermediate_size")?,
         n_vocab: config.u32("vocab_size")?,
-        rms_eps: config.f32_opt("rms_norm_eps")?.unwrap_or(1e-6),
+        rms_eps: config.rms_eps()?,
         attention: Attention::Grouped(grouped),
-        rope: rope(config, theta)?,
+        rope: rope(config, arch)?,
         moe: None,
     })
 }
@@ -65,12 +67,13 @@ fn pairs(arch: Arch) -> Pairs {
     }
 }
 
-fn rope(config: &Config, theta: f32) -> Result<Rope, ModelError> {
+fn rope(config: &Config, arch: Arch) -> Result<Rope, ModelError> {
     let rope = config.rope()?;
     let yarn = match rope.kind()? {
-        None | Some("llama3") => None,
+        None => None,
+        Some("llama3") if arch == Arch::Llama => None,
         Some("yarn") => {
-            let factor = rope.f32_opt("factor")?.ok_or_else(|| rope.bad("factor", "a number"))?;
+            let factor = rope.factor()?;
             Some(Yarn {
                 factor,
                 original_context: rope.original_context()?,
@@ -85,9 +88,15 @@ fn rope(config: &Config, theta: f32) -> Result<Rope, ModelError> {
                 mscale_all_dim: 0.0,
             })
         }
-        Some(_) => return Err(rope.bad(rope.kind_key(), "\"yarn\", \"llama3\" or none")),
+        Some(_) => {
+            let expected = match arch {
+                Arch::Llama => "\"yarn\", \"llama3\" or none",
+                _ => "\"yarn\" or none",
+            };
+            return Err(rope.bad(rope.kind_key(), expected));
+        }
     };
-    Ok(Rope { freq_base: rope.theta()?.unwrap_or(theta), yarn })
+    Ok(Rope { freq_base: rope.theta()?.unwrap_or(10_000.0), yarn })
 }
 
 /// Writes the architecture's keys and `general.file_type` in the reference converter's order
@@ -128,27 +137,25 @@ pub(super) fn from_keys(keys: &Reader, arch: Arch) -> Result<Hparams, ModelError
     }
     for key in ["attention.value_length", "rope.dimension_count"] {
         if keys.u32_or(key, head_dim)? != head_dim {
-            return Err(keys.bad(key));
+            return Err(keys.bad_value(key, &format!("the width of a head, {head_dim}")));
         }
     }
     if keys.u32_or("expert_count", 0)? != 0 {
-        return Err(keys.bad("expert_count"));
+        return Err(keys.bad_value("expert_count", "0"));
     }
-    let yarn = match keys.str_opt("rope.scaling.type")? {
-        None | Some("none") => None,
-        Some("yarn") => {
-            let factor = keys.f32("rope.scaling.factor")?;
+    let yarn = match keys.yarn()? {
+        None => None,
+        Some((factor, original_context)) => {
             let attention = keys.f32_or("rope.scaling.yarn_attn_factor", 1.0)?;
             Some(Yarn {
                 factor,
-                original_context: keys.u32("rope.scaling.original_context_length")?,
+                original_context,
                 beta_fast: keys.f32_or("rope.scaling.yarn_beta_fast", 32.0)?,
                 beta_slow: keys.f32_or("rope.scaling.yarn_beta_slow", 1.0)?,
                 attention_factor: attention * mscale(factor, 1.0),
                 mscale_all_dim: 0.0,
             })
         }
-        Some(_) => return Err(keys.bad("rope.scaling.type")),
     };
     let has = |tensor: &str| keys.has_tensor(&format!("blk.0.{tensor}"));
     Ok(Hparams {
@@ -185,10 +192,15 @@ pub(super) fn rope_factors(
     if hparams.arch != Arch::Llama || rope.kind()? != Some("llama3") {
         return Ok(None);
     }
-    let factor = rope.f32_opt("factor")?.unwrap_or(8.0);
+    let factor = rope.f32_opt("factor")?.map_or(Ok(8.0), |_| rope.factor())?;
     let low = rope.f64_opt("low_freq_factor")?.unwrap_or(1.0);
     let high = rope.f64_opt("high_freq_factor")?.unwrap_or(4.0);
-    let context = rope.f64_opt("original_max_position_embeddings")?.unwrap_or(8192.0);
+    let context = if rope.has_original() { rope.original_context()?.into() } else { 8192.0 };
+    if low <= 0.0 || high <= low {
+        return Err(
+            rope.bad("high_freq_factor", "a number above `low_freq_factor`, which is above 0")
+        );
+    }
     let n = a.head_dim as usize / 2;
     Ok(Some(llama3_factors(hparams.rope.freq_base, n, factor, low, high, context)))
 }

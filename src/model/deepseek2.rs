@@ -16,9 +16,11 @@ use crate::gguf::Metadata;
 pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelError> {
     let v3 = gating == Gating::Sigmoid;
     let class = |v3_default: u32, v2_default: u32| Some(if v3 { v3_default } else { v2_default });
-    let n_layer = config.u32("num_hidden_layers")?;
-    let n_expert = config.u32_or("n_routed_experts", class(256, 64))?;
     check_router(config, gating)?;
+    // transformers 5 knows the first by the others' names as well.
+    let experts = ["n_routed_experts", "num_local_experts", "num_experts"];
+    let experts = experts.into_iter().find(|key| config.get(key).is_some());
+    let n_expert = config.u32_or(experts.unwrap_or("n_routed_experts"), class(256, 64))?;
     // V2 has settings for groups even where it does not use them.
     let greedy = !v3 && config.str_opt("topk_method")?.unwrap_or("greedy") == "greedy";
     let group = |key: &str, v3_default| -> Result<u32, ModelError> {
@@ -30,13 +32,13 @@ pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelE
         Some(n_expert) => Some(Moe {
             leading_dense: config.u32_or("first_k_dense_replace", class(3, 0))?.unwrap_or(0),
             n_expert,
-            n_used: config.u32_or("num_experts_per_tok", Some(8))?.unwrap_or(0),
+            n_used: config.u32_or("num_experts_per_tok", v3.then_some(8))?.unwrap_or(0),
             n_shared: config.u32_or("n_shared_experts", class(1, 2))?.unwrap_or(0),
             n_group: group("n_group", 8)?,
             n_group_used: group("topk_group", 4)?,
             n_ff: config.u32("moe_intermediate_size")?,
             gating,
-            norm_weights: config.bool_opt("norm_topk_prob")?.unwrap_or(v3),
+            norm_weights: config.bool_or("norm_topk_prob", v3)?,
             weights_scale: config.f32_opt("routed_scaling_factor")?.unwrap_or(if v3 {
                 2.5
             } else {
@@ -44,22 +46,25 @@ pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelE
             }),
         }),
     };
-    let hparams = Hparams {
+    if let Some(moe) = &moe {
+        check_experts(config, moe)?;
+    }
+    Ok(Hparams {
         arch: Arch::DeepSeek2,
-        n_layer,
+        n_layer: config.u32("num_hidden_layers")?,
         // transformers 5 has another word for it.
         n_nextn: match config.u32_opt("num_nextn_predict_layers")? {
             Some(n) => n,
             None => config.u32_opt("num_mtp_layers")?.unwrap_or(0),
         },
-        context_length: config.u32_or("max_position_embeddings", Some(4096))?.unwrap_or(0),
+        context_length: config.context_length(4096)?,
         n_embd: config.u32("hidden_size")?,
         n_ff: config.u32("intermediate_size")?,
         n_vocab: config.u32("vocab_size")?,
-        rms_eps: config.f32_opt("rms_norm_eps")?.unwrap_or(1e-6),
+        rms_eps: config.rms_eps()?,
         attention: Attention::Latent(Latent {
             n_head: config.u32("num_attention_heads")?,
-            q_lora_rank: config.u32_or("q_lora_rank", Some(1536))?,
+            q_lora_rank: config.u32_or("q_lora_rank", Some(1536))?.filter(|&rank| rank > 0),
             kv_lora_rank: config.u32("kv_lora_rank")?,
             qk_nope: config.u32("qk_nope_head_dim")?,
             qk_rope: config.u32("qk_rope_head_dim")?,
@@ -68,18 +73,42 @@ pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelE
         }),
         rope: rope(config)?,
         moe,
-    };
-    Ok(hparams)
+    })
 }
 
-/// Refuses settings of the router that its class has no other code for, as far as they are there.
+/// Refuses settings of the router that its class has no code for.
 fn check_router(config: &Config, gating: Gating) -> Result<(), ModelError> {
-    let (scoring, expected) = match gating {
-        Gating::Sigmoid => ("sigmoid", "\"sigmoid\""),
-        Gating::Softmax => ("softmax", "\"softmax\""),
+    let (scoring, methods): (_, &[&str]) = match gating {
+        Gating::Sigmoid => ("sigmoid", &["noaux_tc"]),
+        Gating::Softmax => ("softmax", &["greedy", "group_limited_greedy"]),
     };
-    if config.str_opt("scoring_func")?.is_some_and(|found| found != scoring) {
-        return Err(config.bad("scoring_func", expected));
+    for (key, known) in [("scoring_func", &[scoring][..]), ("topk_method", methods)] {
+        if config.str_opt(key)?.is_some_and(|found| !known.contains(&found)) {
+            return Err(config.bad(key, &format!("\"{}\"", known.join("\" or \""))));
+        }
+    }
+    // V2's own code leaves out the factor where it normalises, transformers does not normalise, and
+    // GGUF's key stands for both.
+    let scale = config.f32_opt("routed_scaling_factor")?.unwrap_or(1.0);
+    if gating == Gating::Softmax && scale != 1.0 && config.bool_or("norm_topk_prob", false)? {
+        return Err(config.bad("norm_topk_prob", "false beside a `routed_scaling_factor`"));
+    }
+    Ok(())
+}
+
+/// Refuses numbers of experts and groups among which no token can choose.
+fn check_experts(config: &Config, moe: &Moe) -> Result<(), ModelError> {
+    let groups = moe.n_group.max(1);
+    if moe.n_used == 0 || moe.n_used > moe.n_expert {
+        return Err(config.bad("num_experts_per_tok", "at least 1, at most `n_routed_experts`"));
+    }
+    if !moe.n_expert.is_multiple_of(groups) {
+        return Err(config.bad("n_group", "a divisor of `n_routed_experts`"));
+    }
+    let reach = u64::from(moe.n_expert / groups) * u64::from(moe.n_group_used);
+    if groups > 1 && (moe.n_group_used > groups || u64::from(moe.n_used) > reach) {
+        let expected = "at most `n_group`, and enough for `num_experts_per_tok` experts";
+        return Err(config.bad("topk_group", expected));
     }
     Ok(())
 }
@@ -89,7 +118,7 @@ fn rope(config: &Config) -> Result<Rope, ModelError> {
     let yarn = match rope.kind()? {
         None => None,
         Some("yarn") => {
-            let factor = rope.f32_opt("factor")?.ok_or_else(|| rope.bad("factor", "a number"))?;
+            let factor = rope.factor()?;
             let all_dim = rope.f32_opt("mscale_all_dim")?.unwrap_or(0.0);
             // transformers' `_compute_yarn_parameters`: both coefficients or neither.
             let attention_factor =
@@ -109,9 +138,14 @@ fn rope(config: &Config) -> Result<Rope, ModelError> {
                 mscale_all_dim: all_dim,
             })
         }
-        Some(_) => return Err(rope.bad("type", "\"yarn\" or none")),
+        Some(_) => return Err(rope.bad(rope.kind_key(), "\"yarn\" or none")),
     };
     Ok(Rope { freq_base: rope.theta()?.unwrap_or(10000.0), yarn })
+}
+
+/// The factor on cosines and sines that files of this architecture imply.
+fn implied_factor(factor: f32, all_dim: f32) -> f32 {
+    if all_dim == 0.0 { mscale(factor, 1.0) } else { 1.0 }
 }
 
 /// Whether llama.cpp takes a file of so many layers for a "lite" model: it then reads no
@@ -132,6 +166,15 @@ pub(super) fn write_keys(
     let mut keys = Keys::new(hparams.arch, metadata);
     keys.common(hparams, config)?;
     let rope = config.rope()?;
+    if let Some(yarn) = &hparams.rope.yarn
+        && (yarn.attention_factor - implied_factor(yarn.factor, yarn.mscale_all_dim)).abs() > 1e-6
+    {
+        let given = rope.f32_opt("attention_factor")?.is_some();
+        return Err(match given {
+            true => rope.bad("attention_factor", "nothing, since GGUF has no place for it"),
+            false => rope.bad("mscale", "`mscale_all_dim`, since GGUF has no place for another"),
+        });
+    }
     if let Some(moe) = &hparams.moe {
         keys.set("expert_count", moe.n_expert);
         keys.set("expert_used_count", moe.n_used);
@@ -214,22 +257,20 @@ pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelErro
         false => ["attention.key_length_mla", "attention.value_length_mla"],
     };
     let key_length = keys.u32(key)?;
-    let yarn = match keys.str_opt("rope.scaling.type")? {
-        None | Some("none") => None,
-        Some("yarn") => {
-            let factor = keys.f32("rope.scaling.factor")?;
+    let yarn = match keys.yarn()? {
+        None => None,
+        Some((factor, original_context)) => {
             // The converter stores a tenth of the coefficient.
             let all_dim = keys.f32_or("rope.scaling.yarn_log_multiplier", 0.0)? / 0.1;
             Some(Yarn {
                 factor,
-                original_context: keys.u32("rope.scaling.original_context_length")?,
+                original_context,
                 beta_fast: keys.f32_or("rope.scaling.yarn_beta_fast", 32.0)?,
                 beta_slow: keys.f32_or("rope.scaling.yarn_beta_slow", 1.0)?,
-                attention_factor: if all_dim == 0.0 { mscale(factor, 1.0) } else { 1.0 },
+                attention_factor: implied_factor(factor, all_dim),
                 mscale_all_dim: all_dim,
             })
         }
-        Some(_) => return Err(keys.bad("rope.scaling.type")),
     };
     let n_expert = keys.u32_or("expert_count", 0)?;
     let moe = (n_expert > 0)
@@ -245,7 +286,7 @@ pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelErro
                 gating: match keys.u32_or("expert_gating_func", Gating::Softmax as u32)? {
                     1 => Gating::Softmax,
                     2 => Gating::Sigmoid,
-                    _ => return Err(keys.bad("expert_gating_func")),
+                    _ => return Err(keys.bad_value("expert_gating_func", "1 or 2")),
                 },
                 norm_weights: keys.bool_or("expert_weights_norm", false)?,
                 weights_scale: keys.f32_or("expert_weights_scale", 1.0)?,

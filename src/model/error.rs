@@ -1,6 +1,7 @@
 //! What can be wrong with a model's description.
 
 use crate::gguf::GgufError;
+use crate::json::JsonError;
 use crate::source::{CheckpointError, SourceError};
 use std::path::PathBuf;
 
@@ -8,22 +9,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelError {
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
-    /// A JSON file that is not a JSON object.
-    #[error("{}: not a JSON object: {error}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said.
-        error: serde_json::Error,
-    },
+    /// A JSON file that cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
     /// The checkpoint cannot be opened.
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
@@ -43,7 +31,7 @@ pub enum ModelError {
         /// What it says, or `missing`.
         found: String,
         /// What it should be.
-        expected: &'static str,
+        expected: String,
     },
     /// A metadata key that the architecture needs.
     #[error("{}: metadata key `{key}` is missing or makes no sense", path.display())]
@@ -86,6 +74,16 @@ pub enum ModelError {
         /// The shape called for.
         expected: Vec<u64>,
     },
+    /// A tensor and the settings that speak of it do not agree.
+    #[error("{error}; in {} {settings}", config.display())]
+    Disagrees {
+        /// What is wrong with the tensor.
+        error: Box<ModelError>,
+        /// The config file.
+        config: PathBuf,
+        /// The settings with their values.
+        settings: String,
+    },
     /// A tensor that the description has no place for.
     #[error("{}: tensor `{tensor}` has no place in this architecture", path.display())]
     UnknownTensor {
@@ -93,5 +91,19 @@ pub enum ModelError {
         path: PathBuf,
         /// The tensor.
         tensor: String,
+    },
+    /// Layers beyond those that the description says the model has.
+    #[error(
+        "{}: `num_hidden_layers` is {n_layer}, counted from 0, but the checkpoint has layers {found} \
+         besides, which are not for multi-token prediction; mend the number, or remove these layers",
+        path.display()
+    )]
+    MoreLayers {
+        /// The config file.
+        path: PathBuf,
+        /// Layers by the description.
+        n_layer: u32,
+        /// The others.
+        found: String,
     },
 }

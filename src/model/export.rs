@@ -122,6 +122,7 @@ impl GgufModel {
                 let path = source.file().path().to_owned();
                 return Err(ModelError::MissingTensor { path, tensor: name });
             };
+            self.expect(tensor, &dims)?;
             let rows = dims.get(1).copied().unwrap_or(1);
             match piece {
                 Piece::Whole(name) => {
@@ -145,6 +146,7 @@ impl GgufModel {
                         return Err(ModelError::MissingTensor { path, tensor: values });
                     };
                     let (nope, v) = (dims[0], head_rows - dims[0]);
+                    self.expect(values, &[dims[1], v, dims[2]])?;
                     let part = Part::Heads { keys: tensor, values, nope, v };
                     let dims = vec![dims[1], head_rows * dims[2]];
                     exported.push(Exported { name: from, dims, part });
@@ -154,6 +156,22 @@ impl GgufModel {
             }
         }
         Ok(exported)
+    }
+
+    /// Makes sure that a tensor has the shape that the hyper-parameters give it.
+    fn expect(&self, tensor: usize, expected: &[u64]) -> Result<(), ModelError> {
+        let meta = &self.source.tensors()[tensor];
+        let extents = |dims: &[u64]| std::array::from_fn(|i| dims.get(i).copied().unwrap_or(1));
+        let [found, wanted]: [[u64; 4]; 2] = [&meta.dims, expected].map(extents);
+        match found == wanted {
+            true => Ok(()),
+            false => Err(ModelError::Shape {
+                path: self.source.file().path().to_owned(),
+                tensor: meta.name.clone(),
+                found: meta.dims.iter().rev().copied().collect(),
+                expected: expected.iter().rev().copied().collect(),
+            }),
+        }
     }
 
     /// config.json, but for what the tokenizer knows.
@@ -257,7 +275,8 @@ impl GgufModel {
 
     /// The settings of Llama 3's rotary embedding that give these factors.
     fn llama3(&self, tensor: usize) -> Result<Value, ModelError> {
-        let n = self.source.tensors()[tensor].n_elements() as usize;
+        let meta = &self.source.tensors()[tensor];
+        let n = (meta.n_per_row() * meta.n_rows()) as usize;
         let mut found = vec![0.0; n];
         let path = || self.source.file().path().to_owned();
         let bad = || ModelError::Key { path: path(), key: "rope_freqs.weight".to_owned() };
@@ -284,6 +303,6 @@ impl GgufModel {
 }
 
 /// A number as short as its precision allows: 0.1, where the f32 is 0.10000000149.
-fn short(value: f32) -> Value {
+pub(super) fn short(value: f32) -> Value {
     value.to_string().parse::<f64>().map_or(Value::Null, Value::from)
 }

@@ -210,6 +210,29 @@ fn sampling(dir: &Path, metadata: &mut Metadata, warnings: &mut Vec<Warning>) {
     }
 }
 
+/// The sampling settings of a GGUF file as generation_config.json has them.
+#[cfg(feature = "eval")]
+pub fn sampling_settings(metadata: &Metadata) -> serde_json::Map<String, Json> {
+    let mut settings = serde_json::Map::new();
+    for (key, names, _) in SAMPLING {
+        let value = match metadata.get(&format!("general.sampling.{key}")) {
+            Some(Value::String(text)) => text.to_string().into(),
+            Some(Value::I32(n)) => (*n).into(),
+            Some(Value::F32(x)) => super::export::short(*x),
+            _ => continue,
+        };
+        // transformers' own name comes last.
+        settings.extend(names.last().map(|name| ((*name).to_owned(), value)));
+    }
+    let samples = ["temperature", "top_k", "top_p", "min_p"];
+    if samples.iter().any(|key| settings.contains_key(*key))
+        && settings.get("temperature") != Some(&0.0.into())
+    {
+        settings.insert("do_sample".to_owned(), true.into());
+    }
+    settings
+}
+
 fn origins(key: &str, names: &[&str], card: &Node, total: u64, metadata: &mut Metadata) {
     let Some(value) = names.iter().find_map(|name| card.get(name)) else { return };
     let entries: &[Node] = match value {

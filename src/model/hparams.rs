@@ -3,6 +3,7 @@
 use super::config::Config;
 use super::error::ModelError;
 use super::keys::Reader;
+use super::settings::{self, Class};
 use super::{decoder, deepseek2};
 use crate::gguf::Metadata;
 use std::path::Path;
@@ -36,20 +37,17 @@ impl Hparams {
     /// Reads them from a checkpoint's config.json.
     ///
     /// # Errors
-    /// An unsupported class, or a setting that is missing or of the wrong kind.
+    /// An unsupported class, or a setting that is missing, of the wrong kind, or would make another
+    /// model than the class is known to be.
     pub fn from_config(config: &Config) -> Result<Self, ModelError> {
-        match config.architecture()? {
-            "DeepseekV3ForCausalLM" => deepseek2::hparams(config, Gating::Sigmoid),
-            "DeepseekV2ForCausalLM" => deepseek2::hparams(config, Gating::Softmax),
-            "Qwen2ForCausalLM" => decoder::hparams(config, Arch::Qwen2),
-            "Qwen3ForCausalLM" => decoder::hparams(config, Arch::Qwen3),
-            "LlamaForCausalLM" => decoder::hparams(config, Arch::Llama),
-            other => Err(ModelError::Architecture {
-                path: config.path().to_owned(),
-                found: other.to_owned(),
-                supported: "DeepseekV3ForCausalLM (DeepSeek-R1, R1-Zero, V3), DeepseekV2ForCausalLM, \
-                            Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM",
-            }),
+        let class = Class::of(config)?;
+        settings::check(config, class)?;
+        match class {
+            Class::DeepseekV3 => deepseek2::hparams(config, Gating::Sigmoid),
+            Class::DeepseekV2 => deepseek2::hparams(config, Gating::Softmax),
+            Class::Qwen2 => decoder::hparams(config, Arch::Qwen2),
+            Class::Qwen3 => decoder::hparams(config, Arch::Qwen3),
+            Class::Llama => decoder::hparams(config, Arch::Llama),
         }
     }
 

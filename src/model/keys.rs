@@ -2,6 +2,7 @@
 
 use super::config::Config;
 use super::error::ModelError;
+use super::gguf_keys;
 use super::hparams::{Arch, Hparams};
 use crate::gguf::{Metadata, Value};
 use std::path::Path;
@@ -82,12 +83,23 @@ impl<'a> Reader<'a> {
         ModelError::Key { path: self.path.to_owned(), key: self.key(key) }
     }
 
+    /// A key that is there, with another value than it may have.
+    pub fn bad_value(&self, key: &str, expected: &str) -> ModelError {
+        let key = self.key(key);
+        gguf_keys::bad(self.path, &key, self.metadata.get(&key), expected)
+    }
+
     /// A count, bounded so that products of two fit 64 bits.
     fn count(&self, key: &str) -> Result<Option<u32>, ModelError> {
-        match self.metadata.u32(&self.key(key))? {
-            Some(n) if n >= 1 << 28 => Err(self.bad(key)),
-            n => Ok(n),
+        match self.metadata.u32(&self.key(key)) {
+            Ok(n) if n.is_none_or(|n| n < 1 << 28) => Ok(n),
+            _ => Err(self.bad_value(key, "a whole number below 2^28, the same for all layers")),
         }
+    }
+
+    fn number(&self, key: &str) -> Result<Option<f32>, ModelError> {
+        let number = self.metadata.f32(&self.key(key));
+        number.map_err(|_| self.bad_value(key, "a number, the same for all layers"))
     }
 
     pub fn u32(&self, key: &str) -> Result<u32, ModelError> {
@@ -99,19 +111,41 @@ impl<'a> Reader<'a> {
     }
 
     pub fn f32(&self, key: &str) -> Result<f32, ModelError> {
-        self.metadata.f32(&self.key(key))?.ok_or_else(|| self.bad(key))
+        self.number(key)?.ok_or_else(|| self.bad(key))
     }
 
     pub fn f32_or(&self, key: &str, default: f32) -> Result<f32, ModelError> {
-        Ok(self.metadata.f32(&self.key(key))?.unwrap_or(default))
+        Ok(self.number(key)?.unwrap_or(default))
     }
 
     pub fn bool_or(&self, key: &str, default: bool) -> Result<bool, ModelError> {
-        Ok(self.metadata.bool(&self.key(key))?.unwrap_or(default))
+        let switch = self.metadata.bool(&self.key(key));
+        Ok(switch.map_err(|_| self.bad_value(key, "true or false"))?.unwrap_or(default))
     }
 
     pub fn str_opt(&self, key: &str) -> Result<Option<&'a str>, ModelError> {
-        Ok(self.metadata.str(&self.key(key))?)
+        self.metadata.str(&self.key(key)).map_err(|_| self.bad_value(key, "a string"))
+    }
+
+    /// Factor and original context of YaRN, if the file is scaled. Without a type, llama.cpp takes the
+    /// scaling for linear.
+    pub fn yarn(&self) -> Result<Option<(f32, u32)>, ModelError> {
+        let [ty, factor] = ["rope.scaling.type", "rope.scaling.factor"];
+        let bad = |key, expected| self.bad_value(key, expected);
+        match self.str_opt(ty)? {
+            Some("none") => Ok(None),
+            None | Some("linear") if matches!(self.f32_or(factor, 1.0)?, 0.0 | 1.0) => Ok(None),
+            None | Some("linear") => Err(bad(factor, "1, but for \"yarn\" as rope.scaling.type")),
+            Some("yarn") => match self.f32(factor)? {
+                n if n.is_finite() && n >= 1.0 => {
+                    let context = self.u32("context_length")?;
+                    let context = self.u32_or("rope.scaling.original_context_length", context)?;
+                    Ok(Some((n, context)))
+                }
+                _ => Err(bad(factor, "a number, 1 or above")),
+            },
+            Some(_) => Err(bad(ty, "\"yarn\" or \"none\"")),
+        }
     }
 
     /// The vocabulary's size: its own key, or the length of the token list.

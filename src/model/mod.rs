@@ -4,6 +4,7 @@
 //! Whether a model comes from a checkpoint or from a GGUF file, its tensors are seen here under
 //! GGUF's names and in GGUF's shapes.
 
+mod agree;
 mod card;
 mod checkpoint;
 mod config;
@@ -12,19 +13,25 @@ mod deepseek2;
 mod error;
 mod export;
 mod general;
+mod gguf_keys;
 mod hparams;
 mod keys;
+mod left_out;
 mod model_id;
+mod settings;
 
 pub use checkpoint::CheckpointModel;
 pub use config::{Config, RopeConfig};
 pub(crate) use deepseek2::is_lite;
 pub use error::ModelError;
 pub use export::Exported;
+#[cfg(feature = "eval")]
+pub use general::sampling_settings;
 pub use general::{ParamCounts, general_metadata};
 pub use hparams::{
     Arch, Attention, Gating, Grouped, Hparams, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
 };
+pub use left_out::LeftOut;
 
 use crate::gguf::Metadata;
 use crate::source::{GgufSource, Source};
@@ -65,13 +72,20 @@ impl GgufModel {
         let mut source = GgufSource::open(path)?;
         source.apply_scales()?;
         let hparams = hparams_of(&source)?;
+        let path = source.file().path();
+        let warnings = gguf_keys::check(path, hparams.arch, source.metadata())?;
         split_mla(&mut source, &hparams)?;
-        Ok(Self { hparams, source, warnings: Vec::new() })
+        Ok(Self { hparams, source, warnings })
     }
 
     /// The file.
     pub fn gguf(&self) -> &GgufSource {
         &self.source
+    }
+
+    /// What is not as one would expect of its metadata.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// The file's metadata.
@@ -83,7 +97,11 @@ impl GgufModel {
 /// The hyper-parameters of a GGUF file.
 fn hparams_of(source: &GgufSource) -> Result<Hparams, ModelError> {
     let has = |name: &str| source.find(name).is_some();
-    Hparams::from_metadata(source.file().path(), source.metadata(), &has)
+    let path = source.file().path();
+    Hparams::from_metadata(path, source.metadata(), &has).map_err(|error| match error {
+        ModelError::Gguf(error) => ModelError::Gguf(error.in_file(path)),
+        other => other,
+    })
 }
 
 /// Shows the joint `attn_kv_b` of older files as today's `attn_k_b` and `attn_v_b`, and the metadata
@@ -155,7 +173,7 @@ impl Model {
     pub fn warnings(&self) -> &[Warning] {
         match self {
             Self::Checkpoint(model) => model.warnings(),
-            Self::Gguf(model) => &model.warnings,
+            Self::Gguf(model) => model.warnings(),
         }
     }
 

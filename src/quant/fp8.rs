@@ -4,8 +4,9 @@
 //! bit  7      6 5 4 3    2 1 0
 //!      sign   exponent   mantissa      value = ±2^(e-7) · (1 + m/8), or ±2^-6 · m/8 for e = 0
 //! ```
-//! (Micikevicius et al., arXiv:2209.05433.)
+//! (Micikevicius et al., arXiv:2209.05433.) E5M2, its sibling, is the upper half of an F16.
 
+use super::float::f16_to_f32;
 use super::simd::Simd;
 
 /// Value of a byte; ±480 for the two that are NaN. The magnitude's bits, moved to those of an f32,
@@ -28,6 +29,26 @@ pub fn decode_scaled(bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), us
     match super::simd::decode_fp8(Simd::detect(), bytes, scale, out) {
         true => Ok(()),
         false => Err(bytes.iter().position(|b| b & 0x7f == 0x7f).unwrap_or(0)),
+    }
+}
+
+/// [`decode_scaled`] for E5M2.
+///
+/// # Errors
+/// The index of the first byte that is NaN or infinite. What is in `out` then is unspecified.
+pub fn decode_scaled_e5m2(bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), usize> {
+    for (value, &byte) in out.iter_mut().zip(bytes) {
+        *value = f16_to_f32(u16::from(byte) << 8) * scale;
+    }
+    bytes.iter().position(|byte| byte & 0x7c == 0x7c).map_or(Ok(()), Err)
+}
+
+/// The value of an E8M0 byte: 2 to the power of it less 127; NaN for 255.
+pub fn power_of_two(byte: u8) -> f32 {
+    match byte {
+        0 => f32::from_bits(1 << 22),
+        255 => f32::NAN,
+        _ => f32::from_bits(u32::from(byte) << 23),
     }
 }
 
@@ -65,6 +86,25 @@ mod tests {
             decode(&bytes, 0.3, &mut expected);
             assert_eq!(out, expected, "{level}");
         }
+    }
+
+    #[test]
+    fn e5m2_is_the_upper_half_of_an_f16() {
+        let mut out = [0.0; 5];
+        let bytes = [0x01, 0x3c, 0xc0, 0x7b, 0x80];
+        assert_eq!(decode_scaled_e5m2(&bytes, 0.5, &mut out), Ok(()));
+        assert_eq!(out, [2f32.powi(-17), 0.5, -1.0, 28672.0, 0.0]);
+        for bad in [0x7c, 0xfd, 0x7f] {
+            assert_eq!(decode_scaled_e5m2(&[0x3c, bad], 1.0, &mut out[..2]), Err(1));
+        }
+    }
+
+    #[test]
+    fn powers_of_two_are_exact() {
+        for byte in 0..=254u8 {
+            assert_eq!(f64::from(power_of_two(byte)), 2f64.powi(i32::from(byte) - 127));
+        }
+        assert!(power_of_two(255).is_nan());
     }
 
     #[test]

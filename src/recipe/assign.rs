@@ -13,6 +13,14 @@ pub struct Shape<'a> {
     pub dims: &'a [u64],
     /// The type that it keeps when it is not quantized.
     pub source: QuantType,
+    /// Whether importance matrices have no entry for it, because nothing measures its inputs.
+    pub unmeasured: bool,
+}
+
+impl Shape<'_> {
+    fn n_per_row(&self) -> u64 {
+        self.dims.first().copied().unwrap_or(1)
+    }
 }
 
 /// What is asked for beside the mix, as llama-quantize's options.
@@ -72,6 +80,11 @@ pub enum Reason {
     Outside,
     /// An option names the type.
     Requested,
+    /// The wanted type makes no sense without importances, and none can exist for it.
+    Unmeasured {
+        /// The type that needs them.
+        wanted: QuantType,
+    },
     /// Its rows are no whole number of the wanted type's blocks.
     Fallback {
         /// The type that does not fit.
@@ -238,14 +251,22 @@ pub fn assign(
                     ty => Assignment { ty, reason: Reason::Fallback { wanted } },
                 }
             };
-            if !options.imatrix
-                && assigned.reason != Reason::Kept
-                && needs_imatrix(tensor.name, assigned.ty, file_type)
-            {
-                let tensor = tensor.name.to_owned();
-                return Err(RecipeError::NeedsImatrix { tensor, ty: assigned.ty, file_type });
+            let needs = |ty| needs_imatrix(tensor.name, ty, file_type);
+            let Assignment { ty: wanted, reason } = assigned;
+            if reason == Reason::Kept || !needs(wanted) {
+                return Ok(assigned);
             }
-            Ok(assigned)
+            if !options.imatrix {
+                let tensor = tensor.name.to_owned();
+                return Err(RecipeError::NeedsImatrix { tensor, ty: wanted, file_type });
+            }
+            let bytes = wanted.block_bytes();
+            let suits = |ty: &QuantType| ty.block_bytes() >= bytes && !needs(*ty);
+            let other = WITHOUT_IMPORTANCES.into_iter().find(suits);
+            Ok(match other.filter(|_| tensor.unmeasured) {
+                Some(ty) => Assignment { ty, reason: Reason::Unmeasured { wanted } },
+                None => assigned,
+            })
         })
         .collect()
 }
@@ -320,12 +341,19 @@ fn fallback(tensor: &Shape, wanted: QuantType) -> Result<QuantType, RecipeError>
 }
 
 fn fits(tensor: &Shape, ty: QuantType) -> bool {
-    tensor.dims[0].is_multiple_of(ty.block_len() as u64)
+    tensor.n_per_row().is_multiple_of(ty.block_len() as u64)
 }
 
 fn no_fallback(tensor: &Shape, wanted: QuantType) -> RecipeError {
-    RecipeError::NoFallback { tensor: tensor.name.to_owned(), n_per_row: tensor.dims[0], wanted }
+    RecipeError::NoFallback {
+        tensor: tensor.name.to_owned(),
+        n_per_row: tensor.n_per_row(),
+        wanted,
+    }
 }
+
+/// What takes the place of types that need importances, in blocks of the same length.
+const WITHOUT_IMPORTANCES: [QuantType; 2] = [QuantType::Q2_K, QuantType::Q3_K];
 
 /// Whether a tensor of this type makes no sense without an importance matrix
 /// (`tensor_requires_imatrix`).

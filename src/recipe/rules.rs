@@ -390,7 +390,8 @@ mod tests {
         )
         .unwrap();
         let names: Vec<String> = (0..4).map(|i| format!("blk.{i}.ffn_up_exps.weight")).collect();
-        let shape = |name| Shape { name, dims: &[256, 2, 4], source: QuantType::BF16 };
+        let (dims, source) = (&[256, 2, 4], QuantType::BF16);
+        let shape = |name| Shape { name, dims, source, unmeasured: false };
         let shapes: Vec<Shape> = names.iter().map(|name| shape(name)).collect();
         let facts = Facts::default();
         let conditions = Conditions::new();
@@ -422,7 +423,8 @@ mod tests {
         for (when, said) in [("i + 1", "gives 1"), ("1 // i", "1 // 0")] {
             let text = format!("name='x'\ndefault='Q4_K'\n[[rule]]\ntype='Q6_K'\nwhen='{when}'");
             let recipe = Recipe::parse(&text).unwrap();
-            let shape = Shape { name: "output.weight", dims: &[256, 2], source: QuantType::BF16 };
+            let (name, dims, source) = ("output.weight", &[256, 2], QuantType::BF16);
+            let shape = Shape { name, dims, source, unmeasured: false };
             let (facts, conditions) = (Facts::default(), Conditions::new());
             let mut chooser = conditions.chooser(&recipe, &[shape], &facts, false).unwrap();
             let error = chooser.choose(&shape).unwrap_err().to_string();

@@ -1,43 +1,46 @@
-//! Hugging Face checkpoints: safetensors files, sharded or single, plain,
-//! block-scaled FP8, or quantized by ModelOpt (NVFP4, FP8).
+//! Hugging Face checkpoints: safetensors files, sharded or single, plain, FP8 with scales of any
+//! shape, or NVFP4 as ModelOpt stores it.
 //!
-//! It knows how such a folder is stored, not what model it holds. Everything that the headers can
-//! tell is checked on opening; only values remain for reading.
+//! It knows how such a folder is stored, not what model it holds. Tensors are made readable one by
+//! one, as they are asked for: everything that headers can tell of them is checked then, and what
+//! nobody asks for may be missing or stored in any way. Only values remain for reading.
 
+use super::declared::Declared;
 use super::error::{CheckpointError, SourceError};
 use super::folder::Folder;
-use super::{Dtype, Origin, SCRATCH, Source, SourceFile, TensorMeta};
-use crate::blob::{Blob, physical_memory};
+use super::scales::{self, Scale};
+use super::shards::{Shard, Shards, Stored};
+use super::{Dtype, Origin, SCRATCH, Source, SourceFile, TensorMeta, packed};
+use crate::names::few;
 use crate::quant::{QuantError, QuantType, fp8, nvfp4_from_modelopt};
-use safetensors::tensor::{Dtype as StDtype, Metadata, SafeTensorError, TensorInfo};
-use serde_json::Value;
-use std::collections::{BTreeSet, HashMap};
+use crate::warning::{Topic, Warning};
+use safetensors::tensor::Dtype as StDtype;
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
+use std::sync::{Mutex, PoisonError};
 
-const INDEX: &str = "model.safetensors.index.json";
-/// The scales of FP8 weights in DeepSeek's own checkpoints.
-const SCALE_INV: &str = "_scale_inv";
-/// The scales of a weight in ModelOpt's: for blocks of NVFP4; for rows or the whole of FP8.
+/// The scales of the blocks of an NVFP4 weight.
 const SCALE: &str = "_scale";
 /// The scale of an NVFP4 weight as a whole, on top of its blocks' scales.
 const SCALE_2: &str = "_scale_2";
-/// What ModelOpt keeps for activations and caches.
-const ACTIVATIONS: [&str; 3] = [".input_scale", ".k_scale", ".v_scale"];
 
-/// An opened checkpoint folder. Tensors are sorted by name, shapes are innermost first, and the
-/// `weight_scale_inv` companions are folded into the tensors that they scale.
+/// Methods under which weights are known to be stored values times scales.
+const MULTIPLYING: [&str; 5] = ["fp8", "fbgemm_fp8", "compressed-tensors", "modelopt", "quark"];
+
+/// An opened checkpoint folder. Shapes are innermost first, and scales are folded into the tensors that
+/// they scale.
 pub struct Checkpoint {
     folder: Folder,
-    shards: Vec<Shard>,
+    shards: Shards,
+    declared: Declared,
     metas: Vec<TensorMeta>,
     places: Vec<Place>,
     by_name: HashMap<String, usize>,
-}
-
-struct Shard {
-    path: PathBuf,
-    blob: Box<dyn Blob>,
+    /// Names of tensors that have been made readable, and of their scales.
+    taken: HashSet<String>,
+    /// Tensors whose values a scale of 0 has wiped out, with the scale's row and column.
+    wiped: Mutex<BTreeMap<usize, [u64; 2]>>,
 }
 
 /// Where a tensor's bytes lie.
@@ -61,6 +64,12 @@ struct Extent {
     bytes: Range<u64>,
 }
 
+impl From<&Stored> for Extent {
+    fn from(stored: &Stored) -> Self {
+        Self { shard: stored.shard, bytes: stored.bytes.clone() }
+    }
+}
+
 struct NvFp4 {
     scales: Extent,
     /// One f32.
@@ -69,220 +78,248 @@ struct NvFp4 {
     input: Option<Extent>,
 }
 
-/// One f32 factor for every `block[0]` rows and `block[1]` columns (torch order).
-struct Scale {
-    suffix: &'static str,
-    shard: usize,
-    bytes: Range<u64>,
-    dtype: QuantType,
-    block: [usize; 2],
-    per_row: usize,
-}
-
-/// A tensor as its shard's header describes it.
-struct Stored {
-    shard: usize,
-    info: TensorInfo,
-    bytes: Range<u64>,
-}
-
 impl Checkpoint {
-    /// Opens the folder, reads every shard's header and checks headers, index and scales against each other.
+    /// Opens the folder, reads every shard's header and compares headers and index.
     ///
     /// # Errors
-    /// Missing or cut shards, tensors that the index places where they are not, unknown dtypes,
-    /// scales of the wrong shape: each naming file and tensor.
+    /// A folder without weights, a damaged index, damaged shards where no index says what else there is.
     pub fn open(folder: Folder) -> Result<Self, CheckpointError> {
-        let dir = folder.dir();
-        let config = read_json(&dir.join("config.json"))?;
-        let quantization = Quantization::of(dir, &config)?;
-        let (names, weight_map) = shard_names(dir)?;
-        folder.expect(&names);
-        let mut shards = Vec::with_capacity(names.len());
-        let mut stored: HashMap<String, Stored> = HashMap::new();
-        for file in &names {
-            let path = folder.path_of(file);
-            let blob = match folder.open(file) {
-                Ok(blob) => blob,
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                    return Err(CheckpointError::MissingShard { path });
-                }
-                Err(error) => return Err(CheckpointError::Io { path, error }),
-            };
-            let (data, header) = read_header(&path, &*blob)?;
-            let shard = shards.len();
-            for (name, info) in header.tensors() {
-                let (start, end) = info.data_offsets;
-                let bytes = data + start as u64..data + end as u64;
-                let entry = Stored { shard, info: info.clone(), bytes };
-                if let Some(weight_map) = &weight_map {
-                    match weight_map.get(&name) {
-                        None => return Err(CheckpointError::NotInIndex { path, tensor: name }),
-                        Some(place) if place != file => {
-                            return Err(CheckpointError::WrongShard {
-                                tensor: name,
-                                indexed: folder.path_of(place),
-                                found: path,
-                            });
-                        }
-                        Some(_) => {}
-                    }
-                }
-                if let Some(first) = stored.insert(name.clone(), entry) {
-                    let first: &Shard = &shards[first.shard];
-                    return Err(CheckpointError::Duplicate {
-                        tensor: name,
-                        first: first.path.clone(),
-                        second: path,
-                    });
-                }
-            }
-            shards.push(Shard { path, blob });
-        }
-        for (tensor, file) in weight_map.iter().flatten() {
-            if !stored.contains_key(tensor) {
-                return Err(CheckpointError::NotInShard {
-                    path: folder.path_of(file),
-                    tensor: tensor.clone(),
-                });
-            }
-        }
-        // What fits into memory is left there for the next run.
-        let size: u64 = shards.iter().map(|s| s.blob.size()).sum();
-        let large = physical_memory().is_some_and(|memory| size > memory / 2);
-        shards.iter_mut().for_each(|s| s.blob.drop_pages(large));
-        Self::assemble(folder, shards, stored, quantization)
+        let declared = Declared::of(folder.dir())?;
+        let shards = Shards::open(&folder)?;
+        Ok(Self {
+            folder,
+            shards,
+            declared,
+            metas: Vec::new(),
+            places: Vec::new(),
+            by_name: HashMap::new(),
+            taken: HashSet::new(),
+            wiped: Mutex::default(),
+        })
     }
 
-    fn assemble(
-        folder: Folder,
-        shards: Vec<Shard>,
-        mut stored: HashMap<String, Stored>,
-        quantization: Quantization,
-    ) -> Result<Self, CheckpointError> {
-        let mut names: Vec<String> = stored.keys().cloned().collect();
-        names.sort_unstable();
-        let mut checkpoint =
-            Self { folder, shards, metas: Vec::new(), places: Vec::new(), by_name: HashMap::new() };
-        for name in names {
-            let path = |shard: usize| checkpoint.shards[shard].path.clone();
-            let modelopt = quantization == Quantization::ModelOpt;
-            if modelopt && ACTIVATIONS.iter().any(|suffix| name.ends_with(suffix)) {
-                continue;
-            }
-            let suffixes: &[&str] = if modelopt { &[SCALE, SCALE_2] } else { &[SCALE_INV] };
-            if let Some(weight) = suffixes.iter().find_map(|suffix| name.strip_suffix(suffix)) {
-                // Names are visited in order, so the weight has been placed before its scale.
-                let scaled = checkpoint.by_name.get(weight);
-                let is_scaled =
-                    |&i: &usize| !matches!(checkpoint.places[i].scaling, Scaling::Plain);
-                if !scaled.is_some_and(is_scaled) {
-                    let path = path(stored[&name].shard);
-                    return Err(CheckpointError::StrayScale { path, tensor: name });
-                }
-                continue;
-            }
-            let Some(Stored { shard, info, bytes }) = stored.remove(&name) else { continue };
-            let dtype = match info.dtype {
-                StDtype::F32 => Dtype::Gguf(QuantType::F32),
-                StDtype::F16 => Dtype::Gguf(QuantType::F16),
-                StDtype::BF16 => Dtype::Gguf(QuantType::BF16),
-                StDtype::F8_E4M3 => Dtype::F8E4M3,
-                StDtype::U8 if modelopt => Dtype::NvFp4,
-                other => {
-                    return Err(CheckpointError::Dtype {
-                        path: path(shard),
-                        tensor: name,
-                        dtype: format!("{other:?}"),
-                    });
-                }
-            };
-            let scale = |suffix: &str| {
-                let scale = format!("{name}{suffix}");
-                stored.get(&scale).ok_or_else(|| CheckpointError::MissingScale {
-                    path: path(shard),
-                    tensor: name.clone(),
-                    scale,
-                })
-            };
-            let mut dims: Vec<u64> = info.shape.iter().rev().map(|&d| d as u64).collect();
-            let scaling = match dtype {
-                Dtype::F8E4M3 if modelopt => {
-                    let found = scale(SCALE)?;
-                    Scaling::Fp8(scale_of(&name, &info, found, None, || path(found.shard))?)
-                }
-                Dtype::F8E4M3 => {
-                    let found = scale(SCALE_INV)?;
-                    let Quantization::Fp8(block) = quantization else {
-                        return Err(CheckpointError::NoBlockSize {
-                            path: checkpoint.folder.dir().join("config.json"),
-                            tensor: name,
-                        });
-                    };
-                    Scaling::Fp8(scale_of(&name, &info, found, Some(block), || path(found.shard))?)
-                }
-                Dtype::NvFp4 => {
-                    let found = scale(SCALE)?;
-                    let extent = |stored: &Stored| Extent {
-                        shard: stored.shard,
-                        bytes: stored.bytes.clone(),
-                    };
-                    let expected = match *info.shape.as_slice() {
-                        // A GGUF block holds four groups of 16, of two to a byte.
-                        [rows, packed] if packed % 32 == 0 => vec![rows, packed / 8],
-                        _ => {
-                            return Err(CheckpointError::NvFp4Shape {
-                                path: path(shard),
-                                tensor: name,
-                                shape: info.shape.clone(),
-                            });
-                        }
-                    };
-                    let tensor = || format!("{name}{SCALE}");
-                    if found.info.dtype != StDtype::F8_E4M3 {
-                        return Err(CheckpointError::Dtype {
-                            path: path(found.shard),
-                            tensor: tensor(),
-                            dtype: format!("{:?}", found.info.dtype),
-                        });
-                    }
-                    if found.info.shape != expected {
-                        return Err(CheckpointError::ScaleShape {
-                            path: path(found.shard),
-                            tensor: tensor(),
-                            found: found.info.shape.clone(),
-                            expected,
-                        });
-                    }
-                    let single = |name: String| match stored.get(&name) {
-                        None => Ok(None),
-                        Some(Stored { shard, info, .. })
-                            if info.dtype != StDtype::F32 || info.shape.iter().any(|&n| n != 1) =>
-                        {
-                            Err(CheckpointError::ScaleShape {
-                                path: path(*shard),
-                                tensor: name,
-                                found: info.shape.clone(),
-                                expected: vec![1],
-                            })
-                        }
-                        Some(found) => Ok(Some(extent(found))),
-                    };
-                    dims[0] *= 2;
-                    let stem = name.strip_suffix(".weight").unwrap_or(&name);
-                    Scaling::NvFp4(NvFp4 {
-                        scales: extent(found),
-                        global: single(format!("{name}{SCALE_2}"))?,
-                        input: single(format!("{stem}.input_scale"))?,
-                    })
-                }
-                Dtype::Gguf(_) => Scaling::Plain,
-            };
-            checkpoint.by_name.insert(name.clone(), checkpoint.metas.len());
-            checkpoint.metas.push(TensorMeta { name, dims, dtype });
-            checkpoint.places.push(Place { shard, bytes, scaling });
+    /// Makes a tensor readable and returns its index; `None` where no file that is here holds it.
+    ///
+    /// # Errors
+    /// Dtypes that are not read, scales that are missing or of the wrong shape, two different
+    /// tensors of this name.
+    pub fn take(&mut self, name: &str) -> Result<Option<usize>, CheckpointError> {
+        if let Some(&known) = self.by_name.get(name) {
+            return Ok(Some(known));
         }
-        Ok(checkpoint)
+        let (meta, place) = match self.place(name) {
+            Ok(None) => return Ok(None),
+            Ok(Some(found)) => found,
+            Err(CheckpointError::MissingScale { path, tensor, scale }) => {
+                // It may be in a file that is not here.
+                let absent =
+                    scales::names(name).into_iter().find_map(|n| self.shards.why_missing(&n));
+                let missing = CheckpointError::MissingScale { path, tensor, scale };
+                return Err(absent.unwrap_or(missing));
+            }
+            Err(error) => return Err(error),
+        };
+        self.taken.insert(name.to_owned());
+        match &place.scaling {
+            Scaling::Plain => {}
+            Scaling::Fp8(scale) => {
+                self.taken.extend([scale.name.clone(), format!("{name}_zero_point")]);
+            }
+            Scaling::NvFp4(_) => {
+                self.taken.extend([SCALE, SCALE_2].map(|suffix| format!("{name}{suffix}")));
+            }
+        }
+        self.by_name.insert(name.to_owned(), self.metas.len());
+        self.metas.push(meta);
+        self.places.push(place);
+        Ok(Some(self.metas.len() - 1))
+    }
+
+    fn place(&self, name: &str) -> Result<Option<(TensorMeta, Place)>, CheckpointError> {
+        let Some(stored) = self.shards.find(name)? else { return Ok(None) };
+        let mut dims: Vec<u64> = stored.info.shape.iter().rev().map(|&d| d as u64).collect();
+        let (dtype, scaling) = match stored.info.dtype {
+            StDtype::F32 => (Dtype::Gguf(QuantType::F32), Scaling::Plain),
+            StDtype::F16 => (Dtype::Gguf(QuantType::F16), Scaling::Plain),
+            StDtype::BF16 => (Dtype::Gguf(QuantType::BF16), Scaling::Plain),
+            StDtype::F8_E4M3 => (Dtype::F8E4M3, Scaling::Fp8(self.scale_of(name, stored)?)),
+            StDtype::F8_E5M2 => (Dtype::F8E5M2, Scaling::Fp8(self.scale_of(name, stored)?)),
+            StDtype::U8 if self.is_nvfp4(name) => {
+                let nvfp4 = self.nvfp4_of(name, stored)?;
+                dims[0] *= 2;
+                (Dtype::NvFp4, Scaling::NvFp4(nvfp4))
+            }
+            other => return Err(self.unreadable(name, stored, other)),
+        };
+        let Extent { shard, bytes } = stored.into();
+        let meta = TensorMeta { name: name.to_owned(), dims, dtype };
+        Ok(Some((meta, Place { shard, bytes, scaling })))
+    }
+
+    /// The scale of an FP8 tensor.
+    fn scale_of(&self, name: &str, stored: &Stored) -> Result<Scale, CheckpointError> {
+        let zero_point = format!("{name}_zero_point");
+        if let Some(stored) = self.shards.find(&zero_point)?
+            && !self.shards.is_zero(stored)?
+        {
+            let path = self.shards.path_of(stored).to_owned();
+            return Err(CheckpointError::ZeroPoint { path, tensor: zero_point });
+        }
+        Scale::of(name, stored, &self.shards, &self.declared)
+    }
+
+    /// Whether a tensor of bytes is NVFP4, which has FP8 scales.
+    fn is_nvfp4(&self, name: &str) -> bool {
+        let scale = self.shards.stored.get(&format!("{name}{SCALE}"));
+        let is_fp8 = |copy: &Stored| copy.info.dtype == StDtype::F8_E4M3;
+        scale.is_some_and(|copies| copies.iter().all(is_fp8))
+            || self.declared.method.as_deref() == Some("modelopt")
+    }
+
+    fn nvfp4_of(&self, name: &str, stored: &Stored) -> Result<NvFp4, CheckpointError> {
+        let path = |stored: &Stored| self.shards.path_of(stored).to_owned();
+        let scale = format!("{name}{SCALE}");
+        let Some(found) = self.shards.find(&scale)? else {
+            let (path, tensor) = (path(stored), name.to_owned());
+            return Err(CheckpointError::MissingScale { path, tensor, scale });
+        };
+        let expected = match *stored.info.shape.as_slice() {
+            // A GGUF block holds four groups of 16, of two to a byte.
+            [rows, packed] if packed % 32 == 0 => vec![rows, packed / 8],
+            _ => {
+                return Err(CheckpointError::NvFp4Shape {
+                    path: path(stored),
+                    tensor: name.to_owned(),
+                    shape: stored.info.shape.clone(),
+                });
+            }
+        };
+        if found.info.dtype != StDtype::F8_E4M3 {
+            let dtype = format!("{:?}", found.info.dtype);
+            return Err(CheckpointError::Dtype { path: path(found), tensor: scale, dtype });
+        }
+        if found.info.shape != expected {
+            return Err(CheckpointError::ScaleShape {
+                path: path(found),
+                tensor: scale,
+                found: found.info.shape.clone(),
+                expected,
+            });
+        }
+        let single = |name: String| match self.shards.find(&name)? {
+            None => Ok(None),
+            Some(found)
+                if found.info.dtype != StDtype::F32 || found.info.shape.iter().any(|&n| n != 1) =>
+            {
+                Err(CheckpointError::ScaleShape {
+                    path: path(found),
+                    tensor: name,
+                    found: found.info.shape.clone(),
+                    expected: vec![1],
+                })
+            }
+            Some(found) => Ok(Some(found.into())),
+        };
+        Ok(NvFp4 {
+            scales: found.into(),
+            global: single(format!("{name}{SCALE_2}"))?,
+            input: single(input_scale(name))?,
+        })
+    }
+
+    /// Why a tensor that is here is not read.
+    fn unreadable(&self, name: &str, stored: &Stored, dtype: StDtype) -> CheckpointError {
+        let (path, tensor) = (self.shards.path_of(stored).to_owned(), name.to_owned());
+        let integers = matches!(dtype, StDtype::U8 | StDtype::I8 | StDtype::I32 | StDtype::U32);
+        let format = self.packed_beside(name).map(|(_, format)| format);
+        match format.or_else(|| self.declared.method.clone().filter(|_| integers)) {
+            Some(format) => CheckpointError::Packed { path, tensor, format },
+            None => CheckpointError::Dtype { path, tensor, dtype: format!("{dtype:?}") },
+        }
+    }
+
+    /// A tensor of a format that packs weights, which is this one or belongs to it by its name.
+    fn packed_beside(&self, name: &str) -> Option<(&str, String)> {
+        let format = |name| Some((name, packed::format(name, &self.declared)?));
+        let stem = name.strip_suffix("weight").unwrap_or(name);
+        let names = self.shards.stored.keys().filter(|stored| stored.starts_with(stem));
+        names.filter_map(|stored| format(stored.as_str())).min()
+    }
+
+    /// Why a tensor is not here, or why one that is has no use, as far as it is a matter of how
+    /// checkpoints are stored.
+    pub fn objection(&mut self, name: &str) -> Option<CheckpointError> {
+        if let Some((packed, format)) = self.packed_beside(name) {
+            let (tensor, path) = (packed.to_owned(), self.shards.stored[packed].first());
+            let path = path.map_or(self.dir(), |stored| self.shards.path_of(stored)).to_owned();
+            return Some(CheckpointError::Packed { path, tensor, format });
+        }
+        let Some(stored) = self.shards.stored.get(name).and_then(|copies| copies.first()) else {
+            return self.shards.why_missing(name);
+        };
+        let path = self.shards.path_of(stored).to_owned();
+        let weight = scales::scaled(name).filter(|weight| self.shards.stored.contains_key(weight));
+        weight.map(|_| CheckpointError::StrayScale { path, tensor: name.to_owned() })
+    }
+
+    /// Names of tensors that have not been made readable, in order: those of files that are here, and
+    /// those of files that should be by the index.
+    pub fn left(&self) -> Vec<String> {
+        let names = self.shards.stored.keys().chain(self.shards.absent.keys());
+        let mut names: Vec<String> =
+            names.filter(|name| !self.taken.contains(*name)).cloned().collect();
+        names.sort_unstable();
+        names
+    }
+
+    /// The file that holds a tensor of any dtype, readable or not.
+    pub fn file_with(&self, name: &str) -> Option<&Path> {
+        let copies = self.shards.stored.get(name)?;
+        copies.first().map(|stored| self.shards.path_of(stored))
+    }
+
+    /// Files that by the index hold tensors and do not exist.
+    pub fn missing_files(&self) -> impl Iterator<Item = &Path> {
+        let missing = self.shards.unopened.iter().filter(|file| file.missing);
+        missing.map(|file| file.path.as_path())
+    }
+
+    /// What is not as one would expect, once everything that is needed has been made readable.
+    pub fn warnings(&self) -> Vec<Warning> {
+        let shards = &self.shards;
+        let mut warnings = shards.warnings.clone();
+        let damaged = shards.unopened.iter().filter(|file| !file.missing);
+        for error in damaged.filter_map(|file| file.error.as_ref()).chain(&shards.incomplete) {
+            let text = format!("{error}; nothing that is needed is in there");
+            warnings.push(Warning::new(Topic::Tensors, text));
+        }
+        let scaled: Vec<&str> = self
+            .metas
+            .iter()
+            .zip(&self.places)
+            .filter(|(_, place)| !matches!(place.scaling, Scaling::Plain))
+            .map(|(meta, _)| meta.name.as_str())
+            .collect();
+        let config = self.dir().join("config.json");
+        let config = config.display();
+        let text = match &self.declared.method {
+            Some(method) if scaled.is_empty() => {
+                format!("{config}: declares weights quantized by {method}, and none is")
+            }
+            Some(method) if !MULTIPLYING.contains(&method.as_str()) => format!(
+                "{config}: {method} is no format that is known; weights are taken as their stored \
+                 values times their scales: {}",
+                few(&scaled)
+            ),
+            None if !scaled.is_empty() => format!(
+                "{config}: declares no quantization, and these are quantized; their scales are \
+                 applied: {}",
+                few(&scaled)
+            ),
+            _ => return warnings,
+        };
+        warnings.push(Warning::new(Topic::Config, text));
+        warnings
     }
 
     /// The local folder that holds the small files.
@@ -292,33 +329,33 @@ impl Checkpoint {
 
     /// The file that a tensor lies in.
     pub fn path_of(&self, tensor: usize) -> &Path {
-        &self.shards[self.places[tensor].shard].path
+        &self.shards.files[self.places[tensor].shard].path
     }
 
     /// The type of the first matrix that has 16 bits, in the order of the files; what the reference
     /// converter takes for `--outtype auto`.
     pub fn half_type(&self) -> Option<QuantType> {
-        let half = |&i: &usize| {
-            let meta = &self.metas[i];
-            let half = [QuantType::BF16, QuantType::F16].map(Dtype::Gguf).contains(&meta.dtype);
-            meta.dims.len() >= 2 && half
-        };
-        let first = (0..self.metas.len()).filter(half).min_by_key(|&i| self.position(i))?;
-        match self.metas[first].dtype {
-            Dtype::Gguf(ty) => Some(ty),
-            Dtype::F8E4M3 | Dtype::NvFp4 => None,
-        }
+        let tensors =
+            self.shards.stored.iter().flat_map(|(name, copies)| copies.iter().zip([name]));
+        let halves = tensors.filter_map(|(stored, name)| match stored.info.dtype {
+            StDtype::BF16 => Some((stored, name, QuantType::BF16)),
+            StDtype::F16 => Some((stored, name, QuantType::F16)),
+            _ => None,
+        });
+        let matrices = halves.filter(|(stored, ..)| stored.info.shape.len() >= 2);
+        let first = matrices.min_by_key(|(stored, name, _)| (stored.shard, *name));
+        first.map(|(.., ty)| ty)
     }
 
     /// A tensor's place in the order of the reference converter: the number of its shard, and its
-    /// name's place among all names.
-    pub fn position(&self, tensor: usize) -> (usize, usize) {
-        (self.places[tensor].shard, tensor)
+    /// name.
+    pub fn position(&self, tensor: usize) -> (usize, &str) {
+        (self.places[tensor].shard, &self.metas[tensor].name)
     }
 
     /// Bytes of all shards together.
     pub fn n_bytes(&self) -> u64 {
-        self.shards.iter().map(|s| s.blob.size()).sum()
+        self.shards.n_bytes()
     }
 
     /// Bytes of a tensor as stored, its scales included.
@@ -351,6 +388,11 @@ impl Checkpoint {
             }
         }
         Ok(factors)
+    }
+
+    /// The name of the factor of the activations that a tensor is multiplied with.
+    pub fn input_scale(&self, tensor: usize) -> String {
+        input_scale(&self.metas[tensor].name)
     }
 
     /// Rows of an NVFP4 tensor as GGUF's blocks, which lack the factor of the whole
@@ -386,7 +428,7 @@ impl Checkpoint {
         let done = nvfp4_from_modelopt(&packed, &stored, out);
         SCRATCH.set(packed);
         done.map_err(|at| SourceError::Scale {
-            path: self.shards[scales.shard].path.clone(),
+            path: self.shards.files[scales.shard].path.clone(),
             tensor: name_of_scale(),
             row: rows.start + at as u64 / per_row,
             column: at as u64 % per_row,
@@ -397,7 +439,7 @@ impl Checkpoint {
 
     /// How many shards there are.
     pub fn n_shards(&self) -> usize {
-        self.shards.len()
+        self.shards.files.len()
     }
 
     /// Where rows lie in their shard.
@@ -415,7 +457,7 @@ impl Checkpoint {
         offset: u64,
         out: &mut [u8],
     ) -> Result<(), SourceError> {
-        let Shard { path, blob } = &self.shards[shard];
+        let Shard { path, blob } = &self.shards.files[shard];
         blob.read_at(offset, out).map_err(|error| SourceError::Io {
             path: path.clone(),
             tensor: tensor(),
@@ -433,44 +475,49 @@ impl Checkpoint {
         let meta = &self.metas[tensor];
         let n = meta.n_per_row() as usize;
         let shard = self.places[tensor].shard;
-        let name_of_scale = || format!("{}{}", meta.name, scale.suffix);
         let n_rows = out.len() / n;
-        let width = scale.dtype.block_bytes();
+        let width = scale.width();
         // The scales of all rows at once: one for every block of rows.
         let block_rows = first_row / scale.block[0]..(first_row + n_rows).div_ceil(scale.block[0]);
         let mut stored = vec![0; block_rows.len() * scale.per_row * width];
         let at = scale.bytes.start + (block_rows.start * scale.per_row * width) as u64;
-        self.read(scale.shard, name_of_scale, at, &mut stored)?;
-        let mut factors = vec![0f32; block_rows.len() * scale.per_row];
-        scale
-            .dtype
-            .decode_rows(&stored, scale.per_row, &mut factors)
-            .map_err(|error| self.decode_error(tensor, error))?;
-        if let Some(at) = factors.iter().position(|f| !f.is_finite()) {
+        self.read(scale.shard, || scale.name.clone(), at, &mut stored)?;
+        let factors = scale.decode(&stored).map_err(|error| self.decode_error(tensor, error))?;
+        if let Some(at) = factors.iter().position(|f| !(f.is_finite() && *f >= 0.0)) {
             return Err(SourceError::Scale {
-                path: self.shards[scale.shard].path.clone(),
-                tensor: name_of_scale(),
+                path: self.shards.files[scale.shard].path.clone(),
+                tensor: scale.name.clone(),
                 row: (block_rows.start + at / scale.per_row) as u64,
                 column: (at % scale.per_row) as u64,
                 value: factors[at],
             });
         }
+        let decode = match meta.dtype {
+            Dtype::F8E5M2 => fp8::decode_scaled_e5m2,
+            _ => fp8::decode_scaled,
+        };
         let mut data = SCRATCH.take();
         data.resize(out.len(), 0);
         let bytes = self.bytes_of(tensor, first_row as u64..(first_row + n_rows) as u64);
         self.read(shard, || meta.name.clone(), bytes.start, &mut data)?;
         for (i, (bytes, row)) in data.chunks_exact(n).zip(out.chunks_exact_mut(n)).enumerate() {
             let r = first_row + i;
-            let factors = &factors[(r / scale.block[0] - block_rows.start) * scale.per_row..];
+            let block_row = r / scale.block[0];
+            let factors = &factors[(block_row - block_rows.start) * scale.per_row..];
             let blocks = bytes.chunks(scale.block[1]).zip(row.chunks_mut(scale.block[1]));
             for (b, ((bytes, row), &factor)) in blocks.zip(factors).enumerate() {
-                if let Err(at) = fp8::decode_scaled(bytes, factor, row) {
+                if let Err(at) = decode(bytes, factor, row) {
                     return Err(SourceError::Fp8Nan {
-                        path: self.shards[shard].path.clone(),
+                        path: self.shards.files[shard].path.clone(),
                         tensor: meta.name.clone(),
                         row: r as u64,
                         column: (b * scale.block[1] + at) as u64,
                     });
+                }
+                if factor == 0.0 && bytes.iter().any(|byte| byte & 0x7f != 0) {
+                    let mut wiped = self.wiped.lock().unwrap_or_else(PoisonError::into_inner);
+                    let first = wiped.entry(tensor).or_insert([block_row as u64, b as u64]);
+                    *first = [block_row as u64, b as u64].min(*first);
                 }
             }
         }
@@ -539,11 +586,11 @@ impl Source for Checkpoint {
     }
 
     fn prefetch(&self, tensor: usize, rows: Range<u64>) {
-        self.shards[self.places[tensor].shard].blob.prefetch(self.bytes_of(tensor, rows));
+        self.shards.files[self.places[tensor].shard].blob.prefetch(self.bytes_of(tensor, rows));
     }
 
     fn release(&self, tensor: usize, rows: Range<u64>) {
-        self.shards[self.places[tensor].shard].blob.release(self.bytes_of(tensor, rows));
+        self.shards.files[self.places[tensor].shard].blob.release(self.bytes_of(tensor, rows));
     }
 
     fn origin(&self, tensor: usize, _row: u64) -> Origin {
@@ -552,7 +599,7 @@ impl Source for Checkpoint {
     }
 
     fn files(&self) -> Vec<SourceFile> {
-        let shards = self.shards.iter();
+        let shards = self.shards.files.iter();
         shards
             .map(|shard| SourceFile {
                 path: shard.path.clone(),
@@ -569,221 +616,30 @@ impl Source for Checkpoint {
     fn table_bytes(&self) -> u64 {
         let names: usize = self.metas.iter().map(|t| t.name.len()).sum();
         let tables = 4 * (names + self.metas.len() * 256) as u64;
-        tables + self.folder.cache_bytes(self.shards.len())
+        tables + self.folder.cache_bytes(self.shards.files.len())
     }
 
     fn find(&self, name: &str) -> Option<usize> {
         self.by_name.get(name).copied()
     }
-}
 
-fn read_json(path: &Path) -> Result<Value, CheckpointError> {
-    let bytes = std::fs::read(path)
-        .map_err(|error| CheckpointError::Io { path: path.to_owned(), error })?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| CheckpointError::Json { path: path.to_owned(), error })
-}
-
-/// How the weights of a checkpoint are quantized.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Quantization {
-    /// Not at all, or nothing says how.
-    None,
-    /// FP8 with a scale for each block of rows and columns.
-    Fp8([usize; 2]),
-    /// By NVIDIA's ModelOpt: NVFP4, and FP8 with a scale for each row or tensor.
-    ModelOpt,
-}
-
-impl Quantization {
-    /// Reads config.json's `quantization_config`, or hf_quant_config.json where that is missing.
-    fn of(dir: &Path, config: &Value) -> Result<Self, CheckpointError> {
-        let beside = dir.join("hf_quant_config.json");
-        let Some(quantization) = config.get("quantization_config").filter(|v| !v.is_null()) else {
-            return match beside.is_file() && read_json(&beside)?["producer"]["name"] == "modelopt" {
-                true => Ok(Self::ModelOpt),
-                false => Ok(Self::None),
-            };
-        };
-        let bad = |found: &Value, key: &'static str, expected: &'static str| {
-            Err(CheckpointError::Quantization {
-                path: dir.join("config.json"),
-                key,
-                found: found.to_string(),
-                expected,
-            })
-        };
-        let method = &quantization["quant_method"];
-        if method == "modelopt" {
-            return Ok(Self::ModelOpt);
+    fn met(&self) -> Vec<Warning> {
+        let wiped = self.wiped.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut by_file: BTreeMap<&Path, Vec<String>> = BTreeMap::new();
+        for (&tensor, [row, column]) in wiped.iter() {
+            let Scaling::Fp8(scale) = &self.places[tensor].scaling else { continue };
+            let path = self.shards.files[scale.shard].path.as_path();
+            let name = format!("{}[{row}, {column}]", scale.name);
+            by_file.entry(path).or_default().push(name);
         }
-        if method != "fp8" {
-            return bad(method, "quant_method", "\"fp8\" or \"modelopt\"");
-        }
-        let size = &quantization["weight_block_size"];
-        if size.is_null() {
-            return Ok(Self::None);
-        }
-        let numbers: Option<Vec<usize>> = size
-            .as_array()
-            .map(|a| a.iter().filter_map(Value::as_u64).map(|n| n as usize).collect());
-        match numbers.as_deref() {
-            Some(&[rows, columns]) if rows > 0 && columns > 0 => Ok(Self::Fp8([rows, columns])),
-            _ => bad(size, "weight_block_size", "two positive integers"),
-        }
-    }
-}
-
-type WeightMap = HashMap<String, String>;
-
-/// The shard files in order, and the index where there is one.
-fn shard_names(dir: &Path) -> Result<(Vec<String>, Option<WeightMap>), CheckpointError> {
-    let index = dir.join(INDEX);
-    if index.is_file() {
-        let json = read_json(&index)?;
-        let malformed =
-            |what| CheckpointError::Index { path: index.clone(), what: String::from(what) };
-        let map = json["weight_map"].as_object().ok_or_else(|| malformed("has no `weight_map`"))?;
-        let mut weight_map = WeightMap::with_capacity(map.len());
-        for (tensor, file) in map {
-            let file = file.as_str().ok_or_else(|| malformed("names a file that is no string"))?;
-            if Path::new(file).file_name().is_none_or(|name| name != file) {
-                return Err(malformed("names a file outside of the checkpoint's folder"));
-            }
-            weight_map.insert(tensor.clone(), file.to_owned());
-        }
-        let files: BTreeSet<String> = weight_map.values().cloned().collect();
-        return Ok((files.into_iter().collect(), Some(weight_map)));
-    }
-    let entries = std::fs::read_dir(dir)
-        .map_err(|error| CheckpointError::Io { path: dir.to_owned(), error })?;
-    let mut names: Vec<String> =
-        entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
-    names.sort_unstable();
-    let is_shard = |n: &&String| n.starts_with("model") && n.ends_with(".safetensors");
-    let files: Vec<String> = names.iter().filter(is_shard).cloned().collect();
-    if files.is_empty() {
-        return Err(match names.iter().find(|n| n.ends_with(".bin") || n.ends_with(".pth")) {
-            Some(pickle) => CheckpointError::PytorchOnly { path: dir.join(pickle) },
-            None => CheckpointError::NoShards { dir: dir.to_owned() },
+        let texts = by_file.into_iter().map(|(path, scales)| {
+            let (path, scales) = (path.display(), few(&scales));
+            format!("{path}: scales of 0 make 0 of weights that are stored as others: {scales}")
         });
-    }
-    if let Some(of) = files.iter().find(|f| f.contains("-of-")) {
-        // Without the index nothing says whether all shards are here.
-        let promised = of.rsplit("-of-").next().and_then(|s| s.strip_suffix(".safetensors"));
-        if promised.and_then(|n| n.parse().ok()) != Some(files.len()) {
-            return Err(CheckpointError::Index {
-                path: index,
-                what: format!("is missing, and `{of}` promises other shards than are here"),
-            });
-        }
-    }
-    Ok((files, None))
-}
-
-/// Longest header that safetensors files may have.
-const MAX_HEADER: u64 = 100_000_000;
-
-/// Where the data begins, and the tensors, which are found to tile the rest of the file.
-fn read_header(path: &Path, blob: &dyn Blob) -> Result<(u64, Metadata), CheckpointError> {
-    let io = |error| CheckpointError::Io { path: path.to_owned(), error };
-    let truncated = || CheckpointError::Truncated { path: path.to_owned(), length: blob.size() };
-    let invalid = |error| CheckpointError::Header { path: path.to_owned(), error };
-    if blob.size() < 8 {
-        return Err(truncated());
-    }
-    let mut length = [0; 8];
-    blob.read_at(0, &mut length).map_err(io)?;
-    let length = u64::from_le_bytes(length);
-    if length > MAX_HEADER {
-        return Err(invalid(SafeTensorError::HeaderTooLarge));
-    }
-    if length > blob.size() - 8 {
-        return Err(truncated());
-    }
-    let mut header = vec![0; length as usize];
-    blob.read_at(8, &mut header).map_err(io)?;
-    let metadata: Metadata = serde_json::from_slice(&header).map_err(|error| {
-        let path = path.to_owned();
-        match unknown_dtype(&header) {
-            Some((tensor, dtype)) => CheckpointError::Dtype { path, tensor, dtype },
-            None => invalid(SafeTensorError::InvalidHeaderDeserialization(error)),
-        }
-    })?;
-    let mut end = 0;
-    for name in metadata.offset_keys() {
-        let Some(info) = metadata.info(&name) else { continue };
-        // As if none were 0, so that products of some of them fit too.
-        let elements = info.shape.iter().try_fold(1usize, |n, &d| n.checked_mul(d.max(1)));
-        let bits = elements.and_then(|n| n.checked_mul(info.dtype.bitsize()));
-        let bits = bits.ok_or_else(|| invalid(SafeTensorError::ValidationOverflow))?;
-        let bits = if info.shape.contains(&0) { 0 } else { bits };
-        if info.data_offsets.0 != end || info.data_offsets.1 < end {
-            return Err(invalid(SafeTensorError::InvalidOffset(name)));
-        }
-        end = info.data_offsets.1;
-        if bits % 8 != 0 || end - info.data_offsets.0 != bits / 8 {
-            return Err(invalid(SafeTensorError::TensorInvalidInfo));
-        }
-    }
-    match 8 + length + end as u64 == blob.size() {
-        true => Ok((8 + length, metadata)),
-        false => Err(truncated()),
+        texts.map(|text| Warning::new(Topic::Values, text)).collect()
     }
 }
 
-/// The tensor whose dtype made the header unreadable; the parser's own message does not name it.
-fn unknown_dtype(header: &[u8]) -> Option<(String, String)> {
-    let header: Value = serde_json::from_slice(header).ok()?;
-    header.as_object()?.iter().filter(|(name, _)| *name != "__metadata__").find_map(|(name, t)| {
-        let dtype = t.get("dtype")?;
-        serde_json::from_value::<StDtype>(dtype.clone()).is_err().then(|| {
-            (name.clone(), dtype.as_str().map_or_else(|| dtype.to_string(), str::to_owned))
-        })
-    })
-}
-
-/// The scale of an FP8 weight: one for each block, or without blocks, one for each row or for all.
-fn scale_of(
-    tensor: &str,
-    weight: &TensorInfo,
-    scale: &Stored,
-    block: Option<[usize; 2]>,
-    path: impl Fn() -> PathBuf,
-) -> Result<Scale, CheckpointError> {
-    let suffix = if block.is_some() { SCALE_INV } else { SCALE };
-    let &[rows, columns] = weight.shape.as_slice() else {
-        return Err(CheckpointError::Fp8Shape {
-            path: path(),
-            tensor: tensor.to_owned(),
-            shape: weight.shape.clone(),
-        });
-    };
-    let found = &scale.info.shape;
-    let whole = block.is_none() && found.iter().all(|&n| n == 1);
-    let block = block.unwrap_or([if whole { rows } else { 1 }, columns]).map(|n| n.max(1));
-    let expected = vec![rows.div_ceil(block[0]), columns.div_ceil(block[1])];
-    // A scale for each row has one dimension or two.
-    if *found != expected && !(suffix == SCALE && (whole || *found == expected[..1])) {
-        return Err(CheckpointError::ScaleShape {
-            path: path(),
-            tensor: format!("{tensor}{suffix}"),
-            found: found.clone(),
-            expected,
-        });
-    }
-    let dtype = match scale.info.dtype {
-        StDtype::F32 => QuantType::F32,
-        StDtype::BF16 => QuantType::BF16,
-        StDtype::F16 => QuantType::F16,
-        other => {
-            return Err(CheckpointError::Dtype {
-                path: path(),
-                tensor: format!("{tensor}{suffix}"),
-                dtype: format!("{other:?}"),
-            });
-        }
-    };
-    let bytes = scale.bytes.clone();
-    Ok(Scale { suffix, shard: scale.shard, bytes, dtype, block, per_row: expected[1] })
+fn input_scale(weight: &str) -> String {
+    format!("{}.input_scale", weight.strip_suffix(".weight").unwrap_or(weight))
 }

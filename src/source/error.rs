@@ -1,6 +1,8 @@
 //! What can be wrong with a checkpoint or a GGUF file as a source of weights.
 
+use crate::json::JsonError;
 use crate::quant::QuantError;
+use crate::sniff::Seems;
 use safetensors::SafeTensorError;
 use std::path::PathBuf;
 
@@ -28,7 +30,21 @@ pub enum SourceError {
         /// What is wrong with its rows.
         error: QuantError,
     },
-    /// An FP8 byte that means NaN.
+    /// A tensor whose type nobody here can decode.
+    #[error(
+        "{}: tensor `{tensor}` is of type {id}, which this program does not know, so its values cannot \
+         be read",
+        path.display()
+    )]
+    UnknownType {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The id of its type.
+        id: u32,
+    },
+    /// An FP8 byte that means NaN, or in E5M2 an infinity.
     #[error(
         "{}: tensor `{tensor}` holds an FP8 NaN at row {row}, column {column}; \
          the checkpoint is damaged, fetch this file again",
@@ -44,7 +60,7 @@ pub enum SourceError {
         /// Column in the stored tensor.
         column: u64,
     },
-    /// A block scale that is no finite number.
+    /// A scale that is no finite number, or negative.
     #[error(
         "{}: scale `{tensor}` is {value} at row {row}, column {column}; \
          the checkpoint is damaged, fetch this file again",
@@ -73,6 +89,14 @@ fn reading(error: &std::io::Error) -> String {
     }
 }
 
+/// The end of a message on a file that does not exist.
+fn but(beside: &Option<(String, Seems)>) -> String {
+    match beside {
+        Some((name, seems)) => format!(" (`{name}` is there, {seems})"),
+        None => String::new(),
+    }
+}
+
 /// A checkpoint folder that cannot be opened.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -85,14 +109,9 @@ pub enum CheckpointError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// A JSON file that is not JSON.
-    #[error("{}: not valid JSON: {error}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said.
-        error: serde_json::Error,
-    },
+    /// A JSON file that cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
     /// An index that does not describe a checkpoint.
     #[error("{}: {what}", path.display())]
     Index {
@@ -112,19 +131,36 @@ pub enum CheckpointError {
         path: PathBuf,
     },
     /// The folder holds no weights.
-    #[error("{}: no `model*.safetensors` here, is this a checkpoint folder?", dir.display())]
+    #[error(
+        "{}: no `model*.safetensors` here, is this a checkpoint folder?{}",
+        dir.display(),
+        but(beside)
+    )]
     NoShards {
         /// The folder.
         dir: PathBuf,
+        /// A file that may become one, and what it seems to be.
+        beside: Option<(String, Seems)>,
     },
     /// A shard that the index names does not exist.
     #[error(
-        "{}: this shard is named in the index but does not exist; complete the download",
-        path.display()
+        "{}: this shard is named in the index but does not exist; complete the download{}",
+        path.display(),
+        but(beside)
     )]
     MissingShard {
         /// The missing file.
         path: PathBuf,
+        /// A file that may become it, and what it seems to be.
+        beside: Option<(String, Seems)>,
+    },
+    /// A file in place of a shard.
+    #[error("{}: not a safetensors file but {seems}", path.display())]
+    NotSafetensors {
+        /// The file.
+        path: PathBuf,
+        /// What it seems to be.
+        seems: Seems,
     },
     /// A shard whose length is not what its header says.
     #[error(
@@ -154,26 +190,13 @@ pub enum CheckpointError {
         /// The tensor.
         tensor: String,
     },
-    /// A shard holds a tensor that the index does not list.
-    #[error("{}: tensor `{tensor}` is not in the index; files of two checkpoints mixed?", path.display())]
-    NotInIndex {
-        /// The shard.
-        path: PathBuf,
-        /// The tensor.
-        tensor: String,
-    },
-    /// A tensor lies in another shard than the index says.
-    #[error("tensor `{tensor}` lies in {} but the index places it in {}", found.display(), indexed.display())]
-    WrongShard {
-        /// The tensor.
-        tensor: String,
-        /// Where the index says that it is.
-        indexed: PathBuf,
-        /// Where it is.
-        found: PathBuf,
-    },
-    /// Two shards hold a tensor of the same name.
-    #[error("tensor `{tensor}` is in both {} and {}", first.display(), second.display())]
+    /// Two shards hold different tensors of the same name.
+    #[error(
+        "tensor `{tensor}` is in both {} and {}, and not the same; remove the file that does not belong \
+         to this checkpoint",
+        first.display(),
+        second.display()
+    )]
     Duplicate {
         /// The tensor.
         tensor: String,
@@ -184,8 +207,8 @@ pub enum CheckpointError {
     },
     /// A dtype that has no reader.
     #[error(
-        "{}: tensor `{tensor}` has dtype {dtype}; readable are F32, F16, BF16, F8_E4M3 with its \
-         `weight_scale_inv`, and what ModelOpt quantized to NVFP4 or FP8",
+        "{}: tensor `{tensor}` has dtype {dtype}; readable are F32, F16, BF16, F8_E4M3 and F8_E5M2 with \
+         their scales, and NVFP4 as ModelOpt stores it",
         path.display()
     )]
     Dtype {
@@ -195,6 +218,47 @@ pub enum CheckpointError {
         tensor: String,
         /// Its dtype as spelled in the header.
         dtype: String,
+    },
+    /// A tensor whose weights are packed into integers.
+    #[error(
+        "{}: tensor `{tensor}` is packed by {format}, which is not read; convert the original \
+         checkpoint, or dequantize this one first (transformers: `model.dequantize()`, then \
+         `save_pretrained`)",
+        path.display()
+    )]
+    Packed {
+        /// The shard.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The format, as it is declared, or as names tell.
+        format: String,
+    },
+    /// A quantized tensor with scales under two names.
+    #[error(
+        "{}: tensor `{tensor}` has two scales, `{}` and `{}`; remove the one that does not belong to it",
+        path.display(),
+        scales[0],
+        scales[1]
+    )]
+    TwoScales {
+        /// The shard of the tensor.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
+        /// The scales.
+        scales: [String; 2],
+    },
+    /// A quantized tensor whose values are counted from another than 0.
+    #[error(
+        "{}: `{tensor}` is not 0 throughout, and FP8 weights are read without zero points",
+        path.display()
+    )]
+    ZeroPoint {
+        /// The shard of the zero points.
+        path: PathBuf,
+        /// The zero points.
+        tensor: String,
     },
     /// A quantized tensor without a scale.
     #[error("{}: tensor `{tensor}` is quantized, but `{scale}` is missing", path.display())]
@@ -221,25 +285,18 @@ pub enum CheckpointError {
         shape: Vec<usize>,
     },
     /// A scale without a quantized tensor.
-    #[error("{}: scale `{tensor}` has no quantized tensor to scale", path.display())]
+    #[error(
+        "{}: scale `{tensor}` has no quantized tensor to scale; if its weights have been dequantized, \
+         remove it",
+        path.display()
+    )]
     StrayScale {
         /// The shard of the scale.
         path: PathBuf,
         /// The scale.
         tensor: String,
     },
-    /// FP8 tensors, but no block size to apply their scales with.
-    #[error(
-        "{}: tensor `{tensor}` is F8_E4M3, but `quantization_config.weight_block_size` is missing",
-        path.display()
-    )]
-    NoBlockSize {
-        /// The config file.
-        path: PathBuf,
-        /// The first FP8 tensor.
-        tensor: String,
-    },
-    /// A quantization that is not block-scaled FP8.
+    /// A declaration of how weights are quantized that makes no sense.
     #[error("{}: `quantization_config.{key}` is {found}, expected {expected}", path.display())]
     Quantization {
         /// The config file.

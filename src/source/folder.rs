@@ -39,6 +39,16 @@ impl Folder {
         }
     }
 
+    /// Whether its weights are files of this machine, where reading a few bytes costs little.
+    pub fn is_local(&self) -> bool {
+        matches!(self.place, Place::Local(_))
+    }
+
+    /// Whether a file of weights is known not to exist.
+    pub fn lacks(&self, name: &str) -> bool {
+        self.is_local() && !self.dir().join(name).exists()
+    }
+
     /// How a file of weights is called in messages.
     pub fn path_of(&self, name: &str) -> PathBuf {
         match &self.place {

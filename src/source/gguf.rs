@@ -2,7 +2,7 @@
 
 use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, TensorMeta};
 use crate::blob::{Blob, LocalFile, physical_memory};
-use crate::gguf::{GgufError, GgufFile, Metadata, open_all};
+use crate::gguf::{GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
 use crate::quant::QuantType;
 use std::collections::HashMap;
 use std::fs::File;
@@ -63,7 +63,7 @@ impl GgufSource {
             data.push(blob);
             for (j, t) in file.tensors().iter().enumerate() {
                 places.push(Place { file: i, index: j, part: Part::Whole });
-                let dtype = Dtype::Gguf(t.ty);
+                let dtype = t.ty.into();
                 metas.push(TensorMeta { name: t.name.clone(), dims: t.dims.clone(), dtype });
             }
         }
@@ -84,7 +84,7 @@ impl GgufSource {
             let Some(stem) = meta.name.strip_suffix(".weight") else { continue };
             let Some(scale) = self.find(&format!("{stem}.scale")) else { continue };
             let of_scale = &self.metas[scale];
-            let matrices = meta.dims.get(2).copied().unwrap_or(1);
+            let matrices = meta.dims.iter().skip(2).product::<u64>();
             if of_scale.dtype == Dtype::Gguf(QuantType::F32) && of_scale.n_elements() == matrices {
                 let mut factors = vec![0.0; matrices as usize];
                 self.read_rows(scale, 0, &mut factors)?;
@@ -215,8 +215,10 @@ impl GgufSource {
         let Place { file, index, .. } = self.places[tensor];
         let file = &self.files[file];
         let stored = &file.tensors()[index];
-        let row = stored.ty.row_bytes(stored.dims.first().map_or(1, |&n| n as usize));
-        let row = row.expect("the reader checked that rows are whole") as u64;
+        let row = match stored.ty {
+            TensorType::Unknown(_) => 1,
+            known => known.n_bytes(&stored.dims[..stored.dims.len().min(1)]).unwrap_or(0),
+        };
         let start = file.tensor_range(index).start as u64;
         start + rows.start * row..start + rows.end * row
     }
@@ -236,10 +238,17 @@ impl Source for GgufSource {
         if out.is_empty() || n == 0 {
             return Ok(());
         }
-        let mut bytes = SCRATCH.take();
-        let rows = first_row..first_row + (out.len() / n) as u64;
         let Place { file, index, part } = self.places[tensor];
         let stored = &self.files[file].tensors()[index];
+        let ty = match stored.ty {
+            TensorType::Known(ty) => ty,
+            TensorType::Unknown(Opaque { id, .. }) => {
+                let (path, tensor) = (self.path(tensor), self.metas[tensor].name.clone());
+                return Err(SourceError::UnknownType { path, tensor, id });
+            }
+        };
+        let mut bytes = SCRATCH.take();
+        let rows = first_row..first_row + (out.len() / n) as u64;
         let mut done = Ok(());
         if let Part::Columns { .. } = part {
             let (width, per_head) = (stored.dims[0] as usize, self.metas[tensor].dims[1]);
@@ -250,7 +259,7 @@ impl Source for GgufSource {
                 self.read_stored(tensor, stored_rows, &mut bytes)?;
                 head.resize(n * width, 0.0);
                 if done.is_ok() {
-                    done = stored.ty.decode_rows(&bytes, width, &mut head);
+                    done = ty.decode_rows(&bytes, width, &mut head);
                 }
                 for row in rows {
                     let column = (row % per_head) as usize;
@@ -263,11 +272,11 @@ impl Source for GgufSource {
             })?;
         } else {
             self.read_whole(tensor, rows, &mut bytes)?;
-            done = stored.ty.decode_rows(&bytes, n, out);
+            done = ty.decode_rows(&bytes, n, out);
         }
         SCRATCH.set(bytes);
         if let Some(factors) = self.factors.get(&tensor) {
-            let per_matrix = self.metas[tensor].dims[1];
+            let per_matrix = self.metas[tensor].dims.get(1).copied().unwrap_or(1);
             for (row, weights) in (first_row..).zip(out.chunks_exact_mut(n)) {
                 let factor = factors[(row / per_matrix) as usize];
                 weights.iter_mut().for_each(|weight| *weight *= factor);

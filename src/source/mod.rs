@@ -4,11 +4,15 @@
 //! plainly, as bytes. It does not know what the tensors mean.
 
 mod checkpoint;
+mod declared;
 mod error;
 mod folder;
 mod gguf;
+mod packed;
 #[cfg(feature = "remote")]
 mod remote;
+mod scales;
+mod shards;
 
 pub use checkpoint::Checkpoint;
 pub use error::{CheckpointError, SourceError};
@@ -17,7 +21,9 @@ pub use gguf::GgufSource;
 #[cfg(feature = "remote")]
 pub use remote::{RemoteError, RemoteFolder, RemoteOptions, is_url};
 
+use crate::gguf::{Opaque, TensorType};
 use crate::quant::QuantType;
+use crate::warning::Warning;
 use std::cell::Cell;
 use std::fs::File;
 use std::ops::Range;
@@ -31,20 +37,47 @@ thread_local! {
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// FP8 E4M3 with one f32 scale for each block of rows and columns.
+    /// FP8 E4M3 with a scale for each block of rows and columns.
     F8E4M3,
+    /// FP8 E5M2, likewise.
+    F8E5M2,
     /// ModelOpt's NVFP4: E2M1 codes, an E4M3 scale for every 16, and an f32 scale for the tensor.
     NvFp4,
     /// A GGUF type: plain floats, or blocks.
     Gguf(QuantType),
+    /// A GGUF type that this program does not know. The tensor's bytes can be had, as so many rows of
+    /// one byte, and its values cannot.
+    Opaque(Opaque),
+}
+
+impl From<TensorType> for Dtype {
+    fn from(ty: TensorType) -> Self {
+        match ty {
+            TensorType::Known(ty) => Self::Gguf(ty),
+            TensorType::Unknown(opaque) => Self::Opaque(opaque),
+        }
+    }
+}
+
+impl Dtype {
+    /// Whether values of this type can be read.
+    pub fn is_readable(self) -> bool {
+        match self {
+            Self::F8E4M3 | Self::F8E5M2 | Self::NvFp4 => true,
+            Self::Gguf(ty) => ty.decode_rows(&[], ty.block_len(), &mut []).is_ok(),
+            Self::Opaque(_) => false,
+        }
+    }
 }
 
 impl std::fmt::Display for Dtype {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Dtype::F8E4M3 => f.pad("F8_E4M3"),
+            Dtype::F8E5M2 => f.pad("F8_E5M2"),
             Dtype::NvFp4 => f.pad("NVFP4"),
             Dtype::Gguf(ty) => f.pad(ty.name()),
+            Dtype::Opaque(opaque) => opaque.fmt(f),
         }
     }
 }
@@ -63,12 +96,19 @@ pub struct TensorMeta {
 impl TensorMeta {
     /// Elements in a row.
     pub fn n_per_row(&self) -> u64 {
-        self.dims.first().copied().unwrap_or(1)
+        match self.dtype {
+            Dtype::Opaque(_) => 1,
+            _ => self.dims.first().copied().unwrap_or(1),
+        }
     }
 
-    /// Rows, over all matrices.
+    /// Rows, over all matrices; none where rows have no elements.
     pub fn n_rows(&self) -> u64 {
-        self.dims.iter().skip(1).product()
+        match self.dtype {
+            Dtype::Opaque(opaque) => opaque.n_bytes,
+            _ if self.n_per_row() == 0 => 0,
+            _ => self.dims.iter().skip(1).product(),
+        }
     }
 
     /// Elements.
@@ -158,6 +198,11 @@ pub trait Source: Send + Sync {
     fn table_bytes(&self) -> u64 {
         let names: usize = self.tensors().iter().map(|t| t.name.len()).sum();
         4 * (names + self.tensors().len() * 256) as u64
+    }
+
+    /// What was met in rows that have been read, beside what cannot be read.
+    fn met(&self) -> Vec<Warning> {
+        Vec::new()
     }
 
     /// The index of a tensor.

@@ -194,7 +194,7 @@ impl RemoteFolder {
     }
 
     fn object(&self, name: &str) -> ObjectPath {
-        self.root.clone().join(name)
+        name.split('/').fold(self.root.clone(), |path, part| path.join(part))
     }
 
     /// Fetches the heads of these files, many at a time.

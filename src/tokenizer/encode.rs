@@ -3,8 +3,9 @@
 use super::error::TokenizerError;
 use super::pre::Pre;
 use super::spm::Spm;
-use super::vocab::{MODEL, PRE, TokenType, Vocab};
+use super::vocab::{MERGES, MODEL, PRE, TOKENS, TokenType, Vocab, special_id};
 use crate::gguf::Metadata;
+use crate::warning::Warning;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -12,6 +13,7 @@ use std::path::Path;
 pub struct Tokenizer {
     engine: Engine,
     bos: Option<u32>,
+    warnings: Vec<Warning>,
 }
 
 enum Engine {
@@ -20,20 +22,18 @@ enum Engine {
 }
 
 impl Tokenizer {
-    /// From a checkpoint's tokenizer.json. `vocab` is what was read from the same folder.
+    /// From a checkpoint's vocabulary, by the rules that a GGUF file of it would be read with. Where
+    /// GGUF has no name for these, tokenizer.json tells them.
     ///
     /// # Errors
-    /// The file cannot be read, or the engine refuses it.
+    /// The file cannot be read, or the engine refuses.
     pub fn from_checkpoint(dir: &Path, vocab: &Vocab) -> Result<Self, TokenizerError> {
-        let mut json = super::checkpoint::read_json(&dir.join("tokenizer.json"))?;
-        for token in json["added_tokens"].as_array_mut().into_iter().flatten() {
-            // Tokens that steer the model are not always marked so.
-            let id = token["id"].as_u64().and_then(|id| usize::try_from(id).ok());
-            if id.and_then(|id| vocab.types.get(id)) == Some(&TokenType::Control) {
-                token["special"] = true.into();
-            }
+        if Pre::named(&vocab.pre).is_some() {
+            return Self::from_vocab(vocab);
         }
-        Self::new(&json, vocab)
+        let json = super::files::read_json(&dir.join("tokenizer.json"))?;
+        let ignore_merges = json["model"]["ignore_merges"] == true;
+        Self::new(&json_of(vocab, json["pre_tokenizer"].clone(), ignore_merges), vocab)
     }
 
     /// From what a GGUF file holds: byte-level BPE (`gpt2`) or SentencePiece (`llama`).
@@ -43,7 +43,9 @@ impl Tokenizer {
     pub fn from_metadata(metadata: &Metadata) -> Result<Self, TokenizerError> {
         match metadata.str(MODEL)? {
             Some("llama") => {
-                Ok(Self { engine: Engine::Spm(Spm::read(metadata)?), bos: bos(metadata)? })
+                let engine = Engine::Spm(Spm::read(metadata)?);
+                let (bos, warnings) = bos(metadata)?;
+                Ok(Self { engine, bos, warnings })
             }
             _ => Self::from_vocab(&Vocab::read(metadata)?),
         }
@@ -52,17 +54,28 @@ impl Tokenizer {
     /// From a byte-level BPE vocabulary.
     ///
     /// # Errors
-    /// A pre-tokenizer whose rules are not known, or merges that do not fit the tokens.
+    /// A pre-tokenizer whose rules are not known, no merges, or merges that do not fit the tokens.
     pub fn from_vocab(vocab: &Vocab) -> Result<Self, TokenizerError> {
-        Self::new(&json_of(vocab)?, vocab)
+        let pre =
+            Pre::named(&vocab.pre).ok_or_else(|| TokenizerError::NoRules(vocab.pre.clone()))?;
+        Self::new(&json_of(vocab, pre.section(), pre.ignore_merges), vocab)
     }
 
     fn new(json: &Value, vocab: &Vocab) -> Result<Self, TokenizerError> {
+        if vocab.merges.is_empty() {
+            let what = "is missing, so that text cannot be made tokens".to_owned();
+            return Err(TokenizerError::Key { key: MERGES, what });
+        }
         let mut engine = tokenizers::Tokenizer::from_bytes(json.to_string())
             .map_err(|error| TokenizerError::Engine(error.to_string()))?;
         engine.set_encode_special_tokens(true);
         let bos = vocab.special("bos").filter(|_| vocab.add_bos());
-        Ok(Self { engine: Engine::Bpe(Box::new(engine)), bos })
+        Ok(Self { engine: Engine::Bpe(Box::new(engine)), bos, warnings: vocab.warnings.clone() })
+    }
+
+    /// What was odd about the vocabulary.
+    pub fn warnings(&self) -> &[Warning] {
+        &self.warnings
     }
 
     /// The tokens of a text, with the BOS token before them where the vocabulary says so. Special
@@ -91,30 +104,32 @@ impl Tokenizer {
 }
 
 /// The token that a GGUF model's sequences begin with, if any, whether or not text can be made
-/// tokens with its vocabulary here.
+/// tokens with its vocabulary here; with what was odd about it.
 ///
 /// # Errors
 /// A key of another type than it should have.
-pub fn bos(metadata: &Metadata) -> Result<Option<u32>, TokenizerError> {
+pub fn bos(metadata: &Metadata) -> Result<(Option<u32>, Vec<Warning>), TokenizerError> {
     let spm = metadata.str(MODEL)? == Some("llama");
     let adds = spm || Pre::adds_bos(metadata.str(PRE)?.unwrap_or_default());
-    let id = metadata.u32("tokenizer.ggml.bos_token_id")?.or(spm.then_some(1));
+    let n = metadata.strings(TOKENS)?.map_or(usize::MAX, <[_]>::len);
+    let mut warnings = Vec::new();
+    let id = special_id(metadata, "bos", n, &mut warnings).or(spm.then_some(1));
     let adds = metadata.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(adds);
-    Ok(id.filter(|_| adds))
+    Ok((id.filter(|_| adds), warnings))
 }
 
-/// What tokenizer.json says about a vocabulary.
-fn json_of(vocab: &Vocab) -> Result<Value, TokenizerError> {
-    let pre = Pre::named(&vocab.pre).ok_or_else(|| TokenizerError::NoRules(vocab.pre.clone()))?;
+/// What tokenizer.json says about a vocabulary that is split by the rules of this section.
+pub(super) fn json_of(vocab: &Vocab, pre_tokenizer: Value, ignore_merges: bool) -> Value {
     let mut tokens = serde_json::Map::new();
     let mut added: Vec<Value> = Vec::new();
     for (id, (token, ty)) in vocab.tokens.iter().zip(&vocab.types).enumerate() {
         match ty {
+            _ if token.is_empty() => {}
             TokenType::Control | TokenType::UserDefined => added.push(json!({
                 "id": id, "content": token, "single_word": false, "lstrip": false,
                 "rstrip": false, "normalized": false, "special": *ty == TokenType::Control,
             })),
-            TokenType::Unused => {}
+            TokenType::Unused if *token == format!("[PAD{id}]") => {}
             _ => drop(tokens.insert(token.clone(), id.into())),
         }
     }
@@ -124,47 +139,15 @@ fn json_of(vocab: &Vocab) -> Result<Value, TokenizerError> {
             tokens.insert(content.to_owned(), token["id"].clone());
         }
     }
-    let json = json!({
+    json!({
         "version": "1.0", "truncation": null, "padding": null, "added_tokens": added,
-        "normalizer": null, "pre_tokenizer": pre.section(), "post_processor": null,
+        "normalizer": null, "pre_tokenizer": pre_tokenizer, "post_processor": null,
         "decoder": null,
         "model": {
             "type": "BPE", "dropout": null, "unk_token": null,
             "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
-            "byte_fallback": false, "ignore_merges": pre.ignore_merges,
+            "byte_fallback": false, "ignore_merges": ignore_merges,
             "vocab": tokens, "merges": vocab.merges,
         },
-    });
-    Ok(json)
-}
-
-/// tokenizer.json and tokenizer_config.json of a vocabulary.
-///
-/// # Errors
-/// A pre-tokenizer whose rules are not known.
-pub fn tokenizer_files(vocab: &Vocab) -> Result<Vec<(String, Value)>, TokenizerError> {
-    let mut tokenizer = json_of(vocab)?;
-    tokenizer["decoder"] = json!({
-        "type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true,
-    });
-    let mut config = json!({ "tokenizer_class": "PreTrainedTokenizerFast" });
-    for (key, name) in [
-        ("bos_token", "bos"),
-        ("eos_token", "eos"),
-        ("pad_token", "padding"),
-        ("unk_token", "unknown"),
-    ] {
-        let token = vocab.special(name).and_then(|id| vocab.tokens.get(id as usize));
-        if let Some(token) = token {
-            config[key] = token.as_str().into();
-        }
-    }
-    for (name, add) in &vocab.add_special {
-        config[format!("add_{name}_token")] = (*add).into();
-    }
-    if let Some((_, template)) = vocab.chat_templates.iter().find(|(name, _)| name.is_none()) {
-        config["chat_template"] = template.as_str().into();
-    }
-    let named = [("tokenizer.json", tokenizer), ("tokenizer_config.json", config)];
-    Ok(named.map(|(name, json)| (name.to_owned(), json)).into())
+    })
 }

@@ -1,6 +1,7 @@
 //! What can be wrong with a vocabulary.
 
 use crate::gguf::GgufError;
+use crate::json::JsonError;
 use std::path::PathBuf;
 
 /// A vocabulary that cannot be read or used.
@@ -15,14 +16,9 @@ pub enum TokenizerError {
         /// What the system said.
         error: std::io::Error,
     },
-    /// A file that is not JSON.
-    #[error("{}: not valid JSON: {error}", path.display())]
-    Json {
-        /// The file.
-        path: PathBuf,
-        /// What the parser said.
-        error: serde_json::Error,
-    },
+    /// A JSON file that cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
     /// A tokenizer of another kind than byte-level BPE.
     #[error("{}: tokenizer model `{found}` is not supported, byte-level BPE is", path.display())]
     Kind {
@@ -50,6 +46,19 @@ pub enum TokenizerError {
         path: PathBuf,
         /// The known names.
         known: String,
+    },
+    /// Rules that no pre-tokenizer of GGUF has, and no model was trained with.
+    #[error(
+        "{}: {what}: a tool has damaged the file, and text would become other tokens than the model \
+         was trained on; take the file from the original model, or convert with --tokenizer-pre NAME, \
+         the GGUF name of the model's pre-tokenizer",
+        path.display()
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        what: String,
     },
     /// A pre-tokenizer that text cannot be split with here.
     #[error(

@@ -13,7 +13,6 @@ pub(super) struct Pre {
     /// A token whose presence tells two tokenizers of the same rules apart.
     marker: Option<&'static str>,
     /// Whether a piece that is a token is taken whole, whatever the merges say.
-    #[cfg_attr(not(feature = "eval"), allow(dead_code))]
     pub ignore_merges: bool,
 }
 
@@ -80,7 +79,6 @@ const KNOWN: [Pre; 10] = [
 
 impl Pre {
     /// The pre-tokenizer of this name.
-    #[cfg(feature = "eval")]
     pub fn named(name: &str) -> Option<&'static Self> {
         let name = usual_name(name);
         KNOWN.iter().find(|pre| pre.name == name)
@@ -109,22 +107,31 @@ impl Pre {
     /// A `pre_tokenizer` section that splits so.
     #[cfg(feature = "eval")]
     pub fn section(&self) -> Value {
-        let mut steps: Vec<Value> = self
-            .splits
-            .iter()
-            .map(|split| {
-                serde_json::json!({
-                    "type": "Split", "pattern": {"Regex": split},
-                    "behavior": "Isolated", "invert": false,
-                })
-            })
-            .collect();
-        steps.push(serde_json::json!({
-            "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
-            "use_regex": false,
-        }));
-        serde_json::json!({"type": "Sequence", "pretokenizers": steps})
+        section(self.splits)
     }
+}
+
+/// How Qwen2's tokenizer splits where no tokenizer.json says so.
+pub(super) fn qwen2_section() -> Value {
+    section(&[QWEN2])
+}
+
+/// A `pre_tokenizer` section with these regular expressions.
+fn section(splits: &[&str]) -> Value {
+    let mut steps: Vec<Value> = splits
+        .iter()
+        .map(|split| {
+            serde_json::json!({
+                "type": "Split", "pattern": {"Regex": split},
+                "behavior": "Isolated", "invert": false,
+            })
+        })
+        .collect();
+    steps.push(serde_json::json!({
+        "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": false,
+    }));
+    serde_json::json!({"type": "Sequence", "pretokenizers": steps})
 }
 
 /// The name here of rules for which llama.cpp has several.
@@ -141,13 +148,17 @@ fn usual_name(name: &str) -> &str {
     }
 }
 
+/// The steps of a section.
+pub(super) fn steps(section: &Value) -> &[Value] {
+    match section["pretokenizers"].as_array() {
+        Some(steps) => steps,
+        None => std::slice::from_ref(section),
+    }
+}
+
 /// The regular expressions of a section that does nothing but split and map bytes.
 fn splits_of(section: &Value) -> Option<Vec<String>> {
-    let steps = match section["type"].as_str()? {
-        "Sequence" => section["pretokenizers"].as_array()?.as_slice(),
-        _ => std::slice::from_ref(section),
-    };
-    let (last, splits) = steps.split_last()?;
+    let (last, splits) = steps(section).split_last()?;
     if last["type"] != "ByteLevel" || last["add_prefix_space"] == true {
         return None;
     }

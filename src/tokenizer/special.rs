@@ -1,51 +1,68 @@
-//! Special ids, the switches that add them, and chat templates: tokenizer_config.json against
-//! tokenizer.json's post-processor (`SpecialVocab` in `gguf-py/gguf/vocab.py`).
+//! Special ids and the switches that add them: the names that the files give, tokenizer.json's
+//! post-processor, config.json (`SpecialVocab` in `gguf-py/gguf/vocab.py`).
 
-use super::checkpoint::read_json;
-use super::error::TokenizerError;
+use super::added::{Merged, ROLES};
+use super::files::Files;
 use super::vocab::SPECIAL;
+use crate::warning::{Topic, Warning};
 use serde_json::Value;
-use std::path::Path;
 
-/// What the two files say together.
+/// What the files say together.
 pub(super) struct Special {
     pub ids: Vec<(String, u32)>,
+    /// Tokens that end a text as well, without a key.
+    pub further_ends: Vec<u32>,
     pub add: Vec<(String, bool)>,
-    pub chat_templates: Vec<(Option<String>, String)>,
 }
 
 /// Switches that GGUF has keys for.
 const SWITCHES: [&str; 3] = ["bos", "eos", "sep"];
 
+/// Reads them. `model` is config.json, `size` that of the vocabulary.
 pub(super) fn read(
-    dir: &Path,
-    tokenizer: &Value,
-    tokenizer_config: Option<Value>,
-    config: &Value,
-) -> Result<Special, TokenizerError> {
-    let mut types = vec!["bos", "eos", "unk", "sep", "pad", "cls", "mask"];
-    let mut names = Names::of(tokenizer_config.as_ref());
+    files: &Files,
+    merged: &Merged,
+    model: &Value,
+    size: usize,
+    warnings: &mut Vec<Warning>,
+) -> Special {
+    let mut types = ROLES.to_vec();
+    let mut names = Names::of(files, merged);
     let mut add = Switches::default();
-    post_processor(&tokenizer["post_processor"], &mut names, &mut add, &mut types);
+    post_processor(&files.tokenizer["post_processor"], &mut names, &mut add, &mut types);
     let mut ids: Vec<(String, u32)> = Vec::new();
-    if let Some(tokenizer_config) = &tokenizer_config {
-        let added = tokenizer["added_tokens"].as_array().map_or(&[][..], Vec::as_slice);
-        for ty in &types {
-            if let Some(switch) = tokenizer_config[format!("add_{ty}_token")].as_bool() {
-                // The reference lets a bare ByteLevel step, which adds nothing and says nothing,
-                // overrule the model's own word. On some models that costs perplexity.
-                add.declare(ty, switch);
-            }
-            let id = names
-                .get(ty)
-                .and_then(|name| added.iter().find(|token| token["content"] == name))
-                .and_then(|token| token["id"].as_u64());
-            set_id(&mut ids, ty, id);
+    for ty in &types {
+        if let Some(switch) = files.config.get(&format!("add_{ty}_token")).and_then(Value::as_bool)
+        {
+            // The reference lets a bare ByteLevel step, which adds nothing and says nothing,
+            // overrule the model's own word. On some models that costs perplexity.
+            add.declare(ty, switch);
+        }
+        set_id(&mut ids, ty, names.get(ty).and_then(|name| merged.table.id(name)));
+    }
+    let mut ends = Vec::new();
+    for ty in &types {
+        let key = format!("{ty}_token_id");
+        let found = Ids { file: "config.json", key: &key, size, warnings }.of(model.get(&key));
+        if *ty == "eos" && found.len() > 1 {
+            ends.extend(found);
+        } else {
+            set_id(&mut ids, ty, found.first().copied());
         }
     }
-    for ty in &types {
-        set_id(&mut ids, ty, config.get(format!("{ty}_token_id")).and_then(Value::as_u64));
+    let generation = super::files::read_json(&files.dir.join(GENERATION)).unwrap_or_default();
+    let key = "eos_token_id";
+    ends.extend(Ids { file: GENERATION, key, size, warnings }.of(generation.get(key)));
+    if !ids.iter().any(|(ty, _)| ty == "eos")
+        && let Some(&first) = ends.first()
+    {
+        let text = format!("no file names an end token; {first}, first of several ids, is taken");
+        warnings.push(Warning::new(Topic::Tokenizer, text));
+        set_id(&mut ids, "eos", Some(first));
     }
+    ends.sort_unstable();
+    ends.dedup();
+    ends.retain(|end| !ids.iter().any(|(ty, id)| id == end && ty.starts_with("eo")));
     let ids = ids
         .into_iter()
         .filter_map(|(ty, id)| {
@@ -53,60 +70,101 @@ pub(super) fn read(
             Some((name.to_owned(), id))
         })
         .collect();
-    let chat_templates = match &tokenizer_config {
-        Some(tokenizer_config) => chat_templates(dir, tokenizer_config)?,
-        None => Vec::new(),
-    };
-    Ok(Special { ids, add: add.into_keys(), chat_templates })
+    Special { ids, further_ends: ends, add: add.into_keys() }
+}
+
+const GENERATION: &str = "generation_config.json";
+
+/// Reads ids from a file's key.
+struct Ids<'a> {
+    file: &'a str,
+    key: &'a str,
+    size: usize,
+    warnings: &'a mut Vec<Warning>,
+}
+
+impl Ids<'_> {
+    /// An id, or several where a text may end in several ways. Others are left out with a warning.
+    fn of(&mut self, value: Option<&Value>) -> Vec<u32> {
+        match value {
+            Some(Value::Array(list)) if self.key == "eos_token_id" => {
+                list.iter().filter_map(|id| self.id(id)).collect()
+            }
+            Some(value) => self.id(value).into_iter().collect(),
+            None => Vec::new(),
+        }
+    }
+
+    fn id(&mut self, value: &Value) -> Option<u32> {
+        let id = value.as_u64().and_then(|id| u32::try_from(id).ok());
+        let id = id.filter(|&id| (id as usize) < self.size);
+        if id.is_none() && !value.is_null() {
+            let Self { file, key, size, .. } = self;
+            let text =
+                format!("{file}: `{key}` is {value}, no token of a vocabulary of {size}; left out");
+            self.warnings.push(Warning::new(Topic::Tokenizer, text));
+        }
+        id
+    }
 }
 
 /// The first value stands.
-fn set_id(ids: &mut Vec<(String, u32)>, ty: &str, id: Option<u64>) {
-    if let Some(id) = id.and_then(|id| u32::try_from(id).ok())
+fn set_id(ids: &mut Vec<(String, u32)>, ty: &str, id: Option<u32>) {
+    if let Some(id) = id
         && !ids.iter().any(|(known, _)| known == ty)
     {
         ids.push((ty.to_owned(), id));
     }
 }
 
-/// The texts of special tokens as tokenizer_config.json has them, completed from the post-processor.
+/// The texts of special tokens, completed from the post-processor.
 struct Names {
-    /// Whether there is a tokenizer_config.json at all.
+    /// Whether tokenizer_config.json says anything at all.
     configured: bool,
-    names: Vec<(String, String)>,
+    names: Vec<(String, Text)>,
+}
+
+#[derive(Clone)]
+struct Text {
+    text: String,
+    /// Whether a file gives the text alone; the reference compares no others.
+    plain: bool,
 }
 
 impl Names {
-    fn of(tokenizer_config: Option<&Value>) -> Self {
-        let mut names = Self { configured: tokenizer_config.is_some(), names: Vec::new() };
-        for (key, value) in tokenizer_config.and_then(Value::as_object).into_iter().flatten() {
-            if let Some(ty) = key.strip_suffix("_token")
-                && let Some(text) = value.as_str().or_else(|| value["content"].as_str())
-            {
-                names.set(ty, text);
-            }
+    fn of(files: &Files, merged: &Merged) -> Self {
+        let mut names = Self { configured: !files.config.is_empty(), names: Vec::new() };
+        for name in merged.names.iter().filter(|n| n.stated && !n.ty.is_empty()) {
+            let text = Text { text: name.token.content.clone(), plain: name.plain };
+            names.put(name.ty, text);
         }
         for (missing, from) in [("bos", "cls"), ("eos", "sep")] {
-            if names.get(missing).is_none()
-                && let Some(text) = names.get(from).map(str::to_owned)
-            {
-                names.set(missing, &text);
+            if let (None, Some(text)) = (names.find(missing), names.find(from).cloned()) {
+                names.put(missing, text);
             }
         }
         names
     }
 
+    fn find(&self, ty: &str) -> Option<&Text> {
+        self.names.iter().find(|(known, _)| known == ty).map(|x| &x.1)
+    }
+
     fn get(&self, ty: &str) -> Option<&str> {
-        self.names.iter().find(|(known, _)| known == ty).map(|x| x.1.as_str())
+        self.find(ty).map(|name| name.text.as_str())
+    }
+
+    fn put(&mut self, ty: &str, text: Text) {
+        self.names.retain(|(known, _)| known != ty);
+        self.names.push((ty.to_owned(), text));
     }
 
     fn set(&mut self, ty: &str, text: &str) {
-        self.names.retain(|(known, _)| known != ty);
-        self.names.push((ty.to_owned(), text.to_owned()));
+        self.put(ty, Text { text: text.to_owned(), plain: true });
     }
 
-    fn is(&self, text: &str, types: [&str; 2]) -> bool {
-        types.iter().any(|ty| self.get(ty) == Some(text))
+    fn is(&self, text: &str, types: &[&str]) -> bool {
+        types.iter().any(|ty| self.find(ty).is_some_and(|name| name.plain && name.text == text))
     }
 }
 
@@ -199,17 +257,17 @@ fn template(step: &Value, names: &mut Names, add: &mut Switches, types: &mut Vec
     if let Some(first) = first {
         if !names.configured {
             names.set("bos", first);
-        } else if !names.is(first, ["bos", "cls"]) {
+        } else if !names.is(first, &["bos", "cls"]) {
             for ty in ["bos", "cls"] {
                 if names.get(ty).is_none() {
                     names.set(ty, first);
                 }
             }
         }
-        add.set("bos", names.is(first, ["bos", "cls"]));
+        add.set("bos", names.is(first, &["bos", "cls"]));
     }
     if let Some(last) = last {
-        if names.configured && names.get("eos") != Some(last) {
+        if names.configured && !names.is(last, &["eos"]) {
             // The configured end of sequence becomes an end of turn, or of message.
             if let Some(free) = ["eot", "eom"].into_iter().find(|ty| !types.contains(ty)) {
                 types.push(free);
@@ -244,7 +302,7 @@ fn separator(
         return;
     }
     let separates =
-        |i: usize| special_of(middle.get(i)).is_some_and(|token| names.is(token, ["sep", "eos"]));
+        |i: usize| special_of(middle.get(i)).is_some_and(|token| names.is(token, &["sep", "eos"]));
     let adds = (separates(0) && last.is_none()) || (middle.len() == 2 && separates(1));
     add.set("sep", adds);
     if adds
@@ -253,51 +311,4 @@ fn separator(
     {
         names.set("sep", &eos);
     }
-}
-
-fn chat_templates(
-    dir: &Path,
-    tokenizer_config: &Value,
-) -> Result<Vec<(Option<String>, String)>, TokenizerError> {
-    let text = |path: &Path| {
-        std::fs::read_to_string(path)
-            .map_err(|error| TokenizerError::Io { path: path.to_owned(), error })
-    };
-    let (jinja, json) = (dir.join("chat_template.jinja"), dir.join("chat_template.json"));
-    let template = match tokenizer_config.get("chat_template") {
-        Some(template) => template.clone(),
-        None if jinja.is_file() => {
-            let mut all = vec![(None, text(&jinja)?)];
-            let mut extra: Vec<_> = std::fs::read_dir(dir.join("additional_chat_templates"))
-                .map(|entries| entries.filter_map(|e| Some(e.ok()?.path())).collect())
-                .unwrap_or_default();
-            extra
-                .retain(|path: &std::path::PathBuf| path.extension().is_some_and(|x| x == "jinja"));
-            extra.sort();
-            for path in extra {
-                let name = path.file_stem().unwrap_or_default().to_string_lossy();
-                all.push((Some(key_name(&name)), text(&path)?));
-            }
-            return Ok(all);
-        }
-        None if json.is_file() => read_json(&json)?["chat_template"].clone(),
-        None => return Ok(Vec::new()),
-    };
-    Ok(match template {
-        Value::String(template) => vec![(None, template)],
-        Value::Array(list) => list
-            .iter()
-            .filter_map(|entry| {
-                let (name, template) = (entry["name"].as_str()?, entry["template"].as_str()?);
-                let name = (name != "default").then(|| key_name(name));
-                Some((name, template.to_owned()))
-            })
-            .collect(),
-        _ => Vec::new(),
-    })
-}
-
-/// A template's name as part of a key.
-fn key_name(name: &str) -> String {
-    name.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect()
 }

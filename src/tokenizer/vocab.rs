@@ -3,7 +3,7 @@
 use super::error::TokenizerError;
 use super::pre::Pre;
 use crate::gguf::{Metadata, Value};
-use bstr::ByteSlice;
+use crate::warning::{Topic, Warning};
 
 /// What a token is (`tokenizer.ggml.token_type`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,7 +30,7 @@ impl TokenType {
 }
 
 /// A byte-level BPE vocabulary.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct Vocab {
     /// GGUF's name of the pre-tokenizer.
     pub pre: String,
@@ -42,19 +42,27 @@ pub struct Vocab {
     pub merges: Vec<String>,
     /// Special ids with the part of their key's name before `_token_id`, in order.
     pub special_ids: Vec<(String, u32)>,
+    /// Tokens that end a text beside those with a key, as far as the files of a checkpoint tell.
+    pub further_ends: Vec<u32>,
     /// Switches with the part of their key's name between `add_` and `_token`, in order.
     pub add_special: Vec<(String, bool)>,
+    /// What tokenizer_config.json says of a space before the text, which byte-level vocabularies do
+    /// not heed.
+    pub space_prefix: Option<bool>,
     /// Chat templates by name; the default one has no name.
     pub chat_templates: Vec<(Option<String>, String)>,
     /// Flags of the normalizer: `lowercase`, `strip_accents`.
     pub normalizer: Vec<(String, bool)>,
+    /// What was odd where it was read from.
+    pub warnings: Vec<Warning>,
 }
 
 pub(super) const MODEL: &str = "tokenizer.ggml.model";
 pub(super) const PRE: &str = "tokenizer.ggml.pre";
 pub(super) const TOKENS: &str = "tokenizer.ggml.tokens";
 pub(super) const TYPES: &str = "tokenizer.ggml.token_type";
-const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const MERGES: &str = "tokenizer.ggml.merges";
+pub(super) const SPACE_PREFIX: &str = "tokenizer.ggml.add_space_prefix";
 const TEMPLATE: &str = "tokenizer.chat_template";
 
 /// Special ids by their name, with the name that GGUF has for them (`seperator` is the format's
@@ -85,6 +93,9 @@ impl Vocab {
 
     /// Writes the `tokenizer.*` keys in the reference converter's order.
     pub fn write(&self, metadata: &mut Metadata) {
+        if let Some(prefix) = self.space_prefix {
+            metadata.set(SPACE_PREFIX, prefix);
+        }
         metadata.set(MODEL, "gpt2");
         metadata.set(PRE, self.pre.as_str());
         metadata.set(TOKENS, self.tokens.iter().cloned().collect::<Value>());
@@ -115,10 +126,18 @@ impl Vocab {
         }
     }
 
-    /// Reads the keys that [`Vocab::write`] writes.
+    /// The special ids of a file whose vocabulary is of another kind or incomplete, and nothing else.
+    #[cfg(feature = "eval")]
+    pub(super) fn of_ids(metadata: &Metadata) -> Self {
+        let mut warnings = Vec::new();
+        let n = metadata.strings(TOKENS).ok().flatten().map_or(usize::MAX, <[_]>::len);
+        Self { special_ids: special_ids(metadata, n, &mut warnings), warnings, ..Self::default() }
+    }
+
+    /// Reads the keys that [`Vocab::write`] writes. What llama.cpp puts up with costs a warning.
     ///
     /// # Errors
-    /// Another kind of tokenizer, missing keys, lists of different lengths, ids out of range.
+    /// Another kind of tokenizer, missing keys, fewer types than tokens.
     pub fn read(metadata: &Metadata) -> Result<Self, TokenizerError> {
         let error = |key, what: &str| TokenizerError::Key { key, what: what.to_owned() };
         match metadata.str(MODEL)? {
@@ -129,34 +148,14 @@ impl Vocab {
             }
             None => return Err(error(MODEL, "is missing")),
         }
-        let strings = |key: &'static str| -> Result<Vec<String>, TokenizerError> {
-            let list = metadata.strings(key)?.ok_or_else(|| error(key, "is missing"))?;
-            list.iter()
-                .map(|s| s.to_str().map(str::to_owned))
-                .collect::<Result<_, _>>()
-                .map_err(|_| error(key, "holds a string that is not UTF-8"))
+        let strings = |key: &'static str| -> Result<Option<Vec<String>>, TokenizerError> {
+            let list = metadata.strings(key)?;
+            Ok(list.map(|list| list.iter().map(|s| s.to_string()).collect()))
         };
-        let tokens = strings(TOKENS)?;
-        let types: Vec<TokenType> = match metadata.i32s(TYPES)? {
-            None => vec![TokenType::Normal; tokens.len()],
-            Some(ids) => ids
-                .iter()
-                .map(|&id| TokenType::from_id(id))
-                .collect::<Option<_>>()
-                .ok_or_else(|| error(TYPES, "holds an unknown token type"))?,
-        };
-        if types.len() != tokens.len() {
-            return Err(error(TYPES, "is not as long as the list of tokens"));
-        }
-        let mut special_ids = Vec::new();
-        for (_, name) in SPECIAL {
-            if let Some(id) = metadata.u32(&format!("tokenizer.ggml.{name}_token_id"))? {
-                if id as usize >= tokens.len() {
-                    return Err(error(TOKENS, &format!("has no token {id}, the {name} token")));
-                }
-                special_ids.push((name.to_owned(), id));
-            }
-        }
+        let mut warnings = Vec::new();
+        let tokens = strings(TOKENS)?.ok_or_else(|| error(TOKENS, "is missing"))?;
+        let types = types(metadata, tokens.len(), &mut warnings)?;
+        let special_ids = special_ids(metadata, tokens.len(), &mut warnings);
         let mut add_special = Vec::new();
         for name in ["bos", "eos", "sep"] {
             let key = format!("tokenizer.ggml.add_{name}_token");
@@ -185,11 +184,67 @@ impl Vocab {
             pre: metadata.str(PRE)?.unwrap_or("default").to_owned(),
             tokens,
             types,
-            merges: strings(MERGES)?,
+            merges: strings(MERGES)?.unwrap_or_default(),
             special_ids,
+            further_ends: Vec::new(),
             add_special,
+            space_prefix: metadata.bool(SPACE_PREFIX)?,
             chat_templates,
             normalizer,
+            warnings,
         })
     }
+}
+
+/// All special ids that a file names.
+fn special_ids(metadata: &Metadata, n: usize, warnings: &mut Vec<Warning>) -> Vec<(String, u32)> {
+    let ids = SPECIAL
+        .into_iter()
+        .filter_map(|(_, name)| Some((name.to_owned(), special_id(metadata, name, n, warnings)?)));
+    ids.collect()
+}
+
+/// The types of so many tokens. Numbers without a meaning are of ordinary tokens, as in llama.cpp.
+fn types(
+    metadata: &Metadata,
+    n: usize,
+    warnings: &mut Vec<Warning>,
+) -> Result<Vec<TokenType>, TokenizerError> {
+    let Some(ids) = metadata.i32s(TYPES)? else { return Ok(vec![TokenType::Normal; n]) };
+    if ids.len() < n {
+        let what = format!("has {} entries for {n} tokens", ids.len());
+        return Err(TokenizerError::Key { key: TYPES, what });
+    }
+    let mut warn = |what: String| {
+        warnings.push(Warning::new(Topic::Tokenizer, format!("{TYPES} {what}")));
+    };
+    if ids.len() > n {
+        warn(format!("has {} entries for {n} tokens; the rest is left out", ids.len()));
+    }
+    let unknown = |id: &&i32| TokenType::from_id(**id).is_none();
+    let n_unknown = ids[..n].iter().filter(unknown).count();
+    if let Some(id) = ids[..n].iter().find(unknown) {
+        warn(format!(
+            "has {n_unknown} types without a meaning, as {id}; these tokens are taken as text"
+        ));
+    }
+    Ok(ids[..n].iter().map(|&id| TokenType::from_id(id).unwrap_or(TokenType::Normal)).collect())
+}
+
+/// A special id, unless it is none of the so many tokens.
+pub(super) fn special_id(
+    metadata: &Metadata,
+    name: &str,
+    n: usize,
+    warnings: &mut Vec<Warning>,
+) -> Option<u32> {
+    let key = format!("tokenizer.ggml.{name}_token_id");
+    let what = match metadata.u32(&key) {
+        Ok(Some(id)) if (id as usize) < n => return Some(id),
+        Ok(Some(id)) => format!("{key} is {id}, none of the {n} tokens"),
+        Ok(None) => return None,
+        Err(error) => error.to_string(),
+    };
+    warnings.push(Warning::new(Topic::Tokenizer, format!("{what}; left out")));
+    None
 }

@@ -5,5 +5,9 @@
 //! as a user would, and asserts the right value: not only that it ends.
 
 mod card;
+mod checkpoint;
+mod config;
+mod gguf;
+mod imatrix;
 mod prune;
 mod raw;

@@ -183,7 +183,7 @@ pub fn block(ty: u32) -> Option<(u64, u64)> {
 }
 
 impl Gguf {
-    /// Reads a file as its keys say.
+    /// Reads a file as its keys say. A tensor of an unknown type has what there is up to the next.
     pub fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).unwrap();
         let mut from = Bytes { bytes: &bytes, at: 0 };
@@ -206,9 +206,14 @@ impl Gguf {
             .collect();
         let mut file = Self { version, keys, tensors: Vec::new() };
         let data = (from.at as u64).next_multiple_of(file.alignment());
-        for (name, dims, ty, offset) in heads {
-            let (len, size) = block(ty).unwrap_or_else(|| panic!("type {ty}"));
-            let n = dims.iter().product::<u64>() / len * size;
+        let ends: Vec<u64> = heads.iter().map(|head| head.3).chain([bytes.len() as u64]).collect();
+        for (i, (name, dims, ty, offset)) in heads.into_iter().enumerate() {
+            let n = match block(ty) {
+                Some((len, size)) => dims.iter().product::<u64>() / len * size,
+                None => {
+                    ends[i + 1].saturating_sub(if i + 2 == ends.len() { data } else { 0 }) - offset
+                }
+            };
             let start = (data + offset) as usize;
             let data = bytes[start..start + n as usize].to_vec();
             file.tensors.push(Tensor { name, dims, ty, data });
@@ -219,7 +224,7 @@ impl Gguf {
     /// What `general.alignment` says.
     pub fn alignment(&self) -> u64 {
         match self.get("general.alignment") {
-            Some(Value::U32(n)) => u64::from(*n),
+            Some(Value::U32(n @ 1..)) => u64::from(*n),
             _ => 32,
         }
     }

@@ -20,7 +20,7 @@ mod tests {
         match value {
             Value::U32(n) => (*n).into(),
             Value::F32(x) => serde_json::json!(x),
-            Value::Bool(b) => (*b).into(),
+            Value::Bool(flag) => flag.is_on().into(),
             Value::String(s) => s.to_string().into(),
             Value::Array(Array::String(list)) => list.iter().map(|s| s.to_string()).collect(),
             Value::Array(Array::I32(list)) => list.iter().copied().collect(),
