@@ -15,7 +15,7 @@ use crate::quant::QuantType;
 use crate::source::{
     Checkpoint, Dtype, Folder, Origin, Source, SourceError, SourceFile, TensorMeta,
 };
-use crate::warning::Warning;
+use crate::warning::{Topic, Warning};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
@@ -125,13 +125,24 @@ impl CheckpointModel {
         if let Attention::Latent(latent) = &mut hparams.attention {
             latent.mla = mla;
         }
-        let warnings = settings::warnings(&config)?;
+        let mut warnings = settings::warnings(&config)?;
         let checkpoint = Checkpoint::open(folder)?;
         let names = checkpoint.left();
+        let tied = config.bool_opt("tie_word_embeddings")?;
+        let headless = !names.iter().any(|name| name == "lm_head.weight");
+        if tied.is_none() && headless {
+            let text = format!(
+                "{}: `tie_word_embeddings` is missing, and so is `lm_head.weight`: the embedding serves \
+                 as output matrix",
+                config.path().display()
+            );
+            warnings.push(Warning::new(Topic::Config, text));
+        }
         let mut rules = Rules {
             mtp: mtp_layers(names.iter().map(String::as_str), hparams.n_layer),
-            // transformers' default is untied for every class served here.
-            tied: config.bool_opt("tie_word_embeddings")?.unwrap_or(false),
+            // transformers' default is untied for every class served here, but that leaves a model
+            // without an output.
+            tied: tied.unwrap_or(headless),
         };
         hparams.n_nextn = match mtp {
             Mtp::Drop => 0,

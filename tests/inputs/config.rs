@@ -584,3 +584,14 @@ fn keys_that_would_be_another_model_are_refused_by_name() {
     bench.run(&["quantize", "a.gguf", "b.gguf", "Q8_0"]).ok();
     bench.run(&["inspect", "a.gguf"]).ok();
 }
+
+#[test]
+fn a_model_that_says_nothing_of_its_output_and_has_none_is_tied() {
+    let bench = Bench::new();
+    let plain = open(&bench, "family/qwen2-tied", |_| {}).unwrap();
+    let edit =
+        |config: &mut Json| drop(config.as_object_mut().unwrap().remove("tie_word_embeddings"));
+    let found = open(&bench, "family/qwen2-tied", edit).unwrap();
+    assert_eq!(found.file, plain.file);
+    assert!(found.warnings.concat().contains("`tie_word_embeddings` is missing"));
+}
