@@ -55,6 +55,7 @@ pub(crate) fn by_layer(names: &[&str]) -> Vec<String> {
 }
 
 /// Ascending numbers in short: `0-2,5`.
+#[cfg(feature = "convert")]
 pub(crate) fn runs(numbers: impl IntoIterator<Item = u32>) -> String {
     let mut runs: Vec<(u32, u32)> = Vec::new();
     for number in numbers {
@@ -74,6 +75,7 @@ pub(crate) fn in_short(names: &[&str]) -> String {
 }
 
 /// The first of these names, and how many more there are.
+#[cfg(feature = "convert")]
 pub(crate) fn few<T: AsRef<str>>(names: &[T]) -> String {
     const SHOWN: usize = 3;
     let shown: Vec<String> =
