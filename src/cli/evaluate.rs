@@ -66,8 +66,19 @@ pub struct Precision {
 /// An error with the option that helps.
 pub fn hinted(error: MeasureError) -> anyhow::Error {
     let hint = match &error {
-        MeasureError::Memory { states: 1.., .. } => "; --scratch DIR puts hidden states on disk",
-        MeasureError::Memory { .. } => "; raise --memory",
+        MeasureError::Memory { memory, needed, states } => {
+            let [memory, needed] = [memory, needed].map(|n| units::bytes(*n));
+            let of_states = match states {
+                0 => String::new(),
+                n => format!(
+                    ", {} of them for hidden states; --scratch puts these on disk",
+                    units::bytes(*n)
+                ),
+            };
+            return anyhow::anyhow!(
+                "--memory {memory} is not enough: {needed} are needed{of_states}"
+            );
+        }
         MeasureError::TooShort { .. } => " (--ctx)",
         MeasureError::Tokenizer { error: TokenizerError::NoRules(_), .. } => {
             "; --tokens FILE takes the numbers of the text's tokens instead"
