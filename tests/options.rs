@@ -59,6 +59,8 @@ fn what_fits_nothing_is_an_error() {
         (&["--prune-layers", "3"], "layer 3"),
         (&["--override-kv", "a=int:x"], "`x`"),
         (&["--override-kv", "a=u8:1"], "unknown type `u8`"),
+        (&["--override-kv", "=int:1"], "the key is empty"),
+        (&["--override-kv", "split.count=int:3"], "`split.count` follows from"),
     ] {
         let (done, err) = quantize(&output, "Q4_K_M", options);
         assert!(!done && err.contains(expected), "{options:?}: {err}");

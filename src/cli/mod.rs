@@ -33,6 +33,8 @@ mod tools;
 mod units;
 mod verify;
 
+use crate::convert::ConvertError;
+use crate::measure::MeasureError;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -157,6 +159,9 @@ fn parse() -> Cli {
 /// The chain of causes on one line. Library errors name their cause themselves, so a cause that is
 /// repeated in what came before adds nothing.
 fn describe(error: &anyhow::Error) -> String {
+    if let (true, Err(strict)) = (is_unwanted(error), say::heed()) {
+        return strict.to_string();
+    }
     let mut text = String::new();
     for cause in error.chain() {
         let cause = cause.to_string();
@@ -170,6 +175,12 @@ fn describe(error: &anyhow::Error) -> String {
         }
     }
     text
+}
+
+/// Whether it is a warning that nothing but `--strict` made an error, and that was printed as one.
+fn is_unwanted(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(ConvertError::Unwanted(_)))
+        || matches!(error.downcast_ref(), Some(MeasureError::Unwanted(_)))
 }
 
 /// Ends the program as it ends where an argument does not parse.

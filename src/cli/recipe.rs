@@ -189,6 +189,12 @@ fn tensor_type(text: &str) -> Result<TensorType, String> {
 fn override_kv(text: &str) -> Result<(String, Value), String> {
     let (key, value) = text.split_once('=').ok_or("not of the form KEY=TYPE:VALUE")?;
     let (ty, value) = value.split_once(':').ok_or("not of the form KEY=TYPE:VALUE")?;
+    if key.is_empty() {
+        return Err("the key is empty".to_owned());
+    }
+    if [gguf::SPLIT_NO, gguf::SPLIT_COUNT, gguf::SPLIT_TENSORS].contains(&key) {
+        return Err(format!("`{key}` follows from how many files are written"));
+    }
     let value: Value = match ty {
         "int" => {
             let n: i64 = value.parse().map_err(|error| format!("`{value}`: {error}"))?;

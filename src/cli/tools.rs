@@ -223,7 +223,11 @@ impl Side {
             return Ok(Self::Model(super::place::model(place)?));
         }
         match GgufModel::open(place) {
-            Ok(model) => Ok(Self::Model(Model::Gguf(Box::new(model)))),
+            Ok(model) => {
+                let model = Model::Gguf(Box::new(model));
+                say::warnings(model.warnings());
+                Ok(Self::Model(model))
+            }
             Err(_) => Ok(Self::Stored(Box::new(GgufSource::open(place)?))),
         }
     }

@@ -2,7 +2,7 @@
 
 use super::error::ConvertError;
 use super::plan::{Plan, PlannedTensor, UNIT_ELEMENTS};
-use super::zeros::Seen;
+use super::values::Seen;
 use crate::gguf::TensorType;
 use crate::quant::{QuantError, QuantType, float};
 use crate::source::{Dtype, Source};
@@ -108,6 +108,8 @@ impl<'a> Encoder<'a> {
             .ok_or_else(|| encode_error(QuantError::RowLength { ty, n_per_row }))?;
         self.bytes.resize(n_rows * row_bytes, 0);
         let dtype = self.source.tensors()[tensor.source].dtype;
+        // What is finite stays so.
+        let exact = ty == QuantType::F32 || dtype == Dtype::Gguf(ty);
         // Every matrix of a stack has an importance of its own.
         let weighing = tensor.weighing.as_ref().zip(self.plan.imatrix.as_deref());
         let per_matrix = tensor.rows_per_matrix() as usize;
@@ -143,31 +145,33 @@ impl<'a> Encoder<'a> {
             let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
             ty.encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
                 .map_err(|error| encode_error(shift_row(error, first as u64, n_per_row)))?;
-            if ty == QuantType::F16
-                && let Some(at) = infinite(bytes)
-            {
-                let row = (row + at / n_per_row) as u64;
-                return Err(ConvertError::BeyondF16 {
-                    origin: self.source.origin(tensor.source, row),
-                    tensor: tensor.name.clone(),
-                    row,
-                    column: at % n_per_row,
-                    value: weights[at],
-                });
+            let valid = match exact {
+                true => Ok(()),
+                false => ty.validate_rows(bytes, n_per_row),
+            };
+            match valid {
+                Ok(()) => {}
+                Err(QuantError::InvalidBlock { block, .. }) if ty.block_len() == 1 => {
+                    let row = (row + block / n_per_row) as u64;
+                    return Err(ConvertError::Overflow {
+                        origin: self.source.origin(tensor.source, row),
+                        tensor: tensor.name.clone(),
+                        ty,
+                        row,
+                        column: block % n_per_row,
+                        value: weights[block],
+                    });
+                }
+                Err(error) if self.plan.check => {
+                    return Err(encode_error(shift_row(error, first as u64, n_per_row)));
+                }
+                Err(_) => self.seen.iter().for_each(|seen| seen.is_infinite(unit.tensor)),
             }
             first = next;
-        }
-        if self.plan.check {
-            ty.validate_rows(&self.bytes, n_per_row).map_err(encode_error)?;
         }
         self.source.release(tensor.source, rows);
         Ok(&self.bytes)
     }
-}
-
-/// The first half float that is infinite.
-fn infinite(bytes: &[u8]) -> Option<usize> {
-    bytes.as_chunks::<2>().0.iter().position(|&half| u16::from_le_bytes(half) & 0x7fff == 0x7c00)
 }
 
 /// Errors count rows and blocks from the unit's first; users count from the tensor's.

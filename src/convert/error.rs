@@ -57,16 +57,18 @@ pub enum ConvertError {
         /// What is wrong with the row.
         error: QuantError,
     },
-    /// A weight that F16 would make infinite.
+    /// A finite weight that is too large for its type.
     #[error(
-        "{origin}: {value} at row {row}, column {column} of `{tensor}` is beyond F16, which ends at \
-         65504; take BF16 or F32"
+        "{origin} holds {value} at row {row}, column {column}, beyond what {ty} can hold, and would be \
+         infinite in `{tensor}`; give this tensor another type, such as F32"
     )]
-    BeyondF16 {
+    Overflow {
         /// Where it was read.
         origin: Origin,
         /// The tensor of the output.
         tensor: String,
+        /// The type it was to have.
+        ty: QuantType,
         /// Row, counted from the tensor's first.
         row: u64,
         /// Column.

@@ -4,8 +4,8 @@ use super::error::ConvertError;
 use crate::gguf::{Disk, GgufError, LocalDisk, Metadata};
 use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
-use crate::quant::QuantType;
-use crate::source::GgufSource;
+use crate::quant::{QuantError, QuantType};
+use crate::source::{GgufSource, Origin};
 use crate::tokenizer;
 use serde_json::{Map, Value, json};
 use std::fs::File;
@@ -174,11 +174,23 @@ fn write_shard(
             weights.resize(count, 0.0);
             bytes.resize(count * ty.block_bytes(), 0);
             tensor.read_rows(source, rows.clone(), &mut weights)?;
+            let origin = || Origin { path: path.to_owned(), tensor: tensor.name.clone() };
+            let name = || tensor.name.clone();
             ty.encode_rows(&weights, n as usize, None, &mut bytes).map_err(|error| {
-                let origin =
-                    crate::source::Origin { path: path.to_owned(), tensor: tensor.name.clone() };
-                ConvertError::Encode { origin, tensor: tensor.name.clone(), ty, error }
+                ConvertError::Encode { origin: origin(), tensor: name(), ty, error }
             })?;
+            if let Err(QuantError::InvalidBlock { block, .. }) =
+                ty.validate_rows(&bytes, n as usize)
+            {
+                return Err(ConvertError::Overflow {
+                    origin: origin(),
+                    tensor: name(),
+                    ty,
+                    row: rows.start + block as u64 / n,
+                    column: block % n as usize,
+                    value: weights[block],
+                });
+            }
             out.write_all(&bytes).map_err(io)?;
             monitor.advance(count as u64);
             row = rows.end;

@@ -17,8 +17,8 @@ mod prune;
 mod run;
 mod settings;
 mod shard;
+mod values;
 mod verify;
-mod zeros;
 
 pub use error::ConvertError;
 #[cfg(feature = "eval")]
@@ -30,5 +30,5 @@ pub use plan::{Plan, PlannedFile, PlannedTensor};
 pub use run::RunOptions;
 pub use settings::{Importance, Intermediate, Limit, Mode, Settings, SplitBy};
 pub use shard::{BadShard, Shard};
+pub use values::zeros;
 pub use verify::{Comparison, validate_blocks};
-pub use zeros::zeros;

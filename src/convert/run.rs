@@ -8,7 +8,7 @@ use super::error::ConvertError;
 use super::journal::{Journal, Past};
 use super::plan::Plan;
 use super::shard::Shard;
-use super::zeros::Seen;
+use super::values::Seen;
 use crate::gguf::{Disk, GgufError, LocalDisk, Writer, folder};
 use crate::monitor::Monitor;
 use crate::source::{Source, SourceError};
@@ -314,8 +314,8 @@ impl Run<'_> {
 
     /// Tells what was odd about the weights, before the files get their names.
     fn warn(&self) -> Result<(), ConvertError> {
-        let zeros = self.seen.warnings(self.plan, self.tensors());
-        let mut warnings = zeros.into_iter().chain(self.source.met());
+        let seen = self.seen.warnings(self.plan, self.tensors());
+        let mut warnings = seen.into_iter().chain(self.source.met());
         match warnings.find(|warning| !self.monitor.warn(warning.clone())) {
             Some(warning) => Err(ConvertError::Unwanted(warning)),
             None => Ok(()),

@@ -500,6 +500,36 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_head_that_was_written_by_half_is_written_in_full() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut metadata = Metadata::new();
+        metadata.set("general.name", "first");
+        let path = sample(dir.path(), &metadata);
+        let original = std::fs::read(&path).unwrap();
+        metadata.set("general.name", "other");
+        assert_eq!(replace_metadata(&path, &metadata, false).unwrap(), Edited::InPlace);
+        let edited = std::fs::read(&path).unwrap();
+        let head = &edited[..edited.len() - data().len()];
+        let numbers = [edited.len() as u64, head.len() as u64, xxh3_64(head)];
+        let waiting = [&HEAD_MAGIC[..], &numbers.map(u64::to_le_bytes).concat(), head].concat();
+        let mut torn = original;
+        torn[..20].fill(0xee);
+        for (there, expected) in [(waiting.len(), &edited), (waiting.len() - 1, &torn)] {
+            std::fs::write(&path, &torn).unwrap();
+            std::fs::write(head_path(&path), &waiting[..there]).unwrap();
+            assert!(matches!(GgufFile::open(&path), Err(GgufError::Interrupted { .. })));
+            finish_interrupted(&path).unwrap();
+            assert_eq!(std::fs::read(&path).unwrap(), *expected);
+        }
+        // A file of that name that is somebody else's.
+        std::fs::write(head_path(&path), "mine").unwrap();
+        std::fs::write(&path, &edited).unwrap();
+        GgufFile::open(&path).unwrap();
+        finish_interrupted(&path).unwrap();
+        assert_eq!(std::fs::read(head_path(&path)).unwrap(), b"mine");
+    }
+
     /// A disk that takes so many bytes more, and then is full.
     struct Small(AtomicU64);
 

@@ -3,6 +3,7 @@
 
 use super::config::Config;
 use super::error::ModelError;
+use crate::source::{Checkpoint, Source, SourceError};
 
 /// Part of a tensor's name, the settings that decide whether there is one, and those that its shape
 /// follows from; the first that fits counts.
@@ -78,4 +79,23 @@ pub(super) fn explain(error: ModelError, config: &Config) -> ModelError {
     }
     let settings = settings.join(", ");
     ModelError::Disagrees { error: Box::new(error), config: config.path().to_owned(), settings }
+}
+
+/// Whether an output matrix is made use of that is another than the embedding, by some of their rows.
+pub(super) fn head_differs(checkpoint: &Checkpoint) -> Result<bool, SourceError> {
+    let names = ["model.embed_tokens.weight", "lm_head.weight"];
+    let [Some(embedding), Some(head)] = names.map(|name| checkpoint.find(name)) else {
+        return Ok(false);
+    };
+    let meta = &checkpoint.tensors()[head];
+    let row = |tensor, row| {
+        let mut values = vec![0.0; meta.n_per_row() as usize];
+        checkpoint.read_rows(tensor, row, &mut values).map(|()| values)
+    };
+    for at in (0..meta.n_rows()).step_by((meta.n_rows() / 8).max(1) as usize) {
+        if row(embedding, at)? != row(head, at)? {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }

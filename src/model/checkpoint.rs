@@ -175,6 +175,15 @@ impl CheckpointModel {
             }
         }
         rules.tied &= model.checkpoint.find("lm_head.weight").is_none();
+        if tied == Some(true) && agree::head_differs(&model.checkpoint)? {
+            let text = format!(
+                "{}: `tie_word_embeddings` is true, but `lm_head.weight` is another matrix than the \
+                 embedding; it is kept, as the reference converter does, where transformers would take \
+                 the embedding",
+                model.config.path().display()
+            );
+            model.warnings.push(Warning::new(Topic::Config, text));
+        }
         model.leave_out(&rules)?;
         model.warnings.extend(model.checkpoint.warnings());
         Ok(model)

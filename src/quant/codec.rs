@@ -133,6 +133,9 @@ impl QuantType {
             let (expected, found) = (rows * row_bytes, bytes.len());
             return Err(QuantError::BufferLength { what: "input", expected, found });
         }
+        if self.is_valid_throughout(bytes) {
+            return Ok(());
+        }
         let blocks = bytes.chunks_exact(self.block_bytes());
         match blocks.enumerate().find(|(_, block)| !self.is_valid_block(block)) {
             Some((block, _)) => Err(QuantError::InvalidBlock { ty: self, block }),
@@ -140,18 +143,51 @@ impl QuantType {
         }
     }
 
+    /// Whether all blocks are valid, in so few steps that they can be checked as they are written;
+    /// `false` where only a look at each of them can tell.
+    fn is_valid_throughout(self, bytes: &[u8]) -> bool {
+        let below = |bits: u16| {
+            let halves = bytes.as_chunks::<2>().0.iter();
+            halves.fold(0, |most, b| (u16::from_le_bytes(*b) & bits).max(most)) < bits
+        };
+        match self {
+            Self::F16 => below(0x7c00),
+            Self::BF16 => below(0x7f80),
+            Self::F32 => {
+                let values = bytes.as_chunks::<4>().0.iter();
+                let bits = values.map(|b| u32::from_le_bytes(*b) & 0x7f80_0000);
+                bits.fold(0, u32::max) < 0x7f80_0000
+            }
+            _ => {
+                self.halves().iter().all(|&at| {
+                    let blocks = bytes.chunks_exact(self.block_bytes());
+                    blocks.fold(0, |most, b| (b[at + 1] & 0x7c).max(most)) < 0x7c
+                }) && !self.halves().is_empty()
+            }
+        }
+    }
+
+    /// Where in a block its f16s are, of those types that have scales and minima of this kind alone.
+    fn halves(self) -> &'static [usize] {
+        match self {
+            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[0, 2],
+            Self::Q2_K => &[80, 82],
+            Self::Q3_K => &[108],
+            Self::Q6_K => &[208],
+            Self::TQ1_0 => &[52],
+            Self::TQ2_0 => &[64],
+            Self::F64 | Self::F32 | Self::BF16 | Self::Q8_K | Self::MXFP4 | Self::IQ1_M => &[],
+            Self::NVFP4 | Self::Q8_1 => &[],
+            Self::I8 | Self::I16 | Self::I32 | Self::I64 => &[],
+            _ => &[0],
+        }
+    }
+
     fn is_valid_block(self, b: &[u8]) -> bool {
-        let halves = |offsets: &[usize]| offsets.iter().all(|&at| f16(&b[at..]).is_finite());
         match self {
             Self::F64 => f64::from_le_bytes(b.try_into().unwrap_or_default()).is_finite(),
             Self::F32 | Self::Q8_K => f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite(),
             Self::BF16 => b[1] & 0x7f != 0x7f || b[0] & 0x80 == 0,
-            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => halves(&[0, 2]),
-            Self::Q2_K => halves(&[80, 82]),
-            Self::Q3_K => halves(&[108]),
-            Self::Q6_K => halves(&[208]),
-            Self::TQ1_0 => halves(&[52]),
-            Self::TQ2_0 => halves(&[64]),
             Self::MXFP4 => b[0] != 0xff,
             // Its scale is spread over the upper four bits of four words.
             Self::IQ1_M => {
@@ -159,9 +195,7 @@ impl QuantType {
                 let bits = nibble(0) | nibble(1) | nibble(2) | nibble(3);
                 f16(&bits.to_le_bytes()).is_finite()
             }
-            Self::NVFP4 | Self::Q8_1 => true,
-            Self::I8 | Self::I16 | Self::I32 | Self::I64 => true,
-            _ => halves(&[0]),
+            _ => self.halves().iter().all(|&at| f16(&b[at..]).is_finite()),
         }
     }
 

@@ -56,13 +56,14 @@ pub(super) fn read(
     if !ids.iter().any(|(ty, _)| ty == "eos")
         && let Some(&first) = ends.first()
     {
-        let text = format!("no file names an end token; {first}, first of several ids, is taken");
+        let text =
+            format!("no file names an end token; {first}, the first id that ends a text, is taken");
         warnings.push(Warning::new(Topic::Tokenizer, text));
         set_id(&mut ids, "eos", Some(first));
     }
     ends.sort_unstable();
     ends.dedup();
-    ends.retain(|end| !ids.iter().any(|(ty, id)| id == end && ty.starts_with("eo")));
+    ends.retain(|end| !ids.iter().any(|(ty, id)| id == end && ENDS.contains(&ty.as_str())));
     let ids = ids
         .into_iter()
         .filter_map(|(ty, id)| {
@@ -72,6 +73,9 @@ pub(super) fn read(
         .collect();
     Special { ids, further_ends: ends, add: add.into_keys() }
 }
+
+/// Roles of tokens that end a text.
+const ENDS: [&str; 3] = ["eos", "eot", "eom"];
 
 const GENERATION: &str = "generation_config.json";
 

@@ -747,3 +747,159 @@ fn files_that_are_something_else_are_called_what_they_are() {
         refused(&bench, "c", &[file, words]);
     }
 }
+
+/// A checkpoint that is stored in one of many ways, and the same model as exact products in one plain file.
+/// What is done to it that a warning or an error should name comes back as words.
+fn generated(bench: &Bench, seed: u64) -> (Vec<&'static str>, Vec<&'static str>) {
+    let mut rng = Rng(seed);
+    let fixture = *rng.pick(&[
+        "family/qwen2",
+        "family/qwen2-tied",
+        "family/qwen3",
+        "family/llama3",
+        "family/llama-bias",
+        "family/deepseek-v2",
+    ]);
+    let [copy, plain] = ["c", "plain"].map(|name| bench.checkpoint(fixture, name));
+    let mut st = St::read(&copy.path(SINGLE));
+    let mut products = st.clone();
+    let (mut warnings, mut errors) = (Vec::new(), Vec::new());
+    let method = *rng.pick(&["fp8", "compressed-tensors", "quark"]);
+    let scale_name = *rng.pick(&SCALE_NAMES);
+    let mut n_scaled = 0;
+    for (name, (_, shape, _)) in products.clone().tensors {
+        if name.ends_with("_proj.weight") && !rng.chance(4) {
+            let dtype = if rng.chance(5) { "F8_E5M2" } else { "F8_E4M3" };
+            let (kind, of) = (*rng.pick(&KINDS), *rng.pick(&SCALE_DTYPES));
+            let block = [1 << rng.below(6), 1 << rng.below(6)];
+            let values = quantize(&mut st, &name, dtype, scale_name, kind, (of, block), &mut rng);
+            products.set(&name, "F32", &shape, f32_bytes(&values));
+            n_scaled += 1;
+        }
+    }
+    products.write(&plain.path(SINGLE));
+    match rng.below(3) {
+        0 if n_scaled > 0 => {
+            copy.edit("config.json", |json| json["quantization_config"] = Json::Null);
+            warnings.push("declares no quantization");
+        }
+        _ => {
+            copy.edit("config.json", |json| {
+                json["quantization_config"] = json!({"quant_method": method})
+            });
+            warnings.extend((n_scaled == 0).then_some("and none is"));
+        }
+    }
+    // What no model needs.
+    let extra =
+        ["self_attn.k_scale", "self_attn.q_proj.input_scale", "self_attn.rotary_emb.inv_freq"];
+    for name in extra.iter().filter(|_| rng.chance(2)).copied().collect::<Vec<_>>() {
+        st.set(&format!("model.layers.1.{name}"), "F32", &[], 1f32.to_le_bytes().to_vec());
+    }
+    match rng.below(8) {
+        0 => {
+            st.set("model.layers.1.mlp.down_proj.qzeros", "I32", &[1], vec![0; 4]);
+            errors.push("is packed by");
+        }
+        1 => {
+            st.set("model.layers.2.mlp.down_proj.weight", "BF16", &[1], vec![0; 2]);
+            errors.push("`num_hidden_layers` is 2");
+        }
+        2 => {
+            st.remove("model.layers.1.mlp.down_proj.weight");
+            errors.push("model.layers.1.mlp.down_proj.weight");
+        }
+        _ => {}
+    }
+    let (stale, missing) = store(&copy, &st, &mut rng);
+    warnings.extend(stale);
+    errors.extend(missing);
+    (warnings, errors)
+}
+
+/// Stores tensors in files that relate to each other in some way. Returns what a warning and what an error
+/// should name.
+fn store(
+    copy: &Checkpoint,
+    st: &St,
+    rng: &mut Rng,
+) -> (Option<&'static str>, Option<&'static str>) {
+    let n = 1 + rng.below(4) as usize;
+    if n == 1 {
+        st.write(&copy.path(SINGLE));
+        return (None, None);
+    }
+    std::fs::remove_file(copy.path(SINGLE)).unwrap();
+    let stem = *rng.pick(&["model", "pytorch_model", "parts/weights"]);
+    std::fs::create_dir_all(copy.path("parts")).unwrap();
+    let file = |i: usize| format!("{stem}-{:05}-of-{n:05}.safetensors", i + 1);
+    let mut shards: Vec<St> = (0..n).map(|_| St::default()).collect();
+    let mut map = serde_json::Map::new();
+    for (i, tensor) in st.tensors.iter().enumerate() {
+        // At least one in each.
+        let shard = if i < n { i } else { rng.below(n as u64) as usize };
+        shards[shard].tensors.push(tensor.clone());
+        map.insert(tensor.0.clone(), file(shard).into());
+        // Some are there twice.
+        if rng.chance(20) {
+            shards[(shard + 1) % n].tensors.push(tensor.clone());
+        }
+    }
+    shards.iter().enumerate().for_each(|(i, shard)| shard.write(&copy.path(&file(i))));
+    if stem == "model" && rng.chance(3) {
+        return (None, None);
+    }
+    let mut found = (None, None);
+    match rng.below(6) {
+        0 => {
+            map.remove("model.norm.weight");
+            found.0 = Some("does not list");
+        }
+        1 => {
+            map.insert("model.phantom".to_owned(), file(0).into());
+            found.0 = Some("`model.phantom`");
+        }
+        2 => {
+            map.insert("model.layers.0.self_attn.v_scale".to_owned(), "gone.safetensors".into());
+        }
+        3 => {
+            std::fs::remove_file(copy.path(&file(0))).unwrap();
+            found.1 = Some("complete the download");
+        }
+        4 => {
+            st.write(&copy.path("model-00001-of-00009.safetensors"));
+            found.0 = Some("model-00001-of-00009.safetensors");
+        }
+        _ => {}
+    }
+    copy.write_json(INDEX, &json!({"metadata": {}, "weight_map": map}));
+    found
+}
+
+#[test]
+fn generated_checkpoints_give_their_products_or_one_error() {
+    let bench = Bench::new();
+    for seed in 0..60 {
+        let (warnings, errors) = generated(&bench, seed);
+        let (_, plain) = convert(&bench, "plain", &[]);
+        let (said, file) = convert(&bench, "c", &[]);
+        if errors.is_empty() {
+            let said = said.ok();
+            same_tensors(&file.unwrap(), &plain.unwrap());
+            assert_eq!(
+                said.warnings().len(),
+                warnings.len(),
+                "seed {seed}: {warnings:?} in {said:#?}"
+            );
+            warnings
+                .iter()
+                .for_each(|word| assert!(said.stderr.contains(word), "seed {seed}: {said:#?}"));
+        } else {
+            let said = said.fails(&[]);
+            let named = errors.iter().any(|word| said.stderr.contains(word));
+            assert!(named, "seed {seed}: none of {errors:?} in {said:#?}");
+            let n = said.stderr.lines().filter(|line| line.starts_with("requant:")).count();
+            assert_eq!(n, 1, "seed {seed}: {said:#?}");
+        }
+    }
+}

@@ -595,3 +595,76 @@ fn a_model_that_says_nothing_of_its_output_and_has_none_is_tied() {
     assert_eq!(found.file, plain.file);
     assert!(found.warnings.concat().contains("`tie_word_embeddings` is missing"));
 }
+
+/// The reference writes the matrix that is there, transformers would take the embedding.
+#[test]
+fn a_tied_model_with_another_output_matrix_is_a_warning() {
+    let bench = Bench::new();
+    let copy = bench.checkpoint("family/qwen2-tied", "c");
+    let plain = opened(&copy).unwrap();
+    for (other, warnings) in [(false, 0), (true, 1)] {
+        copy.edit_shard("model.safetensors", |tensors| {
+            let (dtype, shape, mut data) =
+                tensors.get("model.embed_tokens.weight").unwrap().clone();
+            if other {
+                data.reverse();
+            }
+            tensors.set("lm_head.weight", &dtype, &shape, data);
+        });
+        let found = opened(&copy).unwrap();
+        assert_eq!(found.warnings.len(), warnings, "{:?}", found.warnings);
+        assert!(found.file.contains("output.weight ") && found.file != plain.file);
+    }
+    let found = open(&bench, "family/qwen2", |config| config["tie_word_embeddings"] = true.into());
+    assert!(found.unwrap().warnings[0].contains("`lm_head.weight` is another matrix"));
+}
+
+/// An error about a tensor names the settings that speak of it.
+#[test]
+fn tensors_that_do_not_agree_with_settings_name_both() {
+    let bench = Bench::new();
+    let error = |fixture: &str, key: &str, value: Json| {
+        open(&bench, fixture, |config| config[key] = value).err().unwrap()
+    };
+    for (fixture, key, value, words) in [
+        (
+            "family/qwen2",
+            "num_hidden_layers",
+            json!(3),
+            ["model.layers.2.", "`num_hidden_layers` is 3"],
+        ),
+        ("family/qwen2", "vocab_size", json!(2000), ["embed_tokens", "`vocab_size` is 2000"]),
+        ("family/qwen3", "head_dim", json!(32), ["_proj.weight", "`head_dim` is 32"]),
+        ("family/qwen2", "num_key_value_heads", json!(4), ["_proj", "`num_key_value_heads` is 4"]),
+        (
+            "family/llama-bias",
+            "attention_bias",
+            json!(false),
+            ["_proj.bias", "`attention_bias` is false"],
+        ),
+        (
+            "family/llama3",
+            "attention_bias",
+            json!(true),
+            ["_proj.bias", "`attention_bias` is true"],
+        ),
+        ("tiny-r1", "q_lora_rank", json!(null), ["q_proj", "`q_lora_rank` is null"]),
+        ("tiny-r1", "n_routed_experts", json!(8), ["mlp.gate.weight", "`n_routed_experts` is 8"]),
+        (
+            "tiny-r1",
+            "first_k_dense_replace",
+            json!(2),
+            ["mlp.gate_proj", "`first_k_dense_replace` is 2"],
+        ),
+        (
+            "tiny-r1",
+            "first_k_dense_replace",
+            json!(0),
+            ["layers.0.mlp.", "`first_k_dense_replace` is 0"],
+        ),
+        ("tiny-r1", "n_shared_experts", json!(0), ["shared_experts", "`n_shared_experts` is 0"]),
+    ] {
+        let error = error(fixture, key, value);
+        assert!(words.iter().all(|word| error.contains(word)), "{key}: {error}");
+    }
+}

@@ -243,6 +243,13 @@ fn shapes_of_every_rank_are_copied() {
         }
         bench.run(&["export", "s.gguf", "folder"]).fails(&["s.gguf"]);
     }
+    for (what, name) in [("key", "odd.bytes"), ("tensor", "trailing.weight")] {
+        let mut bytes = shapes().bytes();
+        let at = bytes.windows(name.len()).position(|w| w == name.as_bytes()).unwrap();
+        bytes[at + 1] = 0xff;
+        std::fs::write(bench.path("n.gguf"), bytes).unwrap();
+        bench.run(&["inspect", "n.gguf"]).fails(&["n.gguf", what, &name[2..], "not UTF-8"]);
+    }
     let mut long = shapes();
     long.tensors[0].name = "n".repeat(64);
     long.write(&bench.path("l.gguf"));

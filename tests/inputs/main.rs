@@ -11,3 +11,5 @@ mod gguf;
 mod imatrix;
 mod prune;
 mod raw;
+mod tokens;
+mod values;

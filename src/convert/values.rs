@@ -1,15 +1,23 @@
-//! Matrices that are nothing but zeros: what a download that was set aside but never filled leaves, or an
-//! expert that was lost. They are found in the pass that reads the weights anyway.
+//! Values that are no error and yet not as they should be, found in the pass that reads them anyway:
+//! matrices that are nothing but zeros, which is what a download that was set aside but never filled
+//! leaves, or an expert that was lost; and scales that became infinite.
 
 use super::plan::{Plan, PlannedTensor};
 use crate::names::{in_short, runs};
 use crate::source::{Source, SourceError};
 use crate::warning::{Topic, Warning};
+use std::collections::BTreeSet;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
-/// Which matrices of a plan's tensors hold anything but zeros, as far as a pass has seen.
-pub(super) struct Seen(Vec<Vec<AtomicBool>>);
+/// What a pass has seen of a plan's tensors.
+pub(super) struct Seen {
+    /// Which of their matrices hold anything but zeros.
+    hold: Vec<Vec<AtomicBool>>,
+    /// Those with infinite scales.
+    infinite: Mutex<BTreeSet<usize>>,
+}
 
 impl Seen {
     pub fn new(plan: &Plan) -> Self {
@@ -17,7 +25,7 @@ impl Seen {
             let n = if tensor.dims.len() < 2 { 0 } else { tensor.dims.iter().skip(2).product() };
             (0..n).map(|_| AtomicBool::new(false)).collect()
         };
-        Self(plan.tensors().iter().map(of).collect())
+        Self { hold: plan.tensors().iter().map(of).collect(), infinite: Mutex::default() }
     }
 
     /// Rows of a tensor that have been read. What ends at the first weight that is not 0 costs nothing.
@@ -25,7 +33,9 @@ impl Seen {
         let planned = &plan.tensors()[tensor];
         let (n, per_matrix) = (planned.n_per_row() as usize, planned.rows_per_matrix());
         for (row, weights) in rows.zip(weights.chunks_exact(n.max(1))) {
-            let Some(seen) = self.0[tensor].get((row / per_matrix.max(1)) as usize) else { return };
+            let Some(seen) = self.hold[tensor].get((row / per_matrix.max(1)) as usize) else {
+                return;
+            };
             if !seen.load(Ordering::Relaxed) && weights.iter().any(|&weight| weight != 0.0) {
                 seen.store(true, Ordering::Relaxed);
             }
@@ -36,22 +46,39 @@ impl Seen {
     pub fn pass_over(&self, plan: &Plan, tensor: usize, rows: Range<u64>) {
         let per_matrix = plan.tensors()[tensor].rows_per_matrix().max(1);
         for matrix in rows.start / per_matrix..rows.end.div_ceil(per_matrix) {
-            if let Some(seen) = self.0[tensor].get(matrix as usize) {
+            if let Some(seen) = self.hold[tensor].get(matrix as usize) {
                 seen.store(true, Ordering::Relaxed);
             }
         }
     }
 
-    /// What was nothing but zeros among these tensors.
+    /// A tensor has a scale that became infinite.
+    pub fn is_infinite(&self, tensor: usize) {
+        self.infinite.lock().unwrap_or_else(PoisonError::into_inner).insert(tensor);
+    }
+
+    /// What to warn of among these tensors.
     pub fn warnings(&self, plan: &Plan, tensors: Range<usize>) -> Vec<Warning> {
         let found = tensors.filter(|&i| plan.tensors()[i].n_elements() > 0).map(|i| {
             let of = |(matrix, seen): (usize, &AtomicBool)| {
                 (!seen.load(Ordering::Relaxed)).then_some(matrix as u32)
             };
-            let zeros = self.0[i].iter().enumerate().filter_map(of).collect();
-            (plan.tensors()[i].name.as_str(), self.0[i].len(), zeros)
+            let zeros = self.hold[i].iter().enumerate().filter_map(of).collect();
+            (plan.tensors()[i].name.as_str(), self.hold[i].len(), zeros)
         });
-        describe(found)
+        let mut warnings = describe(found);
+        let infinite = self.infinite.lock().unwrap_or_else(PoisonError::into_inner);
+        if !infinite.is_empty() {
+            let names: Vec<&str> =
+                infinite.iter().map(|&i| plan.tensors()[i].name.as_str()).collect();
+            let text = format!(
+                "weights so large that their scales became infinite, as llama-quantize writes them, in {}; \
+                 give these tensors another type",
+                in_short(&names)
+            );
+            warnings.push(Warning::new(Topic::Values, text));
+        }
+        warnings
     }
 }
 
