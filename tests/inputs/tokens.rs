@@ -533,11 +533,15 @@ fn odd_types_and_ids_of_a_file_cost_a_warning() {
     run(&|file| types(file).push(Value::I32(1)), &["2049 entries for 2048 tokens"]);
     run(&|file| file.keys.retain(|(key, _)| key != "tokenizer.ggml.token_type"), &[]);
     for value in [Value::U32(2048), Value::U32(u32::MAX), Value::I32(-1), Value::str("2")] {
-        let set =
-            |file: &mut Gguf| drop(file.set("tokenizer.ggml.padding_token_id", value.clone()));
+        let set = |file: &mut Gguf| {
+            file.set("tokenizer.ggml.padding_token_id", value.clone());
+        };
         run(&set, &["padding_token_id", "left out"]);
     }
-    run(&|file| drop(file.set("tokenizer.ggml.unknown_token_id", Value::U32(9999))), &["9999"]);
+    let unknown = |file: &mut Gguf| {
+        file.set("tokenizer.ggml.unknown_token_id", Value::U32(9999));
+    };
+    run(&unknown, &["9999"]);
 
     // A beginning that is no token is none.
     let mut file = bf16();
