@@ -94,7 +94,8 @@ pub fn by_name(path: &Path) -> Option<Seems> {
     });
     static PIECE: LazyLock<Regex> = LazyLock::new(|| {
         pattern(
-            r"(?x) [._-](part|split|piece|chunk)[._-]?(\d+|[a-z]{1,3})([._-]?of[._-]?\d+)?(\.gguf|\.safetensors)?$
+            r"(?x) (^|[._-])(part|split|piece|chunk)([._-]?\d+|[._-][a-z]{1,3})([._-]?of[._-]?\d+)?
+                (\.(gguf|safetensors|bin|dat))?$
             | \.(gguf|safetensors|bin)[._-](\d{1,5}|[a-z]{1,3})$",
         )
     });
@@ -247,9 +248,14 @@ mod tests {
         {
             says(&bytes, name, &["raw piece", "cat"]);
         }
-        for name in
-            ["m.Q4_K.part-2-of-3", "m.part1of3.gguf", "m.safetensors.part_aa", "M.GGUF.PART1"]
-        {
+        for name in [
+            "m.Q4_K.part-2-of-3",
+            "m.part1of3.gguf",
+            "m.safetensors.part_aa",
+            "M.GGUF.PART1",
+            "part03.bin",
+            "model_part_0000",
+        ] {
             says(&bytes, name, &["raw piece"]);
         }
         for name in ["m.gguf.part", "a/4f3e.incomplete", "m.gguf.crdownload", "m.gguf.tmp"] {
