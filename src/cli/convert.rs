@@ -6,7 +6,6 @@ use super::{evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
 use crate::measure::{Options, Subject, Text};
 use crate::model::{CheckpointModel, LeftOut, Mla, Mtp};
-use crate::quant::QuantType;
 use crate::recipe::{FileType, Recipe};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -187,10 +186,9 @@ impl Outtype {
             Self::Q8_0 => FileType::Q8_0,
             Self::Tq1_0 => FileType::TQ1_0,
             Self::Tq2_0 => FileType::TQ2_0,
-            Self::Auto => match model.checkpoint().half_type() {
-                Some(QuantType::BF16) => FileType::BF16,
-                _ => FileType::F16,
-            },
+            Self::Auto => {
+                model.checkpoint().half_type().and_then(FileType::of_type).unwrap_or(FileType::F16)
+            }
         }
     }
 }

@@ -13,6 +13,12 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConvertError {
+    /// A checkpoint asked for in a type that is no floating-point type.
+    #[error("{ty} is no floating-point type, as the weights of a checkpoint have")]
+    NotFloat {
+        /// The type.
+        ty: QuantType,
+    },
     /// A layer that is to be left out does not exist.
     #[error("layer {layer} cannot be left out, the model has {count} layers, counted from 0")]
     NoLayer {

@@ -4,7 +4,7 @@ use super::error::ConvertError;
 use crate::gguf::{Disk, GgufError, LocalDisk, Metadata};
 use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
-use crate::quant::{QuantError, QuantType};
+use crate::quant::{Kind, QuantError, QuantType};
 use crate::source::{GgufSource, Origin};
 use crate::tokenizer;
 use serde_json::{Map, Value, json};
@@ -57,8 +57,11 @@ fn write(
     ty: QuantType,
     monitor: &dyn Monitor,
 ) -> Result<(), ConvertError> {
+    let Kind::Float(torch_dtype) = ty.format().kind else {
+        return Err(ConvertError::NotFloat { ty });
+    };
     let tensors = model.exported()?;
-    for (name, json) in description(model, source.metadata(), ty, monitor)? {
+    for (name, json) in description(model, source.metadata(), torch_dtype, monitor)? {
         let path = part.join(name);
         std::fs::write(&path, format!("{json:#}\n")).map_err(io(&path))?;
     }
@@ -88,7 +91,7 @@ fn write(
 fn description(
     model: &GgufModel,
     metadata: &Metadata,
-    ty: QuantType,
+    torch_dtype: &str,
     monitor: &dyn Monitor,
 ) -> Result<Vec<(String, Value)>, ConvertError> {
     let (vocab, mut files) = tokenizer::exported(metadata)?;
@@ -103,12 +106,7 @@ fn description(
     }
     let mut generation = tokenizer::generation_ids(&vocab);
     generation.append(&mut sampling_settings(metadata));
-    config["torch_dtype"] = match ty {
-        QuantType::BF16 => "bfloat16",
-        QuantType::F16 => "float16",
-        _ => "float32",
-    }
-    .into();
+    config["torch_dtype"] = torch_dtype.into();
     files.push(("config.json".to_owned(), config));
     files.push(("generation_config.json".to_owned(), Value::Object(generation)));
     Ok(files)

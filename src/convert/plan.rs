@@ -250,7 +250,7 @@ impl Plan {
                 described.clone().map(|(i, _)| (stored(i), Reason::Kept)).collect()
             }
             Mode::Convert => {
-                known(recipe::assign_as_converter(&shapes()?, settings.recipe.default_type()))
+                known(recipe::assign_as_converter(&shapes()?, settings.recipe.file_type()))
             }
         };
         let mut tensors = Vec::with_capacity(order.len());
@@ -533,7 +533,7 @@ fn guessed_file_type(source: &GgufSource) -> u32 {
     }
     // Of two types as frequent, the first that was seen.
     let most = counts.iter().rev().max_by_key(|(_, n)| *n).map(|(ty, _)| *ty);
-    let file_type = FileType::all().find(|ft| Some(ft.default_type()) == most);
+    let file_type = most.and_then(FileType::of_type);
     file_type.unwrap_or(FileType::F32).id() | GUESSED
 }
 

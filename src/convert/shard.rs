@@ -4,7 +4,6 @@
 //! machine gets which follows from the plan alone.
 
 use super::plan::{Plan, PlannedTensor};
-use crate::quant::QuantType;
 use std::ops::Range;
 
 /// Share `number` of `count`, counted from 1.
@@ -49,20 +48,13 @@ impl std::str::FromStr for Shard {
 /// Nanoseconds that a weight takes on one thread, roughly: enough to share work out evenly, and
 /// the same on every machine.
 fn cost(tensor: &PlannedTensor) -> f64 {
-    use QuantType as Q;
-    let each = match (tensor.ty.known().unwrap_or(Q::F32), tensor.weighing.is_some()) {
-        _ if tensor.ty == tensor.stored => 1.0,
-        (Q::Q4_0 | Q::Q5_0, true) => 6.0,
-        (Q::Q4_1 | Q::Q5_1, true) => 16.0,
-        (Q::Q2_K | Q::Q4_K | Q::Q5_K, false) => 11.0,
-        (Q::Q2_K | Q::Q4_K | Q::Q5_K, true) => 18.0,
-        (Q::Q3_K | Q::Q6_K, _) => 7.0,
-        (Q::IQ4_NL | Q::IQ4_XS, _) => 15.0,
-        (Q::IQ3_XXS | Q::IQ3_S, _) => 70.0,
-        (Q::IQ1_S | Q::IQ1_M | Q::IQ2_XXS | Q::IQ2_XS | Q::IQ2_S, _) => 55.0,
-        _ => 1.5,
+    let each = match tensor.ty.known() {
+        Some(ty) if tensor.ty != tensor.stored => {
+            ty.format().cost[usize::from(tensor.weighing.is_some())]
+        }
+        Some(_) | None => 1.0,
     };
-    each * tensor.n_elements() as f64
+    f64::from(each) * tensor.n_elements() as f64
 }
 
 impl Plan {

@@ -4,7 +4,7 @@ use super::encode::{Encoder, Unit, shift_row};
 use super::error::ConvertError;
 use super::plan::Plan;
 use crate::monitor::Monitor;
-use crate::quant::{QuantError, QuantType};
+use crate::quant::{Kind, QuantError};
 use crate::source::{GgufSource, Source};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
@@ -189,7 +189,7 @@ fn validate_tensor(
     let meta = &file.tensors()[tensor];
     let crate::source::Dtype::Gguf(ty) = meta.dtype else { return Ok(()) };
     let n = meta.n_per_row();
-    if n == 0 || ty == QuantType::I32 {
+    if n == 0 || ty.format().kind == Kind::Integer {
         return Ok(());
     }
     let step = (super::plan::UNIT_ELEMENTS / n).max(1);

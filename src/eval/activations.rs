@@ -1,6 +1,6 @@
 //! What activations are rounded to before they meet a matrix.
 
-use crate::quant::{QuantType, Simd, compiled, float, round_to_bf16};
+use crate::quant::{Activation, QuantType, Simd, compiled, float, round_to_bf16};
 use crate::source::Dtype;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
@@ -49,16 +49,14 @@ fn rounded(x: ArrayView2<f32>, round: Round) -> Array2<f32> {
     x
 }
 
-/// How rows are rounded that meet weights of a type (`type_traits_cpu` in `ggml-cpu.c`).
+/// How rows are rounded that meet weights of a type.
 fn rounding(weights: QuantType) -> Option<Round> {
-    use QuantType::*;
-    match weights {
-        F16 => Some(f16),
-        BF16 => Some(round_to_bf16),
-        Q4_0 | Q4_1 | Q5_0 | Q5_1 | Q8_0 | IQ4_NL | MXFP4 | NVFP4 | Q1_0 | Q2_0 => Some(q8_0),
-        Q2_K | Q3_K | Q4_K | Q5_K | Q6_K | IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS
-        | IQ3_S | IQ4_XS | TQ1_0 | TQ2_0 => Some(q8_k),
-        _ => None,
+    match weights.format().activations {
+        Activation::F32 => None,
+        Activation::F16 => Some(f16),
+        Activation::BF16 => Some(round_to_bf16),
+        Activation::Q8_0 | Activation::Q8_1 => Some(q8_0),
+        Activation::Q8_K => Some(q8_k),
     }
 }
 

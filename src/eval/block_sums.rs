@@ -7,7 +7,7 @@
 use super::activations::Activations;
 use super::error::EvalError;
 use super::linear::Matrix;
-use crate::quant::{QuantType, Simd, compiled, float};
+use crate::quant::{Activation, Format, Simd, compiled, float};
 use crate::source::Dtype;
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
@@ -25,9 +25,9 @@ pub(super) fn correct(
     x: ArrayView2<f32>,
     mut out: ArrayViewMut2<f32>,
 ) -> Result<(), EvalError> {
-    let block_bytes = match matrix.source.tensors()[matrix.tensor].dtype {
-        Dtype::Gguf(ty @ (QuantType::Q4_1 | QuantType::Q5_1)) => ty.block_bytes(),
-        _ => return Ok(()),
+    let Dtype::Gguf(ty) = matrix.source.tensors()[matrix.tensor].dtype else { return Ok(()) };
+    let Format { bytes: block_bytes, activations: Activation::Q8_1, .. } = *ty.format() else {
+        return Ok(());
     };
     if matrix.activations != Activations::Q8 {
         return Ok(());
@@ -84,6 +84,7 @@ fn each_rounding_error(row: &[f32], errors: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::QuantType;
     use crate::source::{Origin, Source, SourceError, SourceFile, TensorMeta};
     use std::ops::Range;
 

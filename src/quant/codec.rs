@@ -1,9 +1,10 @@
 //! Rows to bytes and back: one entry for every type.
 
 use super::error::QuantError;
-use super::float::f16;
+use super::format::Importance;
+use super::kernels::{Kernels, Levels};
 use super::search::ROWS;
-use super::simd::{Kernels, Simd};
+use super::simd::Simd;
 use super::types::QuantType;
 
 impl QuantType {
@@ -66,13 +67,14 @@ impl QuantType {
                 return Err(QuantError::Importance { column, value: imatrix[column] });
             }
         }
-        if imatrix.is_none() && matches!(self, Self::IQ1_S | Self::IQ2_XXS | Self::IQ2_XS) {
+        if imatrix.is_none() && self.format().importance == Importance::Required {
             return Err(QuantError::NeedsImportance(self));
         }
-        let Kernels { encode, .. } = self.kernels(simd)?;
+        let levels = self.kernels()?;
+        let Kernels { encode, .. } = levels.at(simd);
         // A few rows at a time, to find them in the cache after the check.
         let at_once = match imatrix {
-            Some(_) if !self.weighs_by_row() => 1,
+            Some(_) if !levels.by_row => 1,
             _ => ROWS,
         };
         let chunks = rows.chunks(at_once * n_per_row).zip(out.chunks_mut(at_once * row_bytes));
@@ -83,7 +85,7 @@ impl QuantType {
                 let column = at % n_per_row;
                 return Err(QuantError::NotFinite { row, column, value: x[at] });
             }
-            // SAFETY: `kernels` gives functions of a level that the machine has.
+            // SAFETY: they are functions of a level that the machine has.
             unsafe { encode(x, imatrix, out) };
         }
         Ok(())
@@ -114,8 +116,8 @@ impl QuantType {
         out: &mut [f32],
     ) -> Result<(), QuantError> {
         self.check(out.len(), n_per_row, bytes.len(), ["output", "input"])?;
-        let Kernels { decode, .. } = self.kernels(simd)?;
-        // SAFETY: `kernels` gives functions of a level that the machine has.
+        let Kernels { decode, .. } = self.kernels()?.at(simd);
+        // SAFETY: they are functions of a level that the machine has.
         unsafe { decode(bytes, out) };
         Ok(())
     }
@@ -133,79 +135,19 @@ impl QuantType {
             let (expected, found) = (rows * row_bytes, bytes.len());
             return Err(QuantError::BufferLength { what: "input", expected, found });
         }
-        if self.is_valid_throughout(bytes) {
+        let (numbers, bytes_each) = (self.format().numbers, self.block_bytes());
+        if numbers.are_finite(bytes, bytes_each) {
             return Ok(());
         }
-        let blocks = bytes.chunks_exact(self.block_bytes());
-        match blocks.enumerate().find(|(_, block)| !self.is_valid_block(block)) {
-            Some((block, _)) => Err(QuantError::InvalidBlock { ty: self, block }),
+        let mut blocks = bytes.chunks_exact(bytes_each);
+        match blocks.position(|block| !numbers.are_finite(block, bytes_each)) {
+            Some(block) => Err(QuantError::InvalidBlock { ty: self, block }),
             None => Ok(()),
         }
     }
 
-    /// Whether all blocks are valid, in so few steps that they can be checked as they are written;
-    /// `false` where only a look at each of them can tell.
-    fn is_valid_throughout(self, bytes: &[u8]) -> bool {
-        let below = |bits: u16| {
-            let halves = bytes.as_chunks::<2>().0.iter();
-            halves.fold(0, |most, b| (u16::from_le_bytes(*b) & bits).max(most)) < bits
-        };
-        match self {
-            Self::F16 => below(0x7c00),
-            Self::BF16 => below(0x7f80),
-            Self::F32 => {
-                let values = bytes.as_chunks::<4>().0.iter();
-                let bits = values.map(|b| u32::from_le_bytes(*b) & 0x7f80_0000);
-                bits.fold(0, u32::max) < 0x7f80_0000
-            }
-            _ => {
-                self.halves().iter().all(|&at| {
-                    let blocks = bytes.chunks_exact(self.block_bytes());
-                    blocks.fold(0, |most, b| (b[at + 1] & 0x7c).max(most)) < 0x7c
-                }) && !self.halves().is_empty()
-            }
-        }
-    }
-
-    /// Where in a block its f16s are, of those types that have scales and minima of this kind alone.
-    fn halves(self) -> &'static [usize] {
-        match self {
-            Self::Q4_1 | Self::Q5_1 | Self::Q4_K | Self::Q5_K => &[0, 2],
-            Self::Q2_K => &[80, 82],
-            Self::Q3_K => &[108],
-            Self::Q6_K => &[208],
-            Self::TQ1_0 => &[52],
-            Self::TQ2_0 => &[64],
-            Self::F64 | Self::F32 | Self::BF16 | Self::Q8_K | Self::MXFP4 | Self::IQ1_M => &[],
-            Self::NVFP4 | Self::Q8_1 => &[],
-            Self::I8 | Self::I16 | Self::I32 | Self::I64 => &[],
-            _ => &[0],
-        }
-    }
-
-    fn is_valid_block(self, b: &[u8]) -> bool {
-        match self {
-            Self::F64 => f64::from_le_bytes(b.try_into().unwrap_or_default()).is_finite(),
-            Self::F32 | Self::Q8_K => f32::from_le_bytes([b[0], b[1], b[2], b[3]]).is_finite(),
-            Self::BF16 => b[1] & 0x7f != 0x7f || b[0] & 0x80 == 0,
-            Self::MXFP4 => b[0] != 0xff,
-            // Its scale is spread over the upper four bits of four words.
-            Self::IQ1_M => {
-                let nibble = |i: usize| u16::from(b[49 + 2 * i] >> 4) << (4 * i);
-                let bits = nibble(0) | nibble(1) | nibble(2) | nibble(3);
-                f16(&bits.to_le_bytes()).is_finite()
-            }
-            _ => self.halves().iter().all(|&at| f16(&b[at..]).is_finite()),
-        }
-    }
-
-    /// Whether the weight of an importance depends on the whole row.
-    fn weighs_by_row(self) -> bool {
-        matches!(self, Self::Q4_0 | Self::Q4_1 | Self::Q5_0 | Self::Q5_1)
-    }
-
-    fn kernels(self, simd: Simd) -> Result<Kernels, QuantError> {
-        simd.kernels(self).ok_or(QuantError::NotForWeights(self))
+    fn kernels(self) -> Result<&'static Levels, QuantError> {
+        self.format().kernels.as_ref().ok_or(QuantError::NotForWeights(self))
     }
 
     /// Bytes per row, once both buffers are known to hold the same number of whole rows.

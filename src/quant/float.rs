@@ -7,8 +7,29 @@
 //! ```
 //! All conversions are free of branches, so loops over them become vector code.
 
-use super::search::Search;
+use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::kernels::{Blocks, Levels, levels};
+use super::lattice::Search;
 use super::simd::Simd;
+use super::types::QuantType;
+
+/// An f32 at the beginning of a block.
+pub(super) const F32: Numbers = Numbers::Exponents(&[2], 0x7f80);
+
+#[rustfmt::skip]
+pub(super) const FORMATS: &[Format] = {
+    use {Activation as A, Numbers::Exponents, QuantType as Q};
+    &[
+        row(Q::F64, Kind::Float("float64"), 8, Exponents(&[6], 0x7ff0), A::F32, None),
+        row(Q::F32, Kind::Float("float32"), 4, F32, A::F32, Some(levels::<Float>())),
+        row(Q::F16, Kind::Float("float16"), 2, Numbers::halves(&[0]), A::F16, Some(levels::<Half>())),
+        row(Q::BF16, Kind::Float("bfloat16"), 2, Exponents(&[0], 0x7f80), A::BF16, Some(levels::<Brain>())),
+        row(Q::I8, Kind::Integer, 1, Numbers::None, A::F32, None),
+        row(Q::I16, Kind::Integer, 2, Numbers::None, A::F32, None),
+        row(Q::I32, Kind::Integer, 4, Numbers::None, A::F32, None),
+        row(Q::I64, Kind::Integer, 8, Numbers::None, A::F32, None),
+    ]
+};
 
 /// f32 to the bits of a BF16 (`ggml_compute_fp32_to_bf16`).
 #[inline(always)]
@@ -110,34 +131,70 @@ fn read<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N])
     }
 }
 
-#[inline(always)]
-pub(super) fn encode_f32<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-    write(x, out, f32::to_le_bytes);
+struct Float;
+
+impl Blocks for Float {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+        write(x, out, f32::to_le_bytes);
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        read(bytes, out, f32::from_le_bytes);
+    }
 }
 
-#[inline(always)]
-pub(super) fn encode_f16<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-    write(x, out, |v| f32_to_f16(v).to_le_bytes());
+struct Half;
+
+impl Blocks for Half {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+        write(x, out, |v| f32_to_f16(v).to_le_bytes());
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        read(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b)));
+    }
 }
 
-#[inline(always)]
-pub(super) fn encode_bf16<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-    write(x, out, |v| f32_to_bf16(v).to_le_bytes());
+struct Brain;
+
+impl Blocks for Brain {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+        write(x, out, |v| f32_to_bf16(v).to_le_bytes());
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        read(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b)));
+    }
 }
 
-#[inline(always)]
-pub(super) fn decode_f32(bytes: &[u8], out: &mut [f32]) {
-    read(bytes, out, f32::from_le_bytes);
-}
-
-#[inline(always)]
-pub(super) fn decode_f16(bytes: &[u8], out: &mut [f32]) {
-    read(bytes, out, |b| f16_to_f32(u16::from_le_bytes(b)));
-}
-
-#[inline(always)]
-pub(super) fn decode_bf16(bytes: &[u8], out: &mut [f32]) {
-    read(bytes, out, |b| bf16_to_f32(u16::from_le_bytes(b)));
+const fn row(
+    ty: QuantType,
+    kind: Kind,
+    bytes: usize,
+    numbers: Numbers,
+    activations: Activation,
+    kernels: Option<Levels>,
+) -> Format {
+    Format {
+        ty,
+        kind,
+        len: 1,
+        bytes,
+        numbers,
+        importance: Importance::Ignored,
+        activations,
+        // One number fits every row.
+        fallback: None,
+        cost: [1.5; 2],
+        kernels,
+        groups: None,
+    }
 }
 
 #[cfg(test)]

@@ -11,7 +11,29 @@
 //! Importances are ignored (`quantize_row_{mxfp4,nvfp4}_ref`).
 
 use super::float::abs_max;
-use super::search::{Search, truncate};
+use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::kernels::{Blocks, levels};
+use super::lattice::Search;
+use super::search::truncate;
+use super::types::QuantType;
+
+#[rustfmt::skip]
+pub(super) const FORMATS: &[Format] = &[
+    Format {
+        ty: QuantType::MXFP4, kind: Kind::Blocks, len: 32, bytes: 17,
+        numbers: Numbers::Others(|b| b[0] != 0xff), importance: Importance::Ignored,
+        activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5; 2],
+        kernels: Some(levels::<Mx>()),
+        groups: None,
+    },
+    Format {
+        ty: QuantType::NVFP4, kind: Kind::Blocks, len: 64, bytes: 36,
+        numbers: Numbers::None, importance: Importance::Ignored,
+        activations: Activation::Q8_0, fallback: None, cost: [1.5; 2],
+        kernels: Some(levels::<Nv>()),
+        groups: None,
+    },
+];
 
 /// Twice the values of E2M1 (`kvalues_mxfp4`).
 const VALUES: [f32; 16] =
@@ -101,41 +123,63 @@ fn to_ue4m3(x: f32) -> u8 {
     if rounded < 0x78 { rounded as u8 } else { 0x7e }
 }
 
-#[inline(always)]
-pub(super) fn encode_mxfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-    for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<17>().0) {
-        let amax = abs_max(x);
-        // Exponents below 0 wrap around.
-        let e = if amax > 0.0 { (floor_log2(amax) + 125) as u8 } else { 0 };
-        let codes = codes(x, e8m0_half(e), amax);
-        out[0] = e;
-        for j in 0..16 {
-            out[1 + j] = codes[j] | codes[j + 16] << 4;
-        }
-    }
-}
+struct Mx;
 
-#[inline(always)]
-pub(super) fn decode_mxfp4(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<17>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-        let values = VALUES.map(|v| v * e8m0_half(b[0]));
-        for j in 0..16 {
-            out[j] = values[usize::from(b[1 + j] & 15)];
-            out[j + 16] = values[usize::from(b[1 + j] >> 4)];
-        }
-    }
-}
-
-#[inline(always)]
-pub(super) fn encode_nvfp4<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-    for (x, out) in x.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<36>().0) {
-        for (g, x) in x.as_chunks::<16>().0.iter().enumerate() {
+impl Blocks for Mx {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+        for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<17>().0) {
             let amax = abs_max(x);
-            let d = to_ue4m3(amax / 6.0);
-            let codes = codes(x, ue4m3_half(d), amax);
-            out[g] = d;
-            for j in 0..8 {
-                out[4 + 8 * g + j] = codes[j] | codes[j + 8] << 4;
+            // Exponents below 0 wrap around.
+            let e = if amax > 0.0 { (floor_log2(amax) + 125) as u8 } else { 0 };
+            let codes = codes(x, e8m0_half(e), amax);
+            out[0] = e;
+            for j in 0..16 {
+                out[1 + j] = codes[j] | codes[j + 16] << 4;
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (b, out) in bytes.as_chunks::<17>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+            let values = VALUES.map(|v| v * e8m0_half(b[0]));
+            for j in 0..16 {
+                out[j] = values[usize::from(b[1 + j] & 15)];
+                out[j + 16] = values[usize::from(b[1 + j] >> 4)];
+            }
+        }
+    }
+}
+
+struct Nv;
+
+impl Blocks for Nv {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+        for (x, out) in x.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<36>().0) {
+            for (g, x) in x.as_chunks::<16>().0.iter().enumerate() {
+                let amax = abs_max(x);
+                let d = to_ue4m3(amax / 6.0);
+                let codes = codes(x, ue4m3_half(d), amax);
+                out[g] = d;
+                for j in 0..8 {
+                    out[4 + 8 * g + j] = codes[j] | codes[j + 8] << 4;
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (b, out) in bytes.as_chunks::<36>().0.iter().zip(out.as_chunks_mut::<64>().0) {
+            for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
+                let values = VALUES.map(|v| v * ue4m3_half(b[g]));
+                for j in 0..8 {
+                    let q = b[4 + 8 * g + j];
+                    out[j] = values[usize::from(q & 15)];
+                    out[j + 8] = values[usize::from(q >> 4)];
+                }
             }
         }
     }
@@ -166,20 +210,6 @@ pub fn nvfp4_from_modelopt(packed: &[u8], scales: &[u8], out: &mut [u8]) -> Resu
         }
     }
     Ok(())
-}
-
-#[inline(always)]
-pub(super) fn decode_nvfp4(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<36>().0.iter().zip(out.as_chunks_mut::<64>().0) {
-        for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-            let values = VALUES.map(|v| v * ue4m3_half(b[g]));
-            for j in 0..8 {
-                let q = b[4 + 8 * g + j];
-                out[j] = values[usize::from(q & 15)];
-                out[j + 8] = values[usize::from(q >> 4)];
-            }
-        }
-    }
 }
 
 #[cfg(test)]

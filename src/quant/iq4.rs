@@ -10,10 +10,33 @@
 //! Values: `d·values[q]` and `(d·(s - 32))·values[q]` (`quantize_row_iq4_nl_impl` with 7 tries).
 
 use super::float::{f16, f16_bits};
+use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::groups::{Group, Grouped, groups};
+use super::kernels::{Blocks, levels};
+use super::lattice::Search;
 use super::search::{
-    CODEBOOK, SPAN, Search, importance_weights, nearest_in_codebook, nearest_int, signed_max,
-    sum_squares, super_block_squares,
+    CODEBOOK, SPAN, importance_weights, nearest_in_codebook, nearest_int, signed_max, sum_squares,
+    super_block_squares,
 };
+use super::types::QuantType;
+
+#[rustfmt::skip]
+pub(super) const FORMATS: &[Format] = &[
+    Format {
+        ty: QuantType::IQ4_NL, kind: Kind::Blocks, len: 32, bytes: 18,
+        numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
+        activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [15.0; 2],
+        kernels: Some(levels::<Nl>()),
+        groups: Some(groups::<Nl, 18>()),
+    },
+    Format {
+        ty: QuantType::IQ4_XS, kind: Kind::Blocks, len: 256, bytes: 136,
+        numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
+        activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [15.0; 2],
+        kernels: Some(levels::<Xs>()),
+        groups: Some(groups::<Xs, 136>()),
+    },
+];
 
 const G: usize = 32;
 
@@ -62,45 +85,17 @@ fn encode<S: Search, const N: usize, const BYTES: usize>(
     }
 }
 
-#[inline(always)]
-pub(super) fn encode_iq4_nl<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    encode::<S, 32, 18>(x, qw, out, |x, scales, out| {
-        out[..2].copy_from_slice(&f16_bits(scales[0]));
-        pack(x, inverse(scales[0]), &mut out[2..]);
-    });
-}
-
-#[inline(always)]
-pub(super) fn encode_iq4_xs<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    encode::<S, 256, 136>(x, qw, out, |x, scales, out| {
-        let d = -signed_max(scales) / 32.0;
-        let id = inverse(d);
-        out[..2].copy_from_slice(&f16_bits(d));
-        out[4..8].fill(0);
-        let mut high = 0u16;
-        for (j, x) in x.chunks_exact(G).enumerate() {
-            let s = nearest_int(id * scales[j]).clamp(-32, 31);
-            pack(x, inverse(d * s as f32), &mut out[8 + 16 * j..][..16]);
-            let s = (s + 32) as u8;
-            out[4 + j / 2] |= (s & 15) << (4 * (j % 2));
-            high |= u16::from(s >> 4) << (2 * j);
-        }
-        out[2..4].copy_from_slice(&high.to_le_bytes());
-    });
-}
-
 /// The scale of group `j` of a super-block of IQ4_XS.
 #[inline(always)]
-pub(super) fn scale_xs(b: &[u8; 136], j: usize) -> f32 {
+fn scale_xs(b: &[u8; 136], j: usize) -> f32 {
     let low = i32::from(b[4 + j / 2] >> (4 * (j % 2)) & 15);
     let s = low | i32::from(u16::from_le_bytes([b[2], b[3]]) >> (2 * j) & 3) << 4;
     f16(b) * (s - 32) as f32
 }
 
 /// Values of a group, to be scaled.
-#[cfg(feature = "eval")]
 #[inline(always)]
-pub(super) fn values(qs: &[u8]) -> [i8; G] {
+fn values(qs: &[u8]) -> [i8; G] {
     std::array::from_fn(|i| CODEBOOK[usize::from(qs[i % 16] >> (4 * (i / 16)) & 15)])
 }
 
@@ -113,18 +108,71 @@ fn unpack(qs: &[u8], d: f32, out: &mut [f32]) {
     }
 }
 
-#[inline(always)]
-pub(super) fn decode_iq4_nl(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-        unpack(&b[2..], f16(b), out);
+struct Nl;
+
+impl Blocks for Nl {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        encode::<S, 32, 18>(x, qw, out, |x, scales, out| {
+            out[..2].copy_from_slice(&f16_bits(scales[0]));
+            pack(x, inverse(scales[0]), &mut out[2..]);
+        });
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (b, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0) {
+            unpack(&b[2..], f16(b), out);
+        }
     }
 }
 
-#[inline(always)]
-pub(super) fn decode_iq4_xs(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<136>().0.iter().zip(out.as_chunks_mut::<256>().0) {
-        for (j, out) in out.chunks_exact_mut(G).enumerate() {
-            unpack(&b[8 + 16 * j..], scale_xs(b, j), out);
+impl Grouped<18> for Nl {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 18], _: usize) -> Group {
+        Group { codes: values(&b[2..]), scale: f16(b), offset: 0.0 }
+    }
+}
+
+struct Xs;
+
+impl Blocks for Xs {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        encode::<S, 256, 136>(x, qw, out, |x, scales, out| {
+            let d = -signed_max(scales) / 32.0;
+            let id = inverse(d);
+            out[..2].copy_from_slice(&f16_bits(d));
+            out[4..8].fill(0);
+            let mut high = 0u16;
+            for (j, x) in x.chunks_exact(G).enumerate() {
+                let s = nearest_int(id * scales[j]).clamp(-32, 31);
+                pack(x, inverse(d * s as f32), &mut out[8 + 16 * j..][..16]);
+                let s = (s + 32) as u8;
+                out[4 + j / 2] |= (s & 15) << (4 * (j % 2));
+                high |= u16::from(s >> 4) << (2 * j);
+            }
+            out[2..4].copy_from_slice(&high.to_le_bytes());
+        });
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (b, out) in bytes.as_chunks::<136>().0.iter().zip(out.as_chunks_mut::<256>().0) {
+            for (j, out) in out.chunks_exact_mut(G).enumerate() {
+                unpack(&b[8 + 16 * j..], scale_xs(b, j), out);
+            }
         }
+    }
+}
+
+impl Grouped<136> for Xs {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 136], j: usize) -> Group {
+        Group { codes: values(&b[8 + 16 * j..]), scale: scale_xs(b, j), offset: 0.0 }
     }
 }

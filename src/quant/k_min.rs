@@ -19,15 +19,45 @@
 //! (`quantize_row_q{2,4,5}_K_ref` without and `_impl` with importances).
 
 use super::float::{f16, f16_bits};
+use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::groups::{Group, Grouped, groups};
+use super::kernels::{Blocks, levels};
+use super::lattice::Search;
 use super::search::{
-    ROWS, SPAN, Search, Steps, group_sums, importance_weights, nearest_int, super_block_squares,
+    ROWS, SPAN, Steps, group_sums, importance_weights, nearest_int, super_block_squares,
 };
+use super::types::QuantType;
+
+#[rustfmt::skip]
+pub(super) const FORMATS: &[Format] = &[
+    Format {
+        ty: QuantType::Q2_K, kind: Kind::Blocks, len: 256, bytes: 84,
+        numbers: Numbers::halves(&[80, 82]), importance: Importance::WantedIn(&["Q2_K_S"]),
+        activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [11.0, 18.0],
+        kernels: Some(levels::<Q2>()),
+        groups: None,
+    },
+    Format {
+        ty: QuantType::Q4_K, kind: Kind::Blocks, len: 256, bytes: 144,
+        numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
+        activations: Activation::Q8_K, fallback: Some(QuantType::Q5_0), cost: [11.0, 18.0],
+        kernels: Some(levels::<Q32<15, 144>>()),
+        groups: Some(groups::<Q32<15, 144>, 144>()),
+    },
+    Format {
+        ty: QuantType::Q5_K, kind: Kind::Blocks, len: 256, bytes: 176,
+        numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
+        activations: Activation::Q8_K, fallback: Some(QuantType::Q5_1), cost: [11.0, 18.0],
+        kernels: Some(levels::<Q32<31, 176>>()),
+        groups: Some(groups::<Q32<31, 176>, 176>()),
+    },
+];
 
 const N: usize = 256;
 
 /// Scale and minimum of group `j`.
 #[inline(always)]
-pub(super) fn scale_min(j: usize, b: &[u8]) -> (u8, u8) {
+fn scale_min(j: usize, b: &[u8]) -> (u8, u8) {
     if j < 4 {
         (b[j] & 63, b[j + 4] & 63)
     } else {
@@ -124,12 +154,6 @@ fn encode<S: Search, const G: usize, const BYTES: usize>(
             }
         }
     }
-}
-
-#[inline(always)]
-pub(super) fn encode_q2_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    let steps = Steps { nmax: 3, rmin: -0.5, rdelta: 0.1, steps: 15, absolute: true };
-    encode::<S, 16, 84>(steps, x, qw, out);
 }
 
 /// What Q2_K does after the search.
@@ -231,35 +255,9 @@ fn finish_32<S: Search, const NMAX: i32>(
     }
 }
 
-#[inline(always)]
-pub(super) fn encode_q4_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    let steps = Steps { nmax: 15, rmin: -1.0, rdelta: 0.1, steps: 20, absolute: false };
-    encode::<S, 32, 144>(steps, x, qw, out);
-}
-
-#[inline(always)]
-pub(super) fn encode_q5_k<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-    let steps = Steps { nmax: 31, rmin: -0.5, rdelta: 0.1, steps: 15, absolute: false };
-    encode::<S, 32, 176>(steps, x, qw, out);
-}
-
-#[inline(always)]
-pub(super) fn decode_q2_k(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<84>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-        let (d, dmin) = (f16(&b[80..]), f16(&b[82..]));
-        for (j, out) in out.chunks_exact_mut(16).enumerate() {
-            let (d, m) = (d * f32::from(b[j] & 15), dmin * f32::from(b[j] >> 4));
-            let qs = &b[16 + 32 * (j / 8) + 16 * (j % 2)..][..16];
-            for (v, q) in out.iter_mut().zip(qs) {
-                *v = d * f32::from(q >> (j % 8 / 2 * 2) & 3) - m;
-            }
-        }
-    }
-}
-
 /// Codes of group `j` of a super-block of Q4_K (144 bytes) or Q5_K (176).
 #[inline(always)]
-pub(super) fn unpack_32<const BYTES: usize>(b: &[u8; BYTES], j: usize) -> [i8; 32] {
+fn unpack_32<const BYTES: usize>(b: &[u8; BYTES], j: usize) -> [i8; 32] {
     let qs = &b[BYTES - 128 + 32 * (j / 2)..][..32];
     std::array::from_fn(|l| {
         let high = if BYTES == 176 { (b[16 + l] >> j & 1) << 4 } else { 0 };
@@ -267,26 +265,66 @@ pub(super) fn unpack_32<const BYTES: usize>(b: &[u8; BYTES], j: usize) -> [i8; 3
     })
 }
 
-#[inline(always)]
-fn decode_32<const BYTES: usize>(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-        let (d, dmin) = (f16(b), f16(&b[2..]));
-        for (j, out) in out.chunks_exact_mut(32).enumerate() {
-            let (s, m) = scale_min(j, &b[4..16]);
-            let (d, m) = (d * f32::from(s), dmin * f32::from(m));
-            for (v, q) in out.iter_mut().zip(unpack_32(b, j)) {
-                *v = d * f32::from(q) - m;
+struct Q2;
+
+impl Blocks for Q2 {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        let steps = Steps { nmax: 3, rmin: -0.5, rdelta: 0.1, steps: 15, absolute: true };
+        encode::<S, 16, 84>(steps, x, qw, out);
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (b, out) in bytes.as_chunks::<84>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+            let (d, dmin) = (f16(&b[80..]), f16(&b[82..]));
+            for (j, out) in out.chunks_exact_mut(16).enumerate() {
+                let (d, m) = (d * f32::from(b[j] & 15), dmin * f32::from(b[j] >> 4));
+                let qs = &b[16 + 32 * (j / 8) + 16 * (j % 2)..][..16];
+                for (v, q) in out.iter_mut().zip(qs) {
+                    *v = d * f32::from(q >> (j % 8 / 2 * 2) & 3) - m;
+                }
             }
         }
     }
 }
 
-#[inline(always)]
-pub(super) fn decode_q4_k(bytes: &[u8], out: &mut [f32]) {
-    decode_32::<144>(bytes, out);
+/// Q4_K (`NMAX` = 15) and Q5_K (31).
+struct Q32<const NMAX: i32, const BYTES: usize>;
+
+impl<const NMAX: i32, const BYTES: usize> Blocks for Q32<NMAX, BYTES> {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        let (rmin, steps) = if NMAX == 15 { (-1.0, 20) } else { (-0.5, 15) };
+        let steps = Steps { nmax: NMAX, rmin, rdelta: 0.1, steps, absolute: false };
+        encode::<S, 32, BYTES>(steps, x, qw, out);
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
+            let (d, dmin) = (f16(b), f16(&b[2..]));
+            for (j, out) in out.chunks_exact_mut(32).enumerate() {
+                let (s, m) = scale_min(j, &b[4..16]);
+                let (d, m) = (d * f32::from(s), dmin * f32::from(m));
+                for (v, q) in out.iter_mut().zip(unpack_32(b, j)) {
+                    *v = d * f32::from(q) - m;
+                }
+            }
+        }
+    }
 }
 
-#[inline(always)]
-pub(super) fn decode_q5_k(bytes: &[u8], out: &mut [f32]) {
-    decode_32::<176>(bytes, out);
+impl<const NMAX: i32, const BYTES: usize> Grouped<BYTES> for Q32<NMAX, BYTES> {
+    const OFFSETS: bool = true;
+
+    #[inline(always)]
+    fn group(b: &[u8; BYTES], j: usize) -> Group {
+        let (scale, min) = scale_min(j, &b[4..16]);
+        Group {
+            codes: unpack_32(b, j),
+            scale: f16(b) * f32::from(scale),
+            offset: -(f16(&b[2..]) * f32::from(min)),
+        }
+    }
 }

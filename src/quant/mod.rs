@@ -2,16 +2,18 @@
 //!
 //! This room knows numbers and bytes. It does not know files, tensors' names or models.
 
+mod activations;
 mod codec;
-#[cfg(feature = "eval")]
-mod codes;
 mod error;
 pub mod float;
+mod format;
 mod fp4;
 pub mod fp8;
+mod groups;
 mod iq4;
 mod k_min;
 mod k_sym;
+mod kernels;
 mod lanes;
 mod lattice;
 mod legacy;
@@ -20,13 +22,15 @@ mod simd;
 mod ternary;
 mod types;
 
-#[cfg(feature = "eval")]
-pub(crate) use codes::{Group, groups_with_offsets, read_groups};
 pub use error::QuantError;
+pub use format::{Activation, Format, Importance, Kind, Numbers};
 pub use fp4::nvfp4_from_modelopt;
+#[cfg(feature = "eval")]
+pub(crate) use groups::{Group, Groups};
+pub(crate) use simd::compiled;
 pub use simd::{Simd, UnknownSimd};
 #[cfg(feature = "eval")]
-pub(crate) use simd::{all_finite, compiled, round_to_bf16};
+pub(crate) use simd::{all_finite, round_to_bf16};
 #[cfg(feature = "convert")]
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

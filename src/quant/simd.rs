@@ -6,9 +6,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::sync::OnceLock;
 
-use super::lattice::{iq1, iq2, iq3};
-use super::types::QuantType;
-use super::{float, fp4, fp8, iq4, k_min, k_sym, legacy, ternary};
+use super::{float, fp8};
 
 /// A set of instructions that kernels exist for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,117 +86,37 @@ impl FromStr for Simd {
     }
 }
 
-/// Encodes whole blocks without importances, or one row with them; up to
-/// [`ROWS`](super::search::ROWS) rows where importances are weighed by the row.
-pub(super) type EncodeRow = unsafe fn(&[f32], Option<&[f32]>, &mut [u8]);
-/// Decodes whole blocks.
-pub(super) type DecodeRow = unsafe fn(&[u8], &mut [f32]);
-
-/// The functions of one type at one level. Unsafe to call unless the level is supported.
-#[derive(Clone, Copy)]
-pub(super) struct Kernels {
-    pub encode: EncodeRow,
-    pub decode: DecodeRow,
-}
-
-/// Defines a function from type to kernels, all compiled with an attribute and a search.
-macro_rules! kernels {
-    ($name:ident, $attribute:meta, $search:ty) => {
-        kernels!(@ $name, $attribute, $search,
-            F32 float encode_f32 decode_f32,
-            F16 float encode_f16 decode_f16,
-            BF16 float encode_bf16 decode_bf16,
-            Q4_0 legacy encode_q4_0 decode_q4_0,
-            Q4_1 legacy encode_q4_1 decode_q4_1,
-            Q5_0 legacy encode_q5_0 decode_q5_0,
-            Q5_1 legacy encode_q5_1 decode_q5_1,
-            Q8_0 legacy encode_q8_0 decode_q8_0,
-            Q2_K k_min encode_q2_k decode_q2_k,
-            Q3_K k_sym encode_q3_k decode_q3_k,
-            Q4_K k_min encode_q4_k decode_q4_k,
-            Q5_K k_min encode_q5_k decode_q5_k,
-            Q6_K k_sym encode_q6_k decode_q6_k,
-            IQ4_NL iq4 encode_iq4_nl decode_iq4_nl,
-            IQ4_XS iq4 encode_iq4_xs decode_iq4_xs,
-            TQ1_0 ternary encode_tq1_0 decode_tq1_0,
-            TQ2_0 ternary encode_tq2_0 decode_tq2_0,
-            Q1_0 ternary encode_q1_0 decode_q1_0,
-            Q2_0 ternary encode_q2_0 decode_q2_0,
-            MXFP4 fp4 encode_mxfp4 decode_mxfp4,
-            NVFP4 fp4 encode_nvfp4 decode_nvfp4,
-            IQ1_S iq1 encode_iq1_s decode_iq1_s,
-            IQ1_M iq1 encode_iq1_m decode_iq1_m,
-            IQ2_XXS iq2 encode_iq2_xxs decode_iq2_xxs,
-            IQ2_XS iq2 encode_iq2_xs decode_iq2_xs,
-            IQ2_S iq2 encode_iq2_s decode_iq2_s,
-            IQ3_XXS iq3 encode_iq3_xxs decode_iq3_xxs,
-            IQ3_S iq3 encode_iq3_s decode_iq3_s);
-    };
-    (@ $name:ident, $attribute:meta, $search:ty,
-     $($ty:ident $module:ident $encode:ident $decode:ident),*) => {
-        fn $name(ty: QuantType) -> Option<Kernels> {
-            match ty {
-                $(QuantType::$ty => {
-                    #[$attribute]
-                    fn encode(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-                        $module::$encode::<$search>(x, qw, out);
-                    }
-                    #[$attribute]
-                    fn decode(bytes: &[u8], out: &mut [f32]) {
-                        $module::$decode(bytes, out);
-                    }
-                    Some(Kernels { encode, decode })
-                })*
-                _ => None,
-            }
-        }
-    };
-}
-
-kernels!(portable, inline(never), super::lanes::search::InLanes<super::lanes::portable::Portable>);
-#[cfg(test)]
-kernels!(plain, inline(never), super::search::Plain);
-#[cfg(target_arch = "x86_64")]
-kernels!(
-    avx2,
-    target_feature(enable = "avx2,f16c"),
-    super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::avx2::Avx2>>
-);
-#[cfg(target_arch = "x86_64")]
-kernels!(
-    avx512,
-    target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"),
-    super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::avx512::Avx512>>
-);
-#[cfg(target_arch = "aarch64")]
-kernels!(
-    neon,
-    target_feature(enable = "neon"),
-    super::lanes::search::InLanes<super::lanes::search::Pair<super::lanes::neon::Neon>>
-);
-
 /// Compiles a function, which has to be inlined, for every level. All give the same bits: products and
 /// sums are not contracted. Where the machine lacks the one asked for, the function is that
 /// of every machine. NEON belongs to every aarch64.
 macro_rules! compiled {
     ($(#[$doc:meta])* $vis:vis $name:ident($($arg:ident: $ty:ty),*) -> $ret:ty = $function:path) => {
+        $crate::quant::compiled!(@ $(#[$doc])* $vis $name [] [] ($($arg: $ty),*) -> $ret = $function);
+    };
+    ($(#[$doc:meta])* $vis:vis $name:ident<$param:ident: $bound:path, const $len:ident: usize>
+     ($($arg:ident: $ty:ty),*) -> $ret:ty = $function:path) => {
+        $crate::quant::compiled!(@ $(#[$doc])* $vis $name [<$param: $bound, const $len: usize>] [::<$param, $len>]
+            ($($arg: $ty),*) -> $ret = $function);
+    };
+    (@ $(#[$doc:meta])* $vis:vis $name:ident [$($generics:tt)*] [$($given:tt)*]
+     ($($arg:ident: $ty:ty),*) -> $ret:ty = $function:path) => {
         $(#[$doc])*
-        $vis fn $name(level: $crate::quant::Simd, $($arg: $ty),*) -> $ret {
+        $vis fn $name $($generics)* (level: $crate::quant::Simd, $($arg: $ty),*) -> $ret {
             #[cfg(target_arch = "x86_64")]
             {
                 #[target_feature(enable = "avx2")]
-                fn avx2($($arg: $ty),*) -> $ret {
+                fn avx2 $($generics)* ($($arg: $ty),*) -> $ret {
                     $function($($arg),*)
                 }
                 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-                fn avx512($($arg: $ty),*) -> $ret {
+                fn avx512 $($generics)* ($($arg: $ty),*) -> $ret {
                     $function($($arg),*)
                 }
                 match level {
                     // SAFETY: the level is supported.
-                    $crate::quant::Simd::Avx2 if level.is_supported() => return unsafe { avx2($($arg),*) },
+                    $crate::quant::Simd::Avx2 if level.is_supported() => return unsafe { avx2 $($given)* ($($arg),*) },
                     // SAFETY: the level is supported.
-                    $crate::quant::Simd::Avx512 if level.is_supported() => return unsafe { avx512($($arg),*) },
+                    $crate::quant::Simd::Avx512 if level.is_supported() => return unsafe { avx512 $($given)* ($($arg),*) },
                     _ => {}
                 }
             }
@@ -207,7 +125,6 @@ macro_rules! compiled {
         }
     };
 }
-#[cfg(feature = "eval")]
 pub(crate) use compiled;
 
 compiled!(
@@ -223,27 +140,12 @@ compiled!(
     pub(crate) all_finite(values: &[f32]) -> bool = float::all_finite
 );
 
-impl Simd {
-    /// The kernels of a type at this level; `None` if it has none. Where the machine lacks the
-    /// level, those of the best it has.
-    pub(super) fn kernels(self, ty: QuantType) -> Option<Kernels> {
-        match if self.is_supported() { self } else { Self::detect() } {
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => avx2(ty),
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512(ty),
-            #[cfg(target_arch = "aarch64")]
-            Self::Neon => neon(ty),
-            _ => portable(ty),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::quant::QuantType;
 
     /// Weights that hit every branch of the searches: bits of any finite number, ordinary ones,
     /// few distinct ones, zeros.
@@ -276,7 +178,8 @@ mod tests {
         #[test]
         fn every_level_writes_the_bytes_of_the_plain_reference(x in row(), qw in importances()) {
             for ty in QuantType::all() {
-                let Some(reference) = plain(ty) else { continue };
+                let Some(levels) = &ty.format().kernels else { continue };
+                let reference = levels.plain;
                 let mut expected = vec![0; ty.row_bytes(x.len()).unwrap()];
                 // SAFETY: compiled for what every machine has.
                 unsafe { (reference.encode)(&x, qw.as_deref(), &mut expected) };
@@ -284,7 +187,7 @@ mod tests {
                 // SAFETY: as above.
                 unsafe { (reference.decode)(&expected, &mut values) };
                 for level in Simd::ALL.into_iter().filter(|level| level.is_supported()) {
-                    let kernels = level.kernels(ty).unwrap();
+                    let kernels = levels.at(level);
                     let mut bytes = vec![0xaa; expected.len()];
                     // SAFETY: the level is supported.
                     unsafe { (kernels.encode)(&x, qw.as_deref(), &mut bytes) };

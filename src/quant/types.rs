@@ -1,20 +1,46 @@
-//! The type table: every tensor type a GGUF file may name, with its block geometry.
-//!
-//! It knows sizes and names, not how a block is encoded. The ids and sizes are those of
-//! `ggml_type` and `type_traits` in the reference implementation (`ggml.h`, `ggml.c`).
+//! The types that a GGUF file may name, with the ids of `ggml_type` in the reference implementation
+//! (`ggml.h`). What is known of each is in its [row](Format).
 
+use super::format::Format;
 use crate::names::did_you_mean;
 use std::fmt;
 use std::str::FromStr;
 
-/// A tensor type of the GGUF format. The discriminant is the id that files carry.
-///
-/// Ids 4, 5, 31 to 33 and 36 to 38 belonged to types that were withdrawn; they have no variant.
-#[allow(non_camel_case_types)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[repr(u32)]
-#[rustfmt::skip]
-pub enum QuantType {
+/// Defines the types, and what follows from there being these and no others.
+macro_rules! types {
+    ($($(#[$doc:meta])* $name:ident = $id:literal,)*) => {
+        /// A tensor type of the GGUF format. The discriminant is the id that files carry.
+        ///
+        /// Ids 4, 5, 31 to 33 and 36 to 38 belonged to types that were withdrawn; they have no variant.
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u32)]
+        pub enum QuantType {
+            $($(#[$doc])* $name = $id,)*
+        }
+
+        /// In the order of their ids.
+        const ALL: &[QuantType] = &[$(QuantType::$name),*];
+
+        impl QuantType {
+            /// The name as users spell it, for example `Q4_K`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
+            /// What is known of the type.
+            pub fn format(self) -> &'static Format {
+                match self {
+                    $(Self::$name => const { Format::of(Self::$name) },)*
+                }
+            }
+        }
+    };
+}
+
+types! {
     /// IEEE binary32.
     F32 = 0,
     /// IEEE binary16.
@@ -90,71 +116,15 @@ pub enum QuantType {
 /// How many ids the format defines, withdrawn ones included (`GGML_TYPE_COUNT`).
 pub const TYPE_ID_COUNT: u32 = 43;
 
-struct Row {
-    ty: QuantType,
-    name: &'static str,
-    block_len: usize,
-    block_bytes: usize,
-}
-
-#[rustfmt::skip]
-const TABLE: [Row; 35] = {
-    use QuantType::*;
-    const fn row(ty: QuantType, name: &'static str, block_len: usize, block_bytes: usize) -> Row {
-        Row { ty, name, block_len, block_bytes }
-    }
-    [
-        row(F32, "F32", 1, 4),
-        row(F16, "F16", 1, 2),
-        row(Q4_0, "Q4_0", 32, 18),
-        row(Q4_1, "Q4_1", 32, 20),
-        row(Q5_0, "Q5_0", 32, 22),
-        row(Q5_1, "Q5_1", 32, 24),
-        row(Q8_0, "Q8_0", 32, 34),
-        row(Q8_1, "Q8_1", 32, 36),
-        row(Q2_K, "Q2_K", 256, 84),
-        row(Q3_K, "Q3_K", 256, 110),
-        row(Q4_K, "Q4_K", 256, 144),
-        row(Q5_K, "Q5_K", 256, 176),
-        row(Q6_K, "Q6_K", 256, 210),
-        row(Q8_K, "Q8_K", 256, 292),
-        row(IQ2_XXS, "IQ2_XXS", 256, 66),
-        row(IQ2_XS, "IQ2_XS", 256, 74),
-        row(IQ3_XXS, "IQ3_XXS", 256, 98),
-        row(IQ1_S, "IQ1_S", 256, 50),
-        row(IQ4_NL, "IQ4_NL", 32, 18),
-        row(IQ3_S, "IQ3_S", 256, 110),
-        row(IQ2_S, "IQ2_S", 256, 82),
-        row(IQ4_XS, "IQ4_XS", 256, 136),
-        row(I8, "I8", 1, 1),
-        row(I16, "I16", 1, 2),
-        row(I32, "I32", 1, 4),
-        row(I64, "I64", 1, 8),
-        row(F64, "F64", 1, 8),
-        row(IQ1_M, "IQ1_M", 256, 56),
-        row(BF16, "BF16", 1, 2),
-        row(TQ1_0, "TQ1_0", 256, 54),
-        row(TQ2_0, "TQ2_0", 256, 66),
-        row(MXFP4, "MXFP4", 32, 17),
-        row(NVFP4, "NVFP4", 64, 36),
-        row(Q1_0, "Q1_0", 128, 18),
-        row(Q2_0, "Q2_0", 64, 18),
-    ]
-};
-
 impl QuantType {
     /// Every type, in the order of its id.
     pub fn all() -> impl Iterator<Item = Self> {
-        TABLE.iter().map(|row| row.ty)
-    }
-
-    fn row(self) -> &'static Row {
-        TABLE.iter().find(|row| row.ty == self).expect("the table has a row for every variant")
+        ALL.iter().copied()
     }
 
     /// The type of an id as stored in files; `None` for withdrawn and unknown ids.
     pub fn from_id(id: u32) -> Option<Self> {
-        TABLE.iter().map(|row| row.ty).find(|ty| ty.id() == id)
+        Self::all().find(|ty| ty.id() == id)
     }
 
     /// The id stored in files.
@@ -162,35 +132,29 @@ impl QuantType {
         self as u32
     }
 
-    /// The name as users spell it, for example `Q4_K`.
-    pub fn name(self) -> &'static str {
-        self.row().name
-    }
-
     /// Weights in a block.
     pub fn block_len(self) -> usize {
-        self.row().block_len
+        self.format().len
     }
 
     /// Bytes of a block.
     pub fn block_bytes(self) -> usize {
-        self.row().block_bytes
+        self.format().bytes
     }
 
     /// Bits that one weight occupies, scales included.
     pub fn bits_per_weight(self) -> f64 {
-        let row = self.row();
-        row.block_bytes as f64 * 8.0 / row.block_len as f64
+        self.format().bits_per_weight()
     }
 
     /// Bytes of a row of `n_per_row` weights; `None` if the row is no whole number of blocks
     /// or its size does not fit.
     pub fn row_bytes(self, n_per_row: usize) -> Option<usize> {
-        let row = self.row();
-        if !n_per_row.is_multiple_of(row.block_len) {
+        let format = self.format();
+        if !n_per_row.is_multiple_of(format.len) {
             return None;
         }
-        (n_per_row / row.block_len).checked_mul(row.block_bytes)
+        (n_per_row / format.len).checked_mul(format.bytes)
     }
 
     /// Whether the type stores blocks of codes with scales, as opposed to plain numbers
@@ -225,11 +189,8 @@ impl FromStr for QuantType {
 
     /// Accepts the name in any case (`Q4_K`, `q4_k`).
     fn from_str(s: &str) -> Result<Self, Self::Err> {
-        TABLE
-            .iter()
-            .find(|row| row.name.eq_ignore_ascii_case(s))
-            .map(|row| row.ty)
-            .ok_or_else(|| UnknownType(s.to_owned()))
+        let ty = Self::all().find(|ty| ty.name().eq_ignore_ascii_case(s));
+        ty.ok_or_else(|| UnknownType(s.to_owned()))
     }
 }
 

@@ -2,7 +2,7 @@
 
 use super::file_type::FileType;
 use super::rules::{Conditions, Facts, Recipe};
-use crate::quant::QuantType;
+use crate::quant::{Importance, QuantType};
 
 /// A tensor as the rules see it.
 #[derive(Clone, Copy, Debug)]
@@ -272,8 +272,8 @@ pub fn assign(
 }
 
 /// Chooses types as convert_hf_to_gguf.py `--outtype` does (`ModelBase.prepare_tensors`).
-pub fn assign_as_converter(tensors: &[Shape], wanted: QuantType) -> Vec<Assignment> {
-    let ternary = matches!(wanted, QuantType::TQ1_0 | QuantType::TQ2_0);
+pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assignment> {
+    let (wanted, outside) = (file_type.default_type(), file_type.outside());
     let precise = |t: &Shape| {
         t.dims.len() <= 1
             || t.name.ends_with("_norm.weight")
@@ -284,7 +284,7 @@ pub fn assign_as_converter(tensors: &[Shape], wanted: QuantType) -> Vec<Assignme
         let (ty, reason) = match t {
             t if t.source == QuantType::NVFP4 => (t.source, Reason::Kept),
             t if precise(t) => (QuantType::F32, Reason::Kept),
-            _ if ternary && is_outside(t.name) => (QuantType::F16, Reason::Outside),
+            t if outside != wanted && is_outside(t.name) => (outside, Reason::Outside),
             t if fits(t, wanted) => (wanted, Reason::Default),
             _ => (QuantType::F16, Reason::Fallback { wanted }),
         };
@@ -322,22 +322,12 @@ fn requested(name: &str, options: &Options) -> Option<QuantType> {
     }
 }
 
-/// `tensor_type_fallback`: a type with smaller blocks where the row does not fit.
+/// The first type from the wanted one on, each with smaller blocks than the one before, that the row
+/// fits.
 fn fallback(tensor: &Shape, wanted: QuantType) -> Result<QuantType, RecipeError> {
-    use QuantType::*;
-    if fits(tensor, wanted) {
-        return Ok(wanted);
-    }
-    let smaller = match wanted {
-        IQ1_S | IQ1_M | IQ2_XXS | IQ2_XS | IQ2_S | IQ3_XXS | IQ3_S | IQ4_XS => IQ4_NL,
-        Q2_0 | Q2_K | Q3_K | TQ1_0 | TQ2_0 => Q4_0,
-        Q4_K => Q5_0,
-        Q5_K => Q5_1,
-        Q6_K => Q8_0,
-        small if small.block_len() <= 32 => small,
-        _ => return Err(no_fallback(tensor, wanted)),
-    };
-    Ok(if fits(tensor, smaller) { smaller } else { F16 })
+    std::iter::successors(Some(wanted), |ty| ty.format().fallback)
+        .find(|&ty| fits(tensor, ty))
+        .ok_or_else(|| no_fallback(tensor, wanted))
 }
 
 fn fits(tensor: &Shape, ty: QuantType) -> bool {
@@ -358,11 +348,10 @@ const WITHOUT_IMPORTANCES: [QuantType; 2] = [QuantType::Q2_K, QuantType::Q3_K];
 /// Whether a tensor of this type makes no sense without an importance matrix
 /// (`tensor_requires_imatrix`).
 pub fn needs_imatrix(name: &str, ty: QuantType, file_type: FileType) -> bool {
-    use QuantType::*;
     !is_outside(name)
-        && match ty {
-            IQ3_XXS | IQ2_XXS | IQ2_XS | IQ2_S | IQ1_M | IQ1_S => true,
-            Q2_K => file_type == FileType::Q2_K_S,
-            _ => false,
+        && match ty.format().importance {
+            Importance::Ignored | Importance::Weighs => false,
+            Importance::WantedIn(mixes) => mixes.contains(&file_type.to_string().as_str()),
+            Importance::Wanted | Importance::Required => true,
         }
 }

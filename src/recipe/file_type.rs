@@ -4,63 +4,93 @@ use crate::quant::{QuantType, closest};
 use std::fmt;
 use std::str::FromStr;
 
-/// A named mix. The discriminant is the value of `general.file_type`.
-#[allow(non_camel_case_types, missing_docs)]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u32)]
-#[rustfmt::skip]
-pub enum FileType {
-    F32 = 0, F16 = 1, Q4_0 = 2, Q4_1 = 3, Q8_0 = 7, Q5_0 = 8, Q5_1 = 9,
-    Q2_K = 10, Q3_K_S = 11, Q3_K_M = 12, Q3_K_L = 13, Q4_K_S = 14, Q4_K_M = 15, Q5_K_S = 16,
-    Q5_K_M = 17, Q6_K = 18, IQ2_XXS = 19, IQ2_XS = 20, Q2_K_S = 21, IQ3_XS = 22, IQ3_XXS = 23,
-    IQ1_S = 24, IQ4_NL = 25, IQ3_S = 26, IQ3_M = 27, IQ2_S = 28, IQ2_M = 29, IQ4_XS = 30,
-    IQ1_M = 31, BF16 = 32, TQ1_0 = 36, TQ2_0 = 37, MXFP4_MOE = 38, Q1_0 = 40, Q2_0 = 41,
-}
+/// Defines the mixes: name, value of `general.file_type`, and the type that most tensors get
+/// (`llama_ftype_get_default_type`); `outside` is what the reference converter makes of the embedding
+/// and the output matrix, where that is another one. The recipe is in `mixes/`.
+macro_rules! file_types {
+    ($($name:ident = $id:literal: $ty:ident $(outside $outside:ident)?,)*) => {
+        /// A named mix. The discriminant is the value of `general.file_type`.
+        #[allow(non_camel_case_types, missing_docs)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[repr(u32)]
+        pub enum FileType {
+            $($name = $id,)*
+        }
 
-impl FileType {
-    /// Every mix with the type that most of its tensors get (`llama_ftype_get_default_type`).
-    #[rustfmt::skip]
-    const TABLE: [(FileType, QuantType); 35] = {
-        use FileType as F;
-        use QuantType::*;
-        [
-            (F::F32, F32), (F::F16, F16), (F::BF16, BF16), (F::Q8_0, Q8_0),
-            (F::Q4_0, Q4_0), (F::Q4_1, Q4_1), (F::Q5_0, Q5_0), (F::Q5_1, Q5_1),
-            (F::Q2_K, Q2_K), (F::Q2_K_S, Q2_K), (F::Q3_K_S, Q3_K), (F::Q3_K_M, Q3_K),
-            (F::Q3_K_L, Q3_K), (F::Q4_K_S, Q4_K), (F::Q4_K_M, Q4_K), (F::Q5_K_S, Q5_K),
-            (F::Q5_K_M, Q5_K), (F::Q6_K, Q6_K),
-            (F::IQ1_S, IQ1_S), (F::IQ1_M, IQ1_M), (F::IQ2_XXS, IQ2_XXS), (F::IQ2_XS, IQ2_XS),
-            (F::IQ2_S, IQ2_XS), (F::IQ2_M, IQ2_S), (F::IQ3_XXS, IQ3_XXS), (F::IQ3_XS, IQ3_S),
-            (F::IQ3_S, IQ3_S), (F::IQ3_M, IQ3_S), (F::IQ4_NL, IQ4_NL), (F::IQ4_XS, IQ4_XS),
-            (F::TQ1_0, TQ1_0), (F::TQ2_0, TQ2_0), (F::MXFP4_MOE, MXFP4), (F::Q1_0, Q1_0),
-            (F::Q2_0, Q2_0),
-        ]
-    };
+        const ALL: &[FileType] = &[$(FileType::$name),*];
 
-    /// Every mix.
-    pub fn all() -> impl Iterator<Item = Self> {
-        Self::TABLE.iter().map(|row| row.0)
-    }
+        impl FileType {
+            /// The type that tensors get where the mix has no rule for them.
+            pub fn default_type(self) -> QuantType {
+                match self {
+                    $(Self::$name => QuantType::$ty,)*
+                }
+            }
 
-    /// The type that tensors get where the mix has no rule for them.
-    pub fn default_type(self) -> QuantType {
-        Self::TABLE.iter().find(|row| row.0 == self).expect("the table has every mix").1
-    }
+            /// What the reference converter makes of the embedding and the output matrix.
+            pub(super) fn outside(self) -> QuantType {
+                match self {
+                    $(Self::$name => [$(QuantType::$outside,)? QuantType::$ty][0],)*
+                }
+            }
 
-    /// The text of the recipe that makes the mix.
-    pub(super) fn recipe(self) -> &'static str {
-        macro_rules! shipped {
-            ($($name:ident)*) => {
+            /// The text of the recipe that makes the mix.
+            pub(super) fn recipe(self) -> &'static str {
                 match self {
                     $(Self::$name => include_str!(concat!("mixes/", stringify!($name), ".toml")),)*
                 }
-            };
+            }
         }
-        shipped!(
-            F32 F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q2_K_S Q3_K_S Q3_K_M Q3_K_L Q4_K_S Q4_K_M
-            Q5_K_S Q5_K_M Q6_K IQ1_S IQ1_M IQ2_XXS IQ2_XS IQ2_S IQ2_M IQ3_XXS IQ3_XS IQ3_S IQ3_M
-            IQ4_NL IQ4_XS TQ1_0 TQ2_0 MXFP4_MOE Q1_0 Q2_0
-        )
+    };
+}
+
+file_types! {
+    F32 = 0: F32,
+    F16 = 1: F16,
+    BF16 = 32: BF16,
+    Q8_0 = 7: Q8_0,
+    Q4_0 = 2: Q4_0,
+    Q4_1 = 3: Q4_1,
+    Q5_0 = 8: Q5_0,
+    Q5_1 = 9: Q5_1,
+    Q2_K = 10: Q2_K,
+    Q2_K_S = 21: Q2_K,
+    Q3_K_S = 11: Q3_K,
+    Q3_K_M = 12: Q3_K,
+    Q3_K_L = 13: Q3_K,
+    Q4_K_S = 14: Q4_K,
+    Q4_K_M = 15: Q4_K,
+    Q5_K_S = 16: Q5_K,
+    Q5_K_M = 17: Q5_K,
+    Q6_K = 18: Q6_K,
+    IQ1_S = 24: IQ1_S,
+    IQ1_M = 31: IQ1_M,
+    IQ2_XXS = 19: IQ2_XXS,
+    IQ2_XS = 20: IQ2_XS,
+    IQ2_S = 28: IQ2_XS,
+    IQ2_M = 29: IQ2_S,
+    IQ3_XXS = 23: IQ3_XXS,
+    IQ3_XS = 22: IQ3_S,
+    IQ3_S = 26: IQ3_S,
+    IQ3_M = 27: IQ3_S,
+    IQ4_NL = 25: IQ4_NL,
+    IQ4_XS = 30: IQ4_XS,
+    TQ1_0 = 36: TQ1_0 outside F16,
+    TQ2_0 = 37: TQ2_0 outside F16,
+    MXFP4_MOE = 38: MXFP4,
+    Q1_0 = 40: Q1_0,
+    Q2_0 = 41: Q2_0,
+}
+
+impl FileType {
+    /// Every mix.
+    pub fn all() -> impl Iterator<Item = Self> {
+        ALL.iter().copied()
+    }
+
+    /// The first mix that most tensors of have this type.
+    pub fn of_type(ty: QuantType) -> Option<Self> {
+        Self::all().find(|file_type| file_type.default_type() == ty)
     }
 
     /// The value of `general.file_type`.

@@ -119,7 +119,7 @@ impl Recipe {
             Some(name) => {
                 name.parse().map_err(|error| RecipeError::rule("file-type", format!("{error}")))?
             }
-            None => FileType::all().find(|ft| ft.default_type() == default).ok_or_else(|| {
+            None => FileType::of_type(default).ok_or_else(|| {
                 RecipeError::rule(
                     "file-type",
                     format!("is missing, and no mix is made of {default}"),

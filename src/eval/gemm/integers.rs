@@ -386,7 +386,7 @@ mod tests {
         let mut decoded = Array2::zeros((rows, columns));
         ty.decode_rows(&bytes, columns, decoded.as_slice_mut().unwrap()).unwrap();
         let mut groups = vec![Group::default(); rows * columns / Group::LEN];
-        crate::quant::read_groups(Simd::detect(), ty, &bytes, &mut groups);
+        (ty.format().groups.unwrap().read)(Simd::detect(), &bytes, &mut groups);
         (bytes, groups, decoded)
     }
 

@@ -13,7 +13,7 @@ mod integers;
 mod kernel;
 
 use super::buffers::Rows;
-use crate::quant::{Group, QuantType, Simd, groups_with_offsets, read_groups};
+use crate::quant::{Group, Groups, QuantType, Simd};
 use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
@@ -40,8 +40,8 @@ pub(super) enum Form {
 impl Form {
     /// The fastest form, on this machine, for weights of a type in rows of so many columns.
     pub fn of(ty: QuantType) -> Self {
-        match groups_with_offsets(ty) {
-            Some(offsets) if integers::supported() => Self::Integers { offsets },
+        match ty.format().groups {
+            Some(Groups { offsets, .. }) if integers::supported() => Self::Integers { offsets },
             _ => Self::Floats,
         }
     }
@@ -58,11 +58,14 @@ impl Form {
     /// Puts rows of weights, stored as [`Form::Integers`], into panels. What is in the place of rows
     /// that would fill the last panel stays as it was.
     pub fn pack_groups(self, ty: QuantType, bytes: &[u8], columns: usize, panels: &mut [f32]) {
-        let Self::Integers { offsets } = self else { unreachable!("weights are groups") };
+        let (Self::Integers { offsets }, Some(Groups { read, .. })) = (self, ty.format().groups)
+        else {
+            unreachable!("weights are groups")
+        };
         let row_bytes = ty.row_bytes(columns).unwrap_or(0).max(1);
         let groups = bytes.len() / row_bytes * (columns / Group::LEN);
         let mut groups = vec![Group::default(); groups];
-        read_groups(Simd::detect(), ty, bytes, &mut groups);
+        read(Simd::detect(), bytes, &mut groups);
         integers::pack(&groups, columns, offsets, panels);
     }
 
