@@ -11,14 +11,12 @@ writing included. Run it on an otherwise idle machine.
 """
 import argparse, os, subprocess, tempfile, time
 import numpy as np
-from gguf_files import write_importances, write_model
+from gguf_files import mixes, write_importances, write_model
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("bin"); p.add_argument("--requant", default="target/release/requant")
 p.add_argument("--weights", type=int, default=16, help="millions"); p.add_argument("--threads", default="1")
 p.add_argument("--runs", type=int, default=3); p.add_argument("--simd"); p.add_argument("--types")
 a = p.parse_args()
-PLAIN = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K TQ1_0 TQ2_0".split()
-WEIGHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS IQ3_XXS IQ3_S IQ2_XXS IQ2_XS IQ2_M IQ1_S IQ1_M".split()
 rng = np.random.default_rng(1)
 
 def rows(width): return rng.standard_normal((a.weights * 500_000 // width, width), dtype=np.float32) * 0.02
@@ -34,7 +32,7 @@ with tempfile.TemporaryDirectory() as tmp:
     write_model(source, {name: (rows(width), "BF16") for name, width in tensors.items()})
     write_importances(matrix, {name: rng.random(width, dtype=np.float32) * 100 + 1 for name, width in tensors.items()})
     print("| type | importances | llama-quantize | requant | ratio |\n|---|---|---|---|---|")
-    for weighed, kinds in [(False, PLAIN), (True, WEIGHED)]:
+    for weighed, kinds in mixes(a.requant):
         for kind in kinds:
             if a.types and kind not in a.types.split(","): continue
             options = ["--imatrix", matrix] if weighed else []

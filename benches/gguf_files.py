@@ -1,6 +1,19 @@
-"""GGUF files for the scripts that compare with llama-quantize: a model of nothing but given tensors, and
+"""For the scripts that compare with llama-quantize: the types, a model of nothing but given tensors, and
 an importance matrix. Needs the `gguf` package."""
+import json, subprocess
 import gguf, numpy as np
+
+def formats(requant):
+    """The types that weights are quantized to, as the program knows them."""
+    listed = subprocess.run([requant, "formats", "--json"], check=True, capture_output=True).stdout
+    return [f for f in json.loads(listed)["formats"] if f["target"] and f["name"] != "F32"]
+
+def mixes(requant):
+    """A mix for each type that has one: those made without importances, those that importances weigh."""
+    made = [f for f in formats(requant) if f["kind"] == "blocks" and f["mixes"]]
+    mix = lambda f: min(f["mixes"], key=lambda name: name != f["name"])
+    return [(False, [mix(f) for f in made if f["importance"] in ("ignored", "weighs")]),
+            (True, [mix(f) for f in made if f["importance"] != "ignored"])]
 
 def finish(w):
     w.write_header_to_file(); w.write_kv_data_to_file(); w.write_tensors_to_file(); w.close()

@@ -10,14 +10,12 @@ whatever its size cancels. At AVX2; valgrind knows no AVX-512.
 """
 import argparse, json, os, re, subprocess, sys, tempfile
 import numpy as np
-from gguf_files import write_importances, write_model
+from gguf_files import mixes, write_importances, write_model
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("--requant", default="target/release/requant"); p.add_argument("--types")
 p.add_argument("--record", action="store_true", help="write benches/instructions.json")
 a = p.parse_args()
 RECORD = os.path.join(os.path.dirname(os.path.abspath(__file__)), "instructions.json")
-PLAIN = "Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K TQ1_0 TQ2_0".split()
-WEIGHED = "Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K_S Q4_K_S Q5_K_S Q6_K IQ4_NL IQ4_XS IQ3_XXS IQ3_S IQ2_XXS IQ2_XS IQ2_M IQ1_S IQ1_M".split()
 TENSOR, WIDTH, ROWS = "blk.0.ffn_gate.weight", 2048, (32, 96)
 
 def count(command):
@@ -37,7 +35,7 @@ with tempfile.TemporaryDirectory() as tmp:
         write_model(source, {TENSOR: (x, "BF16")})
     write_importances(matrix, {TENSOR: np.random.default_rng(2).random(WIDTH, dtype=np.float32) * 100 + 1})
     print("| type | importances | instructions per weight | recorded |\n|---|---|---|---|")
-    for weighed, kinds in [(False, PLAIN), (True, WEIGHED)]:
+    for weighed, kinds in mixes(a.requant):
         for kind in kinds:
             if a.types and kind not in a.types.split(","): continue
             options = ["--imatrix", matrix] if weighed else []

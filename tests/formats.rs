@@ -2,10 +2,12 @@
 //! `REQUANT_BLESS=1` rewrites it.
 
 use std::fmt::Write as _;
+use std::iter::successors;
 use std::path::Path;
+use std::process::Command;
 
-use requant::quant::{QuantError, QuantType};
-use serde_json::Value;
+use requant::quant::{Importance, Numbers, QuantError, QuantType};
+use serde_json::{Value, json};
 
 const ROW: usize = 2048;
 const ROWS: usize = 32;
@@ -104,4 +106,71 @@ fn the_documented_table_is_the_measured_one() {
         return;
     }
     assert_eq!(&text[begin..end], table, "run with REQUANT_BLESS=1 after a change of the types");
+}
+
+/// What a row says of a type is what the functions do.
+#[test]
+fn rows_say_what_the_functions_do() {
+    let mut state = 1;
+    let x: Vec<f32> = (0..2 * ROW).map(|_| gaussian(&mut state) as f32).collect();
+    let qw: Vec<f32> = (0..ROW).map(|_| uniform(&mut state) as f32 * 100.0).collect();
+    for ty in QuantType::all() {
+        let format = ty.format();
+        let [plain, weighed] = [None, Some(&qw[..])].map(|qw| encode(ty, &x, qw));
+        let Ok(bytes) = weighed else {
+            assert!(!format.is_target(), "{ty}");
+            continue;
+        };
+        match format.importance {
+            Importance::Ignored => assert!(plain.unwrap() == bytes, "{ty}"),
+            Importance::Required => assert_eq!(plain, Err(QuantError::NeedsImportance(ty))),
+            Importance::Weighs | Importance::WantedIn(_) | Importance::Wanted => {
+                assert!(plain.unwrap() != bytes, "{ty}");
+            }
+        }
+        // From one type to the next, blocks do not grow, and the last fits every row.
+        let chain: Vec<_> = successors(Some(ty), |ty| ty.format().fallback).collect();
+        assert!(chain.windows(2).all(|ty| ty[0].block_len() >= ty[1].block_len()), "{ty}");
+        let last = chain[chain.len() - 1];
+        assert!(last.block_len() == 1 || format.fallback.is_none(), "{ty} ends with {last}");
+        if let Numbers::Exponents(offsets, bits) = format.numbers {
+            for &at in offsets {
+                let mut bad = bytes.clone();
+                bad[format.bytes + at..][..2].copy_from_slice(&bits.to_le_bytes());
+                let block = QuantError::InvalidBlock { ty, block: 1 };
+                assert_eq!(ty.validate_rows(&bad, ROW), Err(block));
+            }
+        }
+    }
+}
+
+#[test]
+fn formats_are_listed_for_people_and_scripts() {
+    let list = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_requant")).args(args).output().unwrap();
+        assert!(out.status.success() && out.stderr.is_empty());
+        String::from_utf8(out.stdout).unwrap()
+    };
+    let json: Value = serde_json::from_str(&list(&["formats", "--json"])).unwrap();
+    let formats = json["formats"].as_array().unwrap();
+    assert_eq!(formats.len(), QuantType::all().count());
+    for (ty, format) in QuantType::all().zip(formats) {
+        assert_eq!((&format["id"], &format["name"]), (&ty.id().into(), &ty.name().into()));
+        assert_eq!(format["block_bytes"], ty.block_bytes());
+    }
+    let of = |ty: QuantType| formats.iter().find(|format| format["name"] == ty.name()).unwrap();
+    let q2_k = of(QuantType::Q2_K);
+    assert_eq!(q2_k["halves"], json!([80, 82]));
+    assert_eq!(q2_k["wanted_in"], json!(["Q2_K_S"]));
+    assert_eq!(q2_k["mixes"], json!(["Q2_K", "Q2_K_S"]));
+    assert_eq!(of(QuantType::Q4_K)["fallback"], "Q5_0");
+    assert_eq!(of(QuantType::Q4_1)["activations"], "Q8_1");
+    let table = list(&["formats"]);
+    assert_eq!(table.lines().count(), 1 + formats.len());
+    let row = table.lines().find(|line| line.contains(" IQ3_XXS ")).unwrap();
+    let words: Vec<_> = row.split_whitespace().collect();
+    assert_eq!(
+        words,
+        ["18", "IQ3_XXS", "3.0625", "256", "98", "wanted", "Q8_K", "IQ4_NL", "IQ3_XXS"]
+    );
 }

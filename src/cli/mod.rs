@@ -17,6 +17,7 @@ mod compare;
 mod convert;
 mod edit;
 mod evaluate;
+mod formats;
 mod imatrix;
 mod inspect;
 mod mix;
@@ -82,6 +83,7 @@ enum Command {
     Hash(tools::HashArgs),
     Export(tools::ExportArgs),
     Recipe(mix::Args),
+    Formats(formats::Args),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  requant completions bash > /etc/bash_completion.d/requant")]
     Completions {
@@ -127,6 +129,10 @@ pub fn main() -> ExitCode {
         Command::Hash(args) => tools::hash(&args),
         Command::Export(args) => tools::export(&args),
         Command::Recipe(args) => mix::run(&args),
+        Command::Formats(args) => {
+            formats::run(&args);
+            Ok(())
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "requant", &mut script);

@@ -139,10 +139,10 @@ impl Plan {
         };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
-            match meta.dtype {
-                Dtype::Gguf(QuantType::NVFP4) => QuantType::NVFP4.into(),
-                _ => stored_type(&meta.name, &meta.dims, intermediate).into(),
+            if meta.dtype == Dtype::Gguf(QuantType::NVFP4) {
+                return QuantType::NVFP4.into();
             }
+            stored_type(&meta.name, &meta.dims, intermediate).into()
         };
         let mut plan = Self::new(model, order, stored, metadata, &facts, settings, None)?;
         plan.warnings.splice(0..0, model.warnings().iter().cloned().chain(warnings));

@@ -127,6 +127,11 @@ impl Format {
         panic!("a type without a row")
     }
 
+    /// Whether weights can be encoded in it.
+    pub fn is_target(&self) -> bool {
+        self.kernels.is_some()
+    }
+
     /// Bits that one weight occupies, scales included.
     pub fn bits_per_weight(&self) -> f64 {
         self.bytes as f64 * 8.0 / self.len as f64

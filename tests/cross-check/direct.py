@@ -14,7 +14,7 @@ itself, such as scales beyond f16 or a lattice type without importances.
 import argparse, filecmp, os, subprocess, sys, tempfile
 import numpy as np
 sys.path.append(os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../benches"))
-from gguf_files import write_importances, write_model
+from gguf_files import formats, write_importances, write_model
 p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 p.add_argument("bin"); p.add_argument("--requant", default="target/release/requant")
 p.add_argument("--rows", type=int, default=100_000, help="of each type"); p.add_argument("--width", type=int, default=256)
@@ -22,10 +22,7 @@ p.add_argument("--types"); p.add_argument("--kinds"); p.add_argument("--importan
 p.add_argument("--simd", default="avx2,avx512"); p.add_argument("--threads", default="2")
 p.add_argument("--seed", type=int, default=1); p.add_argument("--keep", help="folder for the files of a difference")
 a = p.parse_args()
-TYPES = """F16 BF16 Q8_0 Q4_0 Q4_1 Q5_0 Q5_1 Q2_K Q3_K Q4_K Q5_K Q6_K TQ1_0 TQ2_0 Q1_0 Q2_0 MXFP4 NVFP4
-IQ4_NL IQ4_XS IQ3_S IQ3_XXS IQ2_S IQ2_XS IQ2_XXS IQ1_M IQ1_S""".split()
-# Those whose bytes do not depend on importances.
-UNWEIGHTED = "F16 BF16 Q8_0 TQ1_0 TQ2_0 Q1_0 Q2_0 MXFP4 NVFP4".split()
+FORMATS = {f["name"]: f for f in formats(a.requant)}
 
 def normal(r, shape): return r.standard_normal(shape, dtype=np.float32)
 def scales(r, shape, low, high): return np.exp2(r.integers(low, high, (shape[0], 1))).astype(np.float32)
@@ -72,9 +69,9 @@ with tempfile.TemporaryDirectory() as tmp:
     sources = {kind: f"{tmp}/{kind}.gguf" for kind in kinds}
     for kind, source in sources.items(): model(source, kind, rows)
     importances(matrix)
-    for ty in a.types.split(",") if a.types else TYPES:
+    for ty in a.types.split(",") if a.types else FORMATS:
         for weighted in [False, True]:
-            if weighted and ty in UNWEIGHTED or a.importances and weighted != (a.importances == "yes"): continue
+            if weighted and FORMATS[ty]["importance"] == "ignored" or a.importances and weighted != (a.importances == "yes"): continue
             options = ["--pure", "--tensor-type", f"ffn_gate={ty}", *(["--imatrix", matrix] if weighted else [])]
             results = {}
             for kind, source in sources.items():
