@@ -63,7 +63,7 @@ fn convert(fixtures: &str, name: &str, dir: &Path) -> PathBuf {
     for (outtype, file_type) in types {
         let Some(golden) = goldens[name][outtype].as_str() else { continue };
         let mut model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
-        model.keep_nvfp4().unwrap();
+        model.keep_blocks().unwrap();
         let settings = Settings { mode: Mode::Convert, ..settings(file_type) };
         let plan = Plan::of_checkpoint(&model, &settings).unwrap();
         let output = dir.join(format!("{outtype}.gguf"));

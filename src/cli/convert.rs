@@ -135,7 +135,7 @@ impl Choices {
         };
         let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
         if self.outtype.is_some() {
-            model.keep_nvfp4()?;
+            model.keep_blocks()?;
         }
         let importance = self.recipe.importance()?;
         let (recipe, mode) = match (self.outtype, &self.ty) {

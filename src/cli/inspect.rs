@@ -6,7 +6,7 @@ use crate::inspect::{Stats, stats};
 use crate::model::Model;
 use crate::names::did_you_mean;
 use crate::recipe::Role;
-use crate::source::{Dtype, GgufSource, Source, TensorMeta};
+use crate::source::{Dtype, GgufSource, Source, Storage, TensorMeta};
 use crate::warning::{Topic, Warning};
 use anyhow::{Context, bail};
 use serde_json::{Value as Json, json};
@@ -298,8 +298,7 @@ fn to_json(value: &Value) -> Json {
 
 fn n_bytes(meta: &TensorMeta) -> u64 {
     match meta.dtype {
-        Dtype::F8E4M3 | Dtype::F8E5M2 => meta.n_elements(),
-        Dtype::NvFp4 => meta.n_elements() * 9 / 16,
+        Dtype::Coded(coding) => meta.n_elements() * coding.bytes / coding.weights,
         Dtype::Gguf(ty) => meta.n_elements() / ty.block_len() as u64 * ty.block_bytes() as u64,
         Dtype::Opaque(opaque) => opaque.n_bytes,
     }

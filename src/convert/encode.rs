@@ -113,11 +113,12 @@ impl<'a> Encoder<'a> {
         // Every matrix of a stack has an importance of its own.
         let weighing = tensor.weighing.as_ref().zip(self.plan.imatrix.as_deref());
         let per_matrix = tensor.rows_per_matrix() as usize;
-        // Rows that lie together are read a few at a time: in eights, as kernels take them.
-        let at_once = match self.source.stored_in(tensor.source, rows.clone()) {
-            Some(_) => (CACHED_ELEMENTS / n_per_row.max(1)).max(8) / 8 * 8,
-            None => n_rows,
+        // A few rows at a time: in eights, as kernels take them.
+        let granule = match self.source.granule(tensor.source) as usize {
+            ..=8 => 8,
+            rows => rows,
         };
+        let at_once = (CACHED_ELEMENTS / n_per_row.max(1)).max(granule) / granule * granule;
         let (mut first, mut read) = (0, 0..0);
         while first < n_rows {
             let row = rows.start as usize + first;

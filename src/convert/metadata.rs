@@ -6,6 +6,7 @@ use super::prune::Pruned;
 use super::settings::{Importance, Mode, Settings};
 use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
 use crate::model::{Arch, CheckpointModel, ParamCounts, general_metadata};
+use crate::quant::QuantType;
 use crate::recipe::{Facts, FileType};
 use crate::source::Source;
 use crate::tokenizer::Vocab;
@@ -39,9 +40,10 @@ pub(super) fn of_checkpoint(
     let counts = param_counts(model);
     let json = config.json();
     let mut warnings = general_metadata(model.dir(), architecture, &json, &counts, &mut metadata);
+    let keeps = |ty| (0..model.tensors().len()).any(|tensor| model.kept(tensor) == Some(ty));
     let of_converter = settings.recipe.file_type();
     let file_type = match settings.mode {
-        Mode::Convert if model.keeps_nvfp4() && !of_converter.default_type().is_quantized() => {
+        Mode::Convert if keeps(QuantType::NVFP4) && !of_converter.default_type().is_quantized() => {
             MOSTLY_NVFP4
         }
         Mode::Convert => of_converter.id(),

@@ -139,10 +139,8 @@ impl Plan {
         };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
-            if meta.dtype == Dtype::Gguf(QuantType::NVFP4) {
-                return QuantType::NVFP4.into();
-            }
-            stored_type(&meta.name, &meta.dims, intermediate).into()
+            let computed = || stored_type(&meta.name, &meta.dims, intermediate);
+            model.kept(i).unwrap_or_else(computed).into()
         };
         let mut plan = Self::new(model, order, stored, metadata, &facts, settings, None)?;
         plan.warnings.splice(0..0, model.warnings().iter().cloned().chain(warnings));
@@ -183,7 +181,7 @@ impl Plan {
         let stored = |i: usize| match source.tensors()[i].dtype {
             Dtype::Gguf(ty) => TensorType::Known(ty),
             Dtype::Opaque(opaque) => TensorType::Unknown(opaque),
-            Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::NvFp4 => unreachable!("GGUF has no such type"),
+            Dtype::Coded(_) => unreachable!("GGUF has no such type"),
         };
         Self::new(source, None, stored, metadata, &facts, settings, None)
     }

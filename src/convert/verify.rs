@@ -5,7 +5,7 @@ use super::error::ConvertError;
 use super::plan::Plan;
 use crate::monitor::Monitor;
 use crate::quant::{Kind, QuantError};
-use crate::source::{GgufSource, Source};
+use crate::source::{GgufSource, Source, Storage};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
 use xxhash_rust::xxh3::xxh3_64;

@@ -27,8 +27,8 @@ impl Activations {
     pub(super) fn round(self, weights: Dtype, x: ArrayView2<f32>) -> Option<Array2<f32>> {
         let round = match (self, weights) {
             (Self::Q8, Dtype::Gguf(ty)) => rounding(ty)?,
-            (Self::Q8, Dtype::NvFp4) => rounding(QuantType::NVFP4)?,
-            (Self::F32, _) | (_, Dtype::F8E4M3 | Dtype::F8E5M2 | Dtype::Opaque(_)) => return None,
+            (Self::Q8, Dtype::Coded(coding)) => rounding(coding.activations_of?)?,
+            (Self::F32, _) | (_, Dtype::Opaque(_)) => return None,
         };
         Some(rounded(x, round))
     }

@@ -85,7 +85,7 @@ fn each_rounding_error(row: &[f32], errors: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::quant::QuantType;
-    use crate::source::{Origin, Source, SourceError, SourceFile, TensorMeta};
+    use crate::source::{Source, SourceError, Storage, TensorMeta};
     use std::ops::Range;
 
     #[test]
@@ -128,19 +128,9 @@ mod tests {
             *out = self.1[rows.start as usize * row..rows.end as usize * row].to_vec();
             Ok(true)
         }
-
-        fn origin(&self, _: usize, _: u64) -> Origin {
-            unreachable!("it is no file")
-        }
-
-        fn files(&self) -> Vec<SourceFile> {
-            Vec::new()
-        }
-
-        fn file_of(&self, _: usize) -> usize {
-            0
-        }
     }
+
+    impl Storage for Alone {}
 
     #[test]
     fn products_are_those_of_integers_and_rounded_sums() {

@@ -13,7 +13,8 @@ use crate::gguf::Metadata;
 use crate::names::runs;
 use crate::quant::QuantType;
 use crate::source::{
-    Checkpoint, Dtype, Folder, Origin, Source, SourceError, SourceFile, TensorMeta,
+    Checkpoint, Dtype, Factors, Folder, Origin, Source, SourceError, SourceFile, Storage,
+    TensorMeta, table_bytes,
 };
 use crate::warning::{Topic, Warning};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -71,7 +72,7 @@ enum Resolved {
         head_rows: u64,
     },
     Computed(Vec<f32>),
-    /// The f32 factors of an NVFP4 tensor of this model: of the weights, or of the activations.
+    /// What the blocks of a tensor of this model lack: factors of its weights, or of activations.
     Factors {
         of: usize,
         activations: bool,
@@ -321,13 +322,13 @@ impl CheckpointModel {
         Ok(())
     }
 
-    /// Shows NVFP4 weights as the blocks that GGUF has for them, with the factors of whole tensors
+    /// Shows coded weights that GGUF has blocks for (NVFP4) as these, with the factors of whole tensors
     /// as tensors of their own (`.scale`, `.input_scale`), as convert_hf_to_gguf.py stores them.
     /// Without this, the factors are multiplied in and the weights seen as f32.
     ///
     /// # Errors
     /// Factors that cannot be read.
-    pub fn keep_nvfp4(&mut self) -> Result<(), SourceError> {
+    pub fn keep_blocks(&mut self) -> Result<(), SourceError> {
         for tensor in 0..self.metas.len() {
             let from: &[usize] = match &self.pieces[tensor] {
                 Resolved::Whole(i) => &[*i],
@@ -335,22 +336,28 @@ impl CheckpointModel {
                 Resolved::Rotated { from, .. } => &[*from],
                 _ => continue,
             };
-            if !from.iter().all(|&i| self.checkpoint.tensors()[i].dtype == Dtype::NvFp4) {
+            let blocks = |&i: &usize| match self.checkpoint.tensors()[i].dtype {
+                Dtype::Coded(_) => self.checkpoint.blocks(i),
+                Dtype::Gguf(_) | Dtype::Opaque(_) => None,
+            };
+            let Some(ty) = from.first().and_then(blocks) else { continue };
+            if !from.iter().all(|i| blocks(i) == Some(ty)) {
                 continue;
             }
-            let factors: Vec<[f32; 2]> =
-                from.iter().map(|&i| self.checkpoint.nvfp4_factors(i)).collect::<Result<_, _>>()?;
+            let factors: Vec<Factors> =
+                from.iter().map(|&i| self.checkpoint.factors(i)).collect::<Result<_, _>>()?;
             let stacked = matches!(self.pieces[tensor], Resolved::Stack(_));
             // The factors of activations are kept with them.
             let kept: Vec<String> = from.iter().map(|&i| self.checkpoint.input_scale(i)).collect();
             if let Some(scales) = self.left_out.get_mut(&LeftOut::ActivationScales) {
                 scales.retain(|name| !kept.contains(name));
             }
-            self.metas[tensor].dtype = Dtype::Gguf(QuantType::NVFP4);
+            self.metas[tensor].dtype = Dtype::Gguf(ty);
             let name = self.metas[tensor].name.clone();
             let stem = name.strip_suffix(".weight").unwrap_or(&name);
             for (which, suffix) in ["scale", "input_scale"].into_iter().enumerate() {
-                let values: Vec<f32> = factors.iter().map(|pair| pair[which]).collect();
+                let values = factors.iter().map(|all| [all.weights, all.activations][which]);
+                let values: Vec<f32> = values.collect();
                 // As the reference has it, for one and for many.
                 let near = if stacked { 1.1e-5 } else { 1e-6 };
                 if values.iter().all(|&x| (f64::from(x) - 1.0).abs() < near) {
@@ -366,9 +373,17 @@ impl CheckpointModel {
         Ok(())
     }
 
-    /// Whether NVFP4 weights are shown as they are stored.
-    pub fn keeps_nvfp4(&self) -> bool {
-        self.metas.iter().any(|meta| meta.dtype == Dtype::Gguf(QuantType::NVFP4))
+    /// The type of blocks as which a tensor's coded weights are shown, after
+    /// [`CheckpointModel::keep_blocks`].
+    pub fn kept(&self, tensor: usize) -> Option<QuantType> {
+        let Dtype::Gguf(ty) = self.metas[tensor].dtype else { return None };
+        let from = match &self.pieces[tensor] {
+            Resolved::Whole(i) => *i,
+            Resolved::Stack(all) => *all.first()?,
+            Resolved::Rotated { from, .. } => *from,
+            _ => return None,
+        };
+        matches!(self.checkpoint.tensors()[from].dtype, Dtype::Coded(_)).then_some(ty)
     }
 
     /// The folder.
@@ -445,8 +460,8 @@ impl CheckpointModel {
                 Resolved::Factors { of, activations, .. } => (*of, 1 + u8::from(*activations)),
                 _ => (tensor, 0),
             };
-            // NVFP4 goes ahead of the rest: single tensors, then stacks by their first expert.
-            if self.metas[of].dtype == Dtype::Gguf(QuantType::NVFP4) {
+            // Blocks go ahead of the rest: single tensors, then stacks by their first expert.
+            if self.kept(of).is_some() {
                 let (stack, place) = match &self.pieces[of] {
                     Resolved::Stack(all) => {
                         (1, all.iter().map(|&i| self.checkpoint.position(i)).min())
@@ -525,10 +540,10 @@ impl Source for CheckpointModel {
         let meta = &self.metas[tensor];
         let n = meta.n_per_row() as usize;
         let rows = first_row..first_row + (out.len() / n) as u64;
-        if meta.dtype == Dtype::Gguf(QuantType::NVFP4) {
+        if let Some(ty) = self.kept(tensor) {
             let mut blocks = Vec::new();
             self.read_raw(tensor, rows.clone(), &mut blocks)?;
-            return QuantType::NVFP4.decode_rows(&blocks, n, out).map_err(|error| {
+            return ty.decode_rows(&blocks, n, out).map_err(|error| {
                 let Origin { path, tensor } = self.origin(tensor, first_row);
                 SourceError::Decode { path, tensor, error }
             });
@@ -576,19 +591,28 @@ impl Source for CheckpointModel {
         rows: Range<u64>,
         out: &mut Vec<u8>,
     ) -> Result<bool, SourceError> {
-        if self.metas[tensor].dtype != Dtype::Gguf(QuantType::NVFP4) {
-            return Ok(false);
-        }
-        let bytes = |elements: usize| elements / 64 * 36;
-        out.resize(
-            bytes((rows.end - rows.start) as usize * self.metas[tensor].dims[0] as usize),
-            0,
-        );
+        let Some(ty) = self.kept(tensor) else { return Ok(false) };
+        let bytes = |elements: usize| elements / ty.block_len() * ty.block_bytes();
+        let n_rows = (rows.end - rows.start) as usize;
+        out.resize(bytes(n_rows * self.metas[tensor].dims[0] as usize), 0);
         self.runs(tensor, rows, |from, stored, range| {
             let out = &mut out[bytes(range.start)..bytes(range.end)];
-            self.checkpoint.read_nvfp4(from, stored, out).map(|_| ())
+            self.checkpoint.read_blocks(from, stored, out)
         })?;
         Ok(true)
+    }
+
+    fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+}
+
+impl Storage for CheckpointModel {
+    fn granule(&self, tensor: usize) -> u64 {
+        match self.pieces[tensor] {
+            Resolved::HeadsTransposed { .. } => self.metas[tensor].dims[1],
+            _ => 1,
+        }
     }
 
     fn prefetch(&self, tensor: usize, rows: Range<u64>) {
@@ -635,12 +659,7 @@ impl Source for CheckpointModel {
     }
 
     fn table_bytes(&self) -> u64 {
-        let names: usize = self.metas.iter().map(|t| t.name.len()).sum();
-        self.checkpoint.table_bytes() + 4 * (names + self.metas.len() * 256) as u64
-    }
-
-    fn find(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied()
+        self.checkpoint.table_bytes() + table_bytes(&self.metas)
     }
 
     fn met(&self) -> Vec<Warning> {

@@ -282,7 +282,7 @@ pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assign
     };
     let choose = |t: &Shape| {
         let (ty, reason) = match t {
-            t if t.source == QuantType::NVFP4 => (t.source, Reason::Kept),
+            t if t.source.is_quantized() => (t.source, Reason::Kept),
             t if precise(t) => (QuantType::F32, Reason::Kept),
             t if outside != wanted && is_outside(t.name) => (outside, Reason::Outside),
             t if fits(t, wanted) => (wanted, Reason::Default),

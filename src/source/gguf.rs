@@ -1,6 +1,6 @@
 //! A GGUF model as a source of weights, in one file or several.
 
-use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, TensorMeta};
+use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, Storage, TensorMeta};
 use crate::blob::{Blob, LocalFile, physical_memory};
 use crate::gguf::{GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
 use crate::quant::QuantType;
@@ -303,6 +303,23 @@ impl Source for GgufSource {
         Ok(true)
     }
 
+    fn find(&self, name: &str) -> Option<usize> {
+        self.by_name.get(name).copied()
+    }
+}
+
+impl Storage for GgufSource {
+    fn table_bytes(&self) -> u64 {
+        super::table_bytes(&self.metas)
+    }
+
+    fn granule(&self, tensor: usize) -> u64 {
+        match self.places[tensor].part {
+            Part::Columns { .. } => self.metas[tensor].dims[1],
+            Part::Whole | Part::Rows { .. } => 1,
+        }
+    }
+
     fn stored_in(&self, tensor: usize, rows: Range<u64>) -> Option<(&File, Range<u64>)> {
         let whole = matches!(self.places[tensor].part, Part::Whole);
         whole.then(|| (self.blob(tensor).file(), self.bytes_of(tensor, rows)))
@@ -341,9 +358,5 @@ impl Source for GgufSource {
 
     fn file_of(&self, tensor: usize) -> usize {
         self.places[tensor].file
-    }
-
-    fn find(&self, name: &str) -> Option<usize> {
-        self.by_name.get(name).copied()
     }
 }

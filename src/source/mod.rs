@@ -4,17 +4,17 @@
 //! plainly, as bytes. It does not know what the tensors mean.
 
 mod checkpoint;
+mod coding;
 mod declared;
 mod error;
 mod folder;
 mod gguf;
-mod packed;
 #[cfg(feature = "remote")]
 mod remote;
-mod scales;
 mod shards;
 
 pub use checkpoint::Checkpoint;
+pub use coding::Factors;
 pub use error::{CheckpointError, SourceError};
 pub use folder::Folder;
 pub use gguf::GgufSource;
@@ -37,17 +37,26 @@ thread_local! {
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Dtype {
-    /// FP8 E4M3 with a scale for each block of rows and columns.
-    F8E4M3,
-    /// FP8 E5M2, likewise.
-    F8E5M2,
-    /// ModelOpt's NVFP4: E2M1 codes, an E4M3 scale for every 16, and an f32 scale for the tensor.
-    NvFp4,
     /// A GGUF type: plain floats, or blocks.
     Gguf(QuantType),
+    /// A coding of checkpoints.
+    Coded(Coding),
     /// A GGUF type that this program does not know. The tensor's bytes can be had, as so many rows of
     /// one byte, and its values cannot.
     Opaque(Opaque),
+}
+
+/// What is known of a coding of checkpoints.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Coding {
+    /// Its name.
+    pub name: &'static str,
+    /// Bytes that it takes, scales of blocks included, for each so many [`weights`](Coding::weights).
+    pub bytes: u64,
+    /// See [`bytes`](Coding::bytes).
+    pub weights: u64,
+    /// The GGUF type whose activations llama.cpp would give it; `None` where they stay floats.
+    pub activations_of: Option<QuantType>,
 }
 
 impl From<TensorType> for Dtype {
@@ -63,7 +72,7 @@ impl Dtype {
     /// Whether values of this type can be read.
     pub fn is_readable(self) -> bool {
         match self {
-            Self::F8E4M3 | Self::F8E5M2 | Self::NvFp4 => true,
+            Self::Coded(_) => true,
             Self::Gguf(ty) => ty.decode_rows(&[], ty.block_len(), &mut []).is_ok(),
             Self::Opaque(_) => false,
         }
@@ -73,9 +82,7 @@ impl Dtype {
 impl std::fmt::Display for Dtype {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Dtype::F8E4M3 => f.pad("F8_E4M3"),
-            Dtype::F8E5M2 => f.pad("F8_E5M2"),
-            Dtype::NvFp4 => f.pad("NVFP4"),
+            Dtype::Coded(coding) => f.pad(coding.name),
             Dtype::Gguf(ty) => f.pad(ty.name()),
             Dtype::Opaque(opaque) => opaque.fmt(f),
         }
@@ -144,7 +151,7 @@ pub struct SourceFile {
 }
 
 /// Named tensors, readable row by row from many threads at once.
-pub trait Source: Send + Sync {
+pub trait Source: Storage {
     /// Every tensor, in the source's own order. Indices into this slice name tensors below.
     fn tensors(&self) -> &[TensorMeta];
 
@@ -172,10 +179,39 @@ pub trait Source: Send + Sync {
         Ok(false)
     }
 
+    /// The index of a tensor.
+    fn find(&self, name: &str) -> Option<usize> {
+        self.tensors().iter().position(|t| t.name == name)
+    }
+}
+
+/// Where the tensors of a source are, and hints about how they are read. The defaults are right for
+/// what is in memory.
+pub trait Storage: Send + Sync {
+    /// The files that hold the tensors.
+    fn files(&self) -> Vec<SourceFile> {
+        Vec::new()
+    }
+
+    /// The number in [`Storage::files`] of the file that a tensor begins in.
+    fn file_of(&self, _tensor: usize) -> usize {
+        0
+    }
+
+    /// Where a row is stored.
+    fn origin(&self, tensor: usize, _row: u64) -> Origin {
+        Origin { path: PathBuf::from("memory"), tensor: format!("number {tensor}") }
+    }
+
     /// The local file and the bytes in it that [`Source::read_raw`] reads for these rows, where they
     /// lie together in one.
     fn stored_in(&self, _tensor: usize, _rows: Range<u64>) -> Option<(&File, Range<u64>)> {
         None
+    }
+
+    /// Rows that are best read together, since they are made of the same.
+    fn granule(&self, _tensor: usize) -> u64 {
+        1
     }
 
     /// Says that these rows will be read soon. A hint without effect on what is read.
@@ -185,28 +221,19 @@ pub trait Source: Send + Sync {
     /// memory. A hint without effect on what is read.
     fn release(&self, _tensor: usize, _rows: Range<u64>) {}
 
-    /// Where a row is stored.
-    fn origin(&self, tensor: usize, row: u64) -> Origin;
-
-    /// The files that hold the tensors.
-    fn files(&self) -> Vec<SourceFile>;
-
-    /// The number in [`Source::files`] of the file that a tensor begins in.
-    fn file_of(&self, tensor: usize) -> usize;
-
     /// An upper bound on the memory that names, shapes and places of the tensors take, in bytes.
     fn table_bytes(&self) -> u64 {
-        let names: usize = self.tensors().iter().map(|t| t.name.len()).sum();
-        4 * (names + self.tensors().len() * 256) as u64
+        0
     }
 
     /// What was met in rows that have been read, beside what cannot be read.
     fn met(&self) -> Vec<Warning> {
         Vec::new()
     }
+}
 
-    /// The index of a tensor.
-    fn find(&self, name: &str) -> Option<usize> {
-        self.tensors().iter().position(|t| t.name == name)
-    }
+/// A bound on the memory of a table of tensors, in bytes.
+pub(crate) fn table_bytes(tensors: &[TensorMeta]) -> u64 {
+    let names: usize = tensors.iter().map(|t| t.name.len()).sum();
+    4 * (names + tensors.len() * 256) as u64
 }

@@ -5,11 +5,13 @@
 //! checkpoint, and what files that are not here would hold. Nothing is demanded before somebody asks
 //! for the tensor.
 
-use super::error::CheckpointError;
+use super::coding::Part;
+use super::error::{CheckpointError, SourceError};
 use super::folder::Folder;
 use crate::blob::{Blob, physical_memory};
 use crate::json;
 use crate::names::few;
+use crate::quant::QuantError;
 use crate::sniff::{self, Seems};
 use crate::warning::{Topic, Warning};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, TensorInfo};
@@ -250,6 +252,25 @@ impl Shards {
         let Shard { path, blob } = &self.files[stored.shard];
         let io = |error| CheckpointError::Io { path: path.clone(), error };
         Ok(stored.bytes.is_empty() || is_zero(&**blob, stored.bytes.clone()).map_err(io)?)
+    }
+
+    /// Fills `out` with bytes of a part's file.
+    ///
+    /// # Errors
+    /// When the system cannot read them.
+    pub fn read(&self, part: &Part, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
+        let Shard { path, blob } = &self.files[part.shard];
+        blob.read_at(offset, out).map_err(|error| SourceError::Io {
+            path: path.clone(),
+            tensor: part.name.clone(),
+            error,
+        })
+    }
+
+    /// What is wrong with the bytes of a part.
+    pub fn decode_error(&self, part: &Part, error: QuantError) -> SourceError {
+        let (path, tensor) = (self.files[part.shard].path.clone(), part.name.clone());
+        SourceError::Decode { path, tensor, error }
     }
 
     /// The file of a tensor.

@@ -1,6 +1,6 @@
 //! Formats that pack weights into integers, which are not read: how to recognise them, for messages.
 
-use super::declared::Declared;
+use crate::source::declared::Declared;
 
 /// What such formats call their tensors: the end of a name, and the format.
 const ENDS: [(&str, &str); 23] = [
@@ -30,7 +30,7 @@ const ENDS: [(&str, &str); 23] = [
 ];
 
 /// The format that packs a tensor of this name: as it is declared, or else as names tell.
-pub(super) fn format(name: &str, declared: &Declared) -> Option<String> {
+pub(in crate::source) fn format(name: &str, declared: &Declared) -> Option<String> {
     let named = ENDS.iter().find(|(end, _)| name.ends_with(end)).map(|(_, format)| *format);
     let named = named.or(name.contains(".quant_state.").then_some("bitsandbytes"))?;
     Some(declared.method.clone().unwrap_or_else(|| named.to_owned()))

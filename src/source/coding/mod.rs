@@ -1,0 +1,158 @@
+//! How checkpoints store the values of a tensor, one file for each coding.
+//!
+//! A coding *claims* tensors by their dtypes and by what stands beside them, and gives what it
+//! claimed a dtype, extents, and a way to read rows. It checks everything that headers can tell; only
+//! values remain for reading. Formats that are known by their names alone are in [`unread`].
+
+mod modelopt;
+mod plain;
+pub(super) mod scaled_fp8;
+pub(super) mod unread;
+
+pub(super) use modelopt::input_scale;
+
+use super::declared::Declared;
+use super::error::{CheckpointError, SourceError};
+use super::shards::{Shards, Stored};
+use super::{Dtype, SCRATCH};
+use crate::quant::QuantType;
+use std::ops::Range;
+
+/// All of them. Where two might claim a tensor, the first does.
+pub(super) const CODINGS: [Claim; 3] = [plain::claim, scaled_fp8::claim, modelopt::claim];
+
+/// Finds out whether a tensor is stored in a coding.
+///
+/// # Errors
+/// It is, and what belongs to it is missing, or is not as the coding has it.
+pub(super) type Claim = fn(&Tensors, &str) -> Result<Option<Claimed>, CheckpointError>;
+
+/// What there is to claim.
+#[derive(Clone, Copy)]
+pub(super) struct Tensors<'a> {
+    pub shards: &'a Shards,
+    pub declared: &'a Declared,
+}
+
+impl<'a> Tensors<'a> {
+    /// A tensor, as the part of a file.
+    pub fn part(&self, name: &str, stored: &Stored) -> Part {
+        Part { name: name.to_owned(), shard: stored.shard, bytes: stored.bytes.clone() }
+    }
+
+    /// A tensor of any dtype; see [`Shards::find`].
+    pub fn find(&self, name: &str) -> Result<Option<&'a Stored>, CheckpointError> {
+        self.shards.find(name)
+    }
+}
+
+/// A tensor of a checkpoint file.
+pub(super) struct Part {
+    pub name: String,
+    pub shard: usize,
+    pub bytes: Range<u64>,
+}
+
+impl Part {
+    /// Where rows lie in the file, if there are so many in all.
+    pub fn rows(&self, rows: Range<u64>, n_rows: u64) -> Range<u64> {
+        let row = self.n_bytes().checked_div(n_rows).unwrap_or(0);
+        self.bytes.start + rows.start * row..self.bytes.start + rows.end * row
+    }
+
+    /// Its bytes.
+    pub fn n_bytes(&self) -> u64 {
+        self.bytes.end - self.bytes.start
+    }
+}
+
+/// A tensor that a coding has claimed.
+pub(super) struct Claimed {
+    pub dtype: Dtype,
+    /// Innermost first.
+    pub dims: Vec<u64>,
+    pub coded: Box<dyn Coded>,
+}
+
+/// A tensor, stored in a coding.
+pub(super) trait Coded: Send + Sync {
+    /// What holds the values, row after row.
+    fn values(&self) -> &Part;
+
+    /// What else is read with them: scales and the like.
+    fn beside(&self) -> Vec<&Part> {
+        Vec::new()
+    }
+
+    /// Names of tensors that belong to this one and need not be read.
+    fn without_use(&self) -> Vec<String> {
+        Vec::new()
+    }
+
+    /// Reads whole rows as `f32`.
+    ///
+    /// # Errors
+    /// When the system cannot read them, and values that are no numbers.
+    fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [f32]) -> Result<(), SourceError>;
+
+    /// The GGUF type as which rows can be had byte for byte, but for [`Factors`].
+    fn blocks(&self) -> Option<QuantType> {
+        None
+    }
+
+    /// Reads whole rows as blocks of [`Coded::blocks`].
+    ///
+    /// # Errors
+    /// As [`Coded::read`].
+    fn read_blocks(
+        &self,
+        _shards: &Shards,
+        _rows: Range<u64>,
+        _out: &mut [u8],
+    ) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// What blocks lack.
+    ///
+    /// # Errors
+    /// When the system cannot read them.
+    fn factors(&self, _shards: &Shards) -> Result<Factors, SourceError> {
+        Ok(Factors::default())
+    }
+
+    /// Scales of 0 that have wiped out weights which are stored as others: the first that was met.
+    fn wiped_by(&self) -> Option<(&Part, [u64; 2])> {
+        None
+    }
+}
+
+/// Factors of a tensor as a whole, which a GGUF file has as tensors of their own.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Factors {
+    /// Of its weights.
+    pub weights: f32,
+    /// Of the activations that it is multiplied with.
+    pub activations: f32,
+}
+
+impl Default for Factors {
+    fn default() -> Self {
+        Self { weights: 1.0, activations: 1.0 }
+    }
+}
+
+/// Calls `with` with bytes of a part, in a buffer that the thread keeps.
+fn with_bytes<T>(
+    shards: &Shards,
+    part: &Part,
+    bytes: Range<u64>,
+    with: impl FnOnce(&[u8]) -> T,
+) -> Result<T, SourceError> {
+    let mut buffer = SCRATCH.take();
+    buffer.resize((bytes.end - bytes.start) as usize, 0);
+    let read = shards.read(part, bytes.start, &mut buffer);
+    let done = read.map(|()| with(&buffer));
+    SCRATCH.set(buffer);
+    done
+}
