@@ -33,6 +33,8 @@ pub mod model;
 #[cfg(feature = "convert")]
 pub mod monitor;
 mod names;
+#[cfg(feature = "convert")]
+mod pattern;
 pub mod quant;
 #[cfg(feature = "convert")]
 pub mod recipe;

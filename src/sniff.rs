@@ -4,8 +4,8 @@
 //! It knows first bytes and names, and neither of the formats it is asked for; whoever cannot read a
 //! file asks here before it says so.
 
+use crate::pattern::Pattern;
 use bstr::ByteSlice;
-use regex::Regex;
 use std::fmt;
 use std::path::Path;
 use std::sync::LazyLock;
@@ -89,10 +89,10 @@ pub fn seems(head: &[u8], path: &Path) -> Option<Seems> {
 
 /// What a file seems to be by its name: one that cannot be complete, whatever it begins with.
 pub fn by_name(path: &Path) -> Option<Seems> {
-    static UNFINISHED: LazyLock<Regex> = LazyLock::new(|| {
+    static UNFINISHED: LazyLock<Pattern> = LazyLock::new(|| {
         pattern(r"\.(incomplete|part|partial|crdownload|download|opdownload|aria2|tmp|!qb|!ut)$")
     });
-    static PIECE: LazyLock<Regex> = LazyLock::new(|| {
+    static PIECE: LazyLock<Pattern> = LazyLock::new(|| {
         pattern(
             r"(?x) (^|[._-])(part|split|piece|chunk)([._-]?\d+|[._-][a-z]{1,3})([._-]?of[._-]?\d+)?
                 (\.(gguf|safetensors|bin|dat))?$
@@ -107,8 +107,8 @@ pub fn by_name(path: &Path) -> Option<Seems> {
     }
 }
 
-fn pattern(pattern: &str) -> Regex {
-    Regex::new(&format!("(?i){pattern}")).expect("the pattern is valid")
+fn pattern(pattern: &str) -> Pattern {
+    Pattern::fixed(&format!("(?i){pattern}"))
 }
 
 fn by_bytes(head: &[u8]) -> Option<Seems> {

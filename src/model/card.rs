@@ -4,8 +4,8 @@
 //! Cards are written by hand and by tools of all kinds, and no conversion should fail of one: what
 //! cannot be read is left out with a warning.
 
+use crate::pattern::Pattern;
 use crate::warning::{Topic, Warning};
-use regex::Regex;
 use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
@@ -120,7 +120,7 @@ impl Node {
 }
 
 /// Plain words that YAML 1.1 takes for booleans, numbers and dates (PyYAML's `Resolver`).
-static OTHER_TYPE: LazyLock<Regex> = LazyLock::new(|| {
+static OTHER_TYPE: LazyLock<Pattern> = LazyLock::new(|| {
     let pattern = r"(?x)^(?:
         yes|Yes|YES|no|No|NO|true|True|TRUE|false|False|FALSE|on|On|ON|off|Off|OFF
         | [-+]?0b[01_]+ | [-+]?0[0-7_]+ | [-+]?(?:0|[1-9][0-9_]*) | [-+]?0x[0-9a-fA-F_]+
@@ -131,7 +131,7 @@ static OTHER_TYPE: LazyLock<Regex> = LazyLock::new(|| {
         | \d{4}-\d\d?-\d\d?(?:[Tt]|[\ \t]+)\d\d?:\d\d:\d\d(?:\.\d*)?
           (?:[\ \t]*(?:Z|[-+]\d\d?(?::\d\d)?))?
     )$";
-    Regex::new(pattern).expect("the pattern is valid")
+    Pattern::fixed(pattern)
 });
 
 /// The front matter of a folder's README.md; `Node::Null` where there is none.

@@ -1,7 +1,7 @@
 //! Model names as people give them, `Org/Basename-7B-Instruct-v1.2`, taken apart by the reference
 //! converter's rules (`Metadata.get_model_id_components`).
 
-use regex::Regex;
+use crate::pattern::Pattern;
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -35,21 +35,21 @@ impl Kinds {
     }
 }
 
-fn full(pattern: &str) -> Regex {
-    Regex::new(&format!("(?i)^(?:{pattern})$")).expect("the pattern is valid")
+fn full(pattern: &str) -> Pattern {
+    Pattern::fixed(&format!("(?i)^(?:{pattern})$"))
 }
 
-static VERSION: LazyLock<Regex> = LazyLock::new(|| full(r"(v|iter)?\d+([.]\d+)*"));
-static QUANT_TYPE: LazyLock<Regex> = LazyLock::new(|| full(r"i?q\d(_\w)*|b?fp?(16|32)"));
-static SIZE: LazyLock<Regex> =
+static VERSION: LazyLock<Pattern> = LazyLock::new(|| full(r"(v|iter)?\d+([.]\d+)*"));
+static QUANT_TYPE: LazyLock<Pattern> = LazyLock::new(|| full(r"i?q\d(_\w)*|b?fp?(16|32)"));
+static SIZE: LazyLock<Pattern> =
     LazyLock::new(|| full(r"((A|\d+x)?\d+([._]\d+)?[KMBT]\d?|small|mini|medium|large|x?xl)"));
-static FINETUNE: LazyLock<Regex> = LazyLock::new(|| full("chat|instruct|vision|lora"));
+static FINETUNE: LazyLock<Pattern> = LazyLock::new(|| full("chat|instruct|vision|lora"));
 
 /// Names that programs give: hashes, and keys of git-annex.
-static HASH: LazyLock<Regex> =
+static HASH: LazyLock<Pattern> =
     LazyLock::new(|| full(r"[0-9a-f]{32,}|(sha\d|md5|blake2|skein|worm|url|git)\w*-s\d+.*--.*"));
 /// Names that say what is in a folder, whichever model it is.
-static GENERIC: LazyLock<Regex> =
+static GENERIC: LazyLock<Pattern> =
     LazyLock::new(|| full(r"model|checkpoint-\d+|snapshots?|\.?tmp[-._]?\w*"));
 
 /// Whether `_name_or_path` is an identifier: a path on somebody's disk is none, nor is nothing.
@@ -194,8 +194,7 @@ pub(super) fn title(id: &str) -> String {
 }
 
 fn word(word: &str) -> String {
-    static NUMBER: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"^(v\d+(?:\.\d+)*|\d.*)$").expect("the pattern is valid"));
+    static NUMBER: LazyLock<Pattern> = LazyLock::new(|| Pattern::fixed(r"^(v\d+(?:\.\d+)*|\d.*)$"));
     let lower = word.chars().any(char::is_lowercase) && !word.chars().any(char::is_uppercase);
     if !lower || NUMBER.is_match(word) {
         return word.to_owned();

@@ -73,9 +73,16 @@ impl fmt::Display for Simd {
 }
 
 /// A word that names no level.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown instruction set `{0}`: portable, avx2, avx512 or neon")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownSimd(pub String);
+
+impl fmt::Display for UnknownSimd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unknown instruction set `{}`: portable, avx2, avx512 or neon", self.0)
+    }
+}
+
+impl std::error::Error for UnknownSimd {}
 
 impl FromStr for Simd {
     type Err = UnknownSimd;

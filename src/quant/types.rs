@@ -171,9 +171,16 @@ impl fmt::Display for QuantType {
 }
 
 /// A word that names no tensor type.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("unknown tensor type `{}`{}", .0, closest(.0, QuantType::all()))]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UnknownType(pub String);
+
+impl fmt::Display for UnknownType {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "unknown tensor type `{}`{}", self.0, closest(&self.0, QuantType::all()))
+    }
+}
+
+impl std::error::Error for UnknownType {}
 
 /// What a message says after a name that is none of the known ones; all of them where none is similar.
 pub(crate) fn closest(found: &str, known: impl Iterator<Item = impl ToString>) -> String {

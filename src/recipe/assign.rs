@@ -2,6 +2,7 @@
 
 use super::file_type::FileType;
 use super::rules::{Conditions, Facts, Recipe};
+use crate::pattern::Pattern;
 use crate::quant::{Importance, QuantType};
 
 /// A tensor as the rules see it.
@@ -45,7 +46,7 @@ pub struct Options {
 /// A pattern and the type of the tensors whose names it fits (`--tensor-type`).
 #[derive(Clone, Debug)]
 pub struct TensorType {
-    pattern: fancy_regex::Regex,
+    pattern: Pattern,
     ty: QuantType,
 }
 
@@ -55,7 +56,7 @@ impl TensorType {
     /// # Errors
     /// No regular expression.
     pub fn new(pattern: &str, ty: QuantType) -> Result<Self, RecipeError> {
-        let pattern = fancy_regex::Regex::new(pattern).map_err(|error| RecipeError::Pattern {
+        let pattern = Pattern::parse(pattern).map_err(|error| RecipeError::Pattern {
             pattern: pattern.to_owned(),
             what: error.to_string(),
         })?;
@@ -63,7 +64,7 @@ impl TensorType {
     }
 
     fn fits(&self, name: &str) -> bool {
-        self.pattern.is_match(name).unwrap_or(false)
+        self.pattern.is_match(name)
     }
 }
 

@@ -5,6 +5,7 @@
 use super::assign::{RecipeError, Shape, layer_of};
 use super::file_type::FileType;
 use super::role::Role;
+use crate::pattern::Pattern;
 use crate::quant::QuantType;
 use minijinja::{Environment, Expression, UndefinedBehavior, context};
 use serde::Deserialize;
@@ -56,7 +57,7 @@ pub struct Recipe {
 #[derive(Clone, Debug)]
 struct Rule {
     name: String,
-    tensors: Option<fancy_regex::Regex>,
+    tensors: Option<Pattern>,
     roles: Vec<Role>,
     /// First and last, the last included.
     layers: Vec<(u32, u32)>,
@@ -181,7 +182,7 @@ impl Rule {
         let name = file.name.unwrap_or_else(|| format!("rule {}", number + 1));
         let fail = |what: String| RecipeError::rule(&name, what);
         let pattern = |text: &String| {
-            fancy_regex::Regex::new(text).map_err(|error| fail(format!("`{text}`: {error}")))
+            Pattern::parse(text).map_err(|error| fail(format!("`{text}`: {error}")))
         };
         let roles = match file.role {
             OneOrMore::One(role) => vec![role],
@@ -221,7 +222,7 @@ impl Rule {
 
     /// Whether a tensor is among those that the rule counts: by name and role.
     fn counts(&self, name: &str) -> bool {
-        self.tensors.as_ref().is_none_or(|pattern| pattern.is_match(name).unwrap_or(false))
+        self.tensors.as_ref().is_none_or(|pattern| pattern.is_match(name))
             && (self.roles.is_empty() || self.roles.contains(&Role::of(name)))
     }
 
