@@ -5,7 +5,8 @@
 //! comparison, gate and importances as functions), `eval` (the forward pass), `convert` (the
 //! pipeline), `recipe` (which type each tensor gets), `inspect` (what models hold), `imatrix`
 //! (importance matrices), `model` (what the models are), `tokenizer` (vocabularies), `source` (where
-//! weights are read from), `gguf` (the container), `blob` (files), [`quant`] (block formats).
+//! weights are read from), `gguf` (the container), `blob` (files), [`quant`] (block formats), [`simd`]
+//! (levels of instructions).
 #![deny(missing_docs)]
 
 #[cfg(feature = "convert")]
@@ -38,6 +39,7 @@ mod pattern;
 pub mod quant;
 #[cfg(feature = "convert")]
 pub mod recipe;
+pub mod simd;
 #[cfg(feature = "convert")]
 pub mod sniff;
 #[cfg(feature = "convert")]

@@ -8,6 +8,7 @@ use ndarray::{ArrayView2, s};
 use requant::eval::{Activations, Model, Paired, Perplexity, PerplexityOptions, perplexity};
 use requant::model::{self, Mtp};
 use requant::recipe::FileType;
+use requant::simd::Simd;
 use requant::tokenizer::{Tokenizer, Vocab};
 use safetensors::SafeTensors;
 use std::path::Path;
@@ -153,6 +154,53 @@ fn threads_and_batches_do_not_change_the_result() {
     let batched = run(2, 1);
     for (a, b) in expected.iter().zip(&batched) {
         assert!((a - b).abs() < 1e-4, "batches change the result: {a} and {b}");
+    }
+}
+
+/// Products of f32 with one rounding a term are the same at every level that has them; the portable
+/// one rounds twice, and with VNNI integers are summed exactly.
+#[test]
+fn every_level_gives_the_same_likelihoods() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut paths = vec![TINY_R1.to_owned()];
+    for ty in [FileType::Q8_0, FileType::Q4_1, FileType::Q4_K_M] {
+        let path = dir.path().join(ty.to_string());
+        common::convert(&common::settings(ty), &path);
+        paths.push(path.to_str().unwrap().to_owned());
+    }
+    let tokens = tokens();
+    for (path, activations) in paths.iter().flat_map(|path| {
+        [Activations::F32, Activations::Q8].map(|activations| (path, activations))
+    }) {
+        let run = |simd: Simd| {
+            let mut model = open(path);
+            model.set_simd(simd);
+            let mut runner = Model::new(model.hparams(), model.source()).unwrap();
+            runner.set_simd(simd);
+            runner.set_activations(activations);
+            let options = PerplexityOptions { chunks: Some(2), ..PerplexityOptions::default() };
+            perplexity(&runner, &tokens, &options, &()).unwrap()
+        };
+        let portable = run(Simd::Portable);
+        let mut fused: Option<Perplexity> = None;
+        for simd in Simd::supported().skip(1) {
+            let found = run(simd);
+            let exact = simd.name() != "avx512vnni" || path == TINY_R1;
+            if let Some(fused) = fused.as_ref().filter(|_| exact) {
+                assert!(found.nll == fused.nll, "{path} at {simd}");
+            }
+            let apart = found.nll.iter().zip(&portable.nll).map(|(a, b)| (a - b).abs());
+            let apart = apart.fold(0.0, f64::max);
+            let ratio = (found.mean_nll / portable.mean_nll - 1.0).abs();
+            // A rounding to eight bits falls to the other side now and then.
+            let [most, mean] = match activations {
+                Activations::F32 => [2e-4, 1e-6],
+                Activations::Q8 => [0.1, 1e-4],
+            };
+            println!("{path} {activations:?} {simd}: {apart:.1e}, {ratio:.1e}");
+            assert!(apart < most && ratio < mean, "{path} at {simd}: {apart}, {ratio}");
+            fused = fused.or(Some(found));
+        }
     }
 }
 

@@ -1,13 +1,15 @@
 //! `requant compare` and `requant gate`: what a quantization costs, token by token.
 
 use super::evaluate::{Precision, Room, hinted};
+use super::instructions::Instructions;
 use super::progress::Progress;
 use super::{bad_usage, place, report, say, threads};
 use crate::eval::{Activations, Limits, Verdict};
 use crate::measure::{self, Extras, Judgement, Options, Outcome, Subject, Text};
+use crate::model::Model;
 use anyhow::Context;
 use serde_json::{Value, json};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Compare models with a reference on a text: perplexity, KL divergence, agreement.
@@ -71,6 +73,8 @@ pub struct RunArgs {
     threads: Option<u16>,
     #[command(flatten)]
     precision: Precision,
+    #[command(flatten)]
+    instructions: Instructions,
     /// Print JSON
     #[arg(long)]
     pub json: bool,
@@ -82,9 +86,17 @@ pub fn options(text: &TextArgs, room: &Room, run: &RunArgs) -> Options {
         ctx: text.ctx.map_or(Options::default().ctx, |ctx| ctx as usize),
         chunks: text.chunks.map(|n| n as usize),
         activations: run.precision.activations,
+        simd: run.instructions.simd(),
         threads: threads(run.threads.map(usize::from)),
         ..Options::default()
     })
+}
+
+/// A model to be measured.
+pub fn model(path: &Path, options: &Options) -> anyhow::Result<Model> {
+    let mut model = place::model(path)?;
+    model.set_simd(options.simd);
+    Ok(model)
 }
 
 impl TextArgs {
@@ -107,7 +119,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         _ => bad_usage("give a reference and at least one model to compare with it"),
     };
-    let opened = candidates.iter().map(|path| place::model(path));
+    let opened = candidates.iter().map(|path| model(path, &options));
     let opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
     let candidates: Vec<Subject> =
         candidates.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
@@ -116,7 +128,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(base) => measure::compare_with_base(base, &candidates, &options, &progress),
         None => {
             let path = args.models[0].as_path();
-            let model = place::model(path)?;
+            let model = model(path, &options)?;
             let (text, reference) = (args.text.read()?, Subject { path, model: &model });
             let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
             measure::compare(reference, &candidates, &text, &options, extras, &progress)
@@ -270,7 +282,7 @@ fn probability(text: &str) -> Result<f64, String> {
 pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     let options = options(&args.text, &args.room, &args.run);
     let text = args.text.read()?;
-    let (reference, model) = (place::model(&args.reference)?, place::model(&args.model)?);
+    let (reference, model) = (model(&args.reference, &options)?, model(&args.model, &options)?);
     let reference = Subject { path: &args.reference, model: &reference };
     let candidate = Subject { path: &args.model, model: &model };
     let limits = Limits {

@@ -134,6 +134,7 @@ impl Choices {
             MlaArg::Legacy => Mla::Legacy,
         };
         let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
+        model.set_simd(self.recipe.simd());
         if self.outtype.is_some() {
             model.keep_blocks()?;
         }
@@ -221,7 +222,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(text) => {
             let first = plan.path(0, &args.output);
             let tokenizer_pre = args.choices.tokenizer_pre.clone();
-            let options = Options { threads: plan.threads(), tokenizer_pre, ..measured.clone() };
+            let (threads, simd) = (plan.threads(), args.choices.recipe.simd());
+            let options = Options { threads, simd, tokenizer_pre, ..measured.clone() };
             let found = evaluate_both(args, &first, model, &text, &options);
             Some(found.map_err(|error| complete(args, &first, &error))?)
         }
@@ -270,9 +272,12 @@ fn evaluate_both(
 ) -> anyhow::Result<Evaluation> {
     // The forward pass has today's layout alone, and factors multiplied in.
     drop(model);
-    let source = place::model(&args.checkpoint)?;
-    let result = crate::model::Model::open(first, Mtp::Drop)
+    let mut source = place::model(&args.checkpoint)?;
+    let mut result = crate::model::Model::open(first, Mtp::Drop)
         .with_context(|| format!("reading {} back", first.display()))?;
+    for model in [&mut source, &mut result] {
+        model.set_simd(options.simd);
+    }
     let source = Subject { path: &args.checkpoint, model: &source };
     let result = Subject { path: first, model: &result };
     evaluate::compare(("source", source), (&args.choices.name(), result), text, options)

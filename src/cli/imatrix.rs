@@ -3,7 +3,7 @@
 use super::compare::{self, RunArgs, TextArgs};
 use super::evaluate::{Room, hinted};
 use super::progress::Progress;
-use super::{place, say};
+use super::say;
 use crate::imatrix::Sums;
 use crate::measure::{Subject, importances};
 use crate::warning::{Topic, Warning};
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })?;
     }
     if let Some(path) = &args.model {
-        let (text, model) = (args.text.read()?, place::model(path)?);
+        let (text, model) = (args.text.read()?, compare::model(path, &options)?);
         let progress = Progress::start("imatrix", 0, "token-layers", 0);
         let subject = Subject { path, model: &model };
         let own = importances(subject, &text, &options, &progress).map_err(hinted)?;

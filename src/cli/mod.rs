@@ -20,6 +20,7 @@ mod evaluate;
 mod formats;
 mod imatrix;
 mod inspect;
+mod instructions;
 mod mix;
 mod output;
 mod perplexity;

@@ -27,8 +27,8 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let text = args.text.read()?;
-    let model = super::place::model(&args.model)?;
     let options = compare::options(&args.text, &args.room, &args.run);
+    let model = compare::model(&args.model, &options)?;
     let subject = Subject { path: &args.model, model: &model };
     let progress = Progress::start("perplexity", 0, "token-layers", 0);
     let result = perplexity(subject, &text, &options, &progress).map_err(hinted)?;

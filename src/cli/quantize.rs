@@ -127,6 +127,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let Operands { output, target, n_threads } =
         args.operands().unwrap_or_else(|error| super::bad_usage(error));
     let mut source = GgufSource::open(&args.input)?;
+    source.set_simd(args.recipe.simd());
     if let Some(MlaArg::Split) = args.mla {
         split_legacy_mla(&mut source)?;
     }

@@ -1,12 +1,14 @@
 //! Options on types that `convert` and `quantize` share, and how a plan is described.
 
+use super::instructions::Instructions;
 use super::units;
 use crate::convert::{Importance, Plan, Weighing};
 use crate::gguf::{self, Value};
 use crate::imatrix::Unrouted;
 use crate::names::in_short;
-use crate::quant::{QuantType, Simd, UnknownSimd};
+use crate::quant::QuantType;
 use crate::recipe::{FileType, Options, Reason, Recipe, TensorType};
+use crate::simd::Simd;
 use anyhow::Context;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -71,10 +73,8 @@ pub struct Imatrix {
     /// of the other experts, or nothing, which is an error
     #[arg(long, value_enum, default_value = "uniform", requires = "imatrix")]
     unrouted: UnroutedArg,
-    /// Instructions to quantize with: portable, avx2, avx512 or neon. The bytes are the same
-    /// [default: the best of this machine]
-    #[arg(long, value_name = "LEVEL", env = "REQUANT_SIMD", value_parser = simd)]
-    simd: Option<Simd>,
+    #[command(flatten)]
+    instructions: Instructions,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -82,14 +82,6 @@ enum UnroutedArg {
     Uniform,
     Shared,
     Error,
-}
-
-fn simd(name: &str) -> Result<Simd, String> {
-    let level: Simd = name.parse().map_err(|error: UnknownSimd| error.to_string())?;
-    match level.is_supported() {
-        true => Ok(level),
-        false => Err(format!("this machine has no {level}")),
-    }
 }
 
 impl Imatrix {
@@ -117,7 +109,7 @@ impl Imatrix {
 
     /// The instructions to use.
     pub fn simd(&self) -> Simd {
-        self.simd.unwrap_or_else(Simd::detect)
+        self.instructions.simd()
     }
 }
 

@@ -185,7 +185,8 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
         Some(_) => Mla::Legacy,
         None => Mla::Split,
     };
-    let model = CheckpointModel::open_as(super::place::folder(checkpoint)?, mtp, mla)?;
+    let mut model = CheckpointModel::open_as(super::place::folder(checkpoint)?, mtp, mla)?;
+    model.set_simd(args.recipe.simd());
     let importance = args.recipe.importance()?;
     let settings = Settings {
         intermediate: match args.intermediate {

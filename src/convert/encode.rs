@@ -131,7 +131,7 @@ impl<'a> Encoder<'a> {
                     seen.look(self.plan, unit.tensor, rows, &self.weights);
                 }
                 if tensor.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
-                    float::round_to_bf16(&mut self.weights);
+                    float::round_to_bf16(self.plan.simd, &mut self.weights);
                 }
             }
             let (next, importance) = match weighing {

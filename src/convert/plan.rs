@@ -11,8 +11,9 @@ use crate::gguf::{ALIGNMENT, Layout, Metadata, Opaque, Split, TensorType, folder
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::names::in_short;
-use crate::quant::{QuantType, Simd};
+use crate::quant::QuantType;
 use crate::recipe::{self, Assignment, Facts, FileType, Reason, Recipe, Shape};
+use crate::simd::Simd;
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use crate::warning::{Topic, Warning};
 use std::borrow::Cow;

@@ -2,8 +2,8 @@
 
 use crate::gguf::Value;
 use crate::imatrix::Imatrix;
-use crate::quant::Simd;
 use crate::recipe::{self, FileType, Recipe};
+use crate::simd::Simd;
 use std::sync::Arc;
 
 /// The precision that weights pass through on their way to a quantized type.

@@ -1,6 +1,8 @@
 //! What activations are rounded to before they meet a matrix.
 
-use crate::quant::{Activation, QuantType, Simd, compiled, float, round_to_bf16};
+use crate::quant::float::{self, round_to_bf16};
+use crate::quant::{Activation, QuantType};
+use crate::simd::{Simd, compiled};
 use crate::source::Dtype;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
@@ -24,27 +26,32 @@ type Round = fn(Simd, &mut [f32]);
 
 impl Activations {
     /// Rounds rows for a matrix of this type; `None` where they stay as they are.
-    pub(super) fn round(self, weights: Dtype, x: ArrayView2<f32>) -> Option<Array2<f32>> {
+    pub(super) fn round(
+        self,
+        simd: Simd,
+        weights: Dtype,
+        x: ArrayView2<f32>,
+    ) -> Option<Array2<f32>> {
         let round = match (self, weights) {
             (Self::Q8, Dtype::Gguf(ty)) => rounding(ty)?,
             (Self::Q8, Dtype::Coded(coding)) => rounding(coding.activations_of?)?,
             (Self::F32, _) | (_, Dtype::Opaque(_)) => return None,
         };
-        Some(rounded(x, round))
+        Some(rounded(simd, x, round))
     }
 
     /// Rounds what a cache of keys and values holds.
-    pub(super) fn cache(self, x: &mut Array2<f32>) {
+    pub(super) fn cache(self, simd: Simd, x: &mut Array2<f32>) {
         if self == Self::Q8 {
-            *x = rounded(x.view(), f16);
+            *x = rounded(simd, x.view(), f16);
         }
     }
 }
 
-fn rounded(x: ArrayView2<f32>, round: Round) -> Array2<f32> {
+fn rounded(simd: Simd, x: ArrayView2<f32>, round: Round) -> Array2<f32> {
     let mut x = x.as_standard_layout().into_owned();
     x.axis_iter_mut(Axis(0)).into_par_iter().for_each(|mut row| {
-        round(Simd::detect(), row.as_slice_mut().expect("the layout is the standard one"));
+        round(simd, row.as_slice_mut().expect("the layout is the standard one"));
     });
     x
 }

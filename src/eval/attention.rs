@@ -10,7 +10,7 @@ use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
 use crate::model::{self, Hparams, Pairs};
-use crate::quant::Simd;
+use crate::simd::Simd;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, Ix2, s};
 
@@ -116,17 +116,18 @@ impl Latent<'_> {
     ) -> Result<Rows, EvalError> {
         let [nope, rope, kv_lora, v] =
             [a.qk_nope, a.qk_rope, a.kv_lora_rank, a.v_head].map(|n| n as usize);
+        let simd = self.output.simd;
         let asking = chunks.tails(x);
         let mut q = match &self.query {
             Query::Direct(matrix) => matrix.apply(asking.view())?,
             Query::LowRank { a, norm, b } => {
                 let low = a.apply(asking.view())?;
-                b.apply(rms_norm(low.view(), norm, hparams.rms_eps).view())?
+                b.apply(rms_norm(simd, low.view(), norm, hparams.rms_eps).view())?
             }
         };
         let all = Chunks { first: 0, ..chunks };
         let kv = self.kv_a.apply(x)?;
-        let latent = rms_norm(kv.slice(s![.., ..kv_lora]), &self.kv_a_norm, hparams.rms_eps);
+        let latent = rms_norm(simd, kv.slice(s![.., ..kv_lora]), &self.kv_a_norm, hparams.rms_eps);
         let mut k_pe = Rows::copy(kv.slice(s![.., kv_lora..]));
         turn(&mut q, nope + rope, nope, rotary, chunks, Pairs::Neighbours);
         turn(&mut k_pe, rope, 0, rotary, all, Pairs::Neighbours);
@@ -135,7 +136,7 @@ impl Latent<'_> {
         let compressed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
         let cached = compressed.then(|| {
             let mut cached = side_by_side(latent.view(), k_pe.view());
-            self.kv_a.activations.cache(&mut cached);
+            self.kv_a.activations.cache(simd, &mut cached);
             cached
         });
         let scale = score_scale(&hparams.rope, nope + rope);
@@ -152,18 +153,18 @@ impl Latent<'_> {
                     let q = side_by_side(q.view(), q_pe);
                     let values = cached.slice(s![.., ..kv_lora]);
                     let mut mixed = Rows::new(q.nrows(), values.ncols());
-                    attend(q.view(), cached.view(), values, mixed.view_mut(), chunks, scale);
+                    attend(simd, q.view(), cached.view(), values, mixed.view_mut(), chunks, scale);
                     out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
                     return Ok(());
                 }
                 let k_b = self.k_b.decode(h * kv_lora, kv_lora)?;
                 let v_b = self.v_b.decode(h * v, v)?;
                 let mut values = Rows::new(x.nrows(), v);
-                product(latent.view(), v_b.view(), values.view_mut());
+                product(simd, latent.view(), v_b.view(), values.view_mut());
                 let mut keys = Rows::new(x.nrows(), nope + rope);
-                product(latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
+                product(simd, latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
-                attend(q, keys.view(), values.view(), out, chunks, scale);
+                attend(simd, q, keys.view(), values.view(), out, chunks, scale);
                 Ok(())
             })?;
         self.output.apply(heads.view())
@@ -187,14 +188,14 @@ impl Grouped<'_> {
         x: ArrayView2<f32>,
         chunks: Chunks,
     ) -> Result<Rows, EvalError> {
-        let width = a.head_dim as usize;
+        let (width, simd) = (a.head_dim as usize, self.output.matrix.simd);
         let all = Chunks { first: 0, ..chunks };
         let (mut q, mut k) = (self.query.apply(chunks.tails(x).view())?, self.key.apply(x)?);
         let mut values = self.value.apply(x)?;
         if let Some(norms) = &self.norms {
             for (x, weight) in [(&mut q, &norms[0]), (&mut k, &norms[1])] {
                 for mut head in x.axis_chunks_iter_mut(Axis(1), width) {
-                    let normed = rms_norm(head.view(), weight, hparams.rms_eps);
+                    let normed = rms_norm(simd, head.view(), weight, hparams.rms_eps);
                     head.assign(&normed);
                 }
             }
@@ -202,7 +203,7 @@ impl Grouped<'_> {
         turn(&mut q, width, 0, rotary, chunks, a.pairs);
         turn(&mut k, width, 0, rotary, all, a.pairs);
         for cached in [&mut k, &mut values] {
-            self.key.matrix.activations.cache(cached);
+            self.key.matrix.activations.cache(simd, cached);
         }
         let scale = score_scale(&hparams.rope, width);
         let group = (a.n_head / a.n_head_kv) as usize;
@@ -214,7 +215,7 @@ impl Grouped<'_> {
             .enumerate()
             .for_each(|(h, (out, q))| {
                 let of_head = s![.., h * width..(h + 1) * width];
-                attend(q, k.slice(of_head), values.slice(of_head), out, chunks, scale);
+                attend(simd, q, k.slice(of_head), values.slice(of_head), out, chunks, scale);
             });
         self.output.apply(heads.view())
     }
@@ -240,13 +241,15 @@ fn turn(
 }
 
 /// `out = x · Wᵀ` on the calling thread.
-fn product(x: ArrayView2<f32>, weights: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
-    Panels { values: packed(weights).values(), columns: weights.ncols() }.multiply_here(x, out);
+fn product(simd: Simd, x: ArrayView2<f32>, weights: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
+    let panels = packed(weights);
+    Panels { values: panels.values(), columns: weights.ncols(), simd }.multiply_here(x, out);
 }
 
 /// Heads that share keys and values, side by side in `q` and `out`: `softmax(scale q kᵀ) v` over
 /// each chunk. Rows of `q` are the tokens that ask.
 fn attend(
+    simd: Simd,
     q: ArrayView2<f32>,
     keys: ArrayView2<f32>,
     values: ArrayView2<f32>,
@@ -263,8 +266,8 @@ fn attend(
         .for_each(|(((mut out, q), keys), values)| {
             let n = keys.nrows();
             let (key_panels, value_panels) = (packed(keys), packed(values.t()));
-            let keys = Panels { values: key_panels.values(), columns: width };
-            let values = Panels { values: value_panels.values(), columns: n };
+            let keys = Panels { values: key_panels.values(), columns: width, simd };
+            let values = Panels { values: value_panels.values(), columns: n, simd };
             out.axis_chunks_iter_mut(Axis(1), width_out)
                 .into_par_iter()
                 .zip(q.axis_chunks_iter(Axis(1), width))
@@ -287,19 +290,19 @@ fn attend_head(
         let first = first + block * QUERIES;
         let mut scores = scores.slice_mut(s![..q.nrows(), ..first + q.nrows()]);
         keys.multiply_here(q, scores.view_mut());
-        causal_softmax(scores.view_mut(), first, scale);
+        causal_softmax(keys.simd, scores.view_mut(), first, scale);
         values.multiply_here(scores.view(), out);
     }
 }
 
 /// Softmax of each row over its own position and those before it; the rest becomes 0. The first
 /// row is at position `first`.
-fn causal_softmax(mut scores: ArrayViewMut2<f32>, first: usize, scale: f32) {
+fn causal_softmax(simd: Simd, mut scores: ArrayViewMut2<f32>, first: usize, scale: f32) {
     for (i, mut row) in scores.axis_iter_mut(Axis(0)).enumerate() {
         let row = row.as_slice_mut().expect("rows are contiguous");
         let (seen, unseen) = row.split_at_mut(first + i + 1);
         unseen.fill(0.0);
-        softmax(Simd::detect(), seen, scale);
+        softmax(simd, seen, scale);
     }
 }
 
@@ -310,9 +313,9 @@ mod tests {
     #[test]
     fn positions_attend_to_themselves_and_before() {
         let mut scores = Array2::from_shape_vec((2, 2), vec![5.0, 9.0, 1.0, 1.0]).unwrap();
-        causal_softmax(scores.view_mut(), 0, 0.5);
+        causal_softmax(Simd::Portable, scores.view_mut(), 0, 0.5);
         assert_eq!(scores.as_slice().unwrap(), [1.0, 0.0, 0.5, 0.5]);
-        causal_softmax(scores.slice_mut(s![1.., ..]), 1, 1.0);
+        causal_softmax(Simd::Portable, scores.slice_mut(s![1.., ..]), 1, 1.0);
         assert_eq!(scores.as_slice().unwrap(), [1.0, 0.0, 0.5, 0.5]);
     }
 }

@@ -7,7 +7,8 @@
 use super::activations::Activations;
 use super::error::EvalError;
 use super::linear::Matrix;
-use crate::quant::{Activation, Format, Simd, compiled, float};
+use crate::quant::{Activation, Format, float};
+use crate::simd::compiled;
 use crate::source::Dtype;
 use ndarray::linalg::general_mat_mul;
 use ndarray::parallel::prelude::*;
@@ -34,11 +35,11 @@ pub(super) fn correct(
     }
     let blocks = matrix.columns / BLOCK;
     let x = x.as_standard_layout();
-    let level = Simd::detect();
+    let simd = matrix.simd;
     let mut errors = Array2::zeros((x.nrows(), blocks));
     ndarray::Zip::from(errors.rows_mut()).and(x.rows()).par_for_each(|mut errors, row| {
         let row = row.as_slice().expect("the layout is the standard one");
-        rounding_errors(level, row, errors.as_slice_mut().expect("a new array is contiguous"));
+        rounding_errors(simd, row, errors.as_slice_mut().expect("a new array is contiguous"));
     });
     let at_once = (ELEMENTS / matrix.columns.max(1)).max(1);
     out.axis_chunks_iter_mut(Axis(1), at_once).into_par_iter().enumerate().try_for_each(
@@ -85,6 +86,7 @@ fn each_rounding_error(row: &[f32], errors: &mut [f32]) {
 mod tests {
     use super::*;
     use crate::quant::QuantType;
+    use crate::simd::Simd;
     use crate::source::{Source, SourceError, Storage, TensorMeta};
     use std::ops::Range;
 
@@ -152,13 +154,14 @@ mod tests {
                     first_row: 0,
                     rows,
                     columns: width,
+                    simd: Simd::detect(),
                     activations,
                     observer: None,
                 };
                 matrix.apply(x.view()).unwrap().view().to_owned()
             };
             let found = product(Activations::Q8, &x);
-            let rounded = Activations::Q8.round(Dtype::Gguf(ty), x.view()).unwrap();
+            let rounded = Activations::Q8.round(Simd::Portable, Dtype::Gguf(ty), x.view()).unwrap();
             let without = product(Activations::F32, &rounded);
             let mut decoded = vec![0.0; width];
             let (mut furthest, mut apart) = (0f64, 0f64);

@@ -278,13 +278,14 @@ pub fn compare(
             (_, _, Some(logits)) => Side::Saved(logits.view()),
             (_, _, None) => unreachable!("a reference is a model or a file"),
         };
-        let scores = vocabulary::score(side, &models, &targets).map_err(|bad| {
-            let (number, token) = (bad.model, any.place(rows.start + bad.row));
-            match number.checked_sub(first) {
-                Some(i) => bad.error(together[i], token).of(number),
-                None => EvalError::SavedNotFinite { token },
-            }
-        })?;
+        let scores =
+            vocabulary::score(any.model.simd(), side, &models, &targets).map_err(|bad| {
+                let (number, token) = (bad.model, any.place(rows.start + bad.row));
+                match number.checked_sub(first) {
+                    Some(i) => bad.error(together[i], token).of(number),
+                    None => EvalError::SavedNotFinite { token },
+                }
+            })?;
         nll_reference.extend(scores.nll);
         values.iter_mut().zip(scores.models).for_each(|(all, part)| all.extend(part));
         monitor.advance(any.tokens_of(rows) * walks.len() as u64);

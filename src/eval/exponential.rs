@@ -3,7 +3,7 @@
 //! The standard library's is a call for each value, and slow far below zero, where most attention
 //! scores lie; this one has no branches, so loops over it become SIMD code.
 
-use crate::quant::compiled;
+use crate::simd::compiled;
 use std::f32::consts::LOG2_E;
 
 /// `e^x` to 3 units in the last place; where that leaves f32's normal range, the last value within.
@@ -107,7 +107,7 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f64) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Simd;
+    use crate::simd::Simd;
 
     #[test]
     fn exponentials_are_within_three_units_in_the_last_place() {

@@ -6,7 +6,7 @@ use super::exponential::swiglu;
 use super::linear::Matrix;
 use super::router::route;
 use crate::model::Moe;
-use crate::quant::Simd;
+use crate::simd::Simd;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView1, ArrayView2, ArrayViewMut1, Axis};
 
@@ -21,6 +21,7 @@ pub(super) struct Gated<'a> {
 impl<'a> Gated<'a> {
     /// Takes `part` rows of `x` at a time, each on all threads.
     fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
+        let simd = self.gate.simd;
         let mut out = Rows::new(x.nrows(), x.ncols());
         let parts = x.axis_chunks_iter(Axis(0), part);
         for (x, out) in parts.zip(out.axis_chunks_iter_mut(Axis(0), part)) {
@@ -29,7 +30,7 @@ impl<'a> Gated<'a> {
                 .axis_iter_mut(Axis(0))
                 .into_par_iter()
                 .zip(up.axis_iter(Axis(0)))
-                .for_each(|(gate, up)| gate_row(gate, up));
+                .for_each(|(gate, up)| gate_row(simd, gate, up));
             self.down.apply_to(hidden.view(), out)?;
         }
         Ok(out)
@@ -39,7 +40,7 @@ impl<'a> Gated<'a> {
     fn run_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         let (mut hidden, up) = (self.gate.apply_here(x)?, self.up.apply_here(x)?);
         for (gate, up) in hidden.rows_mut().into_iter().zip(up.rows()) {
-            gate_row(gate, up);
+            gate_row(self.gate.simd, gate, up);
         }
         self.down.apply_here(hidden.view())
     }
@@ -51,9 +52,9 @@ impl<'a> Gated<'a> {
     }
 }
 
-fn gate_row(mut gate: ArrayViewMut1<f32>, up: ArrayView1<f32>) {
+fn gate_row(simd: Simd, mut gate: ArrayViewMut1<f32>, up: ArrayView1<f32>) {
     let gate = gate.as_slice_mut().expect("rows are contiguous");
-    swiglu(Simd::detect(), gate, up.as_slice().expect("rows are contiguous"));
+    swiglu(simd, gate, up.as_slice().expect("rows are contiguous"));
 }
 
 /// A layer's feed-forward weights.

@@ -6,6 +6,7 @@ use super::buffers::Rows;
 use super::error::EvalError;
 use super::gemm::{Form, PANEL_ROWS, pack};
 use super::observe::Observer;
+use crate::simd::Simd;
 use crate::source::{Dtype, Source};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
@@ -26,6 +27,8 @@ pub(super) struct Matrix<'a> {
     pub first_row: u64,
     pub rows: usize,
     pub columns: usize,
+    /// The instructions that it is multiplied with.
+    pub simd: Simd,
     /// What inputs are rounded to.
     pub activations: Activations,
     /// Who sees the products.
@@ -60,7 +63,7 @@ impl Matrix<'_> {
         mut out: ArrayViewMut2<f32>,
         parallel: bool,
     ) -> Result<(), EvalError> {
-        let rounded = self.activations.round(self.dtype(), x);
+        let rounded = self.activations.round(self.simd, self.dtype(), x);
         let inputs = rounded.as_ref().map_or(x, |rounded| rounded.view());
         let form = self.form()?;
         let panel = form.panels_len(PANEL_ROWS, self.columns).max(1);
@@ -92,10 +95,11 @@ impl Matrix<'_> {
 
     /// What weights are in panels: rows that have to be computed are f32.
     fn form(&self) -> Result<Form, EvalError> {
-        let Dtype::Gguf(ty) = self.dtype() else { return Ok(Form::Floats) };
+        let floats = Form::Floats(self.simd);
+        let Dtype::Gguf(ty) = self.dtype() else { return Ok(floats) };
         let none = self.first_row..self.first_row;
         let stored = self.source.read_raw(self.tensor, none, &mut Vec::new())?;
-        Ok(if stored { Form::of(ty) } else { Form::Floats })
+        Ok(if stored { Form::of(ty, self.simd) } else { floats })
     }
 
     /// Brings rows from `first` into panels.

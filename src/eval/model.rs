@@ -12,6 +12,7 @@ use super::observe::Observer;
 use super::probe::{Probe, first_not_finite};
 use super::rope::Rotary;
 use crate::model::{self, Gating, Hparams};
+use crate::simd::Simd;
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
@@ -21,6 +22,7 @@ pub struct Model<'a> {
     hparams: &'a Hparams,
     source: &'a dyn Source,
     rotary: Rotary,
+    simd: Simd,
     activations: Activations,
     observer: Option<&'a dyn Observer>,
 }
@@ -36,6 +38,7 @@ impl<'a> Model<'a> {
             hparams,
             source,
             rotary: Rotary::default(),
+            simd: Simd::detect(),
             activations: Activations::F32,
             observer: None,
         };
@@ -62,6 +65,17 @@ impl<'a> Model<'a> {
     /// Has someone watch the products of the layers.
     pub fn observe(&mut self, observer: &'a dyn Observer) {
         self.observer = Some(observer);
+    }
+
+    /// Sets the instructions that it runs with, instead of the fastest of this machine. Products with
+    /// others are rounded elsewhere.
+    pub fn set_simd(&mut self, simd: Simd) {
+        self.simd = simd;
+    }
+
+    /// The instructions that it runs with.
+    pub fn simd(&self) -> Simd {
+        self.simd
     }
 
     /// Sets in which precision activations meet weights.
@@ -117,8 +131,8 @@ impl<'a> Model<'a> {
     }
 
     fn part(&self, tensor: usize, rows: usize, columns: usize) -> Matrix<'a> {
-        let (source, activations, observer) = (self.source, self.activations, self.observer);
-        Matrix { source, tensor, first_row: 0, rows, columns, activations, observer }
+        let &Self { source, simd, activations, observer, .. } = self;
+        Matrix { source, tensor, first_row: 0, rows, columns, simd, activations, observer }
     }
 
     fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
@@ -273,7 +287,7 @@ impl<'a> Model<'a> {
             }
             row.assign(&matrix.decode(token as usize, 1)?.row(0));
         }
-        match first_not_finite(states.view()) {
+        match first_not_finite(self.simd, states.view()) {
             Some(token) => {
                 let place = "`token_embd.weight`".to_owned();
                 Err(EvalError::NotFinite { layer: 0, place, token })
@@ -317,10 +331,10 @@ impl<'a> Model<'a> {
         let chunks = Chunks { ctx, first };
         let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
         for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
-            let x = rms_norm(states.view(), &weight, eps);
+            let x = rms_norm(self.simd, states.view(), &weight, eps);
             let change = attention.run(self.hparams, &self.rotary, x.view(), chunks)?;
             add(states.view_mut(), &change, chunks);
-            if let Some(row) = first_not_finite(states.view()) {
+            if let Some(row) = first_not_finite(self.simd, states.view()) {
                 // Its own chunk up to itself has a say in it.
                 let x = x.slice(s![row / ctx * ctx..=row, ..]);
                 let chunks = Chunks { first: 0, ..chunks };
@@ -332,10 +346,10 @@ impl<'a> Model<'a> {
             }
         }
         let feed_forward = self.feed_forward(layer, true)?;
-        let x = rms_norm(chunks.tails(states.view()).view(), &norm("ffn_norm")?, eps);
+        let x = rms_norm(self.simd, chunks.tails(states.view()).view(), &norm("ffn_norm")?, eps);
         let change = feed_forward.run(x.view(), part)?;
         add(states.view_mut(), &change, chunks);
-        if let Some(token) = first_not_finite(states.view()) {
+        if let Some(token) = first_not_finite(self.simd, states.view()) {
             let row = token / ctx * (ctx - first) + token % ctx - first;
             let x = x.slice(s![row..=row, ..]);
             let run = |model: &Model| model.feed_forward(layer, true)?.run(x, 1);
@@ -352,11 +366,12 @@ impl<'a> Model<'a> {
         part: &str,
         run: impl FnOnce(&Model) -> Result<Rows, EvalError>,
     ) -> Result<String, EvalError> {
-        let probe = Probe::default();
+        let probe = Probe::new(self.simd);
         let mut probed = Model {
             hparams: self.hparams,
             source: self.source,
             rotary: Rotary::default(),
+            simd: self.simd,
             activations: self.activations,
             observer: None,
         };
@@ -371,7 +386,7 @@ impl<'a> Model<'a> {
     /// Weights that cannot be read.
     pub fn output_norm(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
         let weight = self.vector("output_norm.weight", self.hparams.n_embd as usize, true)?;
-        Ok(rms_norm(states, &weight, self.hparams.rms_eps).into_array())
+        Ok(rms_norm(self.simd, states, &weight, self.hparams.rms_eps).into_array())
     }
 
     /// Logits of normalised states, one row a token, one column a token of the vocabulary.

@@ -2,7 +2,8 @@
 
 use super::error::EvalError;
 use super::observe::Observer;
-use crate::quant::{Simd, all_finite};
+use crate::quant::float::all_finite;
+use crate::simd::Simd;
 use crate::source::Source;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView1, ArrayView2, Axis};
@@ -10,12 +11,17 @@ use std::sync::{Mutex, PoisonError};
 
 /// Notes the matrices whose product has a last row that is not finite, though that row of their
 /// input is.
-#[derive(Default)]
 pub(super) struct Probe {
+    simd: Simd,
     found: Mutex<Vec<(usize, usize)>>,
 }
 
 impl Probe {
+    /// To look with these instructions.
+    pub fn new(simd: Simd) -> Self {
+        Self { simd, found: Mutex::default() }
+    }
+
     /// The first of them: its tensor's name, and which of several stacked it is.
     pub fn found(&self, source: &dyn Source) -> Option<String> {
         let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,7 +45,8 @@ impl Observer for Probe {
         y: ArrayView2<f32>,
     ) -> Result<(), EvalError> {
         let last = y.nrows().saturating_sub(1);
-        if y.nrows() > 0 && is_finite(x.row(last)) && !is_finite(y.row(last)) {
+        if y.nrows() > 0 && is_finite(self.simd, x.row(last)) && !is_finite(self.simd, y.row(last))
+        {
             let mut found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
             found.push((tensor, matrix));
         }
@@ -56,13 +63,13 @@ impl Observer for Probe {
 }
 
 /// The first row that holds a value that is not finite.
-pub(super) fn first_not_finite(rows: ArrayView2<f32>) -> Option<usize> {
-    rows.axis_iter(Axis(0)).into_par_iter().position_first(|row| !is_finite(row))
+pub(super) fn first_not_finite(simd: Simd, rows: ArrayView2<f32>) -> Option<usize> {
+    rows.axis_iter(Axis(0)).into_par_iter().position_first(|row| !is_finite(simd, row))
 }
 
-fn is_finite(row: ArrayView1<f32>) -> bool {
+fn is_finite(simd: Simd, row: ArrayView1<f32>) -> bool {
     match row.as_slice() {
-        Some(row) => all_finite(Simd::detect(), row),
+        Some(row) => all_finite(simd, row),
         None => row.iter().all(|value| value.is_finite()),
     }
 }

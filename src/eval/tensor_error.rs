@@ -5,6 +5,7 @@ use super::activations::Activations;
 use super::error::EvalError;
 use super::linear::Matrix;
 use super::observe::{Observer, Words, of_layer};
+use crate::simd::Simd;
 use crate::source::Source;
 use ndarray::ArrayView2;
 use std::sync::{Mutex, PoisonError};
@@ -14,6 +15,7 @@ use std::sync::{Mutex, PoisonError};
 pub struct TensorErrors<'a> {
     names: Vec<String>,
     other: &'a dyn Source,
+    simd: Simd,
     activations: Activations,
     /// The other's tensor, for each of the reference's.
     partners: Vec<Option<usize>>,
@@ -22,8 +24,13 @@ pub struct TensorErrors<'a> {
 }
 
 impl<'a> TensorErrors<'a> {
-    /// Pairs the tensors of two models that take activations in the same precision.
-    pub fn new(reference: &dyn Source, other: &'a dyn Source, activations: Activations) -> Self {
+    /// Pairs the tensors of two models that multiply in the same way.
+    pub fn new(
+        reference: &dyn Source,
+        other: &'a dyn Source,
+        simd: Simd,
+        activations: Activations,
+    ) -> Self {
         let partner = |meta: &crate::source::TensorMeta| {
             let i = other.find(&meta.name)?;
             let found = &other.tensors()[i];
@@ -33,7 +40,7 @@ impl<'a> TensorErrors<'a> {
         let partners: Vec<_> = reference.tensors().iter().map(partner).collect();
         let sums = partners.iter().map(|_| Mutex::default()).collect();
         let names = reference.tensors().iter().map(|t| t.name.clone()).collect();
-        Self { names, other, activations, partners, sums }
+        Self { names, other, simd, activations, partners, sums }
     }
 
     /// Norm of the error of each tensor's output, relative to the output's norm, in the order of
@@ -63,6 +70,7 @@ impl Observer for TensorErrors<'_> {
             first_row: (matrix * rows) as u64,
             rows,
             columns: x.ncols(),
+            simd: self.simd,
             activations: self.activations,
             observer: None,
         };

@@ -12,7 +12,8 @@ use super::error::EvalError;
 use super::exponential::{exp, exp_sum, maximum};
 use super::linear::Matrix;
 use super::model::Model;
-use crate::quant::{Simd, all_finite};
+use crate::quant::float::all_finite;
+use crate::simd::Simd;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView1, ArrayView2, s};
 
@@ -75,16 +76,15 @@ struct Sums {
 }
 
 impl Sums {
-    fn of(logits: &[f32], first: usize, target: u32) -> Self {
-        let level = Simd::detect();
-        let max = maximum(level, logits);
+    fn of(simd: Simd, logits: &[f32], first: usize, target: u32) -> Self {
+        let max = maximum(simd, logits);
         let top = logits.iter().position(|&l| l == max).unwrap_or(0);
         Self {
             max,
             top: (first + top) as u32,
             // Minus infinity would leave the sum finite.
-            sum: match all_finite(level, logits) {
-                true => exp_sum(level, logits, max),
+            sum: match all_finite(simd, logits) {
+                true => exp_sum(simd, logits, max),
                 false => f64::NAN,
             },
             cross: 0.0,
@@ -149,6 +149,7 @@ impl Side<'_, '_> {
 /// Scores rows of a reference and of models, whose next tokens should be `targets`. All have the
 /// same vocabulary.
 pub(super) fn score(
+    simd: Simd,
     reference: Side,
     models: &[(&Model, ArrayView2<f32>)],
     targets: &[u32],
@@ -165,14 +166,14 @@ pub(super) fn score(
             let a = reference.tile(first, n).map_err(bad(0))?;
             let mut parts = Vec::with_capacity(sides * targets.len());
             for (row, &target) in a.rows().into_iter().zip(targets) {
-                parts.push(Sums::of(slice(&row), first, target));
+                parts.push(Sums::of(simd, slice(&row), first, target));
             }
             for (i, &(model, states)) in models.iter().enumerate() {
                 let b = Side::Model(model, states).tile(first, n).map_err(bad(1 + i))?;
                 for (row, (a, b)) in a.rows().into_iter().zip(b.rows()).enumerate() {
                     let (a, b) = (slice(&a), slice(&b));
                     let cross = cross(a, b, parts[row].max);
-                    parts.push(Sums { cross, ..Sums::of(b, first, targets[row]) });
+                    parts.push(Sums { cross, ..Sums::of(simd, b, first, targets[row]) });
                 }
             }
             Ok(parts)
@@ -251,8 +252,11 @@ mod tests {
         let tiles = (0..a.len()).step_by(n).map(|first| {
             let range = first..a.len().min(first + n);
             let (a, b) = (&a[range.clone()], &b[range]);
-            let own = Sums::of(a, first, target);
-            vec![own, Sums { cross: cross(a, b, own.max), ..Sums::of(b, first, target) }]
+            let own = Sums::of(Simd::Portable, a, first, target);
+            vec![
+                own,
+                Sums { cross: cross(a, b, own.max), ..Sums::of(Simd::Portable, b, first, target) },
+            ]
         });
         tiles.collect()
     }

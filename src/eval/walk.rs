@@ -205,6 +205,7 @@ pub(super) fn identity(models: &[&Model], tokens: &[u32], options: &PerplexityOp
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
     for model in models {
         hash.update(&[u8::from(model.observer().is_some()), model.activations() as u8]);
+        hash.update(model.simd().name().as_bytes());
         for file in model.source().files() {
             hash.update(file.path.as_os_str().as_encoded_bytes());
             hash.update(&file.size.to_le_bytes());

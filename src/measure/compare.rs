@@ -84,14 +84,14 @@ pub fn compare(
     let read = text.tokens(reference, options.tokenizer_pre.as_deref(), monitor)?;
     let together: Vec<Subject> = [&[reference], candidates].concat();
     let settings = options.settings(&together, &read)?;
-    let others = runners(candidates, options.activations)?;
+    let others = runners(candidates, options)?;
     let observed = if extras.by_tensor { candidates } else { &[] };
     let errors = observed.iter().map(|other| {
         let (reference, other) = (reference.model.source(), other.model.source());
-        TensorErrors::new(reference, other, options.activations)
+        TensorErrors::new(reference, other, options.simd, options.activations)
     });
     let errors = Together(errors.collect());
-    let mut runner = reference.runner(options.activations)?;
+    let mut runner = reference.runner(options)?;
     if extras.by_tensor {
         runner.observe(&errors);
     }
@@ -148,7 +148,7 @@ pub fn compare_with_base(
     };
     let read = Tokens { tokens: reader.tokens().to_vec(), bos };
     let settings = options.settings(candidates, &read)?;
-    let others = runners(candidates, options.activations)?;
+    let others = runners(candidates, &options)?;
     let others: Vec<&eval::Model> = others.iter().collect();
     monitor.expect(comparison_work(&others, read.tokens.len(), &settings));
     let found = options.on_threads(|| {
@@ -169,9 +169,9 @@ pub fn compare_with_base(
 
 fn runners<'a>(
     subjects: &[Subject<'a>],
-    activations: Activations,
+    options: &Options,
 ) -> Result<Vec<eval::Model<'a>>, MeasureError> {
-    subjects.iter().map(|subject| subject.runner(activations)).collect()
+    subjects.iter().map(|subject| subject.runner(options)).collect()
 }
 
 fn rows(candidates: &[Subject], comparisons: Vec<Comparison>) -> Vec<Row> {

@@ -56,7 +56,7 @@ pub fn gate(
     let read = text.tokens(reference, options.tokenizer_pre.as_deref(), monitor)?;
     let settings = options.settings(&[reference, candidate], &read)?;
     let settings = PerplexityOptions { chunks: None, ..settings };
-    let [own, other] = [reference, candidate].map(|s| s.runner(options.activations));
+    let [own, other] = [reference, candidate].map(|s| s.runner(options));
     let (own, other) = (own?, other?);
     let chunks_available = options.n_chunks(read.tokens.len());
     let used = &read.tokens[..chunks_available * options.ctx];

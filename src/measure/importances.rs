@@ -34,7 +34,7 @@ pub fn importances(
     let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
     let settings = options.settings(&[subject], &read)?;
     let collector = Collector::new(subject.model.source());
-    let mut runner = subject.runner(options.activations)?;
+    let mut runner = subject.runner(options)?;
     runner.observe(&collector);
     monitor.expect(settings.work(read.tokens.len(), subject.model.hparams()));
     let n_chunks = options

@@ -20,7 +20,7 @@ pub use options::Options;
 pub use perplexity::perplexity;
 pub use text::{Text, Tokens};
 
-use crate::eval::{self, Activations};
+use crate::eval;
 use crate::model::Model;
 use std::path::Path;
 
@@ -35,10 +35,11 @@ pub struct Subject<'a> {
 
 impl<'a> Subject<'a> {
     /// Its forward pass.
-    fn runner(self, activations: Activations) -> Result<eval::Model<'a>, MeasureError> {
+    fn runner(self, options: &Options) -> Result<eval::Model<'a>, MeasureError> {
         let runner = eval::Model::new(self.model.hparams(), self.model.source());
         let mut runner = runner.map_err(|error| MeasureError::of(self.path, error))?;
-        runner.set_activations(activations);
+        runner.set_activations(options.activations);
+        runner.set_simd(options.simd);
         Ok(runner)
     }
 

@@ -2,6 +2,7 @@
 
 use super::{MeasureError, Subject, Tokens};
 use crate::eval::{Activations, PerplexityOptions, Scratch};
+use crate::simd::Simd;
 
 /// How a text is cut and how models run over it.
 #[derive(Clone)]
@@ -14,6 +15,8 @@ pub struct Options {
     pub activations: Activations,
     /// Name of the pre-tokenizer of a checkpoint, where its user knows better than its files.
     pub tokenizer_pre: Option<String>,
+    /// The instructions of the forward pass. Products with others are rounded elsewhere.
+    pub simd: Simd,
     /// Threads; 0 for as many as there are processors.
     pub threads: usize,
     /// Where hidden states wait between layers and are kept when a measurement is stopped; in memory
@@ -24,13 +27,14 @@ pub struct Options {
 }
 
 impl Default for Options {
-    /// Chunks of 512 tokens, all of them, in f32 on all processors.
+    /// Chunks of 512 tokens, all of them, in f32 on all processors, with the best instructions of this machine.
     fn default() -> Self {
         Self {
             ctx: PerplexityOptions::default().ctx,
             chunks: None,
             activations: Activations::F32,
             tokenizer_pre: None,
+            simd: Simd::detect(),
             threads: 0,
             scratch: None,
             memory: None,

@@ -37,7 +37,7 @@ pub fn perplexity(
         return Err(MeasureError::TooShort { path, found, ctx: options.ctx });
     }
     let settings = options.settings(&[subject], &read)?;
-    let runner = subject.runner(options.activations)?;
+    let runner = subject.runner(options)?;
     monitor.expect(settings.work(found, subject.model.hparams()));
     options
         .on_threads(|| eval::perplexity(&runner, &read.tokens, &settings, monitor))?

@@ -12,6 +12,7 @@ use super::{agree, decoder, deepseek2, settings};
 use crate::gguf::Metadata;
 use crate::names::runs;
 use crate::quant::QuantType;
+use crate::simd::Simd;
 use crate::source::{
     Checkpoint, Dtype, Factors, Folder, Origin, Source, SourceError, SourceFile, Storage,
     TensorMeta, table_bytes,
@@ -423,6 +424,11 @@ impl CheckpointModel {
         &self.warnings
     }
 
+    /// Sets the instructions to decode with, instead of the fastest of this machine.
+    pub fn set_simd(&mut self, simd: Simd) {
+        self.checkpoint.set_simd(simd);
+    }
+
     /// The checkpoint as it is stored.
     pub fn checkpoint(&self) -> &Checkpoint {
         &self.checkpoint
@@ -543,7 +549,8 @@ impl Source for CheckpointModel {
         if let Some(ty) = self.kept(tensor) {
             let mut blocks = Vec::new();
             self.read_raw(tensor, rows.clone(), &mut blocks)?;
-            return ty.decode_rows(&blocks, n, out).map_err(|error| {
+            let decoded = ty.decode_rows_with(self.checkpoint.simd(), &blocks, n, out);
+            return decoded.map_err(|error| {
                 let Origin { path, tensor } = self.origin(tensor, first_row);
                 SourceError::Decode { path, tensor, error }
             });

@@ -34,6 +34,7 @@ pub use hparams::{
 pub use left_out::LeftOut;
 
 use crate::gguf::Metadata;
+use crate::simd::Simd;
 use crate::source::{GgufSource, Source};
 use crate::warning::Warning;
 use std::path::Path;
@@ -158,6 +159,14 @@ impl Model {
         match self {
             Self::Checkpoint(model) => model.hparams(),
             Self::Gguf(model) => &model.hparams,
+        }
+    }
+
+    /// Sets the instructions to decode its tensors with, instead of the fastest of this machine.
+    pub fn set_simd(&mut self, simd: Simd) {
+        match self {
+            Self::Checkpoint(model) => model.set_simd(simd),
+            Self::Gguf(model) => model.source.set_simd(simd),
         }
     }
 

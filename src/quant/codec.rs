@@ -2,10 +2,10 @@
 
 use super::error::QuantError;
 use super::format::Importance;
-use super::kernels::{Kernels, Levels};
+use super::kernels::Levels;
 use super::search::ROWS;
-use super::simd::Simd;
 use super::types::QuantType;
+use crate::simd::Simd;
 
 impl QuantType {
     /// Quantizes whole rows, byte for byte as the reference's `ggml_quantize_chunk`.
@@ -43,8 +43,8 @@ impl QuantType {
         self.encode_rows_with(Simd::detect(), rows, n_per_row, imatrix, out)
     }
 
-    /// [`encode_rows`](Self::encode_rows) with the instructions of a given level. Where the
-    /// machine lacks it, the best it has. The bytes are the same for all.
+    /// [`encode_rows`](Self::encode_rows) with the instructions of a given level. The bytes are the
+    /// same for all.
     ///
     /// # Errors
     /// As [`encode_rows`](Self::encode_rows).
@@ -71,7 +71,6 @@ impl QuantType {
             return Err(QuantError::NeedsImportance(self));
         }
         let levels = self.kernels()?;
-        let Kernels { encode, .. } = levels.at(simd);
         // A few rows at a time, to find them in the cache after the check.
         let at_once = match imatrix {
             Some(_) if !levels.by_row => 1,
@@ -79,14 +78,13 @@ impl QuantType {
         };
         let chunks = rows.chunks(at_once * n_per_row).zip(out.chunks_mut(at_once * row_bytes));
         for (i, (x, out)) in chunks.enumerate() {
-            if !super::simd::all_finite(simd, x) {
+            if !super::float::all_finite(simd, x) {
                 let at = x.iter().position(|v| !v.is_finite()).unwrap_or(0);
                 let row = i * at_once + at / n_per_row;
                 let column = at % n_per_row;
                 return Err(QuantError::NotFinite { row, column, value: x[at] });
             }
-            // SAFETY: they are functions of a level that the machine has.
-            unsafe { encode(x, imatrix, out) };
+            levels.encode(simd, x, imatrix, out);
         }
         Ok(())
     }
@@ -116,9 +114,7 @@ impl QuantType {
         out: &mut [f32],
     ) -> Result<(), QuantError> {
         self.check(out.len(), n_per_row, bytes.len(), ["output", "input"])?;
-        let Kernels { decode, .. } = self.kernels()?.at(simd);
-        // SAFETY: they are functions of a level that the machine has.
-        unsafe { decode(bytes, out) };
+        self.kernels()?.decode(simd, bytes, out);
         Ok(())
     }
 
@@ -216,7 +212,7 @@ mod tests {
                 bytes[at..at + 2].copy_from_slice(&[0x00, 0x7c]);
                 let mut values = [0.0; N];
                 ty.decode_rows(&bytes, N, &mut values).unwrap();
-                let expected = if super::super::float::all_finite(&values) {
+                let expected = if values.iter().all(|v| v.is_finite()) {
                     Ok(())
                 } else {
                     Err(QuantError::InvalidBlock { ty, block })

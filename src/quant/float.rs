@@ -10,8 +10,8 @@
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::kernels::{Blocks, Levels, levels};
 use super::lattice::Search;
-use super::simd::Simd;
 use super::types::QuantType;
+use crate::simd::{Simd, compiled};
 
 /// An f32 at the beginning of a block.
 pub(super) const F32: Numbers = Numbers::Exponents(&[2], 0x7f80);
@@ -68,14 +68,17 @@ pub fn f16_to_f32(bits: u16) -> f32 {
     f32::from_bits(sign | if magnitude < 0x400 { subnormal } else { normal })
 }
 
-/// Replaces each value by the nearest that a BF16 holds.
-pub fn round_to_bf16(values: &mut [f32]) {
-    super::simd::round_to_bf16(Simd::detect(), values);
-}
+compiled!(
+    /// Replaces each value by the nearest that a BF16 holds.
+    pub round_to_bf16(values: &mut [f32]) -> () = each_to_bf16
+);
+compiled!(
+    /// Whether all are numbers.
+    pub(crate) all_finite(values: &[f32]) -> bool = are_all_finite
+);
 
-/// [`round_to_bf16`] with the instructions that it is compiled for.
 #[inline(always)]
-pub(super) fn round_all_to_bf16(values: &mut [f32]) {
+fn each_to_bf16(values: &mut [f32]) {
     for value in values {
         *value = bf16_to_f32(f32_to_bf16(*value));
     }
@@ -83,7 +86,7 @@ pub(super) fn round_all_to_bf16(values: &mut [f32]) {
 
 /// Whether all are numbers. Without an early exit, so that it vectorises.
 #[inline(always)]
-pub(super) fn all_finite(values: &[f32]) -> bool {
+pub(super) fn are_all_finite(values: &[f32]) -> bool {
     let mut most = 0;
     for v in values {
         most = most.max(v.to_bits() & 0x7f80_0000);

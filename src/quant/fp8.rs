@@ -7,7 +7,7 @@
 //! (Micikevicius et al., arXiv:2209.05433.) E5M2, its sibling, is the upper half of an F16.
 
 use super::float::f16_to_f32;
-use super::simd::Simd;
+use crate::simd::{Simd, compiled};
 
 /// Value of a byte; ±480 for the two that are NaN. The magnitude's bits, moved to those of an f32,
 /// stand for the value times 2^-120, subnormal ones included.
@@ -24,9 +24,9 @@ fn value(byte: u8) -> f32 {
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn decode_scaled(bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), usize> {
+pub fn decode_scaled(simd: Simd, bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), usize> {
     assert_eq!(bytes.len(), out.len());
-    match super::simd::decode_fp8(Simd::detect(), bytes, scale, out) {
+    match decode(simd, bytes, scale, out) {
         true => Ok(()),
         false => Err(bytes.iter().position(|b| b & 0x7f == 0x7f).unwrap_or(0)),
     }
@@ -36,11 +36,29 @@ pub fn decode_scaled(bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), us
 ///
 /// # Errors
 /// The index of the first byte that is NaN or infinite. What is in `out` then is unspecified.
-pub fn decode_scaled_e5m2(bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), usize> {
+///
+/// # Panics
+/// When the lengths differ.
+pub fn decode_scaled_e5m2(
+    simd: Simd,
+    bytes: &[u8],
+    scale: f32,
+    out: &mut [f32],
+) -> Result<(), usize> {
+    assert_eq!(bytes.len(), out.len());
+    decode_e5m2(simd, bytes, scale, out);
+    bytes.iter().position(|byte| byte & 0x7c == 0x7c).map_or(Ok(()), Err)
+}
+
+compiled!(
+    decode_e5m2(bytes: &[u8], scale: f32, out: &mut [f32]) -> () = decode_all_e5m2
+);
+
+#[inline(always)]
+fn decode_all_e5m2(bytes: &[u8], scale: f32, out: &mut [f32]) {
     for (value, &byte) in out.iter_mut().zip(bytes) {
         *value = f16_to_f32(u16::from(byte) << 8) * scale;
     }
-    bytes.iter().position(|byte| byte & 0x7c == 0x7c).map_or(Ok(()), Err)
 }
 
 /// The value of an E8M0 byte: 2 to the power of it less 127; NaN for 255.
@@ -52,9 +70,13 @@ pub fn power_of_two(byte: u8) -> f32 {
     }
 }
 
-/// Decodes whatever the bytes are; false where one is NaN.
+compiled!(
+    /// Decodes whatever the bytes are; false where one is NaN.
+    decode(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool = decode_all
+);
+
 #[inline(always)]
-pub(super) fn decode(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
+fn decode_all(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
     let mut nan = false;
     for (value, &byte) in out.iter_mut().zip(bytes) {
         *value = self::value(byte) * scale;
@@ -80,11 +102,11 @@ mod tests {
     #[test]
     fn every_level_decodes_as_the_plain_loop() {
         let bytes: Vec<u8> = (0..=255).chain(0..77).collect();
-        for level in Simd::ALL.into_iter().filter(|level| level.is_supported()) {
+        for simd in Simd::supported() {
             let [mut out, mut expected] = [(); 2].map(|()| vec![0f32; bytes.len()]);
-            assert!(!crate::quant::simd::decode_fp8(level, &bytes, 0.3, &mut out));
-            decode(&bytes, 0.3, &mut expected);
-            assert_eq!(out, expected, "{level}");
+            assert!(!decode(simd, &bytes, 0.3, &mut out));
+            decode_all(&bytes, 0.3, &mut expected);
+            assert_eq!(out, expected, "{simd}");
         }
     }
 
@@ -92,10 +114,11 @@ mod tests {
     fn e5m2_is_the_upper_half_of_an_f16() {
         let mut out = [0.0; 5];
         let bytes = [0x01, 0x3c, 0xc0, 0x7b, 0x80];
-        assert_eq!(decode_scaled_e5m2(&bytes, 0.5, &mut out), Ok(()));
+        assert_eq!(decode_scaled_e5m2(Simd::detect(), &bytes, 0.5, &mut out), Ok(()));
         assert_eq!(out, [2f32.powi(-17), 0.5, -1.0, 28672.0, 0.0]);
         for bad in [0x7c, 0xfd, 0x7f] {
-            assert_eq!(decode_scaled_e5m2(&[0x3c, bad], 1.0, &mut out[..2]), Err(1));
+            let found = decode_scaled_e5m2(Simd::detect(), &[0x3c, bad], 1.0, &mut out[..2]);
+            assert_eq!(found, Err(1));
         }
     }
 
@@ -110,8 +133,8 @@ mod tests {
     #[test]
     fn a_nan_byte_is_found() {
         let mut out = [0.0; 3];
-        assert_eq!(decode_scaled(&[0x38, 0xb8, 0x40], 0.5, &mut out), Ok(()));
+        assert_eq!(decode_scaled(Simd::Portable, &[0x38, 0xb8, 0x40], 0.5, &mut out), Ok(()));
         assert_eq!(out, [0.5, -0.5, 1.0]);
-        assert_eq!(decode_scaled(&[0x38, 0xff, 0x7f], 0.5, &mut out), Err(1));
+        assert_eq!(decode_scaled(Simd::Portable, &[0x38, 0xff, 0x7f], 0.5, &mut out), Err(1));
     }
 }

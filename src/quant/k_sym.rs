@@ -16,7 +16,7 @@
 //! stored; those of the search survive where the stored scale is zero
 //! (`quantize_row_q{3,6}_K_ref` and `_impl`).
 
-use super::float::{all_finite, f16, f16_bits};
+use super::float::{are_all_finite, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
@@ -154,7 +154,7 @@ impl Blocks for Q3 {
                 let sums = &mut sums[..scales.len()];
                 group_sums::<G>(w, sums);
                 // Lanes take numbers only.
-                if all_finite(scales) {
+                if are_all_finite(scales) {
                     S::symmetric::<16>(32, scales, sums, d, stored);
                 } else {
                     <Plain as search::Search>::symmetric::<16>(32, scales, sums, d, stored);

@@ -1,11 +1,8 @@
 //! The functions of a format, and their compilation for every level of instructions.
 
-use super::lanes::portable::Portable;
-use super::lanes::search::InLanes;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use super::lanes::search::Pair;
+use super::lanes::InLanes;
 use super::lattice::Search;
-use super::simd::Simd;
+use crate::simd::{Portable, Simd};
 
 /// A format: from weights to blocks and back. Everything in it has to be inlined, to be compiled for
 /// the instructions that it is called with.
@@ -21,16 +18,11 @@ pub(super) trait Blocks {
     fn decode(bytes: &[u8], out: &mut [f32]);
 }
 
-/// [`Blocks::encode`] at a level.
-pub(super) type Encode = unsafe fn(&[f32], Option<&[f32]>, &mut [u8]);
-/// [`Blocks::decode`] at a level.
-pub(super) type Decode = unsafe fn(&[u8], &mut [f32]);
-
-/// The functions of a format at one level. Unsafe to call unless the level is supported.
+/// The functions of a format at one level. Unsafe to call but with its token.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Kernels {
-    pub encode: Encode,
-    pub decode: Decode,
+struct Kernels {
+    encode: unsafe fn(&[f32], Option<&[f32]>, &mut [u8]),
+    decode: unsafe fn(&[u8], &mut [f32]),
 }
 
 /// The functions of a format at every level.
@@ -39,7 +31,7 @@ pub(super) struct Levels {
     /// [`Blocks::BY_ROW`].
     pub by_row: bool,
     #[cfg(test)]
-    pub plain: Kernels,
+    plain: Kernels,
     portable: Kernels,
     #[cfg(target_arch = "x86_64")]
     avx2: Kernels,
@@ -66,20 +58,24 @@ macro_rules! kernels {
 
 /// Compiles a format for every level.
 pub(super) const fn levels<B: Blocks>() -> Levels {
+    #[cfg(target_arch = "aarch64")]
+    use crate::simd::F32x4;
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+    use crate::simd::Pair;
     #[cfg(target_arch = "x86_64")]
-    use super::lanes::{avx2::Avx2, avx512::Avx512};
+    use crate::simd::{F32x8, F32x16};
     Levels {
         by_row: B::BY_ROW,
         #[cfg(test)]
         plain: kernels!(B, inline(never), super::search::Plain),
         portable: kernels!(B, inline(never), InLanes<Portable>),
         #[cfg(target_arch = "x86_64")]
-        avx2: kernels!(B, target_feature(enable = "avx2,f16c"), InLanes<Pair<Avx2>>),
+        avx2: kernels!(B, target_feature(enable = "avx2,f16c"), InLanes<Pair<F32x8>>),
         #[cfg(target_arch = "x86_64")]
         avx512: kernels!(
             B,
             target_feature(enable = "avx2,f16c,avx512f,avx512bw,avx512dq,avx512vl"),
-            InLanes<Pair<Avx512>>
+            InLanes<Pair<F32x16>>
         ),
         #[cfg(target_arch = "aarch64")]
         neon: kernels!(B, target_feature(enable = "neon"), InLanes<Pair<super::lanes::neon::Neon>>),
@@ -87,16 +83,87 @@ pub(super) const fn levels<B: Blocks>() -> Levels {
 }
 
 impl Levels {
-    /// The functions at a level. Where the machine lacks the level, those of the best it has.
-    pub fn at(&self, simd: Simd) -> Kernels {
-        match if simd.is_supported() { simd } else { Simd::detect() } {
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx2 => self.avx2,
-            #[cfg(target_arch = "x86_64")]
-            Simd::Avx512 => self.avx512,
+    fn at(&self, simd: Simd) -> Kernels {
+        match simd {
+            Simd::Portable => self.portable,
             #[cfg(target_arch = "aarch64")]
-            Simd::Neon => self.neon,
-            _ => self.portable,
+            Simd::Neon(_) => self.neon,
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(_) => self.avx2,
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx512(_) | Simd::Avx512Vnni(_) => self.avx512,
+        }
+    }
+
+    /// [`Blocks::encode`].
+    pub fn encode(&self, simd: Simd, x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        // SAFETY: `simd` holds the token of the level.
+        unsafe { (self.at(simd).encode)(x, qw, out) }
+    }
+
+    /// [`Blocks::decode`].
+    pub fn decode(&self, simd: Simd, bytes: &[u8], out: &mut [f32]) {
+        // SAFETY: as above.
+        unsafe { (self.at(simd).decode)(bytes, out) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::QuantType;
+    use proptest::prelude::*;
+
+    /// Weights that hit every branch of the searches: bits of any finite number, ordinary ones,
+    /// few distinct ones, zeros.
+    fn weight() -> impl Strategy<Value = f32> {
+        prop_oneof![
+            4 => -1f32..1.0,
+            2 => (-8i8..8).prop_map(|v| f32::from(v) * 0.5),
+            1 => Just(0.0),
+            1 => Just(-0.0),
+            1 => any::<u32>().prop_map(f32::from_bits).prop_filter("finite", |v| v.is_finite()),
+        ]
+    }
+
+    /// A row of three super-blocks, each 16 of it of one kind.
+    fn row() -> impl Strategy<Value = Vec<f32>> {
+        let group = prop_oneof![
+            3 => prop::collection::vec(-1f32..1.0, 16),
+            1 => prop::collection::vec(weight(), 16),
+            1 => weight().prop_map(|v| vec![v; 16]),
+        ];
+        prop::collection::vec(group, 48).prop_map(|groups| groups.concat())
+    }
+
+    fn importances() -> impl Strategy<Value = Option<Vec<f32>>> {
+        let value = prop_oneof![4 => 0f32..10.0, 1 => Just(0.0), 1 => Just(1e30), 1 => Just(1e-30)];
+        prop::option::of(prop::collection::vec(value, 768))
+    }
+
+    proptest! {
+        #[test]
+        fn every_level_writes_the_bytes_of_the_plain_reference(x in row(), qw in importances()) {
+            for ty in QuantType::all() {
+                let Some(levels) = &ty.format().kernels else { continue };
+                let reference = levels.plain;
+                let mut expected = vec![0; ty.row_bytes(x.len()).unwrap()];
+                // SAFETY: compiled for what every machine has.
+                unsafe { (reference.encode)(&x, qw.as_deref(), &mut expected) };
+                let mut values = vec![0.0; x.len()];
+                // SAFETY: as above.
+                unsafe { (reference.decode)(&expected, &mut values) };
+                for simd in Simd::supported() {
+                    let mut bytes = vec![0xaa; expected.len()];
+                    levels.encode(simd, &x, qw.as_deref(), &mut bytes);
+                    prop_assert_eq!(&bytes, &expected, "{} at {}", ty, simd);
+                    let mut decoded = vec![0.0; x.len()];
+                    levels.decode(simd, &bytes, &mut decoded);
+                    for (a, b) in decoded.iter().zip(&values) {
+                        prop_assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+                    }
+                }
+            }
         }
     }
 }

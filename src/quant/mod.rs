@@ -18,7 +18,6 @@ mod lanes;
 mod lattice;
 mod legacy;
 mod search;
-mod simd;
 mod ternary;
 mod types;
 
@@ -27,10 +26,6 @@ pub use format::{Activation, Format, Importance, Kind, Numbers};
 pub use fp4::nvfp4_from_modelopt;
 #[cfg(feature = "eval")]
 pub(crate) use groups::{Group, Groups};
-pub(crate) use simd::compiled;
-pub use simd::{Simd, UnknownSimd};
-#[cfg(feature = "eval")]
-pub(crate) use simd::{all_finite, round_to_bf16};
 #[cfg(feature = "convert")]
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

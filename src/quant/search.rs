@@ -4,6 +4,8 @@
 //! Knows numbers only, no layouts. Order of operations is that of `ggml-quants.c`; every sum is
 //! sequential and no multiplication is fused with an addition, for the bytes depend on it.
 
+pub(super) use crate::simd::nearest_int;
+
 /// Below this, a group counts as all zero (`GROUP_MAX_EPS`).
 pub(super) const EPS: f32 = 1e-15;
 
@@ -12,14 +14,6 @@ pub(super) const SPAN: usize = 1024;
 
 /// The rows that types whose importances depend on a whole row take in one call.
 pub(super) const ROWS: usize = 8;
-
-/// Rounds to the nearest integer, ties to even, by the reference's bit trick; values beyond ±2^22
-/// give what the trick gives (`nearest_int`).
-#[inline(always)]
-pub(super) fn nearest_int(x: f32) -> i32 {
-    let bits = (x + 12_582_912.0).to_bits();
-    (bits & 0x007f_ffff) as i32 - 0x0040_0000
-}
 
 /// Truncates as x86 does: what does not fit, and NaN, becomes `i32::MIN`. The reference converts
 /// to 8 bits through this, so an overflowing scale leaves its low byte, 0.

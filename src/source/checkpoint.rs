@@ -15,6 +15,7 @@ use super::shards::{Shards, Stored};
 use super::{Dtype, Origin, Source, SourceFile, Storage, TensorMeta, table_bytes};
 use crate::names::few;
 use crate::quant::QuantType;
+use crate::simd::Simd;
 use crate::warning::{Topic, Warning};
 use safetensors::tensor::Dtype as StDtype;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -205,6 +206,16 @@ impl Checkpoint {
     /// The file that a tensor lies in.
     pub fn path_of(&self, tensor: usize) -> &Path {
         &self.shards.files[self.file_of(tensor)].path
+    }
+
+    /// Sets the instructions to decode with, instead of the fastest of this machine.
+    pub fn set_simd(&mut self, simd: Simd) {
+        self.shards.simd = simd;
+    }
+
+    /// The instructions to decode with.
+    pub fn simd(&self) -> Simd {
+        self.shards.simd
     }
 
     /// The type of the first matrix that has 16 bits, in the order of the files; what the reference

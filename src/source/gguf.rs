@@ -4,6 +4,7 @@ use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, Storage, Te
 use crate::blob::{Blob, LocalFile, physical_memory};
 use crate::gguf::{GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
 use crate::quant::QuantType;
+use crate::simd::Simd;
 use std::collections::HashMap;
 use std::fs::File;
 use std::ops::Range;
@@ -42,6 +43,7 @@ pub struct GgufSource {
     by_name: HashMap<String, usize>,
     /// For tensors that have some, a factor for each matrix.
     factors: HashMap<usize, Vec<f32>>,
+    simd: Simd,
 }
 
 impl GgufSource {
@@ -69,7 +71,13 @@ impl GgufSource {
         }
         let by_name = metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let metadata = files[0].metadata().clone();
-        Ok(Self { files, data, metas, metadata, places, by_name, factors: HashMap::new() })
+        let (factors, simd) = (HashMap::new(), Simd::detect());
+        Ok(Self { files, data, metas, metadata, places, by_name, factors, simd })
+    }
+
+    /// Sets the instructions to decode with, instead of the fastest of this machine.
+    pub fn set_simd(&mut self, simd: Simd) {
+        self.simd = simd;
     }
 
     /// From now on, rows read as `f32` are multiplied with the factor that the file has for them:
@@ -259,7 +267,7 @@ impl Source for GgufSource {
                 self.read_stored(tensor, stored_rows, &mut bytes)?;
                 head.resize(n * width, 0.0);
                 if done.is_ok() {
-                    done = ty.decode_rows(&bytes, width, &mut head);
+                    done = ty.decode_rows_with(self.simd, &bytes, width, &mut head);
                 }
                 for row in rows {
                     let column = (row % per_head) as usize;
@@ -272,7 +280,7 @@ impl Source for GgufSource {
             })?;
         } else {
             self.read_whole(tensor, rows, &mut bytes)?;
-            done = ty.decode_rows(&bytes, n, out);
+            done = ty.decode_rows_with(self.simd, &bytes, n, out);
         }
         SCRATCH.set(bytes);
         if let Some(factors) = self.factors.get(&tensor) {

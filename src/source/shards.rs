@@ -12,6 +12,7 @@ use crate::blob::{Blob, physical_memory};
 use crate::json;
 use crate::names::few;
 use crate::quant::QuantError;
+use crate::simd::Simd;
 use crate::sniff::{self, Seems};
 use crate::warning::{Topic, Warning};
 use safetensors::tensor::{Dtype, Metadata, SafeTensorError, TensorInfo};
@@ -61,6 +62,8 @@ pub(super) struct Shards {
     /// Tensors that by the index are in a file which does not hold them.
     phantoms: BTreeMap<String, PathBuf>,
     pub warnings: Vec<Warning>,
+    /// The instructions to decode with.
+    pub simd: Simd,
 }
 
 impl Shards {
@@ -102,6 +105,7 @@ impl Shards {
             absent: BTreeMap::new(),
             phantoms: BTreeMap::new(),
             warnings,
+            simd: Simd::detect(),
         };
         // By their names: the number of an open file, or of one that is not.
         let mut opened: HashMap<&str, Result<usize, usize>> = HashMap::new();

@@ -17,7 +17,8 @@
 
 use super::super::buffers::Rows;
 use super::{PANEL, TASK_ROWS, cut};
-use crate::quant::{Group, Simd};
+use crate::quant::Group;
+use crate::simd::Avx512Vnni;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 
@@ -33,15 +34,6 @@ const SUMMED: usize = 12;
 const TILE_ROWS: usize = 4;
 /// Panels of a task, at least: fewer would take hardly longer than to slice the inputs.
 const LEAST_PANELS: usize = 8;
-
-/// Whether the machine has the instructions.
-pub(super) fn supported() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let vnni = is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    let vnni = false;
-    vnni && Simd::detect() == Simd::Avx512
-}
 
 /// Words of a group of columns of a panel.
 fn block_words(offsets: bool) -> usize {
@@ -81,6 +73,7 @@ pub(super) fn pack(groups: &[Group], columns: usize, offsets: bool, panels: &mut
 
 /// A product, on all threads or here.
 pub(super) fn multiply(
+    vnni: Avx512Vnni,
     x: ArrayView2<f32>,
     panels: &[f32],
     offsets: bool,
@@ -98,7 +91,7 @@ pub(super) fn multiply(
     let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
     let group = n_panels.div_ceil(wanted.div_ceil(rows)).max(LEAST_PANELS);
     let tasks = cut(x, panels, panel_len, group, out);
-    let run = |(x, panels, out)| task(x, panels, offsets, out);
+    let run = |(x, panels, out)| task(vnni, x, panels, offsets, out);
     match parallel {
         true => tasks.into_par_iter().for_each(run),
         false => tasks.into_iter().for_each(run),
@@ -106,13 +99,19 @@ pub(super) fn multiply(
 }
 
 /// All panels for some rows of inputs.
-fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut2<f32>) {
+fn task(
+    vnni: Avx512Vnni,
+    x: ArrayView2<f32>,
+    panels: &[f32],
+    offsets: bool,
+    mut out: ArrayViewMut2<f32>,
+) {
     let words = x.ncols() / Group::LEN * INPUT;
     let mut inputs = Rows::new(x.nrows(), words);
     for (row, words) in x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words)) {
         match row.as_slice() {
-            Some(row) => slice_row(row, words),
-            None => slice_row(&row.to_vec(), words),
+            Some(row) => slice_row(vnni, row, words),
+            None => slice_row(vnni, &row.to_vec(), words),
         }
     }
     let panels = panels.chunks_exact(panel_len(x.ncols(), offsets));
@@ -120,7 +119,7 @@ fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut
         let inputs = inputs.values().chunks(TILE_ROWS * words);
         for (mut out, inputs) in out.axis_chunks_iter_mut(Axis(0), TILE_ROWS).zip(inputs) {
             let mut sums = [[0.0; PANEL]; TILE_ROWS];
-            tile(inputs, panel, offsets, &mut sums[..out.nrows()]);
+            tile(vnni, inputs, panel, offsets, &mut sums[..out.nrows()]);
             for (mut out, sums) in out.rows_mut().into_iter().zip(&sums) {
                 match out.as_slice_mut().and_then(|out| out.first_chunk_mut()) {
                     Some(out) => *out = *sums,
@@ -133,10 +132,9 @@ fn task(x: ArrayView2<f32>, panels: &[f32], offsets: bool, mut out: ArrayViewMut
 
 /// Cuts a row of inputs, whole groups, into slices. A group that is not finite gets a scale that is
 /// not.
-fn slice_row(row: &[f32], words: &mut [f32]) {
-    assert!(supported(), "this machine was asked first");
+fn slice_row(_: Avx512Vnni, row: &[f32], words: &mut [f32]) {
     for (x, words) in row.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
-        // SAFETY: the machine has the instructions.
+        // SAFETY: the token says that the machine has the instructions.
         unsafe { vnni::slice(x, words) }
     }
 }
@@ -151,18 +149,17 @@ fn steps(most: f32) -> (f32, f32) {
 }
 
 /// The products of up to [`TILE_ROWS`] rows of inputs, one for each of `out`, with a panel.
-fn tile(inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) {
+fn tile(_: Avx512Vnni, inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) {
     let stride = inputs.len() / out.len();
     let all = stride / INPUT;
     assert!(inputs.len() == out.len() * all * INPUT, "whole rows of whole groups");
     assert!(panel.len() == all * block_words(offsets), "a panel of as many groups");
-    assert!(supported(), "this machine was asked first");
     out.fill([0.0; PANEL]);
     for first in (0..all).step_by(SUMMED) {
         let n = SUMMED.min(all - first);
         let x = inputs[first * INPUT..].as_ptr();
         let w = panel[first * block_words(offsets)..].as_ptr();
-        // SAFETY: the machine has the instructions; each of `out.len()` rows of inputs, `stride`
+        // SAFETY: the token says that the machine has the instructions; each of `out.len()` rows of inputs, `stride`
         // apart, has `n` groups from the first on, and so has the panel, with offsets if the kernel
         // reads them.
         unsafe {
@@ -181,7 +178,7 @@ fn tile(inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) 
     }
 }
 
-/// What stands in where [`supported`] is never true.
+/// What stands in where there are no tokens.
 #[cfg(not(target_arch = "x86_64"))]
 mod vnni {
     use super::*;
@@ -326,9 +323,10 @@ mod vnni {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Form, Panels, pack as pack_floats};
+    use super::super::{Form, Panels, floats_len, pack as pack_floats};
     use super::*;
     use crate::quant::QuantType;
+    use crate::simd::Simd;
     use ndarray::Array2;
 
     /// The specification: one row of inputs and one of weights.
@@ -396,11 +394,8 @@ mod tests {
         rows: usize,
         bytes: &[u8],
     ) -> Option<Array2<f32>> {
-        let form = Form::of(ty);
-        if form == Form::Floats {
-            assert!(!supported(), "{ty} has groups");
-            return None;
-        }
+        let simd = Simd::Avx512Vnni(Avx512Vnni::new()?);
+        let form = Form::of(ty, simd);
         let mut panels = vec![f32::NAN; form.panels_len(rows, x.ncols())];
         form.pack_groups(ty, bytes, x.ncols(), &mut panels);
         let mut out = Array2::from_elem((x.nrows(), rows), f32::NAN);
@@ -429,7 +424,7 @@ mod tests {
             x[(tokens - 1, 3)] = f32::from_bits(7);
             let (bytes, groups, _) = weights(ty, rows, columns);
             let Some(found) = product(ty, x.view(), rows, &bytes) else { return };
-            let Form::Integers { offsets } = Form::of(ty) else { unreachable!("it was just used") };
+            let offsets = ty.format().groups.unwrap().offsets;
             for ((token, row), found) in found.indexed_iter() {
                 let per_row = columns / Group::LEN;
                 let row = &groups[row * per_row..][..per_row];
@@ -447,10 +442,11 @@ mod tests {
                 let x = inputs(tokens, columns);
                 let (bytes, _, decoded) = weights(ty, rows, columns);
                 let Some(found) = product(ty, x.view(), rows, &bytes) else { return };
-                let mut panels = vec![0.0; Form::Floats.panels_len(rows, columns)];
+                let mut panels = vec![0.0; floats_len(rows, columns)];
                 pack_floats(decoded.view(), &mut panels);
                 let mut floats = Array2::zeros(found.dim());
-                Panels { values: &panels, columns }.multiply(x.view(), floats.view_mut());
+                let simd = Simd::detect();
+                Panels { values: &panels, columns, simd }.multiply(x.view(), floats.view_mut());
                 let exact = x.mapv(f64::from).dot(&decoded.mapv(f64::from).t());
                 let error = |of: &Array2<f32>| {
                     let squares = of.iter().zip(&exact).map(|(a, b)| (f64::from(*a) - b).powi(2));

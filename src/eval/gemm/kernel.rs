@@ -5,8 +5,7 @@
 //! columns with one rounding a term, so that all kernels but the portable one, which rounds products
 //! as well, give the same bits.
 
-use crate::quant::Simd;
-use std::sync::OnceLock;
+use crate::simd::{Lanes, Portable, Simd};
 
 /// Rows of weights that lie side by side in a panel.
 pub(super) const PANEL: usize = 32;
@@ -27,23 +26,12 @@ pub(super) const MAX_ROWS: usize = 14;
 /// times [`PANEL`], the outputs [`PANEL`] values in each row, and the machine the instructions.
 pub(super) type Tile = unsafe fn(*const f32, *const f32, usize, *mut f32, usize, bool);
 
-/// A register.
-trait Vector: Copy {
-    const WIDTH: usize;
-    unsafe fn splat(v: f32) -> Self;
-    unsafe fn load(from: *const f32) -> Self;
-    unsafe fn store(self, to: *mut f32);
-    unsafe fn add(self, other: Self) -> Self;
-    /// `self + a * b`.
-    unsafe fn add_product(self, a: Self, b: Self) -> Self;
-}
-
 /// The loop itself: `ROWS * VECTORS` sums.
 ///
 /// # Safety
 /// As for [`Tile`].
 #[inline(always)]
-unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
+unsafe fn tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
     x: *const f32,
     weights: *const f32,
     columns: usize,
@@ -62,7 +50,7 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
                 let weights = weights.add(column * PANEL);
                 let mut w = [V::splat(0.0); VECTORS];
                 for (v, w) in w.iter_mut().enumerate() {
-                    *w = V::load(weights.add(v * V::WIDTH));
+                    *w = V::load_from(weights.add(v * V::WIDTH));
                 }
                 for (row, sums) in sums.iter_mut().enumerate() {
                     let x = V::splat(*x.add(row * STRIDE + column));
@@ -75,9 +63,9 @@ unsafe fn tile<V: Vector, const ROWS: usize, const VECTORS: usize>(
                 for (v, mut sum) in sums.into_iter().enumerate() {
                     let out = out.add(row * stride + v * V::WIDTH);
                     if add {
-                        sum = V::load(out).add(sum);
+                        sum = V::load_from(out) + sum;
                     }
-                    sum.store(out);
+                    sum.store_to(out);
                 }
             }
         }
@@ -105,109 +93,16 @@ macro_rules! kernels {
     };
 }
 
-/// Four numbers, in whatever the compiler makes of them.
-#[derive(Clone, Copy)]
-struct Portable([f32; 4]);
-
-impl Vector for Portable {
-    const WIDTH: usize = 4;
-    #[inline(always)]
-    unsafe fn splat(v: f32) -> Self {
-        Self([v; 4])
-    }
-    #[inline(always)]
-    unsafe fn load(from: *const f32) -> Self {
-        // SAFETY: the caller grants four numbers.
-        Self(unsafe { from.cast::<[f32; 4]>().read_unaligned() })
-    }
-    #[inline(always)]
-    unsafe fn store(self, to: *mut f32) {
-        // SAFETY: the caller grants four numbers.
-        unsafe { to.cast::<[f32; 4]>().write_unaligned(self.0) }
-    }
-    #[inline(always)]
-    unsafe fn add(self, other: Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i] + other.0[i]))
-    }
-    #[inline(always)]
-    unsafe fn add_product(self, a: Self, b: Self) -> Self {
-        Self(std::array::from_fn(|i| self.0[i] + a.0[i] * b.0[i]))
-    }
-}
-
-kernels!(PORTABLE, inline(never), Portable, 2, 1 2 3 4);
-
-/// Implements [`Vector`] by intrinsics; `$product` is called with `(a, b, sum)`.
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-macro_rules! vector {
-    ($name:ident, $register:ty, $width:literal, $splat:ident, $load:ident, $store:ident,
-     $add:ident, |$a:ident, $b:ident, $sum:ident| $product:expr) => {
-        #[derive(Clone, Copy)]
-        struct $name($register);
-
-        // SAFETY of every block below: kernels of this type run only where its instructions are,
-        // and the pointers are those that their callers grant.
-        impl Vector for $name {
-            const WIDTH: usize = $width;
-            #[inline(always)]
-            unsafe fn splat(v: f32) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { $splat(v) })
-            }
-            #[inline(always)]
-            unsafe fn load(from: *const f32) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { $load(from) })
-            }
-            #[inline(always)]
-            unsafe fn store(self, to: *mut f32) {
-                // SAFETY: see above.
-                unsafe { $store(to, self.0) }
-            }
-            #[inline(always)]
-            unsafe fn add(self, other: Self) -> Self {
-                // SAFETY: see above.
-                Self(unsafe { $add(self.0, other.0) })
-            }
-            #[inline(always)]
-            unsafe fn add_product(self, a: Self, b: Self) -> Self {
-                let ($a, $b, $sum) = (a.0, b.0, self.0);
-                // SAFETY: see above.
-                Self(unsafe { $product })
-            }
-        }
-    };
-}
+kernels!(PORTABLE, inline(never), Portable, 1, 1 2 3 4);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use super::*;
-    use std::arch::x86_64::*;
+    use crate::simd::{F32x8, F32x16};
 
-    vector!(
-        Avx2,
-        __m256,
-        8,
-        _mm256_set1_ps,
-        _mm256_loadu_ps,
-        _mm256_storeu_ps,
-        _mm256_add_ps,
-        |a, b, sum| _mm256_fmadd_ps(a, b, sum)
-    );
-    vector!(
-        Avx512,
-        __m512,
-        16,
-        _mm512_set1_ps,
-        _mm512_loadu_ps,
-        _mm512_storeu_ps,
-        _mm512_add_ps,
-        |a, b, sum| _mm512_fmadd_ps(a, b, sum)
-    );
-
-    kernels!(AVX2, target_feature(enable = "avx2,fma"), Avx2, 2, 1 2 3 4 5 6);
+    kernels!(AVX2, target_feature(enable = "avx2,fma"), F32x8, 2, 1 2 3 4 5 6);
     kernels!(
-        AVX512, target_feature(enable = "avx512f"), Avx512, 2,
+        AVX512, target_feature(enable = "avx512f"), F32x16, 2,
         1 2 3 4 5 6 7 8 9 10 11 12 13 14
     );
 }
@@ -215,37 +110,22 @@ mod x86 {
 #[cfg(target_arch = "aarch64")]
 mod arm {
     use super::*;
-    use std::arch::aarch64::*;
+    use crate::simd::F32x4;
 
-    vector!(Neon, float32x4_t, 4, vdupq_n_f32, vld1q_f32, vst1q_f32, vaddq_f32, |a, b, sum| {
-        vfmaq_f32(sum, a, b)
-    });
-
-    kernels!(NEON, target_feature(enable = "neon"), Neon, 4, 1 2 3 4 5 6);
+    kernels!(NEON, target_feature(enable = "neon"), F32x4, 4, 1 2 3 4 5 6);
 }
 
-/// The kernels of a level, where the machine has its instructions.
-fn of(level: Simd) -> Option<&'static [Tile]> {
-    if !level.is_supported() {
-        return None;
-    }
-    match level {
-        Simd::Portable => Some(PORTABLE),
-        #[cfg(target_arch = "x86_64")]
-        Simd::Avx2 => is_x86_feature_detected!("fma").then_some(x86::AVX2),
-        #[cfg(target_arch = "x86_64")]
-        Simd::Avx512 => Some(x86::AVX512),
+/// The kernels of a level.
+pub(super) fn of(simd: Simd) -> &'static [Tile] {
+    match simd {
+        Simd::Portable => PORTABLE,
         #[cfg(target_arch = "aarch64")]
-        Simd::Neon => Some(arm::NEON),
-        #[allow(unreachable_patterns, reason = "levels of other architectures")]
-        _ => None,
+        Simd::Neon(_) => arm::NEON,
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx2(_) => x86::AVX2,
+        #[cfg(target_arch = "x86_64")]
+        Simd::Avx512(_) | Simd::Avx512Vnni(_) => x86::AVX512,
     }
-}
-
-/// The fastest kernels of this machine, found once.
-pub(super) fn best() -> &'static [Tile] {
-    static BEST: OnceLock<&[Tile]> = OnceLock::new();
-    BEST.get_or_init(|| Simd::ALL.into_iter().rev().find_map(of).unwrap_or(PORTABLE))
 }
 
 #[cfg(test)]
@@ -261,8 +141,8 @@ mod tests {
     fn every_kernel_multiplies_its_rows_and_touches_nothing_else() {
         const OUT: usize = PANEL + 3;
         let x = numbers(MAX_ROWS * STRIDE, 5);
-        for level in Simd::ALL {
-            let Some(kernels) = of(level) else { continue };
+        for simd in Simd::supported() {
+            let kernels = of(simd);
             assert!(kernels.len() <= MAX_ROWS);
             for (rows, tile) in kernels.iter().enumerate().map(|(i, tile)| (i + 1, tile)) {
                 for (columns, add) in [(1, false), (7, true), (SLICE, false), (SLICE, true)] {
@@ -286,7 +166,7 @@ mod tests {
                             (true, false) => product(),
                             (true, true) => before + product(),
                         };
-                        assert_eq!(*found, expected, "{level}, {rows} rows, {columns} columns");
+                        assert_eq!(*found, expected, "{simd}, {rows} rows, {columns} columns");
                     }
                 }
             }

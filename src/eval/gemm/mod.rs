@@ -13,7 +13,8 @@ mod integers;
 mod kernel;
 
 use super::buffers::Rows;
-use crate::quant::{Group, Groups, QuantType, Simd};
+use crate::quant::{Group, Groups, QuantType};
+use crate::simd::{Avx512Vnni, Simd};
 use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
@@ -32,40 +33,44 @@ pub(super) const PANEL_ROWS: usize = PANEL;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Form {
     /// f32.
-    Floats,
+    Floats(Simd),
     /// Groups of integers, some with offsets.
-    Integers { offsets: bool },
+    Integers { offsets: bool, vnni: Avx512Vnni },
 }
 
 impl Form {
-    /// The fastest form, on this machine, for weights of a type in rows of so many columns.
-    pub fn of(ty: QuantType) -> Self {
-        match ty.format().groups {
-            Some(Groups { offsets, .. }) if integers::supported() => Self::Integers { offsets },
-            _ => Self::Floats,
+    /// The fastest form for weights of a type.
+    pub fn of(ty: QuantType, simd: Simd) -> Self {
+        match (ty.format().groups, simd) {
+            (Some(Groups { offsets, .. }), Simd::Avx512Vnni(vnni)) => {
+                Self::Integers { offsets, vnni }
+            }
+            _ => Self::Floats(simd),
         }
     }
 
     /// How many values the panels of so many rows take.
     pub fn panels_len(self, rows: usize, columns: usize) -> usize {
-        let panels = rows.div_ceil(PANEL);
         match self {
-            Self::Floats => panels * PANEL * columns,
-            Self::Integers { offsets } => panels * integers::panel_len(columns, offsets),
+            Self::Floats(_) => floats_len(rows, columns),
+            Self::Integers { offsets, .. } => {
+                rows.div_ceil(PANEL) * integers::panel_len(columns, offsets)
+            }
         }
     }
 
     /// Puts rows of weights, stored as [`Form::Integers`], into panels. What is in the place of rows
     /// that would fill the last panel stays as it was.
     pub fn pack_groups(self, ty: QuantType, bytes: &[u8], columns: usize, panels: &mut [f32]) {
-        let (Self::Integers { offsets }, Some(Groups { read, .. })) = (self, ty.format().groups)
+        let (Self::Integers { offsets, vnni }, Some(Groups { read, .. })) =
+            (self, ty.format().groups)
         else {
             unreachable!("weights are groups")
         };
         let row_bytes = ty.row_bytes(columns).unwrap_or(0).max(1);
         let groups = bytes.len() / row_bytes * (columns / Group::LEN);
         let mut groups = vec![Group::default(); groups];
-        read(Simd::detect(), bytes, &mut groups);
+        read(Simd::Avx512Vnni(vnni), bytes, &mut groups);
         integers::pack(&groups, columns, offsets, panels);
     }
 
@@ -77,19 +82,29 @@ impl Form {
         out: ArrayViewMut2<f32>,
         parallel: bool,
     ) {
-        match (self, Panels { values: panels, columns: x.ncols() }) {
-            (Self::Integers { offsets }, _) => {
-                integers::multiply(x, panels, offsets, out, parallel)
+        match self {
+            Self::Integers { offsets, vnni } => {
+                integers::multiply(vnni, x, panels, offsets, out, parallel);
             }
-            (Self::Floats, floats) if parallel => floats.multiply(x, out),
-            (Self::Floats, floats) => floats.multiply_here(x, out),
+            Self::Floats(simd) => {
+                let floats = Panels { values: panels, columns: x.ncols(), simd };
+                match parallel {
+                    true => floats.multiply(x, out),
+                    false => floats.multiply_here(x, out),
+                }
+            }
         }
     }
 }
 
+/// How many values the panels of so many rows take in [`Form::Floats`].
+fn floats_len(rows: usize, columns: usize) -> usize {
+    rows.next_multiple_of(PANEL) * columns
+}
+
 /// A matrix in panels of its own.
 pub(super) fn packed(matrix: ArrayView2<f32>) -> Rows {
-    let mut panels = Rows::new(1, Form::Floats.panels_len(matrix.nrows(), matrix.ncols()));
+    let mut panels = Rows::new(1, floats_len(matrix.nrows(), matrix.ncols()));
     pack(matrix, panels.values_mut());
     panels
 }
@@ -137,6 +152,7 @@ pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
 pub(super) struct Panels<'a> {
     pub values: &'a [f32],
     pub columns: usize,
+    pub simd: Simd,
 }
 
 impl Panels<'_> {
@@ -166,10 +182,7 @@ fn tasks<'a>(
 ) -> Vec<Task<'a>> {
     assert_eq!(x.nrows(), out.nrows(), "one row of outputs for each of inputs");
     assert!(x.ncols() <= panels.columns, "a column of weights for each of inputs");
-    assert!(
-        panels.values.len() >= Form::Floats.panels_len(out.ncols(), panels.columns),
-        "weights for outputs"
-    );
+    assert!(panels.values.len() >= floats_len(out.ncols(), panels.columns), "weights for outputs");
     if out.is_empty() {
         return Vec::new();
     }
@@ -218,7 +231,8 @@ fn slice(columns: usize) -> usize {
 
 impl Task<'_> {
     fn run(self) {
-        self.run_with(kernel::best());
+        let kernels = kernel::of(self.panels.simd);
+        self.run_with(kernels);
     }
 
     fn run_with(mut self, kernels: &[Tile]) {
@@ -313,12 +327,12 @@ mod tests {
             [(1, 1, 1), (14, 384, 32), (15, 385, 33), (40, 900, 700), (250, 64, 31), (3, 0, 5)]
         {
             let (x, w) = (matrix(tokens, columns, 1), matrix(rows, columns, 2));
-            let mut values = vec![f32::NAN; Form::Floats.panels_len(rows, columns)];
+            let mut values = vec![f32::NAN; floats_len(rows, columns)];
             pack(w.view(), &mut values);
             let mut turned = vec![f32::NAN; values.len()];
             pack(w.t().as_standard_layout().t(), &mut turned);
             assert!(values.iter().zip(&turned).all(|(a, b)| a == b || a.is_nan() && b.is_nan()));
-            let panels = Panels { values: &values, columns };
+            let panels = Panels { values: &values, columns, simd: Simd::detect() };
             let expected = Array2::from_shape_fn((tokens, rows), |(i, j)| {
                 (0..columns).map(|c| x[(i, c)] * w[(j, c)]).sum::<f32>()
             });

@@ -6,8 +6,8 @@ use super::Search;
 use super::grid::{Grid, List, MAX_CODES, MAX_LIST};
 use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
 use super::splits::{self, DOWN, Prefixes, Split, UP};
-use crate::quant::lanes::search::InLanes;
-use crate::quant::lanes::{Eight, Lanes};
+use crate::quant::lanes::InLanes;
+use crate::simd::{Eight, Lanes};
 
 impl<L: Lanes> Search for InLanes<L> {
     type Scratch = Parabolas;

@@ -110,7 +110,7 @@ impl Coded for NvFp4 {
         let mut blocks = vec![0; out.len() / BLOCK * QuantType::NVFP4.block_bytes()];
         self.read_blocks(shards, rows, &mut blocks)?;
         QuantType::NVFP4
-            .decode_rows(&blocks, self.n_per_row as usize, out)
+            .decode_rows_with(shards.simd, &blocks, self.n_per_row as usize, out)
             .map_err(|error| shards.decode_error(&self.values, error))?;
         out.iter_mut().for_each(|weight| *weight *= factor);
         Ok(())

@@ -38,7 +38,8 @@ impl Coded for Plain {
 
     fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [f32]) -> Result<(), SourceError> {
         let bytes = self.values.rows(rows, self.n_rows);
-        let decode = |bytes: &[u8]| self.ty.decode_rows(bytes, self.n_per_row, out);
+        let decode =
+            |bytes: &[u8]| self.ty.decode_rows_with(shards.simd, bytes, self.n_per_row, out);
         with_bytes(shards, &self.values, bytes, decode)?
             .map_err(|error| shards.decode_error(&self.values, error))
     }

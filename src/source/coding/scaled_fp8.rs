@@ -5,6 +5,7 @@
 
 use super::{Claimed, Coded, Part, Tensors, with_bytes};
 use crate::quant::{QuantError, QuantType, fp8};
+use crate::simd::Simd;
 use crate::source::error::{CheckpointError, SourceError};
 use crate::source::shards::{Shards, Stored};
 use crate::source::{Coding, Dtype};
@@ -16,7 +17,7 @@ const E4M3: Coding = Coding { name: "F8_E4M3", bytes: 1, weights: 1, activations
 const E5M2: Coding = Coding { name: "F8_E5M2", ..E4M3 };
 
 /// Decodes bytes that share a factor, or says which of them is no number.
-type Decode = fn(&[u8], f32, &mut [f32]) -> Result<(), usize>;
+type Decode = fn(Simd, &[u8], f32, &mut [f32]) -> Result<(), usize>;
 
 struct ScaledFp8 {
     values: Part,
@@ -174,12 +175,12 @@ impl Scale {
     }
 
     /// The factors that are stored so.
-    fn decode(&self, stored: &[u8]) -> Result<Vec<f32>, QuantError> {
+    fn decode(&self, simd: Simd, stored: &[u8]) -> Result<Vec<f32>, QuantError> {
         match self.dtype {
             ScaleType::Exponent => Ok(stored.iter().map(|&byte| fp8::power_of_two(byte)).collect()),
             ScaleType::Float(ty) => {
                 let mut factors = vec![0.0; stored.len() / ty.block_bytes()];
-                ty.decode_rows(stored, self.per_row, &mut factors)?;
+                ty.decode_rows_with(simd, stored, self.per_row, &mut factors)?;
                 Ok(factors)
             }
         }
@@ -191,7 +192,8 @@ impl Scale {
         let mut stored = vec![0; block_rows.len() * row];
         let at = self.part.bytes.start + (block_rows.start * row) as u64;
         shards.read(&self.part, at, &mut stored)?;
-        let factors = self.decode(&stored).map_err(|e| shards.decode_error(&self.part, e))?;
+        let factors = self.decode(shards.simd, &stored);
+        let factors = factors.map_err(|e| shards.decode_error(&self.part, e))?;
         match factors.iter().position(|f| !(f.is_finite() && *f >= 0.0)) {
             None => Ok(factors),
             Some(at) => Err(SourceError::Scale {
@@ -224,7 +226,9 @@ impl Coded for ScaledFp8 {
         let block_rows = first / block_rows..end.div_ceil(block_rows);
         let factors = self.scale.read(shards, block_rows.clone())?;
         let bytes = self.values.rows(rows, self.n_rows);
-        let decode = |bytes: &[u8]| self.decode_rows(bytes, first, block_rows.start, &factors, out);
+        let decode = |bytes: &[u8]| {
+            self.decode_rows(shards.simd, bytes, first, block_rows.start, &factors, out)
+        };
         with_bytes(shards, &self.values, bytes, decode)?.map_err(|[row, column]| {
             SourceError::Fp8Nan {
                 path: shards.files[self.values.shard].path.clone(),
@@ -246,6 +250,7 @@ impl ScaledFp8 {
     /// byte is no number.
     fn decode_rows(
         &self,
+        simd: Simd,
         bytes: &[u8],
         first: usize,
         first_block: usize,
@@ -258,7 +263,7 @@ impl ScaledFp8 {
             let factors = &factors[(block_row - first_block) * self.scale.per_row..];
             let blocks = bytes.chunks(width).zip(row.chunks_mut(width));
             for (b, ((bytes, row), &factor)) in blocks.zip(factors).enumerate() {
-                (self.decode)(bytes, factor, row)
+                (self.decode)(simd, bytes, factor, row)
                     .map_err(|at| [(first + i) as u64, (b * width + at) as u64])?;
                 if factor == 0.0 && bytes.iter().any(|byte| byte & 0x7f != 0) {
                     self.is_wiped([block_row as u64, b as u64]);

@@ -1,16 +1,16 @@
-//! The searches with one group per lane.
+//! The searches of [`super::search`] with one group of weights per lane, so that each lane performs the
+//! plain reference's operations in the reference's order and the results are equal to the bit: nothing
+//! is fused, nothing re-associated.
 
 use std::marker::PhantomData;
 
-use super::{Eight, Lanes, MAX};
-use crate::quant::search::{
+use super::search::{
     CODEBOOK, EPS, MIDDLES, POSITIVE_STEPS, Plain, ROWS, SPAN, Search, Steps, nearest_int,
 };
-
-pub(in crate::quant) use super::pair::Pair;
+use crate::simd::{Eight, Lanes, MAX, Pair};
 
 /// [`Search`] in lanes `L`.
-pub(in crate::quant) struct InLanes<L>(PhantomData<L>);
+pub(super) struct InLanes<L>(PhantomData<L>);
 
 /// 1.5 · 2^23: the low bits of a sum with it are those of the nearest integer.
 const MAGIC: f32 = 12_582_912.0;

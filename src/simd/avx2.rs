@@ -3,16 +3,16 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::{Eight, Lanes};
+use super::lanes::{Eight, Lanes};
 
 #[derive(Clone, Copy)]
-pub(in crate::quant) struct Avx2(pub(super) __m256);
+pub(crate) struct F32x8(pub(super) __m256);
 
-super::operators!(Avx2: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
+super::lanes::operators!(F32x8: Add add _mm256_add_ps, Sub sub _mm256_sub_ps, Mul mul _mm256_mul_ps, Div div _mm256_div_ps);
 
-// SAFETY of every block below: values of this type exist only where the features were detected,
-// and the slices are checked to hold the lanes read or written.
-impl Lanes for Avx2 {
+// SAFETY of every block below: this is called in functions of the level alone, and the slices are
+// checked to hold the lanes read or written.
+impl Lanes for F32x8 {
     type Mask = __m256;
     type Eight = Self;
     const WIDTH: usize = 8;
@@ -106,6 +106,21 @@ impl Lanes for Avx2 {
         Self(unsafe { _mm256_blendv_ps(no.0, yes.0, mask) })
     }
     #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe { _mm256_fmadd_ps(a.0, b.0, self.0) })
+    }
+    #[inline(always)]
+    unsafe fn load_from(from: *const f32) -> Self {
+        // SAFETY: as the caller grants.
+        Self(unsafe { _mm256_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_to(self, to: *mut f32) {
+        // SAFETY: as the caller grants.
+        unsafe { _mm256_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
         transpose(std::array::from_fn(|j| Self::load(&from[j * stride..])))
     }
@@ -120,7 +135,7 @@ impl Lanes for Avx2 {
 /// Lane `i` of vector `j` becomes lane `j` of vector `i`: first within squares of two by two, then
 /// of four, then of eight.
 #[inline(always)]
-fn transpose(rows: [Avx2; 8]) -> [Avx2; 8] {
+fn transpose(rows: [F32x8; 8]) -> [F32x8; 8] {
     let r = rows.map(|v| v.0);
     // SAFETY: the features are there, see above.
     unsafe {
@@ -136,7 +151,7 @@ fn transpose(rows: [Avx2; 8]) -> [Avx2; 8] {
         let low = four(two(r[0], r[1]), two(r[2], r[3]));
         let high = four(two(r[4], r[5]), two(r[6], r[7]));
         std::array::from_fn(|i| {
-            Avx2(if i < 4 {
+            F32x8(if i < 4 {
                 _mm256_permute2f128_ps::<0x20>(low[i], high[i])
             } else {
                 _mm256_permute2f128_ps::<0x31>(low[i - 4], high[i - 4])
@@ -145,7 +160,7 @@ fn transpose(rows: [Avx2; 8]) -> [Avx2; 8] {
     }
 }
 
-impl Eight for Avx2 {
+impl Eight for F32x8 {
     type Codes = __m256i;
 
     #[inline(always)]

@@ -3,19 +3,19 @@
 use std::arch::x86_64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::Lanes;
-use super::avx2::Avx2;
+use super::avx2::F32x8;
+use super::lanes::Lanes;
 
 #[derive(Clone, Copy)]
-pub(in crate::quant) struct Avx512(__m512);
+pub(crate) struct F32x16(__m512);
 
-super::operators!(Avx512: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
+super::lanes::operators!(F32x16: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
 
-// SAFETY of every block below: values of this type exist only where the features were detected,
-// and the slices are checked to hold the lanes read or written.
-impl Lanes for Avx512 {
+// SAFETY of every block below: this is called in functions of the level alone, and the slices are
+// checked to hold the lanes read or written.
+impl Lanes for F32x16 {
     type Mask = __mmask16;
-    type Eight = Avx2;
+    type Eight = F32x8;
     const WIDTH: usize = 16;
 
     #[inline(always)]
@@ -103,9 +103,24 @@ impl Lanes for Avx512 {
         Self(unsafe { _mm512_mask_blend_ps(mask, no.0, yes.0) })
     }
     #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe { _mm512_fmadd_ps(a.0, b.0, self.0) })
+    }
+    #[inline(always)]
+    unsafe fn load_from(from: *const f32) -> Self {
+        // SAFETY: as the caller grants.
+        Self(unsafe { _mm512_loadu_ps(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_to(self, to: *mut f32) {
+        // SAFETY: as the caller grants.
+        unsafe { _mm512_storeu_ps(to, self.0) }
+    }
+    #[inline(always)]
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
-        let first = Avx2::load_columns(from, stride);
-        let second = Avx2::load_columns(&from[8 * stride..], stride);
+        let first = F32x8::load_columns(from, stride);
+        let second = F32x8::load_columns(&from[8 * stride..], stride);
         std::array::from_fn(|i| {
             // SAFETY: the features are there, see above.
             Self(unsafe {
@@ -116,10 +131,10 @@ impl Lanes for Avx512 {
     #[inline(always)]
     fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
         // SAFETY: the features are there, see above.
-        let first = columns.map(|v| Avx2(unsafe { _mm512_castps512_ps256(v.0) }));
+        let first = columns.map(|v| F32x8(unsafe { _mm512_castps512_ps256(v.0) }));
         // SAFETY: the features are there, see above.
-        let second = columns.map(|v| Avx2(unsafe { _mm512_extractf32x8_ps::<1>(v.0) }));
-        Avx2::store_columns(first, to, stride);
-        Avx2::store_columns(second, &mut to[8 * stride..], stride);
+        let second = columns.map(|v| F32x8(unsafe { _mm512_extractf32x8_ps::<1>(v.0) }));
+        F32x8::store_columns(first, to, stride);
+        F32x8::store_columns(second, &mut to[8 * stride..], stride);
     }
 }

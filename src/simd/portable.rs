@@ -3,13 +3,12 @@
 use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::{Eight, Lanes};
-use crate::quant::search::nearest_int;
+use super::lanes::{Eight, Lanes, nearest_int};
 
 const N: usize = 8;
 
 #[derive(Clone, Copy)]
-pub(in crate::quant) struct Portable([f32; N]);
+pub(crate) struct Portable([f32; N]);
 
 macro_rules! operators {
     ($($op:ident $method:ident),*) => {$(
@@ -94,6 +93,20 @@ impl Lanes for Portable {
     #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         Self(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+    }
+    #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        self + a * b
+    }
+    #[inline(always)]
+    unsafe fn load_from(from: *const f32) -> Self {
+        // SAFETY: as the caller grants.
+        Self(unsafe { from.cast::<[f32; N]>().read_unaligned() })
+    }
+    #[inline(always)]
+    unsafe fn store_to(self, to: *mut f32) {
+        // SAFETY: as the caller grants.
+        unsafe { to.cast::<[f32; N]>().write_unaligned(self.0) }
     }
 }
 

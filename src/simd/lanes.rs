@@ -1,28 +1,24 @@
-//! Several f32 side by side, and the searches of [`super::search`] written over them.
-//!
-//! One group of weights per lane, so each lane performs the plain reference's operations in the
-//! reference's order and the results are equal to the bit: nothing is fused, nothing
-//! re-associated. The implementations of [`Lanes`] are the only architecture-specific code of
-//! the quantizer. It knows no block layouts.
-
-#[cfg(target_arch = "x86_64")]
-pub(super) mod avx2;
-#[cfg(target_arch = "x86_64")]
-pub(super) mod avx512;
-#[cfg(target_arch = "aarch64")]
-pub(super) mod neon;
-mod pair;
-pub(super) mod portable;
-pub(super) mod search;
+//! Several f32 side by side.
 
 use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
+/// Rounds to the nearest integer, ties to even, by the reference's bit trick; values beyond ±2^22
+/// give what the trick gives (`nearest_int` in `ggml-quants.c`).
+#[inline(always)]
+pub(crate) fn nearest_int(x: f32) -> i32 {
+    let bits = (x + 12_582_912.0).to_bits();
+    (bits & 0x007f_ffff) as i32 - 0x0040_0000
+}
+
 /// At most this many lanes, pairs included.
-pub(super) const MAX: usize = 64;
+pub(crate) const MAX: usize = 64;
 
 /// A vector of f32. All operations are IEEE binary32, lane by lane.
-pub(super) trait Lanes:
+///
+/// The instructions of a vector are those of a level. Code over lanes is inlined into functions that are
+/// compiled for the level, and these are called by who has its token.
+pub(crate) trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
     /// A truth value per lane.
@@ -41,7 +37,7 @@ pub(super) trait Lanes:
     fn min(self, other: Self) -> Self;
     /// `self > other ? self : other`
     fn max(self, other: Self) -> Self;
-    /// `super::search::nearest_int`, any input, as a float.
+    /// [`nearest_int`], any input, as a float.
     fn nearest_int(self) -> Self;
     /// Rounds to the nearest integer, ties to even: [`nearest_int`](Self::nearest_int) for what is
     /// below 2^22 in magnitude. What rounds to zero has either sign.
@@ -58,6 +54,19 @@ pub(super) trait Lanes:
     fn any(mask: Self::Mask) -> bool;
     fn all(mask: Self::Mask) -> bool;
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self;
+    /// `self + a · b` in one rounding; in two where every machine is to have it. AVX2's is an
+    /// instruction of FMA.
+    fn add_product(self, a: Self, b: Self) -> Self;
+    /// As [`load`](Self::load).
+    ///
+    /// # Safety
+    /// `WIDTH` values can be read.
+    unsafe fn load_from(from: *const f32) -> Self;
+    /// As [`store`](Self::store).
+    ///
+    /// # Safety
+    /// `WIDTH` values can be written over.
+    unsafe fn store_to(self, to: *mut f32);
 
     /// Eight columns of `WIDTH` rows that begin `stride` apart: row `j` in lane `j`.
     #[inline(always)]
@@ -85,7 +94,7 @@ pub(super) trait Lanes:
 
 /// Exactly eight lanes, with what the lattices need: a table of eight values in a vector, and lanes
 /// turned into bits.
-pub(super) trait Eight: Lanes {
+pub(crate) trait Eight: Lanes {
     /// Eight times the packed codes of a point.
     type Codes: Copy;
 

@@ -3,10 +3,10 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::Lanes;
+use super::lanes::Lanes;
 
 #[derive(Clone, Copy)]
-pub(in crate::quant) struct Pair<L>(L, L);
+pub(crate) struct Pair<L>(L, L);
 
 macro_rules! operators {
     ($($op:ident $method:ident),*) => {$(
@@ -90,6 +90,23 @@ impl<L: Lanes> Lanes for Pair<L> {
     #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         Self(L::select(mask.0, yes.0, no.0), L::select(mask.1, yes.1, no.1))
+    }
+    #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        Self(self.0.add_product(a.0, b.0), self.1.add_product(a.1, b.1))
+    }
+    #[inline(always)]
+    unsafe fn load_from(from: *const f32) -> Self {
+        // SAFETY: as the caller grants.
+        unsafe { Self(L::load_from(from), L::load_from(from.add(L::WIDTH))) }
+    }
+    #[inline(always)]
+    unsafe fn store_to(self, to: *mut f32) {
+        // SAFETY: as the caller grants.
+        unsafe {
+            self.0.store_to(to);
+            self.1.store_to(to.add(L::WIDTH));
+        }
     }
     #[inline(always)]
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {

@@ -3,16 +3,16 @@
 use std::arch::aarch64::*;
 use std::ops::{Add, Div, Mul, Sub};
 
-use super::Lanes;
+use super::lanes::Lanes;
 
 #[derive(Clone, Copy)]
-pub(in crate::quant) struct Neon(float32x4_t);
+pub(crate) struct F32x4(float32x4_t);
 
-super::operators!(Neon: Add add vaddq_f32, Sub sub vsubq_f32, Mul mul vmulq_f32, Div div vdivq_f32);
+super::lanes::operators!(F32x4: Add add vaddq_f32, Sub sub vsubq_f32, Mul mul vmulq_f32, Div div vdivq_f32);
 
-// SAFETY of every block below: values of this type exist only where the features were detected,
-// and the slices are checked to hold the lanes read or written.
-impl Lanes for Neon {
+// SAFETY of every block below: this is called in functions of the level alone, and the slices are
+// checked to hold the lanes read or written.
+impl Lanes for F32x4 {
     type Mask = uint32x4_t;
     type Eight = super::portable::Portable;
     const WIDTH: usize = 4;
@@ -102,5 +102,20 @@ impl Lanes for Neon {
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
         // SAFETY: the features are there, see above.
         Self(unsafe { vbslq_f32(mask, yes.0, no.0) })
+    }
+    #[inline(always)]
+    fn add_product(self, a: Self, b: Self) -> Self {
+        // SAFETY: the features are there, see above.
+        Self(unsafe { vfmaq_f32(self.0, a.0, b.0) })
+    }
+    #[inline(always)]
+    unsafe fn load_from(from: *const f32) -> Self {
+        // SAFETY: as the caller grants.
+        Self(unsafe { vld1q_f32(from) })
+    }
+    #[inline(always)]
+    unsafe fn store_to(self, to: *mut f32) {
+        // SAFETY: as the caller grants.
+        unsafe { vst1q_f32(to, self.0) }
     }
 }
