@@ -169,16 +169,16 @@ fn every_level_gives_the_same_likelihoods() {
         paths.push(path.to_str().unwrap().to_owned());
     }
     let tokens = tokens();
-    for (path, activations) in paths.iter().flat_map(|path| {
-        [Activations::F32, Activations::Q8].map(|activations| (path, activations))
-    }) {
+    let both = |path| [Activations::F32, Activations::Q8].map(|activations| (path, activations));
+    for (path, activations) in paths.iter().flat_map(both) {
         let run = |simd: Simd| {
             let mut model = open(path);
             model.set_simd(simd);
             let mut runner = Model::new(model.hparams(), model.source()).unwrap();
             runner.set_simd(simd);
             runner.set_activations(activations);
-            let options = PerplexityOptions { chunks: Some(2), ..PerplexityOptions::default() };
+            let options =
+                PerplexityOptions { ctx: 128, chunks: Some(2), ..PerplexityOptions::default() };
             perplexity(&runner, &tokens, &options, &()).unwrap()
         };
         let portable = run(Simd::Portable);
@@ -195,9 +195,8 @@ fn every_level_gives_the_same_likelihoods() {
             // A rounding to eight bits falls to the other side now and then.
             let [most, mean] = match activations {
                 Activations::F32 => [2e-4, 1e-6],
-                Activations::Q8 => [0.1, 1e-4],
+                Activations::Q8 => [0.5, 1e-3],
             };
-            println!("{path} {activations:?} {simd}: {apart:.1e}, {ratio:.1e}");
             assert!(apart < most && ratio < mean, "{path} at {simd}: {apart}, {ratio}");
             fused = fused.or(Some(found));
         }

@@ -6,8 +6,8 @@ use common::{convert, hashes, json, settings};
 use requant::convert::{Importance, Intermediate, Settings};
 use requant::gguf::{GgufFile, Value};
 use requant::imatrix::Imatrix;
-use requant::simd::Simd;
 use requant::recipe::FileType;
+use requant::simd::Simd;
 use std::path::Path;
 use std::sync::Arc;
 

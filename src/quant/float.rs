@@ -11,7 +11,7 @@ use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::kernels::{Blocks, Levels, levels};
 use super::lattice::Search;
 use super::types::QuantType;
-use crate::simd::{Simd, compiled};
+use crate::simd::compiled;
 
 /// An f32 at the beginning of a block.
 pub(super) const F32: Numbers = Numbers::Exponents(&[2], 0x7f80);
@@ -122,15 +122,17 @@ pub(super) fn f16(bytes: &[u8]) -> f32 {
 
 #[inline(always)]
 fn write<const N: usize>(values: &[f32], out: &mut [u8], convert: impl Fn(f32) -> [u8; N]) {
-    for (bytes, &v) in out.as_chunks_mut::<N>().0.iter_mut().zip(values) {
-        *bytes = convert(v);
+    let out = &mut out.as_chunks_mut::<N>().0[..values.len()];
+    for i in 0..values.len() {
+        out[i] = convert(values[i]);
     }
 }
 
 #[inline(always)]
 fn read<const N: usize>(bytes: &[u8], out: &mut [f32], convert: impl Fn([u8; N]) -> f32) {
-    for (v, &bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-        *v = convert(bytes);
+    let bytes = &bytes.as_chunks::<N>().0[..out.len()];
+    for i in 0..out.len() {
+        out[i] = convert(bytes[i]);
     }
 }
 

@@ -12,6 +12,7 @@
 
 use super::float::abs_max;
 use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::groups::{Group, Grouped, decode};
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::truncate;
@@ -36,15 +37,24 @@ pub(super) const FORMATS: &[Format] = &[
 ];
 
 /// Twice the values of E2M1 (`kvalues_mxfp4`).
-const VALUES: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 0.0, -1.0, -2.0, -3.0, -4.0, -6.0, -8.0, -12.0];
+const VALUES: [i8; 16] = [0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12];
+
+/// [`VALUES`] in a unit.
+#[inline(always)]
+fn values(unit: f32) -> [f32; 16] {
+    let mut values = [0f32; 16];
+    for i in 0..16 {
+        values[i] = f32::from(VALUES[i]) * unit;
+    }
+    values
+}
 
 /// The first code of least distance.
 #[inline(always)]
 fn nearest(x: f32, values: &[f32; 16]) -> u8 {
     let (mut code, mut least) = (0, (values[0] - x).abs());
-    for (i, value) in values.iter().enumerate().skip(1) {
-        let distance = (value - x).abs();
+    for i in 1..16 {
+        let distance = (values[i] - x).abs();
         if distance < least {
             (code, least) = (i as u8, distance);
         }
@@ -59,19 +69,21 @@ fn nearest(x: f32, values: &[f32; 16]) -> u8 {
 /// near. Far beyond the greatest value differences are rounded to equal ones: not so here.
 #[inline(always)]
 fn codes<const N: usize>(x: &[f32; N], unit: f32, most: f32) -> [u8; N] {
-    let values = VALUES.map(|v| v * unit);
+    let values = values(unit);
     let mut codes = [0u8; N];
     if unit == 0.0 || most > 2.0 * values[7] {
-        for (c, &v) in codes.iter_mut().zip(x) {
-            *c = nearest(v, &values);
+        for i in 0..N {
+            codes[i] = nearest(x[i], &values);
         }
         return codes;
     }
-    let middles = [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0].map(|v| v * unit);
-    for (c, &v) in codes.iter_mut().zip(x) {
-        let code: u8 = middles.iter().map(|&middle| u8::from(v.abs() > middle)).sum();
+    for i in 0..N {
+        let mut code = 0;
+        for middle in [0.5, 1.5, 2.5, 3.5, 5.0, 7.0, 10.0] {
+            code += u8::from(x[i].abs() > middle * unit);
+        }
         // Zero has the code of its positive sign.
-        *c = code | u8::from((v < 0.0) & (code > 0)) << 3;
+        codes[i] = code | u8::from((x[i] < 0.0) & (code > 0)) << 3;
     }
     codes
 }
@@ -128,7 +140,9 @@ struct Mx;
 impl Blocks for Mx {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<32>().0.iter().zip(out.as_chunks_mut::<17>().0) {
+        let (x, out) = (x.as_chunks::<32>().0, out.as_chunks_mut::<17>().0);
+        for b in 0..x.len() {
+            let (x, out) = (&x[b], &mut out[b]);
             let amax = abs_max(x);
             // Exponents below 0 wrap around.
             let e = if amax > 0.0 { (floor_log2(amax) + 125) as u8 } else { 0 };
@@ -142,13 +156,21 @@ impl Blocks for Mx {
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<17>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-            let values = VALUES.map(|v| v * e8m0_half(b[0]));
-            for j in 0..16 {
-                out[j] = values[usize::from(b[1 + j] & 15)];
-                out[j + 16] = values[usize::from(b[1 + j] >> 4)];
-            }
+        decode::<Self, 32, 32, 17>(bytes, out);
+    }
+}
+
+impl Grouped<32, 17> for Mx {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 17], _: usize) -> Group<32> {
+        let mut codes = [0; 32];
+        for j in 0..16 {
+            codes[j] = VALUES[usize::from(b[1 + j] & 15)];
+            codes[j + 16] = VALUES[usize::from(b[1 + j] >> 4)];
         }
+        Group { codes, scale: e8m0_half(b[0]), offset: 0.0 }
     }
 }
 
@@ -157,31 +179,37 @@ struct Nv;
 impl Blocks for Nv {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<36>().0) {
-            for (g, x) in x.as_chunks::<16>().0.iter().enumerate() {
-                let amax = abs_max(x);
-                let d = to_ue4m3(amax / 6.0);
-                let codes = codes(x, ue4m3_half(d), amax);
-                out[g] = d;
-                for j in 0..8 {
-                    out[4 + 8 * g + j] = codes[j] | codes[j + 8] << 4;
-                }
+        let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<36>().0);
+        for g in 0..x.len() {
+            let (x, out, g) = (&x[g], &mut out[g / 4], g % 4);
+            let amax = abs_max(x);
+            let d = to_ue4m3(amax / 6.0);
+            let codes = codes(x, ue4m3_half(d), amax);
+            out[g] = d;
+            for j in 0..8 {
+                out[4 + 8 * g + j] = codes[j] | codes[j + 8] << 4;
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<36>().0.iter().zip(out.as_chunks_mut::<64>().0) {
-            for (g, out) in out.as_chunks_mut::<16>().0.iter_mut().enumerate() {
-                let values = VALUES.map(|v| v * ue4m3_half(b[g]));
-                for j in 0..8 {
-                    let q = b[4 + 8 * g + j];
-                    out[j] = values[usize::from(q & 15)];
-                    out[j + 8] = values[usize::from(q >> 4)];
-                }
-            }
+        decode::<Self, 64, 16, 36>(bytes, out);
+    }
+}
+
+impl Grouped<16, 36> for Nv {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 36], g: usize) -> Group<16> {
+        let mut codes = [0; 16];
+        for j in 0..8 {
+            let q = b[4 + 8 * g + j];
+            codes[j] = VALUES[usize::from(q & 15)];
+            codes[j + 8] = VALUES[usize::from(q >> 4)];
         }
+        Group { codes, scale: ue4m3_half(b[g]), offset: 0.0 }
     }
 }
 
@@ -222,7 +250,7 @@ mod tests {
     fn codes_are_those_of_the_nearest_values() {
         let units = (0..=252).map(e8m0_half).chain((0..=0x7e).map(ue4m3_half));
         for unit in units {
-            let values = VALUES.map(|v| v * unit);
+            let values = values(unit);
             for quarter in 0..=100 {
                 let v = quarter as f32 * 0.25 * unit;
                 for v in [v, v.next_up(), v.next_down(), v * 1.1].map(|v| v.min(f32::MAX)) {

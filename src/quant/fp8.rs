@@ -78,9 +78,10 @@ compiled!(
 #[inline(always)]
 fn decode_all(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
     let mut nan = false;
-    for (value, &byte) in out.iter_mut().zip(bytes) {
-        *value = self::value(byte) * scale;
-        nan |= byte & 0x7f == 0x7f;
+    let bytes = &bytes[..out.len()];
+    for i in 0..out.len() {
+        out[i] = value(bytes[i]) * scale;
+        nan |= bytes[i] & 0x7f == 0x7f;
     }
     !nan
 }

@@ -11,7 +11,7 @@
 
 use super::float::{f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
-use super::groups::{Group, Grouped, groups};
+use super::groups::{Group, Grouped, decode, groups};
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::{
@@ -26,15 +26,15 @@ pub(super) const FORMATS: &[Format] = &[
         ty: QuantType::IQ4_NL, kind: Kind::Blocks, len: 32, bytes: 18,
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [15.0; 2],
-        kernels: Some(levels::<Nl>()),
-        groups: Some(groups::<Nl, 18>()),
+        kernels: Some(levels::<Table<32, 18>>()),
+        groups: Some(groups::<Table<32, 18>, 18>()),
     },
     Format {
         ty: QuantType::IQ4_XS, kind: Kind::Blocks, len: 256, bytes: 136,
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [15.0; 2],
-        kernels: Some(levels::<Xs>()),
-        groups: Some(groups::<Xs, 136>()),
+        kernels: Some(levels::<Table<256, 136>>()),
+        groups: Some(groups::<Table<256, 136>, 136>()),
     },
 ];
 
@@ -45,134 +45,114 @@ fn inverse(d: f32) -> f32 {
     if d != 0.0 { 1.0 / d } else { 0.0 }
 }
 
+/// Blocks of `N` weights.
+struct Table<const N: usize, const BYTES: usize>;
+
+impl<const N: usize, const BYTES: usize> Table<N, BYTES> {
+    /// Where the codes begin.
+    const QS: usize = BYTES - N / 2;
+
+    /// The scale of a block as stored, and the inverses of its groups' scales, with which codes are
+    /// made.
+    #[inline(always)]
+    fn pack_scales(scales: &[f32], out: &mut [u8; BYTES]) -> [f32; 8] {
+        let mut inverses = [0f32; 8];
+        if N == G {
+            [out[0], out[1]] = f16_bits(scales[0]);
+            inverses[0] = inverse(scales[0]);
+            return inverses;
+        }
+        let d = -signed_max(scales) / 32.0;
+        let id = inverse(d);
+        [out[0], out[1]] = f16_bits(d);
+        out[4..8].fill(0);
+        let mut high = 0u16;
+        for j in 0..N / G {
+            let s = nearest_int(id * scales[j]).clamp(-32, 31);
+            inverses[j] = inverse(d * s as f32);
+            let s = (s + 32) as u8;
+            out[4 + j / 2] |= (s & 15) << (4 * (j % 2));
+            high |= u16::from(s >> 4) << (2 * j);
+        }
+        [out[2], out[3]] = high.to_le_bytes();
+        inverses
+    }
+
+    /// The scale of group `j`.
+    #[inline(always)]
+    fn unpack_scale(b: &[u8; BYTES], j: usize) -> f32 {
+        if N == G {
+            return f16(b);
+        }
+        let low = i32::from(b[4 + j / 2] >> (4 * (j % 2)) & 15);
+        let s = low | i32::from(u16::from_le_bytes([b[2], b[3]]) >> (2 * j) & 3) << 4;
+        f16(b) * (s - 32) as f32
+    }
+}
+
 /// Codes of one group for the inverse of its scale.
 #[inline(always)]
-fn pack(x: &[f32], id: f32, qs: &mut [u8]) {
+fn pack(x: &[f32; G], id: f32, qs: &mut [u8]) {
+    let qs = &mut qs[..16];
     for j in 0..16 {
         qs[j] = nearest_in_codebook(id * x[j]) | nearest_in_codebook(id * x[j + 16]) << 4;
     }
 }
 
-/// Searches the groups of a row, blocks of `N` weights, and hands each block with its scales to
-/// `finish`.
-#[inline(always)]
-fn encode<S: Search, const N: usize, const BYTES: usize>(
-    x: &[f32],
-    qw: Option<&[f32]>,
-    out: &mut [u8],
-    finish: impl Fn(&[f32], &[f32], &mut [u8]),
-) {
-    let (mut w, mut scales) = ([0f32; SPAN], [0f32; SPAN / G]);
-    for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * BYTES)).enumerate() {
-        let squares = if N == 256 { super_block_squares(x) } else { [0.0; SPAN / 256] };
-        for (b, (x, w)) in x.chunks_exact(N).zip(w.chunks_exact_mut(N)).enumerate() {
+impl<const N: usize, const BYTES: usize> Blocks for Table<N, BYTES> {
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        let (mut w, mut scales) = ([0f32; SPAN], [0f32; SPAN / G]);
+        let out = out.as_chunks_mut::<BYTES>().0;
+        let mut at = 0;
+        while at < x.len() {
+            let len = SPAN.min(x.len() - at);
+            let (x, out) = (&x[at..][..len], &mut out[at / N..]);
+            let (w, scales) = (&mut w[..len], &mut scales[..len / G]);
             if let Some(qw) = qw {
-                let squares = if N == 256 { squares[b] } else { sum_squares(x) };
-                let sigma2 = squares * (2.0 / N as f32);
-                importance_weights(x, &qw[i * SPAN + b * N..][..N], sigma2, w);
+                let squares = if N == 256 { super_block_squares(x) } else { [0.0; SPAN / 256] };
+                for b in 0..len / N {
+                    let (x, w) = (&x[b * N..][..N], &mut w[b * N..][..N]);
+                    let squares = if N == 256 { squares[b] } else { sum_squares(x) };
+                    let sigma2 = squares * (2.0 / N as f32);
+                    importance_weights(x, &qw[at + b * N..][..N], sigma2, w);
+                }
             } else {
-                for (w, &v) in w.iter_mut().zip(x) {
-                    *w = v * v;
+                for i in 0..len {
+                    w[i] = x[i] * x[i];
                 }
             }
+            S::codebook::<G>(x, w, scales);
+            let x = x.as_chunks::<G>().0;
+            for b in 0..len / N {
+                let groups = b * N / G..(b + 1) * N / G;
+                let inverses = Self::pack_scales(&scales[groups.clone()], &mut out[b]);
+                let x = &x[groups];
+                for j in 0..N / G {
+                    pack(&x[j], inverses[j], &mut out[b][Self::QS + 16 * j..]);
+                }
+            }
+            at += len;
         }
-        let scales = &mut scales[..x.len() / G];
-        S::codebook::<G>(x, &w[..x.len()], scales);
-        let blocks = x.chunks_exact(N).zip(scales.chunks_exact(N / G));
-        for ((x, scales), out) in blocks.zip(out.chunks_exact_mut(BYTES)) {
-            finish(x, scales, out);
-        }
-    }
-}
-
-/// The scale of group `j` of a super-block of IQ4_XS.
-#[inline(always)]
-fn scale_xs(b: &[u8; 136], j: usize) -> f32 {
-    let low = i32::from(b[4 + j / 2] >> (4 * (j % 2)) & 15);
-    let s = low | i32::from(u16::from_le_bytes([b[2], b[3]]) >> (2 * j) & 3) << 4;
-    f16(b) * (s - 32) as f32
-}
-
-/// Values of a group, to be scaled.
-#[inline(always)]
-fn values(qs: &[u8]) -> [i8; G] {
-    std::array::from_fn(|i| CODEBOOK[usize::from(qs[i % 16] >> (4 * (i / 16)) & 15)])
-}
-
-#[inline(always)]
-fn unpack(qs: &[u8], d: f32, out: &mut [f32]) {
-    let values = CODEBOOK.map(|v| d * f32::from(v));
-    for j in 0..16 {
-        out[j] = values[usize::from(qs[j] & 15)];
-        out[j + 16] = values[usize::from(qs[j] >> 4)];
-    }
-}
-
-struct Nl;
-
-impl Blocks for Nl {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-        encode::<S, 32, 18>(x, qw, out, |x, scales, out| {
-            out[..2].copy_from_slice(&f16_bits(scales[0]));
-            pack(x, inverse(scales[0]), &mut out[2..]);
-        });
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<32>().0) {
-            unpack(&b[2..], f16(b), out);
-        }
+        decode::<Self, N, G, BYTES>(bytes, out);
     }
 }
 
-impl Grouped<18> for Nl {
+impl<const N: usize, const BYTES: usize> Grouped<G, BYTES> for Table<N, BYTES> {
     const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn group(b: &[u8; 18], _: usize) -> Group {
-        Group { codes: values(&b[2..]), scale: f16(b), offset: 0.0 }
-    }
-}
-
-struct Xs;
-
-impl Blocks for Xs {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-        encode::<S, 256, 136>(x, qw, out, |x, scales, out| {
-            let d = -signed_max(scales) / 32.0;
-            let id = inverse(d);
-            out[..2].copy_from_slice(&f16_bits(d));
-            out[4..8].fill(0);
-            let mut high = 0u16;
-            for (j, x) in x.chunks_exact(G).enumerate() {
-                let s = nearest_int(id * scales[j]).clamp(-32, 31);
-                pack(x, inverse(d * s as f32), &mut out[8 + 16 * j..][..16]);
-                let s = (s + 32) as u8;
-                out[4 + j / 2] |= (s & 15) << (4 * (j % 2));
-                high |= u16::from(s >> 4) << (2 * j);
-            }
-            out[2..4].copy_from_slice(&high.to_le_bytes());
-        });
-    }
-
-    #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<136>().0.iter().zip(out.as_chunks_mut::<256>().0) {
-            for (j, out) in out.chunks_exact_mut(G).enumerate() {
-                unpack(&b[8 + 16 * j..], scale_xs(b, j), out);
-            }
+    fn group(b: &[u8; BYTES], j: usize) -> Group<G> {
+        let qs = &b[Self::QS + 16 * j..][..16];
+        let mut codes = [0; G];
+        for i in 0..16 {
+            codes[i] = CODEBOOK[usize::from(qs[i] & 15)];
+            codes[i + 16] = CODEBOOK[usize::from(qs[i] >> 4)];
         }
-    }
-}
-
-impl Grouped<136> for Xs {
-    const OFFSETS: bool = false;
-
-    #[inline(always)]
-    fn group(b: &[u8; 136], j: usize) -> Group {
-        Group { codes: values(&b[8 + 16 * j..]), scale: scale_xs(b, j), offset: 0.0 }
+        Group { codes, scale: Self::unpack_scale(b, j), offset: 0.0 }
     }
 }

@@ -18,6 +18,7 @@
 
 use super::float::{are_all_finite, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::groups::{Group, Grouped, decode};
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
@@ -48,110 +49,91 @@ pub(super) const FORMATS: &[Format] = &[
 const N: usize = 256;
 const G: usize = 16;
 
+/// The codes for a scale as stored, left alone if it is zero.
 #[inline(always)]
-fn recode(nmax: i32, x: &[f32], d: f32, codes: &mut [u8]) {
+fn round(nmax: i32, x: &[f32; G], d: f32, codes: &mut [u8; G]) {
     if d != 0.0 {
-        for (c, &v) in codes.iter_mut().zip(x) {
-            *c = (nearest_int(v / d).clamp(-nmax, nmax - 1) + nmax) as u8;
-        }
-    }
-}
-
-/// Scale `j` of a Q3_K block, its offset removed.
-#[inline(always)]
-fn scale_6(j: usize, b: &[u8]) -> i32 {
-    let low = b[j % 8] >> (4 * (j / 8)) & 15;
-    i32::from(low | (b[8 + j % 4] >> (2 * (j / 4)) & 3) << 4) - 32
-}
-
-/// Codes of the scales, 32 added, that spread the largest to -32, and their scale.
-#[inline(always)]
-fn store_scales(scales: &[f32], stored: &mut [u8]) -> f32 {
-    let max = signed_max(scales);
-    if max == 0.0 {
-        stored.fill(0);
-        return 0.0;
-    }
-    let iscale = -32.0 / max;
-    for (s, scale) in stored.iter_mut().zip(scales) {
-        let code = nearest_int(iscale * scale) as i8;
-        *s = (code.clamp(-32, 31) + 32) as u8;
-    }
-    1.0 / iscale
-}
-
-#[inline(always)]
-fn finish_q3_k(x: &[f32], d: f32, scales: &[u8], codes: &mut [u8], out: &mut [u8]) {
-    out[96..108].fill(0);
-    for (j, s) in scales.iter().enumerate() {
-        out[96 + j % 8] |= (s & 15) << (4 * (j / 8));
-        out[104 + j % 4] |= (s >> 4) << (2 * (j / 4));
-    }
-    out[108..].copy_from_slice(&f16_bits(d));
-    let d = f16(&out[108..]);
-    for (j, (x, codes)) in x.chunks_exact(G).zip(codes.chunks_exact_mut(G)).enumerate() {
-        recode(4, x, d * scale_6(j, &out[96..]) as f32, codes);
-    }
-    for l in 0..32 {
-        let mut high = 0;
-        for i in 0..8 {
-            high |= (codes[32 * i + l] >> 2) << i;
-        }
-        out[l] = high;
-    }
-    for c in codes.iter_mut() {
-        *c &= 3;
-    }
-    pack_pairs(codes, &mut out[32..96]);
-}
-
-#[inline(always)]
-fn finish_q6_k(x: &[f32], scales: &[f32], codes: &mut [u8], out: &mut [u8]) {
-    let max = signed_max(scales);
-    if max.abs() < EPS {
-        out.fill(0);
-        return;
-    }
-    let iscale = -128.0 / max;
-    out[208..].copy_from_slice(&f16_bits(1.0 / iscale));
-    let d = f16(&out[208..]);
-    for (j, (x, codes)) in x.chunks_exact(G).zip(codes.chunks_exact_mut(G)).enumerate() {
-        let s = nearest_int(iscale * scales[j]).min(127) as i8;
-        out[192 + j] = s as u8;
-        recode(32, x, d * f32::from(s), codes);
-    }
-    let (ql, qh) = out.split_at_mut(128);
-    for (h, codes) in codes.chunks_exact(128).enumerate() {
-        for l in 0..64 {
-            ql[64 * h + l] = (codes[l] & 15) | codes[l + 64] << 4;
-        }
-        for l in 0..32 {
-            let q = [0, 32, 64, 96].map(|o| codes[o + l] >> 4);
-            qh[32 * h + l] = q[0] | q[1] << 2 | q[2] << 4 | q[3] << 6;
+        for i in 0..G {
+            codes[i] = (nearest_int(x[i] / d).clamp(-nmax, nmax - 1) + nmax) as u8;
         }
     }
 }
 
 struct Q3;
 
+impl Q3 {
+    /// Codes of the scales, 32 added, that spread the largest to -32, and their scale.
+    #[inline(always)]
+    fn snap(scales: &[f32], stored: &mut [u8]) -> f32 {
+        let max = signed_max(scales);
+        if max == 0.0 {
+            stored.fill(0);
+            return 0.0;
+        }
+        let iscale = -32.0 / max;
+        for j in 0..N / G {
+            let code = nearest_int(iscale * scales[j]) as i8;
+            stored[j] = (code.clamp(-32, 31) + 32) as u8;
+        }
+        1.0 / iscale
+    }
+
+    #[inline(always)]
+    fn pack_scales(d: f32, scales: &[u8], out: &mut [u8; 110]) {
+        out[96..108].fill(0);
+        for j in 0..N / G {
+            out[96 + j % 8] |= (scales[j] & 15) << (4 * (j / 8));
+            out[104 + j % 4] |= (scales[j] >> 4) << (2 * (j / 4));
+        }
+        [out[108], out[109]] = f16_bits(d);
+    }
+
+    /// Scale `j`.
+    #[inline(always)]
+    fn unpack_scale(j: usize, b: &[u8; 110]) -> f32 {
+        let low = b[96 + j % 8] >> (4 * (j / 8)) & 15;
+        let s = i32::from(low | (b[104 + j % 4] >> (2 * (j / 4)) & 3) << 4) - 32;
+        f16(&b[108..]) * s as f32
+    }
+
+    #[inline(always)]
+    fn pack_codes(codes: &mut [u8; N], out: &mut [u8; 110]) {
+        for l in 0..32 {
+            let mut high = 0;
+            for i in 0..8 {
+                high |= (codes[32 * i + l] >> 2) << i;
+            }
+            out[l] = high;
+        }
+        for i in 0..N {
+            codes[i] &= 3;
+        }
+        pack_pairs(codes, &mut out[32..96]);
+    }
+}
+
 impl Blocks for Q3 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
         let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
-        let (mut scales, mut stored, mut d) = ([0f32; SPAN / G], [0u8; SPAN / G], [0f32; SPAN / N]);
-        for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * 110)).enumerate() {
-            let (scales, codes) = (&mut scales[..x.len() / G], &mut codes[..x.len()]);
-            let (stored, d) = (&mut stored[..x.len() / G], &mut d[..x.len() / N]);
+        let (mut scales, mut stored) = ([0f32; SPAN / G], [0u8; SPAN / G]);
+        let (mut sums, mut d) = ([0f32; SPAN / G], [0f32; SPAN / N]);
+        let out = out.as_chunks_mut::<110>().0;
+        let mut at = 0;
+        while at < x.len() {
+            let len = SPAN.min(x.len() - at);
+            let (x, out) = (&x[at..][..len], &mut out[at / N..]);
+            let (scales, codes) = (&mut scales[..len / G], &mut codes[..len]);
+            let (stored, d) = (&mut stored[..len / G], &mut d[..len / N]);
             if let Some(qw) = qw {
-                let w = &mut w[..x.len()];
-                let squares = super_block_squares(x);
-                for (b, x) in x.chunks_exact(N).enumerate() {
-                    let (qw, w) = (&qw[i * SPAN + b * N..][..N], &mut w[b * N..][..N]);
-                    importance_weights(x, qw, 2.0 * squares[b] / N as f32, w);
+                let (w, squares) = (&mut w[..len], super_block_squares(x));
+                for b in 0..len / N {
+                    let (x, qw) = (&x[b * N..][..N], &qw[at + b * N..][..N]);
+                    let sigma2 = 2.0 * squares[b] / N as f32;
+                    importance_weights(x, qw, sigma2, &mut w[b * N..][..N]);
                 }
                 S::symmetric::<G>(4, x, w, scales, codes);
-                let mut sums = [0f32; SPAN / G];
-                let sums = &mut sums[..scales.len()];
+                let sums = &mut sums[..len / G];
                 group_sums::<G>(w, sums);
                 // Lanes take numbers only.
                 if are_all_finite(scales) {
@@ -161,76 +143,132 @@ impl Blocks for Q3 {
                 }
             } else {
                 S::refined::<G>(4, x, scales, codes);
-                let groups = scales.chunks_exact(16).zip(stored.chunks_exact_mut(16));
-                for ((scales, stored), d) in groups.zip(d.iter_mut()) {
-                    *d = store_scales(scales, stored);
+                for b in 0..len / N {
+                    let groups = b * N / G..(b + 1) * N / G;
+                    d[b] = Self::snap(&scales[groups.clone()], &mut stored[groups]);
                 }
             }
-            let blocks = x.chunks_exact(N).zip(codes.chunks_exact_mut(N)).zip(d);
-            let blocks = blocks.zip(stored.chunks_exact(16)).zip(out.chunks_exact_mut(110));
-            for ((((x, codes), d), stored), out) in blocks {
-                finish_q3_k(x, *d, stored, codes, out);
+            let (x, codes) = (x.as_chunks::<G>().0, codes.as_chunks_mut::<G>().0);
+            for b in 0..len / N {
+                let groups = b * N / G..(b + 1) * N / G;
+                let (out, codes) = (&mut out[b], &mut codes[groups.clone()]);
+                Self::pack_scales(d[b], &stored[groups], out);
+                for j in 0..N / G {
+                    round(4, &x[b * N / G + j], Self::unpack_scale(j, out), &mut codes[j]);
+                }
+                Self::pack_codes(&mut codes.as_flattened_mut().as_chunks_mut().0[0], out);
             }
+            at += len;
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<110>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-            let d = f16(&b[108..]);
-            for (j, out) in out.chunks_exact_mut(G).enumerate() {
-                let d = d * scale_6(j, &b[96..]) as f32;
-                let at = 16 * (j % 2);
-                let (qs, high) = (&b[32 + 32 * (j / 8) + at..][..16], &b[at..][..16]);
-                for ((v, q), h) in out.iter_mut().zip(qs).zip(high) {
-                    let code = (q >> (j % 8 / 2 * 2) & 3) | (h >> (j / 2) & 1) << 2;
-                    *v = d * (i32::from(code) - 4) as f32;
-                }
-            }
+        decode::<Self, N, G, 110>(bytes, out);
+    }
+}
+
+impl Grouped<G, 110> for Q3 {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 110], j: usize) -> Group<G> {
+        let at = 16 * (j % 2);
+        let (qs, high) = (&b[32 + 32 * (j / 8) + at..][..G], &b[at..][..G]);
+        let mut codes = [0; G];
+        for l in 0..G {
+            let code = (qs[l] >> (j % 8 / 2 * 2) & 3) | (high[l] >> (j / 2) & 1) << 2;
+            codes[l] = code as i8 - 4;
         }
+        Group { codes, scale: Self::unpack_scale(j, b), offset: 0.0 }
     }
 }
 
 struct Q6;
+
+impl Q6 {
+    #[inline(always)]
+    fn pack(codes: &[u8; N], out: &mut [u8; 210]) {
+        for h in 0..2 {
+            let codes = &codes[128 * h..][..128];
+            for l in 0..64 {
+                out[64 * h + l] = (codes[l] & 15) | codes[l + 64] << 4;
+            }
+            for l in 0..32 {
+                let (a, b) = (codes[l] >> 4, codes[32 + l] >> 4);
+                let (c, d) = (codes[64 + l] >> 4, codes[96 + l] >> 4);
+                out[128 + 32 * h + l] = a | b << 2 | c << 4 | d << 6;
+            }
+        }
+    }
+}
 
 impl Blocks for Q6 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
         let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
         let mut scales = [0f32; SPAN / G];
-        for (i, (x, out)) in x.chunks(SPAN).zip(out.chunks_mut(SPAN / N * 210)).enumerate() {
-            let w = if let Some(qw) = qw {
-                &qw[i * SPAN..][..x.len()]
-            } else {
-                for (w, &v) in w.iter_mut().zip(x) {
-                    *w = v * v;
+        let out = out.as_chunks_mut::<210>().0;
+        let mut at = 0;
+        while at < x.len() {
+            let len = SPAN.min(x.len() - at);
+            let (x, out) = (&x[at..][..len], &mut out[at / N..]);
+            let w = match qw {
+                Some(qw) => &qw[at..][..len],
+                None => {
+                    let w = &mut w[..len];
+                    for i in 0..len {
+                        w[i] = x[i] * x[i];
+                    }
+                    &*w
                 }
-                &w[..x.len()]
             };
-            let (scales, codes) = (&mut scales[..x.len() / G], &mut codes[..x.len()]);
+            let (scales, codes) = (&mut scales[..len / G], &mut codes[..len]);
             S::symmetric::<G>(32, x, w, scales, codes);
-            let blocks = x.chunks_exact(N).zip(codes.chunks_exact_mut(N));
-            let blocks = blocks.zip(scales.chunks_exact(G)).zip(out.chunks_exact_mut(210));
-            for (((x, codes), scales), out) in blocks {
-                finish_q6_k(x, scales, codes, out);
+            let (x, codes) = (x.as_chunks::<G>().0, codes.as_chunks_mut::<G>().0);
+            for b in 0..len / N {
+                let groups = b * N / G..(b + 1) * N / G;
+                let (scales, out) = (&scales[groups.clone()], &mut out[b]);
+                let max = signed_max(scales);
+                if max.abs() < EPS {
+                    out.fill(0);
+                    continue;
+                }
+                let iscale = -128.0 / max;
+                [out[208], out[209]] = f16_bits(1.0 / iscale);
+                let d = f16(&out[208..]);
+                let (x, codes) = (&x[groups.clone()], &mut codes[groups]);
+                for j in 0..N / G {
+                    let s = nearest_int(iscale * scales[j]).min(127) as i8;
+                    out[192 + j] = s as u8;
+                    round(32, &x[j], d * f32::from(s), &mut codes[j]);
+                }
+                Self::pack(&codes.as_flattened().as_chunks().0[0], out);
             }
+            at += len;
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<210>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-            let d = f16(&b[208..]);
-            for (j, out) in out.chunks_exact_mut(G).enumerate() {
-                let d = d * f32::from(b[192 + j] as i8);
-                let (h, part, at) = (j / 8, j % 8 / 2, 16 * (j % 2));
-                let low = &b[64 * h + 32 * (part % 2) + at..][..16];
-                let high = &b[128 + 32 * h + at..][..16];
-                for ((v, l), h) in out.iter_mut().zip(low).zip(high) {
-                    let code = (l >> (4 * (part / 2)) & 15) | (h >> (2 * part) & 3) << 4;
-                    *v = d * (i32::from(code) - 32) as f32;
-                }
-            }
+        decode::<Self, N, G, 210>(bytes, out);
+    }
+}
+
+impl Grouped<G, 210> for Q6 {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 210], j: usize) -> Group<G> {
+        let (h, part, at) = (j / 8, j % 8 / 2, 16 * (j % 2));
+        let low = &b[64 * h + 32 * (part % 2) + at..][..G];
+        let high = &b[128 + 32 * h + at..][..G];
+        let mut codes = [0; G];
+        for l in 0..G {
+            let code = (low[l] >> (4 * (part / 2)) & 15) | (high[l] >> (2 * part) & 3) << 4;
+            codes[l] = code as i8 - 32;
         }
+        let scale = f16(&b[208..]) * f32::from(b[192 + j] as i8);
+        Group { codes, scale, offset: 0.0 }
     }
 }

@@ -78,7 +78,7 @@ pub(super) const fn levels<B: Blocks>() -> Levels {
             InLanes<Pair<F32x16>>
         ),
         #[cfg(target_arch = "aarch64")]
-        neon: kernels!(B, target_feature(enable = "neon"), InLanes<Pair<super::lanes::neon::Neon>>),
+        neon: kernels!(B, target_feature(enable = "neon"), InLanes<Pair<F32x4>>),
     }
 }
 

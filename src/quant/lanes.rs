@@ -30,8 +30,9 @@ fn transpose<L: Lanes, const G: usize>(x: &[f32], out: &mut [L; G]) {
 
 #[inline(always)]
 fn transpose_all<L: Lanes, const G: usize>(x: &[f32], out: &mut [L; G]) {
-    for (i, out) in out.as_chunks_mut::<8>().0.iter_mut().enumerate() {
-        *out = L::load_columns(&x[8 * i..], G);
+    let out = out.as_chunks_mut::<8>().0;
+    for i in 0..G / 8 {
+        out[i] = L::load_columns(&x[8 * i..], G);
     }
 }
 
@@ -51,12 +52,15 @@ fn transpose_both<'a, L: Lanes, const G: usize>(
 #[inline(always)]
 fn scatter<L: Lanes, const G: usize>(lanes: &[L; G], codes: &mut [u8]) {
     let mut buffer = [0f32; 8 * MAX];
-    for (i, columns) in lanes.as_chunks::<8>().0.iter().enumerate() {
-        L::store_columns(*columns, &mut buffer, 8);
-        for (group, values) in codes.chunks_exact_mut(G).zip(buffer.as_chunks::<8>().0) {
-            for (c, v) in group[8 * i..8 * i + 8].iter_mut().zip(values) {
+    let groups = codes.as_chunks_mut::<G>().0;
+    let columns = lanes.as_chunks::<8>().0;
+    for i in 0..G / 8 {
+        L::store_columns(columns[i], &mut buffer, 8);
+        let values = buffer.as_chunks::<8>().0;
+        for j in 0..groups.len() {
+            for k in 0..8 {
                 // The low byte of the sum's bits is the code; a conversion would saturate, slowly.
-                *c = (v + MAGIC).to_bits() as u8;
+                groups[j][8 * i + k] = (values[j][k] + MAGIC).to_bits() as u8;
             }
         }
     }
@@ -103,19 +107,25 @@ impl<L: Lanes> Search for InLanes<L> {
         scales: &mut [f32],
         codes: &mut [u8],
     ) {
-        let n = G * L::WIDTH;
-        let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
-        for (((x, w), codes), scales) in groups.zip(scales.chunks_mut(L::WIDTH)) {
-            symmetric::<L, G>(nmax as f32, x, w, scales, codes);
+        let mut at = 0;
+        while at < scales.len() {
+            let groups = at..scales.len().min(at + L::WIDTH);
+            let of = G * groups.start..G * groups.end;
+            let (x, w, codes) = (&x[of.clone()], &w[of.clone()], &mut codes[of]);
+            symmetric::<L, G>(nmax as f32, x, w, &mut scales[groups], codes);
+            at += L::WIDTH;
         }
     }
 
     #[inline(always)]
     fn refined<const G: usize>(nmax: i32, x: &[f32], scales: &mut [f32], codes: &mut [u8]) {
-        let n = G * L::WIDTH;
-        let groups = x.chunks(n).zip(codes.chunks_mut(n)).zip(scales.chunks_mut(L::WIDTH));
-        for ((x, codes), scales) in groups {
-            refined::<L, G>(nmax as f32, x, scales, codes);
+        let mut at = 0;
+        while at < scales.len() {
+            let groups = at..scales.len().min(at + L::WIDTH);
+            let of = G * groups.start..G * groups.end;
+            let (x, codes) = (&x[of.clone()], &mut codes[of]);
+            refined::<L, G>(nmax as f32, x, &mut scales[groups], codes);
+            at += L::WIDTH;
         }
     }
 
@@ -138,9 +148,12 @@ impl<L: Lanes> Search for InLanes<L> {
 
     #[inline(always)]
     fn codebook<const G: usize>(x: &[f32], w: &[f32], scales: &mut [f32]) {
-        let n = G * L::WIDTH;
-        for ((x, w), scales) in x.chunks(n).zip(w.chunks(n)).zip(scales.chunks_mut(L::WIDTH)) {
-            codebook::<L, G>(x, w, scales);
+        let mut at = 0;
+        while at < scales.len() {
+            let groups = at..scales.len().min(at + L::WIDTH);
+            let of = G * groups.start..G * groups.end;
+            codebook::<L, G>(&x[of.clone()], &w[of], &mut scales[groups]);
+            at += L::WIDTH;
         }
     }
 
@@ -372,11 +385,14 @@ fn asymmetric_all<L: Lanes, const G: usize, const ABSOLUTE: bool>(
     mins: &mut [f32],
     codes: &mut [u8],
 ) {
-    let n = G * L::WIDTH;
-    let groups = x.chunks(n).zip(w.chunks(n)).zip(codes.chunks_mut(n));
-    let outputs = scales.chunks_mut(L::WIDTH).zip(mins.chunks_mut(L::WIDTH));
     let mut columns = [[L::splat(0.0); G]; 2];
-    for (((x, w), codes), (scales, mins)) in groups.zip(outputs) {
+    let mut at = 0;
+    while at < scales.len() {
+        let groups = at..scales.len().min(at + L::WIDTH);
+        let of = G * groups.start..G * groups.end;
+        let (x, w, codes) = (&x[of.clone()], &w[of.clone()], &mut codes[of]);
+        let (scales, mins) = (&mut scales[groups.clone()], &mut mins[groups]);
+        at += L::WIDTH;
         if !asymmetric::<L, G, ABSOLUTE>(steps, x, w, &mut columns, scales, mins, codes) {
             Plain::asymmetric::<G>(*steps, x, w, scales, mins, codes);
         }
@@ -531,23 +547,23 @@ fn positive<L: Eight, const N: usize>(nmax: i32, x: &[f32], w: &[f32], codes: &m
     }
     let mut best = in_order(&terms);
     let mut candidates = [0f32; 8];
-    for (candidate, step) in candidates.iter_mut().zip(POSITIVE_STEPS) {
-        *candidate = (0.1 * step + nmax as f32) / max;
+    for i in 0..8 {
+        candidates[i] = (0.1 * POSITIVE_STEPS[i] + nmax as f32) / max;
     }
     let iscales = L::load(&candidates);
     let scales = L::splat(1.0) / iscales;
     let mut sums = zero;
-    for (&x, &w) in x.iter().zip(w) {
-        let x = L::splat(x);
+    for i in 0..N {
+        let x = L::splat(x[i]);
         let diff = x - scales * (iscales * x).nearest_int().min(top);
-        sums = sums + L::splat(w) * diff * diff;
+        sums = sums + L::splat(w[i]) * diff * diff;
     }
     let mut errors = [0f32; 8];
     sums.store(&mut errors);
-    for (candidate, error) in candidates.into_iter().zip(errors) {
-        if error < best {
-            best = error;
-            iscale = candidate;
+    for i in 0..8 {
+        if errors[i] < best {
+            best = errors[i];
+            iscale = candidates[i];
         }
     }
     let (mut l, mut squares) = ([0f32; N], [0f32; N]);
@@ -591,8 +607,9 @@ fn positive<L: Eight, const N: usize>(nmax: i32, x: &[f32], w: &[f32], codes: &m
             break;
         }
     }
-    for (code, l) in codes.iter_mut().zip(l) {
-        *code = l as u8;
+    let codes = &mut codes[..N];
+    for i in 0..N {
+        codes[i] = l[i] as u8;
     }
     if suml2 > 0.0 { sumlx / suml2 } else { 0.0 }
 }

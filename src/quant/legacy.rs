@@ -17,7 +17,7 @@
 
 use super::float::{abs_max, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
-use super::groups::{Group, Grouped, groups};
+use super::groups::{Group, Grouped, decode, groups};
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::{SPAN, Steps, importance_weights, round_to_byte, signed_max, truncate_to_byte};
@@ -29,29 +29,29 @@ pub(super) const FORMATS: &[Format] = &[
         ty: QuantType::Q4_0, kind: Kind::Blocks, len: 32, bytes: 18,
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5, 6.0],
-        kernels: Some(levels::<Symmetric<8, 18>>()),
-        groups: Some(groups::<Symmetric<8, 18>, 18>()),
+        kernels: Some(levels::<Small<15, false, 18>>()),
+        groups: Some(groups::<Small<15, false, 18>, 18>()),
     },
     Format {
         ty: QuantType::Q4_1, kind: Kind::Blocks, len: 32, bytes: 20,
         numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
         activations: Activation::Q8_1, fallback: Some(QuantType::F16), cost: [1.5, 16.0],
-        kernels: Some(levels::<Asymmetric<15, 20>>()),
-        groups: Some(groups::<Asymmetric<15, 20>, 20>()),
+        kernels: Some(levels::<Small<15, true, 20>>()),
+        groups: Some(groups::<Small<15, true, 20>, 20>()),
     },
     Format {
         ty: QuantType::Q5_0, kind: Kind::Blocks, len: 32, bytes: 22,
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5, 6.0],
-        kernels: Some(levels::<Symmetric<16, 22>>()),
-        groups: Some(groups::<Symmetric<16, 22>, 22>()),
+        kernels: Some(levels::<Small<31, false, 22>>()),
+        groups: Some(groups::<Small<31, false, 22>, 22>()),
     },
     Format {
         ty: QuantType::Q5_1, kind: Kind::Blocks, len: 32, bytes: 24,
         numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
         activations: Activation::Q8_1, fallback: Some(QuantType::F16), cost: [1.5, 16.0],
-        kernels: Some(levels::<Asymmetric<31, 24>>()),
-        groups: Some(groups::<Asymmetric<31, 24>, 24>()),
+        kernels: Some(levels::<Small<31, true, 24>>()),
+        groups: Some(groups::<Small<31, true, 24>, 24>()),
     },
     Format {
         ty: QuantType::Q8_0, kind: Kind::Blocks, len: 32, bytes: 34,
@@ -92,7 +92,11 @@ fn min_max(x: &[f32; N]) -> (f32, f32) {
     if min != 0.0 && max != 0.0 {
         return (min, max);
     }
-    (x.iter().copied().fold(f32::MAX, least), x.iter().copied().fold(-f32::MAX, most))
+    let (mut min, mut max) = (f32::MAX, -f32::MAX);
+    for &v in x {
+        (min, max) = (least(min, v), most(max, v));
+    }
+    (min, max)
 }
 
 /// As [`signed_max`], by the largest magnitude first.
@@ -111,178 +115,139 @@ fn block_signed_max(x: &[f32; N]) -> f32 {
     }
 }
 
-/// Packs 32 codes, the last 16 bytes of `out` taking the nibbles, the 4 before them the fifth
-/// bits if the type has them.
-#[inline(always)]
-fn pack(codes: &[u8], five_bits: bool, out: &mut [u8]) {
-    let (head, qs) = out.split_at_mut(out.len() - 16);
-    for j in 0..16 {
-        qs[j] = (codes[j] & 15) | codes[j + 16] << 4;
-    }
-    if five_bits {
-        let at = head.len() - 4;
-        for (high, codes) in head[at..].iter_mut().zip(codes.as_chunks::<8>().0) {
-            // The product moves the lowest bit of byte i to bit 56 + i.
-            let bits = u64::from_le_bytes(*codes) >> 4 & 0x0101_0101_0101_0101;
-            *high = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
-        }
-    }
-}
+/// Q4_0 and Q5_0, which have no minimum, Q4_1 and Q5_1: `NMAX` is 15 or 31.
+struct Small<const NMAX: i32, const MIN: bool, const BYTES: usize>;
 
-/// The spans of up to [`ROWS`](super::search::ROWS) rows, with their importances, the mean square of
-/// their row and their place in the output.
-#[inline(always)]
-fn spans<'a, S: Search, const BYTES: usize>(
-    rows: &'a [f32],
-    qw: &'a [f32],
-    out: &'a mut [u8],
-) -> impl Iterator<Item = (&'a [f32], &'a [f32], f32, &'a mut [u8])> {
-    let n = qw.len();
-    let squares = S::row_squares(rows, n);
-    let rows = rows.chunks_exact(n).zip(out.chunks_exact_mut(n / N * BYTES)).zip(squares);
-    rows.flat_map(move |((x, out), squares)| {
-        let spans = x.chunks(SPAN).zip(qw.chunks(SPAN));
-        let spans = spans.zip(out.chunks_mut(SPAN / N * BYTES));
-        spans.map(move |((x, qw), out)| (x, qw, squares / n as f32, out))
-    })
-}
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Small<NMAX, MIN, BYTES> {
+    /// What is taken off codes.
+    const HALF: i32 = if MIN { 0 } else { (NMAX + 1) / 2 };
 
-/// Q4_0 (`HALF` = 8) and Q5_0 (16).
-struct Symmetric<const HALF: i32, const BYTES: usize>;
-
-impl<const HALF: i32, const BYTES: usize> Blocks for Symmetric<HALF, BYTES> {
-    const BY_ROW: bool = true;
-
+    /// Scale, minimum and codes of a block without importances.
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-        let Some(qw) = qw else {
-            for (x, out) in x.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-                let d = block_signed_max(x) / -HALF as f32;
-                let id = inverse(d);
-                let mut codes = [0u8; N];
-                for (c, &v) in codes.iter_mut().zip(x) {
-                    *c = (truncate_to_byte(v * id + (HALF as f32 + 0.5)) as i8)
-                        .min(2 * HALF as i8 - 1) as u8;
-                }
-                out[..2].copy_from_slice(&f16_bits(d));
-                pack(&codes, HALF == 16, out);
+    fn round(x: &[f32; N], codes: &mut [u8; N]) -> (f32, f32) {
+        if MIN {
+            let (min, max) = min_max(x);
+            let d = (max - min) / NMAX as f32;
+            let id = inverse(d);
+            for i in 0..N {
+                let code = truncate_to_byte((x[i] - min) * id + 0.5);
+                // Only the 4-bit type limits its codes.
+                codes[i] = if NMAX == 15 { (code as i8).min(15) as u8 } else { code };
             }
-            return;
-        };
-        let (mut w, mut codes, mut scales) = ([0f32; SPAN], [0u8; SPAN], [0f32; SPAN / N]);
-        for (x, qw, sigma2, out) in spans::<S, BYTES>(x, qw, out) {
-            importance_weights(x, qw, sigma2, &mut w);
-            let scales = &mut scales[..x.len() / N];
-            S::symmetric::<N>(HALF, x, &w[..x.len()], scales, &mut codes[..x.len()]);
-            for ((codes, d), out) in
-                codes.chunks_exact(N).zip(scales).zip(out.chunks_exact_mut(BYTES))
-            {
-                out[..2].copy_from_slice(&f16_bits(*d));
-                pack(codes, HALF == 16, out);
-            }
+            return (d, min);
+        }
+        let d = block_signed_max(x) / -Self::HALF as f32;
+        let id = inverse(d);
+        for i in 0..N {
+            let code = truncate_to_byte(x[i] * id + (Self::HALF as f32 + 0.5));
+            codes[i] = (code as i8).min(NMAX as i8) as u8;
+        }
+        (d, 0.0)
+    }
+
+    /// Scales, negated minima and codes of the blocks of a span.
+    #[inline(always)]
+    fn search<S: Search>(
+        x: &[f32],
+        w: &[f32],
+        scales: &mut [f32],
+        mins: &mut [f32],
+        codes: &mut [u8],
+    ) {
+        match MIN {
+            true => S::asymmetric::<N>(Steps::weighted(NMAX), x, w, scales, mins, codes),
+            false => S::symmetric::<N>(Self::HALF, x, w, scales, codes),
         }
     }
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<BYTES, HALF, false>(bytes, out);
+    fn pack(d: f32, min: f32, codes: &[u8; N], out: &mut [u8; BYTES]) {
+        [out[0], out[1]] = f16_bits(d);
+        if MIN {
+            [out[2], out[3]] = f16_bits(min);
+        }
+        let qs = BYTES - 16;
+        for j in 0..16 {
+            out[qs + j] = (codes[j] & 15) | codes[j + 16] << 4;
+        }
+        if NMAX == 31 {
+            for i in 0..4 {
+                let mut eight = [0; 8];
+                for j in 0..8 {
+                    eight[j] = codes[8 * i + j];
+                }
+                // The product moves the lowest bit of byte i to bit 56 + i.
+                let bits = u64::from_le_bytes(eight) >> 4 & 0x0101_0101_0101_0101;
+                out[qs - 4 + i] = (bits.wrapping_mul(0x0102_0408_1020_4080) >> 56) as u8;
+            }
+        }
     }
 }
 
-impl<const HALF: i32, const BYTES: usize> Grouped<BYTES> for Symmetric<HALF, BYTES> {
-    const OFFSETS: bool = false;
-
-    #[inline(always)]
-    fn group(b: &[u8; BYTES], _: usize) -> Group {
-        Group { codes: unpack::<BYTES, HALF>(b), scale: f16(b), offset: 0.0 }
-    }
-}
-
-/// Q4_1 (`NMAX` = 15) and Q5_1 (31).
-struct Asymmetric<const NMAX: i32, const BYTES: usize>;
-
-impl<const NMAX: i32, const BYTES: usize> Blocks for Asymmetric<NMAX, BYTES> {
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX, MIN, BYTES> {
     const BY_ROW: bool = true;
 
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+        let out = out.as_chunks_mut::<BYTES>().0;
         let Some(qw) = qw else {
-            for (x, out) in x.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<BYTES>().0) {
-                let (min, max) = min_max(x);
-                let d = (max - min) / NMAX as f32;
-                let id = inverse(d);
+            let x = x.as_chunks::<N>().0;
+            for b in 0..x.len() {
                 let mut codes = [0u8; N];
-                for (c, &v) in codes.iter_mut().zip(x) {
-                    let code = truncate_to_byte((v - min) * id + 0.5);
-                    // Only the 4-bit type limits its codes.
-                    *c = if NMAX == 15 { (code as i8).min(15) as u8 } else { code };
-                }
-                out[..2].copy_from_slice(&f16_bits(d));
-                out[2..4].copy_from_slice(&f16_bits(min));
-                pack(&codes, NMAX == 31, out);
+                let (d, min) = Self::round(&x[b], &mut codes);
+                Self::pack(d, min, &codes, &mut out[b]);
             }
             return;
         };
+        let n = qw.len();
+        let squares = S::row_squares(x, n);
         let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
         let (mut scales, mut mins) = ([0f32; SPAN / N], [0f32; SPAN / N]);
-        for (x, qw, sigma2, out) in spans::<S, BYTES>(x, qw, out) {
-            importance_weights(x, qw, sigma2, &mut w);
-            let n = x.len() / N;
-            let (scales, mins) = (&mut scales[..n], &mut mins[..n]);
-            let steps = Steps::weighted(NMAX);
-            S::asymmetric::<N>(steps, x, &w[..x.len()], scales, mins, &mut codes[..x.len()]);
-            let groups = codes.chunks_exact(N).zip(scales).zip(mins);
-            for (((codes, d), min), out) in groups.zip(out.chunks_exact_mut(BYTES)) {
-                out[..2].copy_from_slice(&f16_bits(*d));
-                out[2..4].copy_from_slice(&f16_bits(-*min));
-                pack(codes, NMAX == 31, out);
+        for row in 0..x.len() / n {
+            let mut at = 0;
+            while at < n {
+                let len = SPAN.min(n - at);
+                let x = &x[n * row + at..][..len];
+                importance_weights(x, &qw[at..][..len], squares[row] / n as f32, &mut w);
+                let (scales, mins) = (&mut scales[..len / N], &mut mins[..len / N]);
+                Self::search::<S>(x, &w[..len], scales, mins, &mut codes[..len]);
+                let (codes, out) = (codes.as_chunks().0, &mut out[(n * row + at) / N..]);
+                for b in 0..len / N {
+                    Self::pack(scales[b], -mins[b], &codes[b], &mut out[b]);
+                }
+                at += len;
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<BYTES, 0, true>(bytes, out);
+        decode::<Self, N, N, BYTES>(bytes, out);
     }
 }
 
-impl<const NMAX: i32, const BYTES: usize> Grouped<BYTES> for Asymmetric<NMAX, BYTES> {
-    const OFFSETS: bool = true;
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Grouped<N, BYTES>
+    for Small<NMAX, MIN, BYTES>
+{
+    const OFFSETS: bool = MIN;
 
     #[inline(always)]
-    fn group(b: &[u8; BYTES], _: usize) -> Group {
-        Group { codes: unpack::<BYTES, 0>(b), scale: f16(b), offset: f16(&b[2..]) }
-    }
-}
-
-/// Codes of a block of four or five bits, less `HALF`.
-#[inline(always)]
-fn unpack<const BYTES: usize, const HALF: i32>(b: &[u8; BYTES]) -> [i8; N] {
-    let at = BYTES - 16;
-    let high = match BYTES >= 22 {
-        true => u32::from_le_bytes([b[at - 4], b[at - 3], b[at - 2], b[at - 1]]),
-        false => 0,
-    };
-    let code = |low: u8, j: usize| (low | ((high >> j & 1) << 4) as u8) as i8 - HALF as i8;
-    let mut codes = [0; N];
-    let (first, second) = codes.split_at_mut(16);
-    for (j, (code_at, q)) in first.iter_mut().zip(&b[at..]).enumerate() {
-        *code_at = code(q & 15, j);
-    }
-    for (j, (code_at, q)) in second.iter_mut().zip(&b[at..]).enumerate() {
-        *code_at = code(q >> 4, j + 16);
-    }
-    codes
-}
-
-#[inline(always)]
-fn decode<const BYTES: usize, const HALF: i32, const MIN: bool>(bytes: &[u8], out: &mut [f32]) {
-    for (b, out) in bytes.as_chunks::<BYTES>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-        let (d, m) = (f16(b), if MIN { f16(&b[2..]) } else { 0.0 });
-        for (v, q) in out.iter_mut().zip(unpack::<BYTES, HALF>(b)) {
-            let q = f32::from(q);
-            *v = if MIN { q * d + m } else { q * d };
+    fn group(b: &[u8; BYTES], _: usize) -> Group<N> {
+        let qs = BYTES - 16;
+        let high = match NMAX == 31 {
+            true => u32::from_le_bytes([b[qs - 4], b[qs - 3], b[qs - 2], b[qs - 1]]),
+            false => 0,
+        };
+        let code =
+            |low: u8, j: usize| (low | ((high >> j & 1) << 4) as u8) as i8 - Self::HALF as i8;
+        let mut codes = [0; N];
+        for j in 0..16 {
+            codes[j] = code(b[qs + j] & 15, j);
         }
+        for j in 0..16 {
+            codes[16 + j] = code(b[qs + j] >> 4, j + 16);
+        }
+        Group { codes, scale: f16(b), offset: if MIN { f16(&b[2..]) } else { 0.0 } }
     }
 }
 
@@ -291,32 +256,33 @@ struct Q8;
 impl Blocks for Q8 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<N>().0.iter().zip(out.as_chunks_mut::<34>().0) {
+        let (x, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<34>().0);
+        for b in 0..x.len() {
+            let (x, out) = (&x[b], &mut out[b]);
             let d = abs_max(x) / 127.0;
             let id = inverse(d);
-            out[..2].copy_from_slice(&f16_bits(d));
-            for (q, &v) in out[2..].iter_mut().zip(x) {
-                *q = round_to_byte(v * id);
+            [out[0], out[1]] = f16_bits(d);
+            for i in 0..N {
+                out[2 + i] = round_to_byte(x[i] * id);
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<34>().0.iter().zip(out.as_chunks_mut::<N>().0) {
-            let d = f16(b);
-            for (v, &q) in out.iter_mut().zip(&b[2..]) {
-                *v = f32::from(q as i8) * d;
-            }
-        }
+        decode::<Self, N, N, 34>(bytes, out);
     }
 }
 
-impl Grouped<34> for Q8 {
+impl Grouped<N, 34> for Q8 {
     const OFFSETS: bool = false;
 
     #[inline(always)]
-    fn group(b: &[u8; 34], _: usize) -> Group {
-        Group { codes: std::array::from_fn(|i| b[2 + i] as i8), scale: f16(b), offset: 0.0 }
+    fn group(b: &[u8; 34], _: usize) -> Group<N> {
+        let mut codes = [0; N];
+        for i in 0..N {
+            codes[i] = b[2 + i] as i8;
+        }
+        Group { codes, scale: f16(b), offset: 0.0 }
     }
 }

@@ -1,6 +1,11 @@
 //! Block formats: layouts, the plain scalar reference, SIMD kernels, dequantization.
 //!
 //! This room knows numbers and bytes. It does not know files, tensors' names or models.
+//!
+//! Kernels count through arrays. Iterators over several slices, arrays mapped or made by a function,
+//! copies from slices: parts of these are no inlined functions, and where nothing is optimized at link
+//! time, they would be called for every few weights.
+#![allow(clippy::needless_range_loop, clippy::manual_memcpy, reason = "see above")]
 
 mod activations;
 mod codec;

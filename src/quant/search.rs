@@ -130,7 +130,11 @@ pub(super) const MIDDLES: [f32; 15] = {
 #[inline(always)]
 #[expect(clippy::neg_cmp_op_on_partial_ord, reason = "NaN counts as beyond every middle")]
 pub(super) fn nearest_in_codebook(x: f32) -> u8 {
-    MIDDLES.iter().map(|&middle| u8::from(!(x < middle))).sum()
+    let mut index = 0;
+    for middle in MIDDLES {
+        index += u8::from(!(x < middle));
+    }
+    index
 }
 
 /// The first value of largest magnitude, with its sign.
@@ -451,8 +455,8 @@ pub(super) fn super_block_squares(x: &[f32]) -> [f32; SPAN / 256] {
     let mut sums = [0f32; SPAN / 256];
     if x.len() == SPAN {
         for i in 0..256 {
-            for (b, sum) in sums.iter_mut().enumerate() {
-                *sum += x[256 * b + i] * x[256 * b + i];
+            for b in 0..SPAN / 256 {
+                sums[b] += x[256 * b + i] * x[256 * b + i];
             }
         }
     } else {
@@ -466,10 +470,11 @@ pub(super) fn super_block_squares(x: &[f32]) -> [f32; SPAN / 256] {
 /// The sum of each group's weights, in order.
 #[inline(always)]
 pub(super) fn group_sums<const G: usize>(w: &[f32], sums: &mut [f32]) {
-    for (sum, w) in sums.iter_mut().zip(w.chunks_exact(G)) {
-        *sum = 0.0;
-        for w in w {
-            *sum += w;
+    let groups = w.as_chunks::<G>().0;
+    for g in 0..groups.len() {
+        sums[g] = 0.0;
+        for w in groups[g] {
+            sums[g] += w;
         }
     }
 }
@@ -477,7 +482,9 @@ pub(super) fn group_sums<const G: usize>(w: &[f32], sums: &mut [f32]) {
 /// `qw · sqrt(sigma2 + x²)`, by which importances weigh in almost every type.
 #[inline(always)]
 pub(super) fn importance_weights(x: &[f32], qw: &[f32], sigma2: f32, w: &mut [f32]) {
-    for ((w, &qw), &v) in w.iter_mut().zip(qw).zip(x) {
-        *w = qw * (sigma2 + v * v).sqrt();
+    let n = x.len();
+    let (qw, w) = (&qw[..n], &mut w[..n]);
+    for i in 0..n {
+        w[i] = qw[i] * (sigma2 + x[i] * x[i]).sqrt();
     }
 }

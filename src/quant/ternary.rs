@@ -19,6 +19,7 @@
 
 use super::float::{abs_max, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::groups::{Group, Grouped, decode};
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
@@ -68,46 +69,73 @@ fn trit(x: f32, id: f32) -> u8 {
     round_to_byte(x * id).wrapping_add(1)
 }
 
-/// The runs of TQ1_0: first element, first byte, bytes, trits per byte.
-const RUNS: [(usize, usize, usize, usize); 3] = [(0, 0, 32, 5), (160, 32, 16, 5), (240, 48, 4, 4)];
+/// A run of TQ1_0: as many bytes, each of which holds trits of so many elements, a run's bytes apart.
+#[inline(always)]
+fn pack_trits<const BYTES: usize, const TRITS: usize>(codes: &[u8], out: &mut [u8]) {
+    let (codes, out) = (&codes[..BYTES * TRITS], &mut out[..BYTES]);
+    for m in 0..BYTES {
+        let mut q = 0u8;
+        for n in 0..TRITS {
+            q = q.wrapping_mul(3).wrapping_add(codes[m + n * BYTES]);
+        }
+        for _ in TRITS..5 {
+            q = q.wrapping_mul(3);
+        }
+        out[m] = (u32::from(q) * 256).div_ceil(243) as u8;
+    }
+}
 
 struct Tq1;
+
+impl Tq1 {
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 54]) {
+        pack_trits::<32, 5>(codes, out);
+        pack_trits::<16, 5>(&codes[160..], &mut out[32..]);
+        pack_trits::<4, 4>(&codes[240..], &mut out[48..]);
+    }
+}
 
 impl Blocks for Tq1 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<54>().0) {
+        let (x, out) = (x.as_chunks::<256>().0, out.as_chunks_mut::<54>().0);
+        for b in 0..x.len() {
+            let (x, out) = (&x[b], &mut out[b]);
             let d = abs_max(x);
             let id = inverse(d);
-            for (element, byte, bytes, trits) in RUNS {
-                for m in 0..bytes {
-                    let mut q = 0u8;
-                    for n in 0..trits {
-                        q = q.wrapping_mul(3).wrapping_add(trit(x[element + m + n * bytes], id));
-                    }
-                    for _ in trits..5 {
-                        q = q.wrapping_mul(3);
-                    }
-                    out[byte + m] = (u32::from(q) * 256).div_ceil(243) as u8;
-                }
+            let mut codes = [0u8; 256];
+            for i in 0..256 {
+                codes[i] = trit(x[i], id);
             }
-            out[52..].copy_from_slice(&f16_bits(d));
+            Self::pack(&codes, out);
+            [out[52], out[53]] = f16_bits(d);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<54>().0.iter().zip(out.as_chunks_mut::<256>().0) {
-            let d = f16(&b[52..]);
-            for (element, byte, bytes, trits) in RUNS {
-                for (n, power) in [1u8, 3, 9, 27, 81].into_iter().enumerate().take(trits) {
-                    for m in 0..bytes {
-                        let q = (u16::from(b[byte + m].wrapping_mul(power)) * 3) >> 8;
-                        out[element + n * bytes + m] = (i32::from(q) - 1) as f32 * d;
-                    }
-                }
-            }
+        decode::<Self, 256, 16, 54>(bytes, out);
+    }
+}
+
+impl Grouped<16, 54> for Tq1 {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 54], j: usize) -> Group<16> {
+        const POWERS: [u8; 5] = [1, 3, 9, 27, 81];
+        let code =
+            |byte: u8, n: usize| ((u16::from(byte.wrapping_mul(POWERS[n])) * 3) >> 8) as i8 - 1;
+        let mut codes = [0; 16];
+        for i in 0..16 {
+            codes[i] = match j {
+                15 => code(b[48 + i % 4], i / 4),
+                10..15 => code(b[32 + i], j - 10),
+                _ => code(b[16 * (j % 2) + i], j / 2),
+            };
         }
+        Group { codes, scale: f16(&b[52..]), offset: 0.0 }
     }
 }
 
@@ -116,28 +144,37 @@ struct Tq2;
 impl Blocks for Tq2 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<256>().0.iter().zip(out.as_chunks_mut::<66>().0) {
+        let (x, out) = (x.as_chunks::<256>().0, out.as_chunks_mut::<66>().0);
+        for b in 0..x.len() {
+            let (x, out) = (&x[b], &mut out[b]);
             let d = abs_max(x);
             let id = inverse(d);
             let mut codes = [0u8; 256];
-            for (c, &v) in codes.iter_mut().zip(x) {
-                *c = trit(v, id) & 3;
+            for i in 0..256 {
+                codes[i] = trit(x[i], id) & 3;
             }
             pack_pairs(&codes, &mut out[..64]);
-            out[64..].copy_from_slice(&f16_bits(d));
+            [out[64], out[65]] = f16_bits(d);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<66>().0.iter().zip(out.as_chunks_mut::<256>().0) {
-            let d = f16(&b[64..]);
-            for (i, out) in out.chunks_exact_mut(32).enumerate() {
-                for (v, q) in out.iter_mut().zip(&b[32 * (i / 4)..]) {
-                    *v = (i32::from(q >> (2 * (i % 4)) & 3) - 1) as f32 * d;
-                }
-            }
+        decode::<Self, 256, 32, 66>(bytes, out);
+    }
+}
+
+impl Grouped<32, 66> for Tq2 {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 66], j: usize) -> Group<32> {
+        let qs = &b[32 * (j / 4)..][..32];
+        let mut codes = [0; 32];
+        for i in 0..32 {
+            codes[i] = (qs[i] >> (2 * (j % 4)) & 3) as i8 - 1;
         }
+        Group { codes, scale: f16(&b[64..]), offset: 0.0 }
     }
 }
 
@@ -146,16 +183,18 @@ struct Q1;
 impl Blocks for Q1 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<128>().0.iter().zip(out.as_chunks_mut::<18>().0) {
+        let (x, out) = (x.as_chunks::<128>().0, out.as_chunks_mut::<18>().0);
+        for b in 0..x.len() {
+            let (x, out) = (&x[b], &mut out[b]);
             let mut sum = 0f32;
             for v in x {
                 sum += v.abs();
             }
-            out[..2].copy_from_slice(&f16_bits(sum / 128.0));
-            for (x, q) in x.as_chunks::<8>().0.iter().zip(&mut out[2..]) {
-                *q = 0;
-                for (i, &v) in x.iter().enumerate() {
-                    *q |= u8::from(v >= 0.0) << i;
+            [out[0], out[1]] = f16_bits(sum / 128.0);
+            for j in 0..16 {
+                out[2 + j] = 0;
+                for i in 0..8 {
+                    out[2 + j] |= u8::from(x[8 * j + i] >= 0.0) << i;
                 }
             }
         }
@@ -163,12 +202,20 @@ impl Blocks for Q1 {
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<128>().0) {
-            let d = f16(b);
-            for (i, v) in out.iter_mut().enumerate() {
-                *v = if b[2 + i / 8] >> (i % 8) & 1 != 0 { d } else { -d };
-            }
+        decode::<Self, 128, 32, 18>(bytes, out);
+    }
+}
+
+impl Grouped<32, 18> for Q1 {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 18], j: usize) -> Group<32> {
+        let mut codes = [0; 32];
+        for i in 0..32 {
+            codes[i] = (b[2 + 4 * j + i / 8] >> (i % 8) & 1) as i8 * 2 - 1;
         }
+        Group { codes, scale: f16(b), offset: 0.0 }
     }
 }
 
@@ -177,24 +224,37 @@ struct Q2;
 impl Blocks for Q2 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
-        for (x, out) in x.as_chunks::<64>().0.iter().zip(out.as_chunks_mut::<18>().0) {
+        let (x, out) = (x.as_chunks::<64>().0, out.as_chunks_mut::<18>().0);
+        for b in 0..x.len() {
+            let (x, out) = (&x[b], &mut out[b]);
             let d = abs_max(x);
             let id = inverse(d);
-            out[..2].copy_from_slice(&f16_bits(d));
-            for (x, q) in x.as_chunks::<4>().0.iter().zip(&mut out[2..]) {
-                let c = x.map(|v| round_away(v * id).wrapping_add(1).clamp(0, 3) as u8);
-                *q = c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6;
+            [out[0], out[1]] = f16_bits(d);
+            for j in 0..16 {
+                out[2 + j] = 0;
+                for i in 0..4 {
+                    let code = round_away(x[4 * j + i] * id).wrapping_add(1).clamp(0, 3);
+                    out[2 + j] |= (code as u8) << (2 * i);
+                }
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
-        for (b, out) in bytes.as_chunks::<18>().0.iter().zip(out.as_chunks_mut::<64>().0) {
-            let d = f16(b);
-            for (i, v) in out.iter_mut().enumerate() {
-                *v = (i32::from(b[2 + i / 4] >> (2 * (i % 4)) & 3) - 1) as f32 * d;
-            }
+        decode::<Self, 64, 32, 18>(bytes, out);
+    }
+}
+
+impl Grouped<32, 18> for Q2 {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 18], j: usize) -> Group<32> {
+        let mut codes = [0; 32];
+        for i in 0..32 {
+            codes[i] = (b[2 + 8 * j + i / 4] >> (2 * (i % 4)) & 3) as i8 - 1;
         }
+        Group { codes, scale: f16(b), offset: 0.0 }
     }
 }

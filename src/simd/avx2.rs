@@ -122,41 +122,52 @@ impl Lanes for F32x8 {
     }
     #[inline(always)]
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
-        transpose(std::array::from_fn(|j| Self::load(&from[j * stride..])))
+        let mut rows = [Self::splat(0.0); 8];
+        for j in 0..8 {
+            rows[j] = Self::load(&from[j * stride..]);
+        }
+        transpose(rows)
     }
     #[inline(always)]
     fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
-        for (j, row) in transpose(columns).into_iter().enumerate() {
-            row.store(&mut to[j * stride..]);
+        let rows = transpose(columns);
+        for j in 0..8 {
+            rows[j].store(&mut to[j * stride..]);
         }
     }
 }
 
-/// Lane `i` of vector `j` becomes lane `j` of vector `i`: first within squares of two by two, then
-/// of four, then of eight.
+/// Lane `i` of vector `j` becomes lane `j` of vector `i`: first within squares of two by two and of
+/// four by four, then of eight.
 #[inline(always)]
 fn transpose(rows: [F32x8; 8]) -> [F32x8; 8] {
-    let r = rows.map(|v| v.0);
+    let r = rows;
+    let low = squares([r[0].0, r[1].0, r[2].0, r[3].0]);
+    let high = squares([r[4].0, r[5].0, r[6].0, r[7].0]);
+    let mut columns = rows;
+    for i in 0..4 {
+        // SAFETY: the features are there, see above.
+        unsafe {
+            columns[i] = F32x8(_mm256_permute2f128_ps::<0x20>(low[i], high[i]));
+            columns[4 + i] = F32x8(_mm256_permute2f128_ps::<0x31>(low[i], high[i]));
+        }
+    }
+    columns
+}
+
+/// Transposes each four columns of four rows.
+#[inline(always)]
+fn squares(r: [__m256; 4]) -> [__m256; 4] {
     // SAFETY: the features are there, see above.
     unsafe {
-        let two = |a, b| (_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b));
-        let four = |(a, b): (__m256, __m256), (c, d): (__m256, __m256)| {
-            [
-                _mm256_shuffle_ps::<0x44>(a, c),
-                _mm256_shuffle_ps::<0xee>(a, c),
-                _mm256_shuffle_ps::<0x44>(b, d),
-                _mm256_shuffle_ps::<0xee>(b, d),
-            ]
-        };
-        let low = four(two(r[0], r[1]), two(r[2], r[3]));
-        let high = four(two(r[4], r[5]), two(r[6], r[7]));
-        std::array::from_fn(|i| {
-            F32x8(if i < 4 {
-                _mm256_permute2f128_ps::<0x20>(low[i], high[i])
-            } else {
-                _mm256_permute2f128_ps::<0x31>(low[i - 4], high[i - 4])
-            })
-        })
+        let (a, b) = (_mm256_unpacklo_ps(r[0], r[1]), _mm256_unpackhi_ps(r[0], r[1]));
+        let (c, d) = (_mm256_unpacklo_ps(r[2], r[3]), _mm256_unpackhi_ps(r[2], r[3]));
+        [
+            _mm256_shuffle_ps::<0x44>(a, c),
+            _mm256_shuffle_ps::<0xee>(a, c),
+            _mm256_shuffle_ps::<0x44>(b, d),
+            _mm256_shuffle_ps::<0xee>(b, d),
+        ]
     }
 }
 

@@ -121,19 +121,25 @@ impl Lanes for F32x16 {
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
         let first = F32x8::load_columns(from, stride);
         let second = F32x8::load_columns(&from[8 * stride..], stride);
-        std::array::from_fn(|i| {
+        let mut columns = [Self::splat(0.0); 8];
+        for i in 0..8 {
             // SAFETY: the features are there, see above.
-            Self(unsafe {
+            columns[i] = Self(unsafe {
                 _mm512_insertf32x8::<1>(_mm512_castps256_ps512(first[i].0), second[i].0)
-            })
-        })
+            });
+        }
+        columns
     }
     #[inline(always)]
     fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
-        // SAFETY: the features are there, see above.
-        let first = columns.map(|v| F32x8(unsafe { _mm512_castps512_ps256(v.0) }));
-        // SAFETY: the features are there, see above.
-        let second = columns.map(|v| F32x8(unsafe { _mm512_extractf32x8_ps::<1>(v.0) }));
+        let (mut first, mut second) = ([F32x8::splat(0.0); 8], [F32x8::splat(0.0); 8]);
+        for i in 0..8 {
+            // SAFETY: the features are there, see above.
+            unsafe {
+                first[i] = F32x8(_mm512_castps512_ps256(columns[i].0));
+                second[i] = F32x8(_mm512_extractf32x8_ps::<1>(columns[i].0));
+            }
+        }
         F32x8::store_columns(first, to, stride);
         F32x8::store_columns(second, &mut to[8 * stride..], stride);
     }

@@ -1,6 +1,5 @@
 //! Several f32 side by side.
 
-use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
 /// Rounds to the nearest integer, ties to even, by the reference's bit trick; values beyond ±2^22
@@ -18,6 +17,7 @@ pub(crate) const MAX: usize = 64;
 ///
 /// The instructions of a vector are those of a level. Code over lanes is inlined into functions that are
 /// compiled for the level, and these are called by who has its token.
+#[cfg_attr(not(feature = "eval"), allow(dead_code, reason = "the forward pass alone needs some"))]
 pub(crate) trait Lanes:
     Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
 {
@@ -72,21 +72,23 @@ pub(crate) trait Lanes:
     #[inline(always)]
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
         let mut buffer = [0f32; MAX];
-        from_fn(|i| {
-            for (j, v) in buffer[..Self::WIDTH].iter_mut().enumerate() {
-                *v = from[j * stride + i];
+        let mut columns = [Self::splat(0.0); 8];
+        for i in 0..8 {
+            for j in 0..Self::WIDTH {
+                buffer[j] = from[j * stride + i];
             }
-            Self::load(&buffer)
-        })
+            columns[i] = Self::load(&buffer);
+        }
+        columns
     }
     /// The reverse of [`load_columns`](Self::load_columns).
     #[inline(always)]
     fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
         let mut buffer = [0f32; MAX];
-        for (i, column) in columns.into_iter().enumerate() {
-            column.store(&mut buffer);
-            for (j, v) in buffer[..Self::WIDTH].iter().enumerate() {
-                to[j * stride + i] = *v;
+        for i in 0..8 {
+            columns[i].store(&mut buffer);
+            for j in 0..Self::WIDTH {
+                to[j * stride + i] = buffer[j];
             }
         }
     }
@@ -131,4 +133,4 @@ macro_rules! operators {
     )*};
 }
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use operators;
+pub(super) use operators;

@@ -3,6 +3,7 @@
 //! A [`Simd`] is a level that the machine has: it holds a token that only a look at the machine gives.
 //! Whoever has one may call the code of the level; nobody else can. What a level changes is speed, and
 //! in products of the forward pass roundings.
+#![allow(clippy::needless_range_loop, reason = "loops are to need no optimization at link time")]
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -87,8 +88,11 @@ pub enum Simd {
     Avx512Vnni(Avx512Vnni),
 }
 
-/// Every level by its name, the slowest first.
-const LEVELS: [(&str, fn() -> Option<Simd>); 5] = [
+/// A level by its name, where the machine has it.
+type Level = (&'static str, fn() -> Option<Simd>);
+
+/// Every level, the slowest first.
+const LEVELS: [Level; 5] = [
     ("portable", || Some(Simd::Portable)),
     ("neon", || Neon::new().map(Simd::Neon)),
     ("avx2", || Avx2::new().map(Simd::Avx2)),

@@ -112,11 +112,19 @@ impl<L: Lanes> Lanes for Pair<L> {
     fn load_columns(from: &[f32], stride: usize) -> [Self; 8] {
         let first = L::load_columns(from, stride);
         let second = L::load_columns(&from[L::WIDTH * stride..], stride);
-        std::array::from_fn(|i| Self(first[i], second[i]))
+        let mut columns = [Self::splat(0.0); 8];
+        for i in 0..8 {
+            columns[i] = Self(first[i], second[i]);
+        }
+        columns
     }
     #[inline(always)]
     fn store_columns(columns: [Self; 8], to: &mut [f32], stride: usize) {
-        L::store_columns(columns.map(|v| v.0), to, stride);
-        L::store_columns(columns.map(|v| v.1), &mut to[L::WIDTH * stride..], stride);
+        let (mut first, mut second) = ([L::splat(0.0); 8], [L::splat(0.0); 8]);
+        for i in 0..8 {
+            (first[i], second[i]) = (columns[i].0, columns[i].1);
+        }
+        L::store_columns(first, to, stride);
+        L::store_columns(second, &mut to[L::WIDTH * stride..], stride);
     }
 }

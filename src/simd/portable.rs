@@ -1,6 +1,5 @@
 //! Lanes as an array, for every architecture.
 
-use std::array::from_fn;
 use std::ops::{Add, Div, Mul, Sub};
 
 use super::lanes::{Eight, Lanes, nearest_int};
@@ -10,13 +9,23 @@ const N: usize = 8;
 #[derive(Clone, Copy)]
 pub(crate) struct Portable([f32; N]);
 
+/// A value for each lane.
+#[inline(always)]
+fn each<T: Copy + Default>(value: impl Fn(usize) -> T) -> [T; N] {
+    let mut values = [T::default(); N];
+    for i in 0..N {
+        values[i] = value(i);
+    }
+    values
+}
+
 macro_rules! operators {
     ($($op:ident $method:ident),*) => {$(
         impl $op for Portable {
             type Output = Self;
             #[inline(always)]
             fn $method(self, other: Self) -> Self {
-                Self(from_fn(|i| self.0[i].$method(other.0[i])))
+                Self(each(|i| self.0[i].$method(other.0[i])))
             }
         }
     )*};
@@ -34,7 +43,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn load(from: &[f32]) -> Self {
-        Self(from_fn(|i| from[i]))
+        Self(each(|i| from[i]))
     }
     #[inline(always)]
     fn store(self, to: &mut [f32]) {
@@ -42,7 +51,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn abs(self) -> Self {
-        Self(self.0.map(f32::abs))
+        Self(each(|i| self.0[i].abs()))
     }
     #[inline(always)]
     fn min(self, other: Self) -> Self {
@@ -54,33 +63,33 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn nearest_int(self) -> Self {
-        Self(self.0.map(|v| nearest_int(v) as f32))
+        Self(each(|i| nearest_int(self.0[i]) as f32))
     }
     #[inline(always)]
     fn round(self) -> Self {
         // Below 2^22, adding and subtracting this rounds as asked, and a library call does not
         // vectorise.
-        Self(self.0.map(|v| (v + 12_582_912.0) - 12_582_912.0))
+        Self(each(|i| (self.0[i] + 12_582_912.0) - 12_582_912.0))
     }
     #[inline(always)]
     fn lt(self, other: Self) -> Self::Mask {
-        from_fn(|i| self.0[i] < other.0[i])
+        each(|i| self.0[i] < other.0[i])
     }
     #[inline(always)]
     fn le(self, other: Self) -> Self::Mask {
-        from_fn(|i| self.0[i] <= other.0[i])
+        each(|i| self.0[i] <= other.0[i])
     }
     #[inline(always)]
     fn equal(self, other: Self) -> Self::Mask {
-        from_fn(|i| self.0[i] == other.0[i])
+        each(|i| self.0[i] == other.0[i])
     }
     #[inline(always)]
     fn and(a: Self::Mask, b: Self::Mask) -> Self::Mask {
-        from_fn(|i| a[i] & b[i])
+        each(|i| a[i] & b[i])
     }
     #[inline(always)]
     fn and_not(a: Self::Mask, b: Self::Mask) -> Self::Mask {
-        from_fn(|i| a[i] & !b[i])
+        each(|i| a[i] & !b[i])
     }
     #[inline(always)]
     fn any(mask: Self::Mask) -> bool {
@@ -92,7 +101,7 @@ impl Lanes for Portable {
     }
     #[inline(always)]
     fn select(mask: Self::Mask, yes: Self, no: Self) -> Self {
-        Self(from_fn(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
+        Self(each(|i| if mask[i] { yes.0[i] } else { no.0[i] }))
     }
     #[inline(always)]
     fn add_product(self, a: Self, b: Self) -> Self {
@@ -115,25 +124,25 @@ impl Eight for Portable {
 
     #[inline(always)]
     fn codes(from: &[u16]) -> Self::Codes {
-        from_fn(|i| from[i])
+        each(|i| from[i])
     }
     #[inline(always)]
     fn numbers(codes: Self::Codes) -> Self {
-        Self(codes.map(f32::from))
+        Self(each(|i| f32::from(codes[i])))
     }
     #[inline(always)]
     fn store_codes(self, to: &mut [u16]) {
-        for (to, v) in to[..N].iter_mut().zip(self.0) {
-            *to = v as u16;
+        for i in 0..N {
+            to[i] = self.0[i] as u16;
         }
     }
     #[inline(always)]
     fn lookup(self, codes: Self::Codes, shift: usize) -> Self {
-        Self(codes.map(|c| self.0[usize::from(c >> shift & 7)]))
+        Self(each(|i| self.0[usize::from(codes[i] >> shift & 7)]))
     }
     #[inline(always)]
     fn pick(mask: Self::Mask, yes: Self::Codes, no: Self::Codes) -> Self::Codes {
-        from_fn(|i| if mask[i] { yes[i] } else { no[i] })
+        each(|i| if mask[i] { yes[i] } else { no[i] })
     }
     #[inline(always)]
     fn lane(codes: Self::Codes, lane: usize) -> u16 {

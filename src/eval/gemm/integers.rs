@@ -16,8 +16,7 @@
 //! ```
 
 use super::super::buffers::Rows;
-use super::{PANEL, TASK_ROWS, cut};
-use crate::quant::Group;
+use super::{Group, PANEL, TASK_ROWS, cut};
 use crate::simd::Avx512Vnni;
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
@@ -383,7 +382,7 @@ mod tests {
         ty.encode_rows(source.as_slice().unwrap(), columns, None, &mut bytes).unwrap();
         let mut decoded = Array2::zeros((rows, columns));
         ty.decode_rows(&bytes, columns, decoded.as_slice_mut().unwrap()).unwrap();
-        let mut groups = vec![Group::default(); rows * columns / Group::LEN];
+        let mut groups = vec![Group::ZERO; rows * columns / Group::LEN];
         (ty.format().groups.unwrap().read)(Simd::detect(), &bytes, &mut groups);
         (bytes, groups, decoded)
     }

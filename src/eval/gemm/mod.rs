@@ -13,12 +13,15 @@ mod integers;
 mod kernel;
 
 use super::buffers::Rows;
-use crate::quant::{Group, Groups, QuantType};
+use crate::quant::{self, Groups, QuantType};
 use crate::simd::{Avx512Vnni, Simd};
 use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
 use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use std::borrow::Cow;
+
+/// The groups that weights stored as integers are multiplied in.
+type Group = quant::Group<32>;
 
 /// Weights of a slice of the panels that are multiplied together, at most: a mebibyte, which comes
 /// from a core's own cache or one that cores share as fast as it is used.
@@ -69,7 +72,7 @@ impl Form {
         };
         let row_bytes = ty.row_bytes(columns).unwrap_or(0).max(1);
         let groups = bytes.len() / row_bytes * (columns / Group::LEN);
-        let mut groups = vec![Group::default(); groups];
+        let mut groups = vec![Group::ZERO; groups];
         read(Simd::Avx512Vnni(vnni), bytes, &mut groups);
         integers::pack(&groups, columns, offsets, panels);
     }

@@ -43,7 +43,7 @@ impl<const D: usize> Grid<D> {
         }
         let mut map = vec![0; size];
         let mut neighbours = Vec::new();
-        let mut distances: Vec<u16> = Vec::with_capacity(codes.len());
+        let mut distances = vec![0u16; codes.len()];
         for (packed, &index) in (0..=u16::MAX).zip(&indexes) {
             let wanted: [u8; D] = Self::unpack(packed);
             // Combinations with codes that do not exist are never asked for.
@@ -58,11 +58,13 @@ impl<const D: usize> Grid<D> {
                 neighbours.extend([packed; 8]);
                 continue;
             }
-            distances.clear();
-            distances.extend(codes.iter().map(|point| {
-                let apart = |(&a, b): (&u8, u8)| u16::from(a.abs_diff(b)).pow(2);
-                point.iter().zip(wanted).map(apart).sum::<u16>()
-            }));
+            for (distance, point) in distances.iter_mut().zip(&codes) {
+                *distance = 0;
+                for i in 0..D {
+                    let apart = u16::from(point[i].abs_diff(wanted[i]));
+                    *distance += apart * apart;
+                }
+            }
             *place = !(start as i32);
             neighbours.push(0);
             let mut nearest = distances.iter().copied().min();
@@ -84,7 +86,11 @@ impl<const D: usize> Grid<D> {
     /// The codes that are packed.
     #[inline(always)]
     pub fn unpack(packed: u16) -> [u8; D] {
-        std::array::from_fn(|i| (packed >> (Self::BITS * i)) as u8 & ((1 << Self::BITS) - 1))
+        let mut codes = [0; D];
+        for i in 0..D {
+            codes[i] = (packed >> (Self::BITS * i)) as u8 & ((1 << Self::BITS) - 1);
+        }
+        codes
     }
 
     /// The codes of a point, packed.
@@ -102,7 +108,11 @@ impl<const D: usize> Grid<D> {
     /// Codes in one number.
     #[inline(always)]
     pub fn pack(codes: &[u8; D]) -> u16 {
-        codes.iter().rev().fold(0, |packed, &c| packed << Self::BITS | u16::from(c))
+        let mut packed = 0;
+        for i in (0..D).rev() {
+            packed = packed << Self::BITS | u16::from(codes[i]);
+        }
+        packed
     }
 
     /// The points around these packed codes, and whether the codes are a point. No branch:

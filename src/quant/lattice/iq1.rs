@@ -13,10 +13,11 @@
 use super::Search;
 use super::grid::{self, Grid};
 use super::iq2::largest;
-use super::magnitudes::{scale_code, weigh};
+use super::magnitudes::{of_group, scale_code, weigh};
 use super::splits::{self, DELTA, DOWN, Split, UP};
 use crate::quant::float::{abs_max, f16, f16_bits};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
+use crate::quant::groups::{Group, Grouped, decode};
 use crate::quant::kernels::{Blocks, levels};
 use crate::quant::search::ROWS;
 use crate::quant::types::QuantType;
@@ -46,7 +47,9 @@ const N: usize = 256;
 #[inline(always)]
 fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
     let mut values = [0f32; G];
-    values.copy_from_slice(x);
+    for i in 0..G {
+        values[i] = x[i];
+    }
     let mut places = [0u32; G];
     for j in 0..G {
         for i in 0..G {
@@ -56,17 +59,19 @@ fn ascending<const G: usize>(x: &[f32]) -> [u8; G] {
         }
     }
     let mut order = [0u8; G];
-    for (i, place) in (0..).zip(places) {
-        order[place as usize % G] = i;
+    for i in 0..G {
+        order[places[i] as usize % G] = i as u8;
     }
     order
 }
 
 /// Codes 0, 1, 2 for the values before, between and after the two places in ascending order.
+#[inline(always)]
 fn codes_of<const G: usize>(order: &[u8; G], split: Split) -> [u8; G] {
     let mut codes = [0u8; G];
-    for (place, &i) in order.iter().enumerate() {
-        codes[usize::from(i)] = u8::from(place >= split.first) + u8::from(place >= split.second);
+    for place in 0..G {
+        let code = u8::from(place >= split.first) + u8::from(place >= split.second);
+        codes[usize::from(order[place])] = code;
     }
     codes
 }
@@ -84,24 +89,27 @@ fn settle<S: Search, const G: usize>(
     points: &mut [u16],
 ) -> f32 {
     let mut all_on_grid = true;
-    for (k, point) in points.iter_mut().enumerate() {
+    for k in 0..points.len() {
         let at = 8 * k..8 * k + 8;
         let mut of_point = [0; 8];
-        of_point.copy_from_slice(&codes[at.clone()]);
+        for i in 0..8 {
+            of_point[i] = codes[8 * k + i];
+        }
         let (around, on_grid) = grid.around(Grid::<8>::pack(&of_point));
         all_on_grid &= on_grid;
         let [a, b, c] = *shifts(k);
         let values = [a, b, c, 0.0, a, b, c, 0.0];
         let packed = S::nearest::<8>(around, &values, scale, &x[at.clone()], &w[at]);
-        *point = grid.index(packed);
+        points[k] = grid.index(packed);
     }
     if all_on_grid {
         return scale;
     }
     let (mut sumqx, mut sumq2) = (0f32, 0f32);
-    for (k, &point) in points.iter().enumerate() {
-        for (i, &code) in grid.codes[usize::from(point)].iter().enumerate() {
-            let (q, w) = (shifts(k)[usize::from(code)], w[8 * k + i]);
+    for k in 0..points.len() {
+        let codes = &grid.codes[usize::from(points[k])];
+        for i in 0..8 {
+            let (q, w) = (shifts(k)[usize::from(codes[i])], w[8 * k + i]);
             sumqx += w * q * x[8 * k + i];
             sumq2 += w * q * q;
         }
@@ -109,20 +117,13 @@ fn settle<S: Search, const G: usize>(
     if sumqx > 0.0 && sumq2 > 0.0 { sumqx / sumq2 } else { scale }
 }
 
-/// The values of codes in the first and second eight of a group, by its pair of shifts:
-/// up/up, up/down, down/up, down/down.
-fn shift_of(pair: usize, half: usize) -> &'static [f32; 3] {
-    if pair >> (1 - half) & 1 == 0 { &UP } else { &DOWN }
-}
-
-/// The bits in `qh` of each pair of shifts.
-const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
-
-/// Writes the eight values of a point.
+/// The codes of a point's values, in eighths of a scale, from `at` on.
 #[inline(always)]
-fn values(grid: &Grid<8>, point: usize, scale: f32, delta: f32, out: &mut [f32]) {
-    for (v, &code) in out.iter_mut().zip(&grid.codes[point]) {
-        *v = scale * (f32::from(code) - 1.0 + delta);
+fn eighths<const G: usize>(grid: &Grid<8>, point: usize, down: bool, at: usize, out: &mut [i8; G]) {
+    let shift = if down { -1 } else { 1 };
+    let codes = &grid.codes[point];
+    for i in 0..8 {
+        out[at + i] = 8 * (codes[i] as i8 - 1) + shift;
     }
 }
 
@@ -133,7 +134,9 @@ impl Blocks for Small {
     fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
         let grid = grid::iq1();
         let (row, mut squares) = (x, [0f32; ROWS]);
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(50)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<50>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
@@ -141,9 +144,10 @@ impl Blocks for Small {
             let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
             let mut scales = [0f32; 8];
             let mut high = [0u16; 8];
-            for (g, x) in x.chunks_exact(32).enumerate() {
+            for g in 0..N / 32 {
+                let x = &blocks[b][32 * g..][..32];
                 // The caller makes sure that there is an importance.
-                let w = weigh(x, qw.map(|qw| &qw[N * b + 32 * g..]), sigma2, 0.0);
+                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
                 if abs_max(x) < 1e-12 {
                     continue;
                 }
@@ -154,49 +158,57 @@ impl Blocks for Small {
                 let mut up = split.shift == 0;
                 let mut codes = codes_of(&order, split);
                 if scale < 0.0 {
-                    codes.iter_mut().for_each(|c| *c = 2 - *c);
+                    for code in &mut codes {
+                        *code = 2 - *code;
+                    }
                     scale = -scale;
                     up = !up;
                 }
                 let shift = if up { &UP } else { &DOWN };
                 let mut points = [0u16; 4];
                 scales[g] = settle::<S, _>(grid, &codes, |_| shift, x, &w, scale, &mut points);
-                for (k, &point) in points.iter().enumerate() {
-                    out[2 + 4 * g + k] = point as u8;
-                    high[g] |= (point >> 8) << (3 * k);
+                for k in 0..4 {
+                    out[2 + 4 * g + k] = points[k] as u8;
+                    high[g] |= (points[k] >> 8) << (3 * k);
                 }
                 high[g] |= u16::from(!up) << 15;
             }
             let max_scale = largest(&scales);
             if max_scale == 0.0 {
-                for (bytes, high) in out[34..].chunks_exact_mut(2).zip(high) {
-                    bytes.copy_from_slice(&(high & 0xfff).to_le_bytes());
+                for g in 0..8 {
+                    [out[34 + 2 * g], out[35 + 2 * g]] = (high[g] & 0xfff).to_le_bytes();
                 }
                 continue;
             }
             let d = max_scale / 15.0;
-            out[..2].copy_from_slice(&f16_bits(d * 1.125));
-            for (g, bytes) in out[34..].chunks_exact_mut(2).enumerate() {
+            [out[0], out[1]] = f16_bits(d * 1.125);
+            for g in 0..8 {
                 let word = high[g] | u16::from(scale_code(1.0 / d, scales[g], 7)) << 12;
-                bytes.copy_from_slice(&word.to_le_bytes());
+                [out[34 + 2 * g], out[35 + 2 * g]] = word.to_le_bytes();
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 32, 50>(bytes, out);
+    }
+}
+
+impl Grouped<32, 50> for Small {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 50], g: usize) -> Group<32> {
         let grid = grid::iq1();
-        for (b, out) in bytes.chunks_exact(50).zip(out.chunks_exact_mut(N)) {
-            let d = f16(b);
-            for (p, out) in out.chunks_exact_mut(8).enumerate() {
-                let (g, k) = (p / 4, p % 4);
-                let word = u16::from_le_bytes([b[34 + 2 * g], b[35 + 2 * g]]);
-                let scale = d * f32::from(2 * (word >> 12 & 7) + 1);
-                let delta = if word >> 15 == 1 { -DELTA } else { DELTA };
-                let high = usize::from(word >> (3 * k) & 7) << 8;
-                values(grid, usize::from(b[2 + p]) | high, scale, delta, out);
-            }
+        let word = u16::from_le_bytes([b[34 + 2 * g], b[35 + 2 * g]]);
+        let mut codes = [0; 32];
+        for k in 0..4 {
+            let point = usize::from(b[2 + 4 * g + k]) | usize::from(word >> (3 * k) & 7) << 8;
+            eighths(grid, point, word >> 15 == 1, 8 * k, &mut codes);
         }
+        let scale = f16(b) * f32::from(2 * (word >> 12 & 7) + 1);
+        Group { codes, scale: scale * DELTA, offset: 0.0 }
     }
 }
 
@@ -207,6 +219,16 @@ fn scale(b: &[u8]) -> f32 {
     f16(&(nibble(0) | nibble(1) | nibble(2) | nibble(3)).to_le_bytes())
 }
 
+/// The values of codes in the first and second eight of a group, by its pair of shifts:
+/// up/up, up/down, down/up, down/down.
+#[inline(always)]
+fn shift_of(pair: usize, half: usize) -> &'static [f32; 3] {
+    if pair >> (1 - half) & 1 == 0 { &UP } else { &DOWN }
+}
+
+/// The bits in `qh` of each pair of shifts.
+const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
+
 struct Medium;
 
 impl Blocks for Medium {
@@ -214,44 +236,51 @@ impl Blocks for Medium {
     fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
         let grid = grid::iq1();
         let (row, mut squares) = (x, [0f32; ROWS]);
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(56)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<56>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
             }
             let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
+            let groups = blocks[b].as_chunks::<16>().0;
             let mut weights = [[0f32; 16]; 16];
-            for (g, (weights, x)) in weights.iter_mut().zip(x.chunks_exact(16)).enumerate() {
-                let w = weigh(x, qw.map(|qw| &qw[N * b + 16 * g..]), sigma2, 0.0);
-                weights.copy_from_slice(&w[..16]);
+            for g in 0..16 {
+                let w = weigh(&groups[g], of_group::<16>(qw, N * b + 16 * g), sigma2, 0.0);
+                for i in 0..16 {
+                    weights[g][i] = w[i];
+                }
             }
             let mut scales = [0f32; 16];
             let mut pairs = [0usize; 16];
             let mut all = [0u16; 32];
-            for (g, x) in x.chunks_exact(16).enumerate() {
+            for g in 0..16 {
+                let (x, w) = (&groups[g], &weights[g]);
                 if abs_max(x) < 1e-7 {
                     continue;
                 }
-                let w = weights[g];
                 let order = ascending::<16>(x);
-                let Some((mut scale, split)) = splits::best_of_two::<S>(x, &w, &order) else {
+                let Some((mut scale, split)) = splits::best_of_two::<S>(x, w, &order) else {
                     continue;
                 };
                 let mut pair = split.shift;
                 let mut codes = codes_of(&order, split);
                 if scale < 0.0 {
-                    codes.iter_mut().for_each(|c| *c = 2 - *c);
+                    for code in &mut codes {
+                        *code = 2 - *code;
+                    }
                     scale = -scale;
                     pair = 3 - pair;
                 }
                 let points = &mut all[2 * g..2 * g + 2];
                 scales[g] =
-                    settle::<S, _>(grid, &codes, |k| shift_of(pair, k), x, &w, scale, points);
+                    settle::<S, _>(grid, &codes, |k| shift_of(pair, k), x, w, scale, points);
                 pairs[g] = pair;
             }
-            for (p, &point) in all.iter().enumerate() {
-                out[p] = point as u8;
-                out[32 + p / 2] |= ((point >> 8) as u8) << (4 * (p % 2));
+            for p in 0..32 {
+                out[p] = all[p] as u8;
+                out[32 + p / 2] |= ((all[p] >> 8) as u8) << (4 * (p % 2));
             }
             let max_scale = largest(&scales);
             if max_scale == 0.0 {
@@ -261,16 +290,16 @@ impl Blocks for Medium {
             let id = 1.0 / d;
             let (mut sumqx, mut sumq2) = (0f32, 0f32);
             let mut words = [0u16; 4];
-            for (g, x) in x.chunks_exact(16).enumerate() {
+            for g in 0..16 {
+                let (x, w) = (&groups[g], &weights[g]);
                 let code = scale_code(id, scales[g], 7);
                 words[g / 4] |= u16::from(code) << (3 * (g % 4));
                 out[32 + g] |= SHIFT_BITS[pairs[g]];
-                let w = weights[g];
                 for k in 0..2 {
-                    let codes = grid.codes[usize::from(all[2 * g + k])];
-                    for (i, code_of_value) in (8 * k..).zip(codes) {
-                        let value = shift_of(pairs[g], k)[usize::from(code_of_value)];
-                        let q = value * f32::from(2 * code + 1);
+                    let codes = &grid.codes[usize::from(all[2 * g + k])];
+                    for i in 0..8 {
+                        let value = shift_of(pairs[g], k)[usize::from(codes[i])];
+                        let (q, i) = (value * f32::from(2 * code + 1), 8 * k + i);
                         sumqx += w[i] * q * x[i];
                         sumq2 += w[i] * q * q;
                     }
@@ -280,27 +309,34 @@ impl Blocks for Medium {
                 d = sumqx / sumq2;
             }
             let d = u16::from_le_bytes(f16_bits(d * 1.1125));
-            for (i, bytes) in out[48..].chunks_exact_mut(2).enumerate() {
+            for i in 0..4 {
                 let word = words[i] | (d >> (4 * i) & 15) << 12;
-                bytes.copy_from_slice(&word.to_le_bytes());
+                [out[48 + 2 * i], out[49 + 2 * i]] = word.to_le_bytes();
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 16, 56>(bytes, out);
+    }
+}
+
+impl Grouped<16, 56> for Medium {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 56], g: usize) -> Group<16> {
         let grid = grid::iq1();
-        for (b, out) in bytes.chunks_exact(56).zip(out.chunks_exact_mut(N)) {
-            let word = |i: usize| u16::from_le_bytes([b[48 + 2 * i], b[49 + 2 * i]]);
-            let d = scale(b);
-            for (p, out) in out.chunks_exact_mut(8).enumerate() {
-                let g = p / 2;
-                let scale = d * f32::from(2 * (word(g / 4) >> (3 * (g % 4)) & 7) + 1);
-                let bits = b[32 + g] >> (4 * (p % 2)) & 15;
-                let delta = if bits & 8 != 0 { -DELTA } else { DELTA };
-                let point = usize::from(b[p]) | usize::from(bits & 7) << 8;
-                values(grid, point, scale, delta, out);
-            }
+        let mut codes = [0; 16];
+        for k in 0..2 {
+            let bits = b[32 + g] >> (4 * k) & 15;
+            let point = usize::from(b[2 * g + k]) | usize::from(bits & 7) << 8;
+            eighths(grid, point, bits & 8 != 0, 8 * k, &mut codes);
         }
+        let at = 48 + 2 * (g / 4);
+        let code = u16::from_le_bytes([b[at], b[at + 1]]) >> (3 * (g % 4)) & 7;
+        let scale = scale(b) * f32::from(2 * code + 1);
+        Group { codes, scale: scale * DELTA, offset: 0.0 }
     }
 }

@@ -11,9 +11,12 @@
 
 use super::Search;
 use super::grid::{self, Grid};
-use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
+use super::magnitudes::{
+    Candidates, Magnitudes, Refine, of_group, scale_code, signed, weigh, with_parity,
+};
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
+use crate::quant::groups::{Group, Grouped, decode};
 use crate::quant::kernels::{Blocks, levels};
 use crate::quant::search::{EPS, ROWS};
 use crate::quant::types::QuantType;
@@ -45,18 +48,23 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
 
 const N: usize = 256;
 /// The magnitudes of codes.
-const VALUES: [f32; 3] = [8.0, 25.0, 43.0];
+const VALUES: [i8; 3] = [8, 25, 43];
 
 /// The largest of scales that are not negative.
+#[inline(always)]
 pub(super) fn largest(scales: &[f32]) -> f32 {
-    scales.iter().fold(0f32, |max, &s| if max > s { max } else { s })
+    let mut max = 0f32;
+    for &scale in scales {
+        max = if max > scale { max } else { scale };
+    }
+    max
 }
 
 /// One value for each point of a group of two.
 #[inline(always)]
 fn pair<S: Search>(
     grid: &Grid<8>,
-    group: &mut Group,
+    group: &mut Magnitudes,
     mask: u8,
     points: &mut [u16; 2],
     scratch: &mut S::Scratch,
@@ -72,28 +80,39 @@ fn pair<S: Search>(
 }
 
 /// Two scale codes to a byte.
+#[inline(always)]
 fn pack_scales(id: f32, scales: &[f32; 16], out: &mut [u8]) {
-    for (byte, pair) in out.iter_mut().zip(scales.chunks_exact(2)) {
-        *byte = scale_code(id, pair[0], 15) | scale_code(id, pair[1], 15) << 4;
+    for j in 0..8 {
+        let [a, b] = [scales[2 * j], scales[2 * j + 1]];
+        out[j] = scale_code(id, a, 15) | scale_code(id, b, 15) << 4;
     }
 }
 
-/// Writes the eight values of a point.
+/// The codes of a point's values, from `at` on.
 #[inline(always)]
-fn values(grid: &Grid<8>, point: usize, signs: u8, scale: f32, out: &mut [f32]) {
-    for (i, (v, &code)) in out.iter_mut().zip(&grid.codes[point]).enumerate() {
-        *v = signed(scale * VALUES[usize::from(code)], signs, i);
+fn signed_codes<const G: usize>(
+    grid: &Grid<8>,
+    point: usize,
+    signs: u8,
+    at: usize,
+    out: &mut [i8; G],
+) {
+    let codes = &grid.codes[point];
+    for i in 0..8 {
+        out[at + i] = signed(VALUES[usize::from(codes[i])], signs, i);
     }
 }
 
 /// The factor of a group from its 4-bit code.
+#[inline(always)]
 fn factor(d: f32, code: u8) -> f32 {
     d * (0.5 + f32::from(code)) * 0.25
 }
 
-/// The code of the 16 values that point `p` belongs to.
-fn nibble(scales: &[u8], p: usize) -> u8 {
-    scales[p / 4] >> (4 * (p / 2 % 2)) & 15
+/// The code of group `g` of 16 values.
+#[inline(always)]
+fn nibble(scales: &[u8], g: usize) -> u8 {
+    scales[g / 2] >> (4 * (g % 2)) & 15
 }
 
 struct Xxs;
@@ -104,7 +123,9 @@ impl Blocks for Xxs {
         let grid = grid::iq2_xxs();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(66)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<66>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
@@ -112,9 +133,10 @@ impl Blocks for Xxs {
             let sigma2 = squares[b % ROWS] / N as f32;
             let mut scales = [0f32; 8];
             let mut words = [0u32; 16];
-            for (g, x) in x.chunks_exact(32).enumerate() {
-                let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-                let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), true);
+            for g in 0..8 {
+                let x = &blocks[b][32 * g..][..32];
+                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
+                let mut group = Magnitudes::new(x, w, true);
                 if group.max() < EPS {
                     continue;
                 }
@@ -137,9 +159,9 @@ impl Blocks for Xxs {
                     group.flip(127);
                 }
                 scales[g] = scale.abs();
-                for (k, (point, signs)) in points.into_iter().zip(group.signs).enumerate() {
-                    words[2 * g] |= u32::from(point) << (8 * k);
-                    words[2 * g + 1] |= u32::from(signs) << (7 * k);
+                for k in 0..4 {
+                    words[2 * g] |= u32::from(points[k]) << (8 * k);
+                    words[2 * g + 1] |= u32::from(group.signs[k]) << (7 * k);
                 }
             }
             let max_scale = largest(&scales);
@@ -147,29 +169,37 @@ impl Blocks for Xxs {
                 continue;
             }
             let d = max_scale / 31.0;
-            out[..2].copy_from_slice(&f16_bits(d));
-            for (g, &scale) in scales.iter().enumerate() {
-                words[2 * g + 1] |= u32::from(scale_code(1.0 / d, scale, 15)) << 28;
+            [out[0], out[1]] = f16_bits(d);
+            for g in 0..8 {
+                words[2 * g + 1] |= u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
             }
-            for (bytes, word) in out[2..].chunks_exact_mut(4).zip(words) {
-                bytes.copy_from_slice(&word.to_le_bytes());
+            let out = out[2..].as_chunks_mut::<4>().0;
+            for i in 0..16 {
+                out[i] = words[i].to_le_bytes();
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 32, 66>(bytes, out);
+    }
+}
+
+impl Grouped<32, 66> for Xxs {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 66], g: usize) -> Group<32> {
         let grid = grid::iq2_xxs();
-        for (b, out) in bytes.chunks_exact(66).zip(out.chunks_exact_mut(N)) {
-            let d = f16(b);
-            for (g, out) in b[2..].chunks_exact(8).zip(out.chunks_exact_mut(32)) {
-                let word = u32::from_le_bytes([g[4], g[5], g[6], g[7]]);
-                let scale = factor(d, (word >> 28) as u8);
-                for (k, out) in out.chunks_exact_mut(8).enumerate() {
-                    values(grid, usize::from(g[k]), with_parity(word >> (7 * k)), scale, out);
-                }
-            }
+        let of_group = &b[2 + 8 * g..][..8];
+        let word = u32::from_le_bytes([of_group[4], of_group[5], of_group[6], of_group[7]]);
+        let mut codes = [0; 32];
+        for k in 0..4 {
+            let signs = with_parity(word >> (7 * k));
+            signed_codes(grid, usize::from(of_group[k]), signs, 8 * k, &mut codes);
         }
+        Group { codes, scale: factor(f16(b), (word >> 28) as u8), offset: 0.0 }
     }
 }
 
@@ -181,7 +211,9 @@ impl Blocks for Xs {
         let grid = grid::iq2_xs();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(74)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<74>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
@@ -189,16 +221,17 @@ impl Blocks for Xs {
             let sigma2 = squares[b % ROWS] / N as f32;
             let mut scales = [0f32; 16];
             let mut words = [0u16; 32];
-            for (g, x) in x.chunks_exact(16).enumerate() {
-                let qw = qw.map(|qw| &qw[N * b + 16 * g..]);
-                let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), true);
+            for g in 0..16 {
+                let x = &blocks[b][16 * g..][..16];
+                let w = weigh(x, of_group::<16>(qw, N * b + 16 * g), sigma2, 0.0);
+                let mut group = Magnitudes::new(x, w, true);
                 if group.max() < EPS {
                     continue;
                 }
                 let mut points = [0u16; 2];
                 scales[g] = pair::<S>(grid, &mut group, 127, &mut points, &mut scratch);
-                for (k, (point, signs)) in points.into_iter().zip(group.signs).enumerate() {
-                    words[2 * g + k] = point | u16::from(signs) << 9;
+                for k in 0..2 {
+                    words[2 * g + k] = points[k] | u16::from(group.signs[k]) << 9;
                 }
             }
             let max_scale = largest(&scales);
@@ -206,25 +239,35 @@ impl Blocks for Xs {
                 continue;
             }
             let d = max_scale / 31.0;
-            out[..2].copy_from_slice(&f16_bits(d));
+            [out[0], out[1]] = f16_bits(d);
             pack_scales(1.0 / d, &scales, &mut out[66..]);
-            for (bytes, word) in out[2..66].chunks_exact_mut(2).zip(words) {
-                bytes.copy_from_slice(&word.to_le_bytes());
+            let out = out[2..66].as_chunks_mut::<2>().0;
+            for p in 0..32 {
+                out[p] = words[p].to_le_bytes();
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 16, 74>(bytes, out);
+    }
+}
+
+impl Grouped<16, 74> for Xs {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 74], g: usize) -> Group<16> {
         let grid = grid::iq2_xs();
-        for (b, out) in bytes.chunks_exact(74).zip(out.chunks_exact_mut(N)) {
-            let d = f16(b);
-            for (p, out) in out.chunks_exact_mut(8).enumerate() {
-                let word = u16::from_le_bytes([b[2 + 2 * p], b[3 + 2 * p]]);
-                let scale = factor(d, nibble(&b[66..], p));
-                values(grid, usize::from(word & 511), with_parity((word >> 9).into()), scale, out);
-            }
+        let mut codes = [0; 16];
+        for k in 0..2 {
+            let at = 2 + 4 * g + 2 * k;
+            let word = u16::from_le_bytes([b[at], b[at + 1]]);
+            let signs = with_parity((word >> 9).into());
+            signed_codes(grid, usize::from(word & 511), signs, 8 * k, &mut codes);
         }
+        Group { codes, scale: factor(f16(b), nibble(&b[66..], g)), offset: 0.0 }
     }
 }
 
@@ -236,25 +279,29 @@ impl Blocks for Small {
         let grid = grid::iq2_s();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(82)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<82>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
             }
             let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
             let mut scales = [0f32; 16];
-            for (g, x) in x.chunks_exact(16).enumerate() {
-                let qw = qw.map(|qw| &qw[N * b + 16 * g..]);
-                let mut group = Group::new(x, weigh(x, qw, sigma2, 0.25 * sigma2), false);
+            for g in 0..16 {
+                let x = &blocks[b][16 * g..][..16];
+                let w = weigh(x, of_group::<16>(qw, N * b + 16 * g), sigma2, 0.25 * sigma2);
+                let mut group = Magnitudes::new(x, w, false);
                 if group.max() < 1e-8 {
                     continue;
                 }
                 let mut points = [0u16; 2];
                 scales[g] = pair::<S>(grid, &mut group, 255, &mut points, &mut scratch);
-                for (p, (point, signs)) in (2 * g..).zip(points.into_iter().zip(group.signs)) {
-                    out[2 + p] = point as u8;
-                    out[66 + p / 4] |= ((point >> 8) as u8) << (2 * (p % 4));
-                    out[34 + p] = signs;
+                for k in 0..2 {
+                    let p = 2 * g + k;
+                    out[2 + p] = points[k] as u8;
+                    out[66 + p / 4] |= ((points[k] >> 8) as u8) << (2 * (p % 4));
+                    out[34 + p] = group.signs[k];
                 }
             }
             let max_scale = largest(&scales);
@@ -262,21 +309,30 @@ impl Blocks for Small {
                 continue;
             }
             let d = max_scale / 31.0;
-            out[..2].copy_from_slice(&f16_bits(d * 0.9875));
+            [out[0], out[1]] = f16_bits(d * 0.9875);
             pack_scales(1.0 / d, &scales, &mut out[74..]);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 16, 82>(bytes, out);
+    }
+}
+
+impl Grouped<16, 82> for Small {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 82], g: usize) -> Group<16> {
         let grid = grid::iq2_s();
-        for (b, out) in bytes.chunks_exact(82).zip(out.chunks_exact_mut(N)) {
-            let d = f16(b);
-            for (p, out) in out.chunks_exact_mut(8).enumerate() {
-                let high = usize::from(b[66 + p / 4] >> (2 * (p % 4)) & 3) << 8;
-                let scale = factor(d, nibble(&b[74..], p));
-                values(grid, usize::from(b[2 + p]) | high, b[34 + p], scale, out);
-            }
+        let mut codes = [0; 16];
+        for k in 0..2 {
+            let p = 2 * g + k;
+            let point =
+                usize::from(b[2 + p]) | usize::from(b[66 + p / 4] >> (2 * (p % 4)) & 3) << 8;
+            signed_codes(grid, point, b[34 + p], 8 * k, &mut codes);
         }
+        Group { codes, scale: factor(f16(b), nibble(&b[74..], g)), offset: 0.0 }
     }
 }

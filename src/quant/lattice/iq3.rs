@@ -12,9 +12,12 @@
 use super::Search;
 use super::grid::{self, Grid};
 use super::iq2::largest;
-use super::magnitudes::{Candidates, Group, Refine, scale_code, signed, weigh, with_parity};
+use super::magnitudes::{
+    Candidates, Magnitudes, Refine, of_group, scale_code, signed, weigh, with_parity,
+};
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
+use crate::quant::groups::{Group, Grouped, decode};
 use crate::quant::kernels::{Blocks, levels};
 use crate::quant::search::ROWS;
 use crate::quant::types::QuantType;
@@ -39,23 +42,26 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
 
 const N: usize = 256;
 /// The magnitudes of codes in IQ3_XXS.
-const XXS_VALUES: [f32; 8] = [4.0, 12.0, 20.0, 28.0, 36.0, 44.0, 52.0, 62.0];
+const XXS_VALUES: [i8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
 /// The magnitudes of codes in IQ3_S.
-const S_VALUES: [f32; 8] = [1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0];
+const S_VALUES: [i8; 8] = [1, 3, 5, 7, 9, 11, 13, 15];
 
-/// Writes eight values from two points.
+/// The codes of eight values from two points, from `at` on.
 #[inline(always)]
-fn values(
+fn signed_codes(
     grid: &Grid<4>,
     points: [usize; 2],
-    magnitudes: &[f32; 8],
+    magnitudes: &[i8; 8],
     signs: u8,
-    scale: f32,
-    out: &mut [f32],
+    at: usize,
+    out: &mut [i8; 32],
 ) {
-    let codes = points.iter().flat_map(|&point| grid.codes[point]);
-    for (i, (v, code)) in out.iter_mut().zip(codes).enumerate() {
-        *v = signed(scale * magnitudes[usize::from(code)], signs, i);
+    for half in 0..2 {
+        let codes = &grid.codes[points[half]];
+        for i in 0..4 {
+            let (magnitude, i) = (magnitudes[usize::from(codes[i])], 4 * half + i);
+            out[at + i] = signed(magnitude, signs, i);
+        }
     }
 }
 
@@ -67,7 +73,9 @@ impl Blocks for Xxs {
         let grid = grid::iq3_xxs();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(98)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<98>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
@@ -76,9 +84,10 @@ impl Blocks for Xxs {
             let mut scales = [0f32; 8];
             let mut words = [0u32; 8];
             let mut all = [0u16; 64];
-            for (g, x) in x.chunks_exact(32).enumerate() {
-                let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-                let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), true);
+            for g in 0..8 {
+                let x = &blocks[b][32 * g..][..32];
+                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
+                let mut group = Magnitudes::new(x, w, true);
                 let max = group.max();
                 if max < 1e-8 {
                     continue;
@@ -97,8 +106,8 @@ impl Blocks for Xxs {
                     group.flip(127);
                 }
                 scales[g] = scale.abs();
-                for (k, &signs) in group.signs.iter().enumerate() {
-                    words[g] |= u32::from(signs) << (7 * k);
+                for k in 0..4 {
+                    words[g] |= u32::from(group.signs[k]) << (7 * k);
                 }
             }
             let max_scale = largest(&scales);
@@ -106,32 +115,40 @@ impl Blocks for Xxs {
                 continue;
             }
             let d = max_scale / 31.0;
-            out[..2].copy_from_slice(&f16_bits(d * 1.0125));
-            for (byte, point) in out[2..66].iter_mut().zip(all) {
-                *byte = point as u8;
+            [out[0], out[1]] = f16_bits(d * 1.0125);
+            for p in 0..64 {
+                out[2 + p] = all[p] as u8;
             }
-            for (g, bytes) in out[66..].chunks_exact_mut(4).enumerate() {
+            let out = out[66..].as_chunks_mut::<4>().0;
+            for g in 0..8 {
                 let word = words[g] | u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
-                bytes.copy_from_slice(&word.to_le_bytes());
+                out[g] = word.to_le_bytes();
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 32, 98>(bytes, out);
+    }
+}
+
+impl Grouped<32, 98> for Xxs {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 98], g: usize) -> Group<32> {
         let grid = grid::iq3_xxs();
-        for (b, out) in bytes.chunks_exact(98).zip(out.chunks_exact_mut(N)) {
-            let d = f16(b);
-            for (g, out) in out.chunks_exact_mut(32).enumerate() {
-                let at = 66 + 4 * g;
-                let word = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
-                let scale = d * (0.5 + (word >> 28) as f32) * 0.5;
-                for (k, out) in out.chunks_exact_mut(8).enumerate() {
-                    let points = [0, 1].map(|i| usize::from(b[2 + 8 * g + 2 * k + i]));
-                    values(grid, points, &XXS_VALUES, with_parity(word >> (7 * k)), scale, out);
-                }
-            }
+        let at = 66 + 4 * g;
+        let word = u32::from_le_bytes([b[at], b[at + 1], b[at + 2], b[at + 3]]);
+        let mut codes = [0; 32];
+        for k in 0..4 {
+            let p = 2 + 8 * g + 2 * k;
+            let points = [usize::from(b[p]), usize::from(b[p + 1])];
+            let signs = with_parity(word >> (7 * k));
+            signed_codes(grid, points, &XXS_VALUES, signs, 8 * k, &mut codes);
         }
+        Group { codes, scale: f16(b) * (0.5 + (word >> 28) as f32) * 0.5, offset: 0.0 }
     }
 }
 
@@ -146,7 +163,9 @@ impl Blocks for Small {
         let grid = grid::iq3_s();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
-        for (b, (x, out)) in x.chunks_exact(N).zip(out.chunks_exact_mut(110)).enumerate() {
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<110>().0);
+        for b in 0..blocks.len() {
+            let out = &mut out[b];
             out.fill(0);
             if b % ROWS == 0 {
                 squares = S::row_squares(&row[N * b..], N);
@@ -154,9 +173,10 @@ impl Blocks for Small {
             let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
             let mut scales = [0f32; 8];
             let mut written = 0;
-            for (g, x) in x.chunks_exact(32).enumerate() {
-                let qw = qw.map(|qw| &qw[N * b + 32 * g..]);
-                let mut group = Group::new(x, weigh(x, qw, sigma2, 0.0), false);
+            for g in 0..8 {
+                let x = &blocks[b][32 * g..][..32];
+                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
+                let mut group = Magnitudes::new(x, w, false);
                 let max = group.max();
                 if max == 0.0 {
                     continue;
@@ -176,11 +196,13 @@ impl Blocks for Small {
                     group.flip(255);
                 }
                 scales[g] = scale.abs();
-                for (k, point) in points.into_iter().enumerate() {
-                    out[2 + 8 * written + k] = point as u8;
-                    out[66 + g] |= ((point >> 8) as u8) << k;
+                for k in 0..8 {
+                    out[2 + 8 * written + k] = points[k] as u8;
+                    out[66 + g] |= ((points[k] >> 8) as u8) << k;
                 }
-                out[74 + 4 * written..78 + 4 * written].copy_from_slice(&group.signs);
+                for k in 0..4 {
+                    out[74 + 4 * written + k] = group.signs[k];
+                }
                 written += 1;
             }
             let max_scale = largest(&scales);
@@ -188,27 +210,36 @@ impl Blocks for Small {
                 continue;
             }
             let d = max_scale / 31.0;
-            out[..2].copy_from_slice(&f16_bits(d * 1.033));
-            for (byte, pair) in out[106..].iter_mut().zip(scales.chunks_exact(2)) {
-                *byte = scale_code(1.0 / d, pair[0], 15) | scale_code(1.0 / d, pair[1], 15) << 4;
+            [out[0], out[1]] = f16_bits(d * 1.033);
+            for j in 0..4 {
+                let [low, high] = [scales[2 * j], scales[2 * j + 1]];
+                out[106 + j] = scale_code(1.0 / d, low, 15) | scale_code(1.0 / d, high, 15) << 4;
             }
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
+        decode::<Self, N, 32, 110>(bytes, out);
+    }
+}
+
+impl Grouped<32, 110> for Small {
+    const OFFSETS: bool = false;
+
+    #[inline(always)]
+    fn group(b: &[u8; 110], g: usize) -> Group<32> {
         let grid = grid::iq3_s();
-        for (b, out) in bytes.chunks_exact(110).zip(out.chunks_exact_mut(N)) {
-            let d = f16(b);
-            for (k, out) in out.chunks_exact_mut(8).enumerate() {
-                let g = k / 4;
-                let code = b[106 + g / 2] >> (4 * (g % 2)) & 15;
-                let points = [0, 1].map(|i| {
-                    let p = 2 * k + i;
-                    usize::from(b[2 + p]) | usize::from(b[66 + p / 8] >> (p % 8) & 1) << 8
-                });
-                values(grid, points, &S_VALUES, b[74 + k], d * f32::from(1 + 2 * code), out);
+        let mut codes = [0; 32];
+        for k in 0..4 {
+            let mut points = [0; 2];
+            for i in 0..2 {
+                let p = 2 * k + i;
+                points[i] = usize::from(b[2 + 8 * g + p]) | usize::from(b[66 + g] >> p & 1) << 8;
             }
+            signed_codes(grid, points, &S_VALUES, b[74 + 4 * g + k], 8 * k, &mut codes);
         }
+        let code = b[106 + g / 2] >> (4 * (g % 2)) & 15;
+        Group { codes, scale: f16(b) * f32::from(1 + 2 * code), offset: 0.0 }
     }
 }

@@ -4,7 +4,7 @@
 
 use super::Search;
 use super::grid::{Grid, List, MAX_CODES, MAX_LIST};
-use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
+use super::magnitudes::{MAGNITUDES, MAX_CANDIDATES, Magnitudes, Sums, Trials};
 use super::splits::{self, DOWN, Prefixes, Split, UP};
 use crate::quant::lanes::InLanes;
 use crate::simd::{Eight, Lanes};
@@ -14,7 +14,7 @@ impl<L: Lanes> Search for InLanes<L> {
 
     #[inline(always)]
     fn choose<const D: usize>(
-        group: &Group,
+        group: &Magnitudes,
         grid: &Grid<D>,
         ids: &[f32; MAX_CANDIDATES],
         scales: &[f32; MAX_CANDIDATES],
@@ -25,7 +25,7 @@ impl<L: Lanes> Search for InLanes<L> {
     }
 
     #[inline(always)]
-    fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums {
+    fn sums<const D: usize>(group: &Magnitudes, trials: &Trials, count: usize) -> Sums {
         sums::<L::Eight, D>(group, trials, count)
     }
 
@@ -55,7 +55,7 @@ impl<L: Lanes> Search for InLanes<L> {
 /// to the same list; the nearest of its points is sought for eight scales at once.
 #[inline(always)]
 fn choose<L: Eight, const D: usize>(
-    group: &Group,
+    group: &Magnitudes,
     grid: &Grid<D>,
     ids: &[f32; MAX_CANDIDATES],
     scales: &[f32; MAX_CANDIDATES],
@@ -120,8 +120,8 @@ fn codes<L: Eight, const D: usize>(
     for t in (0..count).step_by(8) {
         let id = L::load(&ids[t..]);
         let mut packed = zero;
-        for &x in x.iter().rev() {
-            let code = (half * (id * L::splat(x) - one)).nearest_int().max(zero).min(last);
+        for i in (0..D).rev() {
+            let code = (half * (id * L::splat(x[i]) - one)).nearest_int().max(zero).min(last);
             packed = packed * above + code;
         }
         // Integers stand in the lowest bits of what is 2^23 and more.
@@ -145,9 +145,10 @@ const TIE: f32 = 4e-6;
 #[inline(always)]
 fn tie([first, last]: [f32; 2], most: f32, x: &[f32], w: &[f32]) -> f32 {
     let (mut sum, mut greatest) = (0f32, 0f32);
-    for (x, w) in x.iter().zip(w) {
-        let apart = first * most + x.abs();
-        sum += w * apart * apart;
+    let w = &w[..x.len()];
+    for i in 0..x.len() {
+        let apart = first * most + x[i].abs();
+        sum += w[i] * apart * apart;
         greatest = if greatest > apart { greatest } else { apart };
     }
     let usual = (1e-10..1e5).contains(&greatest) && (1e-25..1e25).contains(&sum);
@@ -177,8 +178,8 @@ impl Parabolas {
         let (codes, _) = around.padded.as_chunks::<8>();
         self.n = codes.len();
         let mut left = around.n as i32 as f32;
-        for (codes, block) in codes.iter().zip(&mut self.blocks) {
-            let codes = L::codes(codes);
+        for i in 0..codes.len() {
+            let (codes, block) = (L::codes(&codes[i]), &mut self.blocks[i]);
             distances::<L, D>(squares, codes).store(&mut block[0]);
             // Those that only fill the list are never near.
             let products = distances::<L, D>(products, codes);
@@ -209,7 +210,7 @@ impl Parabolas {
 }
 
 #[inline(always)]
-fn sums<L: Eight, const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums {
+fn sums<L: Eight, const D: usize>(group: &Magnitudes, trials: &Trials, count: usize) -> Sums {
     let mut sums = Sums { qx: [0.0; MAX_CANDIDATES], q2: [0.0; MAX_CANDIDATES] };
     let values = L::load(&MAGNITUDES[D / 8]);
     for t in (0..count).step_by(8) {
@@ -274,8 +275,8 @@ fn nearest<L: Eight, const D: usize>(around: List, values: L, x: &[f32], w: &[f3
 #[inline(always)]
 fn distances<L: Eight, const D: usize>(terms: &[L; D], codes: L::Codes) -> L {
     let mut distance = terms[0].lookup(codes, 0);
-    for (i, &terms) in terms.iter().enumerate().skip(1) {
-        distance = distance + terms.lookup(codes, Grid::<D>::BITS * i);
+    for i in 1..D {
+        distance = distance + terms[i].lookup(codes, Grid::<D>::BITS * i);
     }
     distance
 }
@@ -323,15 +324,19 @@ impl<L: Eight> Ranking<L> {
         self.most.store(&mut most);
         self.next.store(&mut next);
         self.number.store(&mut number);
-        let best = (1..8).fold(0, |best, i| if most[i] > most[best] { i } else { best });
+        let mut best = 0;
+        for i in 1..8 {
+            best = if most[i] > most[best] { i } else { best };
+        }
         let usual = 1e-16..1e16;
         if !usual.contains(&total) || !usual.contains(&most[best]) {
             return None;
         }
         let near = most[best] * (1.0 - MARGIN);
-        let others = (0..8).filter(|&i| i != best).map(|i| most[i]);
-        if others.chain(next).any(|gain| gain >= near) {
-            return None;
+        for i in 0..8 {
+            if next[i] >= near || (i != best && most[i] >= near) {
+                return None;
+            }
         }
         let number = number[best] as usize;
         Some(Split {
@@ -370,7 +375,8 @@ fn clearly_best<L: Eight>(sums: &Prefixes) -> Option<Split> {
             let (number, exists) = numbers::<L>(first, second, n);
             let x = parts::<L>(&sums.x, first, second, n);
             let w = parts::<L>(&sums.w, first, second, n);
-            for (shift, [a, b, c]) in [UP, DOWN].into_iter().enumerate() {
+            for shift in 0..2 {
+                let [a, b, c] = [UP, DOWN][shift];
                 let (a, b, c) = (L::splat(a), L::splat(b), L::splat(c));
                 let sumqx = x[0] * a + x[1] * b + x[2] * c;
                 let sumq2 = w[0] * a * a + w[1] * b * b + w[2] * c * c;

@@ -12,7 +12,7 @@ const MAX_POINTS: usize = 8;
 pub(super) const MAX_CANDIDATES: usize = 40;
 
 /// A group of weights on its way to a scale and points.
-pub(in crate::quant) struct Group {
+pub(in crate::quant) struct Magnitudes {
     /// Magnitudes; slightly negative where a sign was given up for parity.
     pub x: [f32; MAX_GROUP],
     /// Weights of the errors.
@@ -44,7 +44,7 @@ pub(in crate::quant) enum Refine {
     AllIfOffGrid,
 }
 
-impl Group {
+impl Magnitudes {
     /// Takes the signs off weights whose errors weigh `w`. With `even`, each eight get an even number of negative signs, at the
     /// cost of the value whose sign weighs least: it is stored with the wrong one.
     #[inline(always)]
@@ -52,19 +52,27 @@ impl Group {
         let n = xs.len();
         let zero = [0f32; MAX_GROUP];
         let mut group = Self { x: zero, w, root: zero, signs: [0; 4], n };
-        for (root, w) in group.root.iter_mut().zip(&group.w) {
-            *root = w.sqrt();
+        for i in 0..MAX_GROUP {
+            group.root[i] = w[i].sqrt();
         }
-        for (magnitude, &x) in group.x.iter_mut().zip(xs) {
-            *magnitude = if x < 0.0 { -x } else { x };
-        }
-        for (signs, xs) in group.signs.iter_mut().zip(xs.chunks_exact(8)) {
-            *signs = (0..8).fold(0, |signs, i| signs | u8::from(xs[i] < 0.0) << i);
-        }
-        for (k, x) in xs.chunks_exact(8).enumerate().filter(|_| even) {
+        let xs = xs.as_chunks::<8>().0;
+        for k in 0..xs.len() {
+            let x = xs[k];
+            for i in 0..8 {
+                group.x[8 * k + i] = if x[i] < 0.0 { -x[i] } else { x[i] };
+                group.signs[k] |= u8::from(x[i] < 0.0) << i;
+            }
+            if !even {
+                continue;
+            }
             if group.signs[k].count_ones() % 2 == 1 {
-                let costs: [f32; 8] = std::array::from_fn(|i| group.w[8 * k + i] * x[i] * x[i]);
-                let cheapest = (1..8).fold(0, |c, i| if costs[i] < costs[c] { i } else { c });
+                let (mut cheapest, mut least) = (0, w[8 * k] * x[0] * x[0]);
+                for i in 1..8 {
+                    let cost = w[8 * k + i] * x[i] * x[i];
+                    if cost < least {
+                        (cheapest, least) = (i, cost);
+                    }
+                }
                 group.x[8 * k + cheapest] = -group.x[8 * k + cheapest];
                 group.signs[k] ^= 1 << cheapest;
             }
@@ -78,16 +86,23 @@ impl Group {
     pub fn max(&self) -> f32 {
         let mut most = [0f32; 8];
         for x in self.x[..self.n].as_chunks::<8>().0 {
-            for (most, &x) in most.iter_mut().zip(x) {
-                *most = if *most > x { *most } else { x };
+            for i in 0..8 {
+                most[i] = if most[i] > x[i] { most[i] } else { x[i] };
             }
         }
-        most.into_iter().fold(0.0, |max, x| if max > x { max } else { x })
+        let mut max = 0.0;
+        for most in most {
+            max = if max > most { max } else { most };
+        }
+        max
     }
 
     /// Inverts all signs, for a scale that came out negative.
+    #[inline(always)]
     pub fn flip(&mut self, mask: u8) {
-        self.signs.iter_mut().for_each(|signs| *signs = !*signs & mask);
+        for signs in &mut self.signs {
+            *signs = !*signs & mask;
+        }
     }
 
     /// The scale and points with the least weighted squared error among the candidates, of which
@@ -104,16 +119,17 @@ impl Group {
     ) -> f32 {
         let count = 2 * candidates.n as usize + 1;
         let (mut ids, mut scales) = ([0f32; MAX_CANDIDATES], [0f32; MAX_CANDIDATES]);
-        for (t, (id, scale)) in ids.iter_mut().zip(&mut scales).enumerate() {
+        for t in 0..MAX_CANDIDATES {
             let i = t as i32 - candidates.n;
-            *id = (candidates.base + i as f32 * candidates.step) / candidates.max;
-            *scale = 1.0 / *id;
+            ids[t] = (candidates.base + i as f32 * candidates.step) / candidates.max;
+            scales[t] = 1.0 / ids[t];
         }
         let mut trials = S::choose(self, grid, &ids, &scales, count, scratch);
         let sums = S::sums::<D>(self, &trials, count);
         let mut best = 0f32;
         let mut chosen = None;
-        for (t, (&sumqx, &sumq2)) in sums.qx[..count].iter().zip(&sums.q2).enumerate() {
+        for t in 0..count {
+            let (sumqx, sumq2) = (sums.qx[t], sums.q2[t]);
             if sumq2 > 0.0 && sumqx * sumqx > best * sumq2 {
                 scale = sumqx / sumq2;
                 best = scale * sumqx;
@@ -125,10 +141,12 @@ impl Group {
         let mut on_grid = all;
         if let Some(t) = chosen {
             on_grid = trials.on_grid(t);
-            trials.points.iter_mut().for_each(|points| points[0] = points[t]);
+            for points in &mut trials.points {
+                points[0] = points[t];
+            }
         } else {
-            for (trials, &point) in trials.points.iter_mut().zip(points.iter()) {
-                trials[0] = grid.packed(point);
+            for k in 0..points.len() {
+                trials.points[k][0] = grid.packed(points[k]);
             }
             // Before any candidate is taken, IQ3_S counts all points as off the grid.
             if refine == Refine::AllIfOffGrid {
@@ -138,9 +156,9 @@ impl Group {
         if (refine == Refine::Always || on_grid != all) && scale > 0.0 {
             let (id, scales) = ([1.0 / scale; MAX_CANDIDATES], [scale; MAX_CANDIDATES]);
             let again = S::choose(self, grid, &id, &scales, 1, scratch);
-            for (k, (points, again)) in trials.points.iter_mut().zip(&again.points).enumerate() {
+            for k in 0..MAX_POINTS {
                 if refine != Refine::OffGrid || on_grid >> k & 1 == 0 {
-                    points[0] = again[0];
+                    trials.points[k][0] = again.points[k][0];
                 }
             }
             let sums = S::sums::<D>(self, &trials, 1);
@@ -148,8 +166,8 @@ impl Group {
                 scale = sums.qx[0] / sums.q2[0];
             }
         }
-        for (point, trials) in points.iter_mut().zip(&trials.points) {
-            *point = grid.index(trials[0]);
+        for k in 0..points.len() {
+            points[k] = grid.index(trials.points[k][0]);
         }
         scale
     }
@@ -170,8 +188,13 @@ impl Trials {
     }
 
     /// Bit `k` set where point `k` of candidate `t` is what the weights' own codes say.
+    #[inline(always)]
     fn on_grid(&self, t: usize) -> u8 {
-        (0..MAX_POINTS).fold(0, |bits, k| bits | ((self.is_point[k] >> t & 1) as u8) << k)
+        let mut bits = 0;
+        for k in 0..MAX_POINTS {
+            bits |= ((self.is_point[k] >> t & 1) as u8) << k;
+        }
+        bits
     }
 }
 
@@ -188,6 +211,15 @@ pub(in crate::quant) struct Sums {
 pub(super) const MAGNITUDES: [[f32; MAX_CODES]; 2] =
     [[1.0, 3.0, 5.0, 7.0, 9.0, 11.0, 13.0, 15.0], [1.0, 3.0, 5.0, 7.0, 1.0, 3.0, 5.0, 7.0]];
 
+/// The importances of a group of `G` weights from `at` on.
+#[inline(always)]
+pub(super) fn of_group<const G: usize>(qw: Option<&[f32]>, at: usize) -> Option<&[f32]> {
+    match qw {
+        Some(qw) => Some(&qw[at..][..G]),
+        None => None,
+    }
+}
+
 /// The weights of a group's errors: by importance where there is one.
 #[inline(always)]
 pub(super) fn weigh(
@@ -197,19 +229,20 @@ pub(super) fn weigh(
     otherwise: f32,
 ) -> [f32; MAX_GROUP] {
     let mut weights = [0f32; MAX_GROUP];
-    let blocks = weights.as_chunks_mut::<8>().0.iter_mut().zip(x.as_chunks::<8>().0);
+    let (w, x) = (weights.as_chunks_mut::<8>().0, x.as_chunks::<8>().0);
     match qw {
         Some(qw) => {
-            for ((w, x), qw) in blocks.zip(qw.as_chunks::<8>().0) {
+            let qw = &qw.as_chunks::<8>().0[..x.len()];
+            for k in 0..x.len() {
                 for i in 0..8 {
-                    w[i] = qw[i] * (sigma2 + x[i] * x[i]).sqrt();
+                    w[k][i] = qw[k][i] * (sigma2 + x[k][i] * x[k][i]).sqrt();
                 }
             }
         }
         None => {
-            for (w, x) in blocks {
+            for k in 0..x.len() {
                 for i in 0..8 {
-                    w[i] = otherwise + x[i] * x[i];
+                    w[k][i] = otherwise + x[k][i] * x[k][i];
                 }
             }
         }
@@ -218,17 +251,22 @@ pub(super) fn weigh(
 }
 
 /// The code `0..=max` of a group's scale, where the largest scale is `31 / id`.
+#[inline(always)]
 pub(super) fn scale_code(id: f32, scale: f32, max: i32) -> u8 {
     nearest_int(0.5 * (id * scale - 1.0)).clamp(0, max) as u8
 }
 
 /// Eight signs of which the last one follows from even parity (`ksigns_iq2xs`).
+#[inline(always)]
 pub(super) fn with_parity(signs: u32) -> u8 {
     let signs = signs as u8 & 127;
     signs | (signs.count_ones() as u8 & 1) << 7
 }
 
-/// `x`, or `-x` where the bit is set.
-pub(super) fn signed(x: f32, signs: u8, bit: usize) -> f32 {
-    x * if signs >> bit & 1 == 1 { -1.0 } else { 1.0 }
+/// `code`, or its opposite where the bit is set.
+#[inline(always)]
+pub(super) fn signed(code: i8, signs: u8, bit: usize) -> i8 {
+    // All ones where it is: the complement, and one.
+    let negative = -((signs >> bit & 1) as i8);
+    (code ^ negative) - negative
 }

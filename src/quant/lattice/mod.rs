@@ -16,7 +16,7 @@ mod points;
 mod splits;
 
 use grid::{Grid, List, MAX_CODES};
-use magnitudes::{Group, MAX_CANDIDATES, Sums, Trials};
+use magnitudes::{MAX_CANDIDATES, Magnitudes, Sums, Trials};
 use splits::{Prefixes, Split};
 
 /// The parts of the searches on which the time goes, plain or in lanes.
@@ -27,7 +27,7 @@ pub(super) trait Search: crate::quant::search::Search {
     /// The points of a group for each of `count` falling scales and their inverses: packed codes, and
     /// whether the weights' own codes were those points already.
     fn choose<const D: usize>(
-        group: &Group,
+        group: &Magnitudes,
         grid: &Grid<D>,
         ids: &[f32; MAX_CANDIDATES],
         scales: &[f32; MAX_CANDIDATES],
@@ -36,7 +36,7 @@ pub(super) trait Search: crate::quant::search::Search {
     ) -> Trials;
 
     /// The sums of the first `count` candidates.
-    fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums;
+    fn sums<const D: usize>(group: &Magnitudes, trials: &Trials, count: usize) -> Sums;
 
     /// Of some points the one for which the sum of `w · (scale · values[code] - x)²` is smallest,
     /// the first of equals (`iq2_find_best_neighbour`, `iq3_find_best_neighbour`,

@@ -2,7 +2,7 @@
 
 use super::Search;
 use super::grid::{Grid, List, MAX_CODES};
-use super::magnitudes::{Group, MAGNITUDES, MAX_CANDIDATES, Sums, Trials};
+use super::magnitudes::{MAGNITUDES, MAX_CANDIDATES, Magnitudes, Sums, Trials};
 use super::splits::{Prefixes, Split};
 use crate::quant::search::{Plain, nearest_int};
 
@@ -11,7 +11,7 @@ impl Search for Plain {
 
     #[inline(always)]
     fn choose<const D: usize>(
-        group: &Group,
+        group: &Magnitudes,
         grid: &Grid<D>,
         ids: &[f32; MAX_CANDIDATES],
         scales: &[f32; MAX_CANDIDATES],
@@ -36,7 +36,7 @@ impl Search for Plain {
     }
 
     #[inline(always)]
-    fn sums<const D: usize>(group: &Group, trials: &Trials, count: usize) -> Sums {
+    fn sums<const D: usize>(group: &Magnitudes, trials: &Trials, count: usize) -> Sums {
         let mut sums = Sums { qx: [0.0; MAX_CANDIDATES], q2: [0.0; MAX_CANDIDATES] };
         let values = group.x[..group.n].iter().zip(&group.w);
         for t in 0..count {

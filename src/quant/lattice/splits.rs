@@ -37,7 +37,8 @@ impl Prefixes {
         }
         let mut sums = Self { x: [0.0; PLACES], w: [0.0; PLACES], n: order.len() };
         let (mut sum_x, mut sum_w) = (0f32, 0f32);
-        for (place, &i) in order.iter().enumerate() {
+        for place in 0..order.len() {
+            let i = order[place];
             sum_x += of_x[usize::from(i) % 32];
             sum_w += of_w[usize::from(i) % 32];
             sums.x[place + 1] = sum_x;
@@ -79,8 +80,8 @@ pub(super) fn of_pairs(halves: &[Prefixes; 2], first: usize, second: usize) -> [
     let a = [a.sums_of_half(first, second, UP), a.sums_of_half(first, second, DOWN)];
     let b = [b.sums_of_half(first, second, UP), b.sums_of_half(first, second, DOWN)];
     let mut pairs = [(0.0, 0.0); 4];
-    for (pair, sums) in pairs.iter_mut().enumerate() {
-        *sums = (a[pair / 2].0 + b[pair % 2].0, a[pair / 2].1 + b[pair % 2].1);
+    for pair in 0..4 {
+        pairs[pair] = (a[pair / 2].0 + b[pair % 2].0, a[pair / 2].1 + b[pair % 2].1);
     }
     pairs
 }
