@@ -51,10 +51,10 @@ fn main() {
         let Some(row_bytes) = ty.row_bytes(ROW) else { continue };
         let mut bytes = vec![0; row_bytes * ROWS];
         let mut encode = |qw: Option<&[f32]>| {
-            ty.encode_rows_with(simd, &weights, ROW, qw, &mut bytes).ok()?;
+            ty.encode_rows_with(simd, &weights, ROW, qw.into(), &mut bytes).ok()?;
             Some(speed(|| {
                 let weights = black_box(&weights[..]);
-                ty.encode_rows_with(simd, weights, ROW, qw, &mut bytes).expect("as before");
+                ty.encode_rows_with(simd, weights, ROW, qw.into(), &mut bytes).expect("as before");
             }))
         };
         let Some(weighted) = encode(Some(&importances)) else { continue };

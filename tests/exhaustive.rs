@@ -2,7 +2,7 @@
 //! pattern of a half float. The decoders here are the format's words and nothing else; they share no
 //! code with the crate.
 
-use requant::quant::QuantType;
+use requant::quant::{Guide, QuantType};
 
 /// A half float's value, from its fields.
 fn half(bits: u16) -> f32 {
@@ -221,8 +221,8 @@ fn nothing_changes_places() {
         let (mut out, mut y) = (vec![0; 8 * bytes], vec![0f32; x.len()]);
         let importance = [1.0; ROW];
         let encoded = ty
-            .encode_rows(&x, ROW, None, &mut out)
-            .or_else(|_| ty.encode_rows(&x, ROW, Some(&importance), &mut out));
+            .encode_rows(&x, ROW, Guide::Plain, &mut out)
+            .or_else(|_| ty.encode_rows(&x, ROW, Guide::Columns(&importance), &mut out));
         if encoded.is_err() {
             continue;
         }

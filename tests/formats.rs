@@ -41,7 +41,7 @@ fn error(ty: QuantType, x: &[f32]) -> f64 {
 
 fn encode(ty: QuantType, x: &[f32], qw: Option<&[f32]>) -> Result<Vec<u8>, QuantError> {
     let mut bytes = vec![0; ty.row_bytes(ROW).unwrap() * (x.len() / ROW)];
-    ty.encode_rows(x, ROW, qw, &mut bytes)?;
+    ty.encode_rows(x, ROW, qw.into(), &mut bytes)?;
     Ok(bytes)
 }
 

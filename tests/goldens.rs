@@ -85,7 +85,7 @@ fn check(path: &str) {
             let qw = importance(text("importance"), seed, width);
             for &level in &levels {
                 let mut out = vec![0; ty.row_bytes(width).unwrap() * rows];
-                ty.encode_rows_with(level, &x, width, qw.as_deref(), &mut out).unwrap();
+                ty.encode_rows_with(level, &x, width, qw.as_deref().into(), &mut out).unwrap();
                 if hash(&out) != text("encoded") {
                     wrong.push(format!("{level} encoding {entry}"));
                 }

@@ -110,8 +110,7 @@ impl<'a> Encoder<'a> {
         let dtype = self.source.tensors()[tensor.source].dtype;
         // What is finite stays so.
         let exact = ty == QuantType::F32 || dtype == Dtype::Gguf(ty);
-        // Every matrix of a stack has an importance of its own.
-        let weighing = tensor.weighing.as_ref().zip(self.plan.imatrix.as_deref());
+        // Every matrix of a stack has importances of its own.
         let per_matrix = tensor.rows_per_matrix() as usize;
         // A few rows at a time: in eights, as kernels take them.
         let granule = match self.source.granule(tensor.source) as usize {
@@ -134,17 +133,15 @@ impl<'a> Encoder<'a> {
                     float::round_to_bf16(self.plan.simd, &mut self.weights);
                 }
             }
-            let (next, importance) = match weighing {
-                None => (read.end, None),
-                Some((weighing, imatrix)) => {
-                    let importance = weighing.columns(imatrix, row / per_matrix, n_per_row);
-                    (read.end.min(first + per_matrix - row % per_matrix), Some(importance))
-                }
+            let next = match tensor.weighing {
+                Some(_) => read.end.min(first + per_matrix - row % per_matrix),
+                None => read.end,
             };
+            let guide = self.plan.guide(tensor, row / per_matrix);
             let at = (first - read.start) * n_per_row;
             let weights = &self.weights[at..at + (next - first) * n_per_row];
             let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
-            ty.encode_rows_with(self.plan.simd, weights, n_per_row, importance, bytes)
+            ty.encode_rows_with(self.plan.simd, weights, n_per_row, guide, bytes)
                 .map_err(|error| encode_error(shift_row(error, first as u64, n_per_row)))?;
             let valid = match exact {
                 true => Ok(()),

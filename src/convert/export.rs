@@ -4,7 +4,7 @@ use super::error::ConvertError;
 use crate::gguf::{Disk, GgufError, LocalDisk, Metadata};
 use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
-use crate::quant::{Kind, QuantError, QuantType};
+use crate::quant::{Guide, Kind, QuantError, QuantType};
 use crate::source::{GgufSource, Origin};
 use crate::tokenizer;
 use serde_json::{Map, Value, json};
@@ -174,7 +174,7 @@ fn write_shard(
             tensor.read_rows(source, rows.clone(), &mut weights)?;
             let origin = || Origin { path: path.to_owned(), tensor: tensor.name.clone() };
             let name = || tensor.name.clone();
-            ty.encode_rows(&weights, n as usize, None, &mut bytes).map_err(|error| {
+            ty.encode_rows(&weights, n as usize, Guide::Plain, &mut bytes).map_err(|error| {
                 ConvertError::Encode { origin: origin(), tensor: name(), ty, error }
             })?;
             if let Err(QuantError::InvalidBlock { block, .. }) =
@@ -210,7 +210,7 @@ fn precise_type(
     let mut bytes = vec![0; n * ty.block_bytes()];
     for row in 0..tensor.n_rows() {
         tensor.read_rows(source, row..row + 1, &mut values)?;
-        let exact = ty.encode_rows(&values, n, None, &mut bytes).is_ok()
+        let exact = ty.encode_rows(&values, n, Guide::Plain, &mut bytes).is_ok()
             && ty.decode_rows(&bytes, n, &mut again).is_ok()
             && values == again;
         if !exact {

@@ -11,7 +11,7 @@ use crate::gguf::{ALIGNMENT, Layout, Metadata, Opaque, Split, TensorType, folder
 use crate::imatrix::Imatrix;
 use crate::model::CheckpointModel;
 use crate::names::in_short;
-use crate::quant::QuantType;
+use crate::quant::{Guide, QuantType};
 use crate::recipe::{self, Assignment, Facts, FileType, Reason, Recipe, Shape};
 use crate::simd::Simd;
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
@@ -413,6 +413,16 @@ impl Plan {
     pub fn n_bytes(&self, tensor: usize) -> u64 {
         let file = &self.files[self.file_of(tensor)];
         file.layout.n_bytes(tensor - file.tensors.start)
+    }
+
+    /// What guides the encoder in a matrix of a tensor.
+    pub(super) fn guide<'a>(&'a self, tensor: &'a PlannedTensor, matrix: usize) -> Guide<'a> {
+        match tensor.weighing.as_ref().zip(self.imatrix.as_deref()) {
+            Some((weighing, imatrix)) => {
+                Guide::Columns(weighing.columns(imatrix, matrix, tensor.n_per_row() as usize))
+            }
+            None => Guide::Plain,
+        }
     }
 
     /// Whether a tensor is quantized without the importance matrix, which has no entry for it.

@@ -112,6 +112,7 @@ fn each_to_f16(row: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::Guide;
 
     fn row(n: usize) -> Vec<f32> {
         (0..n).map(|i| ((i * i * 7 + 3 * i) % 101) as f32 * 0.031 - 1.4).collect()
@@ -124,7 +125,7 @@ mod tests {
         let x = found.clone();
         q8_0(Simd::detect(), &mut found);
         let mut bytes = vec![0; 3 * 34];
-        QuantType::Q8_0.encode_rows(&x, 96, None, &mut bytes).unwrap();
+        QuantType::Q8_0.encode_rows(&x, 96, Guide::Plain, &mut bytes).unwrap();
         let mut expected = vec![0.0; 96];
         QuantType::Q8_0.decode_rows(&bytes, 96, &mut expected).unwrap();
         assert_eq!(found, expected);

@@ -85,7 +85,7 @@ fn each_rounding_error(row: &[f32], errors: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::QuantType;
+    use crate::quant::{Guide, QuantType};
     use crate::simd::Simd;
     use crate::source::{Source, SourceError, Storage, TensorMeta};
     use std::ops::Range;
@@ -142,7 +142,7 @@ mod tests {
             // Far from zero, as no trained weights are, so that sums count.
             let weights: Vec<f32> = (0..width * rows).map(|i| 40.0 + wave(i)).collect();
             let mut bytes = vec![0; rows * ty.row_bytes(width).unwrap()];
-            ty.encode_rows(&weights, width, None, &mut bytes).unwrap();
+            ty.encode_rows(&weights, width, Guide::Plain, &mut bytes).unwrap();
             let x = Array2::from_shape_fn((3, width), |(i, j)| wave(i * width + j + 5) + 0.1);
             let dims = vec![width as u64, rows as u64];
             let meta = TensorMeta { name: "w".to_owned(), dims, dtype: Dtype::Gguf(ty) };

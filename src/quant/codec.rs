@@ -2,6 +2,7 @@
 
 use super::error::QuantError;
 use super::format::Importance;
+use super::guide::Guide;
 use super::kernels::Levels;
 use super::search::ROWS;
 use super::types::QuantType;
@@ -11,18 +12,17 @@ impl QuantType {
     /// Quantizes whole rows, byte for byte as the reference's `ggml_quantize_chunk`.
     ///
     /// `rows` holds any number of rows of `n_per_row` weights, `out` as many rows of
-    /// [`row_bytes`](Self::row_bytes). `imatrix` holds the importance of each column, for every
-    /// row alike; with it some types use another algorithm, others ignore it.
+    /// [`row_bytes`](Self::row_bytes).
     ///
     /// Scales beyond the range of an f16 are written as infinities, as the reference does:
     /// [`validate_rows`](Self::validate_rows) finds them.
     ///
     /// ```
-    /// use requant::quant::QuantType;
+    /// use requant::quant::{Guide, QuantType};
     ///
     /// let row: Vec<f32> = (0..256).map(|i| (i as f32 - 128.0) / 64.0).collect();
     /// let mut bytes = vec![0; QuantType::Q4_K.row_bytes(256).unwrap()];
-    /// QuantType::Q4_K.encode_rows(&row, 256, None, &mut bytes)?;
+    /// QuantType::Q4_K.encode_rows(&row, 256, Guide::Plain, &mut bytes)?;
     /// let mut back = vec![0.0; 256];
     /// QuantType::Q4_K.decode_rows(&bytes, 256, &mut back)?;
     /// // 16 codes from 0 to 2 are 2/15 apart; half of that, and a little for the 6-bit scale.
@@ -37,10 +37,10 @@ impl QuantType {
         self,
         rows: &[f32],
         n_per_row: usize,
-        imatrix: Option<&[f32]>,
+        guide: Guide,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
-        self.encode_rows_with(Simd::detect(), rows, n_per_row, imatrix, out)
+        self.encode_rows_with(Simd::detect(), rows, n_per_row, guide, out)
     }
 
     /// [`encode_rows`](Self::encode_rows) with the instructions of a given level. The bytes are the
@@ -53,29 +53,18 @@ impl QuantType {
         simd: Simd,
         rows: &[f32],
         n_per_row: usize,
-        imatrix: Option<&[f32]>,
+        guide: Guide,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
         let row_bytes = self.check(rows.len(), n_per_row, out.len(), ["input", "output"])?;
-        if let Some(imatrix) = imatrix {
-            let (expected, found) = (n_per_row, imatrix.len());
-            if found != expected {
-                let what = "importance matrix";
-                return Err(QuantError::BufferLength { what, expected, found });
-            }
-            if let Some(column) = imatrix.iter().position(|v| !(v.is_finite() && *v >= 0.0)) {
-                return Err(QuantError::Importance { column, value: imatrix[column] });
-            }
-        }
-        if imatrix.is_none() && self.format().importance == Importance::Required {
+        guide.check(n_per_row)?;
+        let weighed = guide.columns().is_some();
+        if !weighed && self.format().importance == Importance::Required {
             return Err(QuantError::NeedsImportance(self));
         }
         let levels = self.kernels()?;
         // A few rows at a time, to find them in the cache after the check.
-        let at_once = match imatrix {
-            Some(_) if !levels.by_row => 1,
-            _ => ROWS,
-        };
+        let at_once = if weighed && !levels.by_row { 1 } else { ROWS };
         let chunks = rows.chunks(at_once * n_per_row).zip(out.chunks_mut(at_once * row_bytes));
         for (i, (x, out)) in chunks.enumerate() {
             if !super::float::all_finite(simd, x) {
@@ -84,7 +73,7 @@ impl QuantType {
                 let column = at % n_per_row;
                 return Err(QuantError::NotFinite { row, column, value: x[at] });
             }
-            levels.encode(simd, x, imatrix, out);
+            levels.encode(simd, x, guide, out);
         }
         Ok(())
     }
@@ -184,7 +173,7 @@ mod tests {
             for bad in [-1.0, -1e-30, f32::INFINITY, f32::NAN] {
                 let mut qw = [1.0; 256];
                 qw[7] = bad;
-                let refused = ty.encode_rows(&[0.5; 256], 256, Some(&qw), &mut out);
+                let refused = ty.encode_rows(&[0.5; 256], 256, Guide::Columns(&qw), &mut out);
                 assert!(
                     matches!(refused, Err(QuantError::Importance { column: 7, value }) if value.to_bits() == bad.to_bits()),
                     "{ty}: {refused:?}"
@@ -201,7 +190,7 @@ mod tests {
         let x: [f32; N] = std::array::from_fn(|i| ((i * 37 % 101) as f32 - 50.0) * 0.01);
         for ty in QuantType::all() {
             let mut good = vec![0; ty.row_bytes(N).unwrap_or(0)];
-            if ty.encode_rows(&x, N, Some(&[1.0; N]), &mut good).is_err() {
+            if ty.encode_rows(&x, N, Guide::Columns(&[1.0; N]), &mut good).is_err() {
                 continue;
             }
             assert_eq!(ty.validate_rows(&good, N), Ok(()), "{ty}");

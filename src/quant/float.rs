@@ -8,6 +8,7 @@
 //! All conversions are free of branches, so loops over them become vector code.
 
 use super::format::{Activation, Format, Importance, Kind, Numbers};
+use super::guide::Guide;
 use super::kernels::{Blocks, Levels, levels};
 use super::lattice::Search;
 use super::types::QuantType;
@@ -140,7 +141,7 @@ struct Float;
 
 impl Blocks for Float {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         write(x, out, f32::to_le_bytes);
     }
 
@@ -154,7 +155,7 @@ struct Half;
 
 impl Blocks for Half {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         write(x, out, |v| f32_to_f16(v).to_le_bytes());
     }
 
@@ -168,7 +169,7 @@ struct Brain;
 
 impl Blocks for Brain {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         write(x, out, |v| f32_to_bf16(v).to_le_bytes());
     }
 

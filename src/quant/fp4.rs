@@ -13,6 +13,7 @@
 use super::float::abs_max;
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode};
+use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::truncate;
@@ -139,7 +140,7 @@ struct Mx;
 
 impl Blocks for Mx {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<32>().0, out.as_chunks_mut::<17>().0);
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);
@@ -178,7 +179,7 @@ struct Nv;
 
 impl Blocks for Nv {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<36>().0);
         for g in 0..x.len() {
             let (x, out, g) = (&x[g], &mut out[g / 4], g % 4);

@@ -86,7 +86,7 @@ fn read_blocks<B: Grouped<32, BYTES>, const BYTES: usize>(bytes: &[u8], out: &mu
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::QuantType;
+    use crate::quant::{Guide, QuantType};
 
     #[test]
     fn groups_hold_the_weights_that_are_decoded() {
@@ -97,7 +97,7 @@ mod tests {
             let Some(Groups { offsets, read }) = ty.format().groups else { continue };
             seen += 1;
             let mut bytes = vec![0; ty.row_bytes(weights.len()).unwrap()];
-            ty.encode_rows(&weights, weights.len(), None, &mut bytes).unwrap();
+            ty.encode_rows(&weights, weights.len(), Guide::Plain, &mut bytes).unwrap();
             let mut decoded = vec![0.0; weights.len()];
             ty.decode_rows(&bytes, weights.len(), &mut decoded).unwrap();
             for simd in Simd::supported() {

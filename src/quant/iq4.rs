@@ -12,6 +12,7 @@
 use super::float::{f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode, groups};
+use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::{
@@ -101,7 +102,8 @@ fn pack(x: &[f32; G], id: f32, qs: &mut [u8]) {
 
 impl<const N: usize, const BYTES: usize> Blocks for Table<N, BYTES> {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let (mut w, mut scales) = ([0f32; SPAN], [0f32; SPAN / G]);
         let out = out.as_chunks_mut::<BYTES>().0;
         let mut at = 0;

@@ -21,6 +21,7 @@
 use super::float::{f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode, groups};
+use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::{
@@ -250,7 +251,8 @@ pub(super) fn pack_pairs(codes: &[u8; N], qs: &mut [u8]) {
 
 impl<const G: usize, const NMAX: i32, const BYTES: usize> Blocks for Min<G, NMAX, BYTES> {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let steps = if qw.is_some() { Steps::weighted(NMAX) } else { Self::STEPS };
         let (mut w, mut codes, mut sums) = ([0f32; SPAN], [0u8; SPAN], [0f32; SPAN / 16]);
         let (mut scales, mut mins) = ([0f32; SPAN / 16], [0f32; SPAN / 16]);

@@ -19,6 +19,7 @@
 use super::float::{are_all_finite, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode};
+use super::guide::Guide;
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
@@ -114,7 +115,8 @@ impl Q3 {
 
 impl Blocks for Q3 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
         let (mut scales, mut stored) = ([0f32; SPAN / G], [0u8; SPAN / G]);
         let (mut sums, mut d) = ([0f32; SPAN / G], [0f32; SPAN / N]);
@@ -205,7 +207,8 @@ impl Q6 {
 
 impl Blocks for Q6 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
         let mut scales = [0f32; SPAN / G];
         let out = out.as_chunks_mut::<210>().0;

@@ -1,5 +1,6 @@
 //! The functions of a format, and their compilation for every level of instructions.
 
+use super::guide::Guide;
 use super::lanes::InLanes;
 use super::lattice::Search;
 use crate::simd::{Portable, Simd};
@@ -10,9 +11,9 @@ pub(super) trait Blocks {
     /// Whether the weight of an importance depends on the whole row.
     const BY_ROW: bool = false;
 
-    /// Encodes whole blocks without importances, or one row with them; up to
+    /// Encodes whole blocks, or one row where importances guide it; up to
     /// [`ROWS`](super::search::ROWS) rows where importances are weighed by the row.
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]);
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]);
 
     /// Decodes whole blocks.
     fn decode(bytes: &[u8], out: &mut [f32]);
@@ -21,7 +22,7 @@ pub(super) trait Blocks {
 /// The functions of a format at one level. Unsafe to call but with its token.
 #[derive(Clone, Copy, Debug)]
 struct Kernels {
-    encode: unsafe fn(&[f32], Option<&[f32]>, &mut [u8]),
+    encode: unsafe fn(&[f32], Guide<'_>, &mut [u8]),
     decode: unsafe fn(&[u8], &mut [f32]),
 }
 
@@ -45,8 +46,8 @@ pub(super) struct Levels {
 macro_rules! kernels {
     ($format:ident, $attribute:meta, $search:ty) => {{
         #[$attribute]
-        fn encode<B: Blocks>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
-            B::encode::<$search>(x, qw, out);
+        fn encode<B: Blocks>(x: &[f32], guide: Guide, out: &mut [u8]) {
+            B::encode::<$search>(x, guide, out);
         }
         #[$attribute]
         fn decode<B: Blocks>(bytes: &[u8], out: &mut [f32]) {
@@ -96,9 +97,9 @@ impl Levels {
     }
 
     /// [`Blocks::encode`].
-    pub fn encode(&self, simd: Simd, x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    pub fn encode(&self, simd: Simd, x: &[f32], guide: Guide, out: &mut [u8]) {
         // SAFETY: `simd` holds the token of the level.
-        unsafe { (self.at(simd).encode)(x, qw, out) }
+        unsafe { (self.at(simd).encode)(x, guide, out) }
     }
 
     /// [`Blocks::decode`].
@@ -144,18 +145,19 @@ mod tests {
     proptest! {
         #[test]
         fn every_level_writes_the_bytes_of_the_plain_reference(x in row(), qw in importances()) {
+            let guide = Guide::from(qw.as_deref());
             for ty in QuantType::all() {
                 let Some(levels) = &ty.format().kernels else { continue };
                 let reference = levels.plain;
                 let mut expected = vec![0; ty.row_bytes(x.len()).unwrap()];
                 // SAFETY: compiled for what every machine has.
-                unsafe { (reference.encode)(&x, qw.as_deref(), &mut expected) };
+                unsafe { (reference.encode)(&x, guide, &mut expected) };
                 let mut values = vec![0.0; x.len()];
                 // SAFETY: as above.
                 unsafe { (reference.decode)(&expected, &mut values) };
                 for simd in Simd::supported() {
                     let mut bytes = vec![0xaa; expected.len()];
-                    levels.encode(simd, &x, qw.as_deref(), &mut bytes);
+                    levels.encode(simd, &x, guide, &mut bytes);
                     prop_assert_eq!(&bytes, &expected, "{} at {}", ty, simd);
                     let mut decoded = vec![0.0; x.len()];
                     levels.decode(simd, &bytes, &mut decoded);

@@ -18,6 +18,7 @@
 use super::float::{abs_max, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode, groups};
+use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::search::{SPAN, Steps, importance_weights, round_to_byte, signed_max, truncate_to_byte};
@@ -188,9 +189,9 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX
     const BY_ROW: bool = true;
 
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
         let out = out.as_chunks_mut::<BYTES>().0;
-        let Some(qw) = qw else {
+        let Some(qw) = guide.columns() else {
             let x = x.as_chunks::<N>().0;
             for b in 0..x.len() {
                 let mut codes = [0u8; N];
@@ -255,7 +256,7 @@ struct Q8;
 
 impl Blocks for Q8 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<34>().0);
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);

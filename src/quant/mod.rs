@@ -15,6 +15,7 @@ mod format;
 mod fp4;
 pub mod fp8;
 mod groups;
+mod guide;
 mod iq4;
 mod k_min;
 mod k_sym;
@@ -31,6 +32,7 @@ pub use format::{Activation, Format, Importance, Kind, Numbers};
 pub use fp4::nvfp4_from_modelopt;
 #[cfg(feature = "eval")]
 pub(crate) use groups::{Group, Groups};
+pub use guide::Guide;
 #[cfg(feature = "convert")]
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

@@ -20,6 +20,7 @@
 use super::float::{abs_max, f16, f16_bits};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode};
+use super::guide::Guide;
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
@@ -98,7 +99,7 @@ impl Tq1 {
 
 impl Blocks for Tq1 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<256>().0, out.as_chunks_mut::<54>().0);
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);
@@ -143,7 +144,7 @@ struct Tq2;
 
 impl Blocks for Tq2 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<256>().0, out.as_chunks_mut::<66>().0);
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);
@@ -182,7 +183,7 @@ struct Q1;
 
 impl Blocks for Q1 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<128>().0, out.as_chunks_mut::<18>().0);
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);
@@ -223,7 +224,7 @@ struct Q2;
 
 impl Blocks for Q2 {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], _: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
         let (x, out) = (x.as_chunks::<64>().0, out.as_chunks_mut::<18>().0);
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);

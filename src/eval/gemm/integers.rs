@@ -324,7 +324,7 @@ mod vnni {
 mod tests {
     use super::super::{Form, Panels, floats_len, pack as pack_floats};
     use super::*;
-    use crate::quant::QuantType;
+    use crate::quant::{Guide, QuantType};
     use crate::simd::Simd;
     use ndarray::Array2;
 
@@ -379,7 +379,7 @@ mod tests {
     fn weights(ty: QuantType, rows: usize, columns: usize) -> (Vec<u8>, Vec<Group>, Array2<f32>) {
         let source = inputs(rows, columns);
         let mut bytes = vec![0; rows * ty.row_bytes(columns).unwrap()];
-        ty.encode_rows(source.as_slice().unwrap(), columns, None, &mut bytes).unwrap();
+        ty.encode_rows(source.as_slice().unwrap(), columns, Guide::Plain, &mut bytes).unwrap();
         let mut decoded = Array2::zeros((rows, columns));
         ty.decode_rows(&bytes, columns, decoded.as_slice_mut().unwrap()).unwrap();
         let mut groups = vec![Group::ZERO; rows * columns / Group::LEN];

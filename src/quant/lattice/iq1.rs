@@ -18,6 +18,7 @@ use super::splits::{self, DELTA, DOWN, Split, UP};
 use crate::quant::float::{abs_max, f16, f16_bits};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, decode};
+use crate::quant::guide::Guide;
 use crate::quant::kernels::{Blocks, levels};
 use crate::quant::search::ROWS;
 use crate::quant::types::QuantType;
@@ -131,7 +132,8 @@ struct Small;
 
 impl Blocks for Small {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq1();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<50>().0);
@@ -233,7 +235,8 @@ struct Medium;
 
 impl Blocks for Medium {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq1();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<56>().0);

@@ -17,6 +17,7 @@ use super::magnitudes::{
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, decode};
+use crate::quant::guide::Guide;
 use crate::quant::kernels::{Blocks, levels};
 use crate::quant::search::{EPS, ROWS};
 use crate::quant::types::QuantType;
@@ -119,7 +120,8 @@ struct Xxs;
 
 impl Blocks for Xxs {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq2_xxs();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
@@ -207,7 +209,8 @@ struct Xs;
 
 impl Blocks for Xs {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq2_xs();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
@@ -275,7 +278,8 @@ struct Small;
 
 impl Blocks for Small {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq2_s();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();

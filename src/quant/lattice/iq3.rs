@@ -18,6 +18,7 @@ use super::magnitudes::{
 use crate::quant::float::{f16, f16_bits};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, decode};
+use crate::quant::guide::Guide;
 use crate::quant::kernels::{Blocks, levels};
 use crate::quant::search::ROWS;
 use crate::quant::types::QuantType;
@@ -69,7 +70,8 @@ struct Xxs;
 
 impl Blocks for Xxs {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq3_xxs();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
@@ -159,7 +161,8 @@ struct Small;
 
 impl Blocks for Small {
     #[inline(always)]
-    fn encode<S: Search>(x: &[f32], qw: Option<&[f32]>, out: &mut [u8]) {
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
         let grid = grid::iq3_s();
         let (row, mut squares) = (x, [0f32; ROWS]);
         let mut scratch = S::Scratch::default();
