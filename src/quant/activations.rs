@@ -20,6 +20,7 @@ const fn row(ty: QuantType, len: usize, bytes: usize, numbers: Numbers) -> Forma
         fallback: None,
         cost: [1.5; 2],
         kernels: None,
+        rounding: None,
         groups: None,
     }
 }

@@ -199,6 +199,7 @@ const fn row(
         fallback: None,
         cost: [1.5; 2],
         kernels,
+        rounding: None,
         groups: None,
     }
 }

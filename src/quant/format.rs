@@ -5,6 +5,7 @@
 
 use super::groups::Groups;
 use super::kernels::Levels;
+use super::rounding::Rounding;
 use super::{QuantType, activations, float, fp4, iq4, k_min, k_sym, lattice, legacy, ternary};
 
 /// What is known of a tensor type.
@@ -33,6 +34,9 @@ pub struct Format {
     pub cost: [f32; 2],
     /// From weights to blocks and back, for types that are one for weights.
     pub(super) kernels: Option<Levels>,
+    /// How to make codes in another way, where each weight has one of its own.
+    #[cfg_attr(not(test), allow(dead_code))]
+    pub(crate) rounding: Option<Rounding>,
     /// How to read blocks as integers, where products can do with them.
     #[cfg_attr(not(feature = "eval"), allow(dead_code))]
     pub(crate) groups: Option<Groups>,

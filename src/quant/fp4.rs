@@ -16,6 +16,7 @@ use super::groups::{Group, Grouped, decode};
 use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
+use super::rounding::{Grid, Scalar, rounding};
 use super::search::truncate;
 use super::types::QuantType;
 
@@ -26,6 +27,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::Others(|b| b[0] != 0xff), importance: Importance::Ignored,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5; 2],
         kernels: Some(levels::<Mx>()),
+        rounding: Some(rounding::<Mx, 32, 32, 17>()),
         groups: None,
     },
     Format {
@@ -33,6 +35,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::None, importance: Importance::Ignored,
         activations: Activation::Q8_0, fallback: None, cost: [1.5; 2],
         kernels: Some(levels::<Nv>()),
+        rounding: Some(rounding::<Nv, 64, 16, 36>()),
         groups: None,
     },
 ];
@@ -149,15 +152,24 @@ impl Blocks for Mx {
             let e = if amax > 0.0 { (floor_log2(amax) + 125) as u8 } else { 0 };
             let codes = codes(x, e8m0_half(e), amax);
             out[0] = e;
-            for j in 0..16 {
-                out[1 + j] = codes[j] | codes[j + 16] << 4;
-            }
+            Self::pack(&codes, out);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
         decode::<Self, 32, 32, 17>(bytes, out);
+    }
+}
+
+impl Scalar<32, 32, 17> for Mx {
+    const GRID: Grid = Grid::These(&VALUES);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 32], out: &mut [u8; 17]) {
+        for j in 0..16 {
+            out[1 + j] = codes[j] | codes[j + 16] << 4;
+        }
     }
 }
 
@@ -180,22 +192,36 @@ struct Nv;
 impl Blocks for Nv {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
-        let (x, out) = (x.as_chunks::<16>().0, out.as_chunks_mut::<36>().0);
-        for g in 0..x.len() {
-            let (x, out, g) = (&x[g], &mut out[g / 4], g % 4);
-            let amax = abs_max(x);
-            let d = to_ue4m3(amax / 6.0);
-            let codes = codes(x, ue4m3_half(d), amax);
-            out[g] = d;
-            for j in 0..8 {
-                out[4 + 8 * g + j] = codes[j] | codes[j + 8] << 4;
+        let (x, out) = (x.as_chunks::<64>().0, out.as_chunks_mut::<36>().0);
+        for b in 0..x.len() {
+            let (x, out) = (x[b].as_chunks::<16>().0, &mut out[b]);
+            let mut all = [0u8; 64];
+            for g in 0..4 {
+                let amax = abs_max(&x[g]);
+                let d = to_ue4m3(amax / 6.0);
+                all.as_chunks_mut::<16>().0[g] = codes(&x[g], ue4m3_half(d), amax);
+                out[g] = d;
             }
+            Self::pack(&all, out);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
         decode::<Self, 64, 16, 36>(bytes, out);
+    }
+}
+
+impl Scalar<64, 16, 36> for Nv {
+    const GRID: Grid = Grid::These(&VALUES);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 64], out: &mut [u8; 36]) {
+        for g in 0..4 {
+            for j in 0..8 {
+                out[4 + 8 * g + j] = codes[16 * g + j] | codes[16 * g + j + 8] << 4;
+            }
+        }
     }
 }
 

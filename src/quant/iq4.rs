@@ -15,6 +15,7 @@ use super::groups::{Group, Grouped, decode, groups};
 use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
+use super::rounding::{Grid, Scalar, rounding};
 use super::search::{
     CODEBOOK, SPAN, importance_weights, nearest_in_codebook, nearest_int, signed_max, sum_squares,
     super_block_squares,
@@ -28,6 +29,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [15.0; 2],
         kernels: Some(levels::<Table<32, 18>>()),
+        rounding: Some(rounding::<Table<32, 18>, 32, 32, 18>()),
         groups: Some(groups::<Table<32, 18>, 18>()),
     },
     Format {
@@ -35,6 +37,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [15.0; 2],
         kernels: Some(levels::<Table<256, 136>>()),
+        rounding: Some(rounding::<Table<256, 136>, 256, 32, 136>()),
         groups: Some(groups::<Table<256, 136>, 136>()),
     },
 ];
@@ -91,12 +94,17 @@ impl<const N: usize, const BYTES: usize> Table<N, BYTES> {
     }
 }
 
-/// Codes of one group for the inverse of its scale.
-#[inline(always)]
-fn pack(x: &[f32; G], id: f32, qs: &mut [u8]) {
-    let qs = &mut qs[..16];
-    for j in 0..16 {
-        qs[j] = nearest_in_codebook(id * x[j]) | nearest_in_codebook(id * x[j + 16]) << 4;
+impl<const N: usize, const BYTES: usize> Scalar<N, G, BYTES> for Table<N, BYTES> {
+    const GRID: Grid = Grid::These(&CODEBOOK);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; N], out: &mut [u8; BYTES]) {
+        let (codes, out) = (codes.as_chunks::<G>().0, out[Self::QS..].as_chunks_mut::<16>().0);
+        for g in 0..N / G {
+            for j in 0..16 {
+                out[g][j] = codes[g][j] | codes[g][j + 16] << 4;
+            }
+        }
     }
 }
 
@@ -130,9 +138,13 @@ impl<const N: usize, const BYTES: usize> Blocks for Table<N, BYTES> {
                 let groups = b * N / G..(b + 1) * N / G;
                 let inverses = Self::pack_scales(&scales[groups.clone()], &mut out[b]);
                 let x = &x[groups];
+                let mut codes = [0u8; N];
                 for j in 0..N / G {
-                    pack(&x[j], inverses[j], &mut out[b][Self::QS + 16 * j..]);
+                    for i in 0..G {
+                        codes[G * j + i] = nearest_in_codebook(inverses[j] * x[j][i]);
+                    }
                 }
+                Self::pack(&codes, &mut out[b]);
             }
             at += len;
         }

@@ -24,6 +24,7 @@ use super::groups::{Group, Grouped, decode, groups};
 use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
+use super::rounding::{Grid, Scalar, rounding};
 use super::search::{
     ROWS, SPAN, Steps, group_sums, importance_weights, nearest_int, super_block_squares,
 };
@@ -36,6 +37,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[80, 82]), importance: Importance::WantedIn(&["Q2_K_S"]),
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [11.0, 18.0],
         kernels: Some(levels::<Min<16, 3, 84>>()),
+        rounding: Some(rounding::<Min<16, 3, 84>, 256, 16, 84>()),
         groups: None,
     },
     Format {
@@ -43,6 +45,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::Q5_0), cost: [11.0, 18.0],
         kernels: Some(levels::<Min<32, 15, 144>>()),
+        rounding: Some(rounding::<Min<32, 15, 144>, 256, 32, 144>()),
         groups: Some(groups::<Min<32, 15, 144>, 144>()),
     },
     Format {
@@ -50,6 +53,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::Q5_1), cost: [11.0, 18.0],
         kernels: Some(levels::<Min<32, 31, 176>>()),
+        rounding: Some(rounding::<Min<32, 31, 176>, 256, 32, 176>()),
         groups: Some(groups::<Min<32, 31, 176>, 176>()),
     },
 ];
@@ -213,10 +217,15 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Min<G, NMAX, BYTES> {
             }
         }
     }
+}
 
-    /// Writes the codes.
+impl<const G: usize, const NMAX: i32, const BYTES: usize> Scalar<N, G, BYTES>
+    for Min<G, NMAX, BYTES>
+{
+    const GRID: Grid = Grid::Whole(0, NMAX as i8);
+
     #[inline(always)]
-    fn pack_codes(codes: &[u8; N], out: &mut [u8; BYTES]) {
+    fn pack(codes: &[u8; N], out: &mut [u8; BYTES]) {
         if G == 16 {
             return pack_pairs(codes, &mut out[16..80]);
         }
@@ -277,7 +286,7 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Blocks for Min<G, NMAX
                 let stored = Self::snap::<S>(qw.is_some(), scales, mins, &sums[groups]);
                 Self::pack_scales(&stored, &mut out[b]);
                 Self::round(&blocks[b], &out[b], &mut codes[b]);
-                Self::pack_codes(&codes[b], &mut out[b]);
+                Self::pack(&codes[b], &mut out[b]);
             }
             at += len;
         }

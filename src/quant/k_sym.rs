@@ -23,6 +23,7 @@ use super::guide::Guide;
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
+use super::rounding::{Grid, Scalar, rounding};
 use super::search::{
     self, EPS, Plain, SPAN, group_sums, importance_weights, nearest_int, signed_max,
     super_block_squares,
@@ -36,6 +37,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[108]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [7.0; 2],
         kernels: Some(levels::<Q3>()),
+        rounding: Some(rounding::<Q3, 256, 16, 110>()),
         groups: None,
     },
     Format {
@@ -43,6 +45,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[208]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::Q8_0), cost: [7.0; 2],
         kernels: Some(levels::<Q6>()),
+        rounding: Some(rounding::<Q6, 256, 16, 210>()),
         groups: None,
     },
 ];
@@ -96,9 +99,13 @@ impl Q3 {
         let s = i32::from(low | (b[104 + j % 4] >> (2 * (j / 4)) & 3) << 4) - 32;
         f16(&b[108..]) * s as f32
     }
+}
+
+impl Scalar<N, G, 110> for Q3 {
+    const GRID: Grid = Grid::Whole(-4, 3);
 
     #[inline(always)]
-    fn pack_codes(codes: &mut [u8; N], out: &mut [u8; 110]) {
+    fn pack(codes: &[u8; N], out: &mut [u8; 110]) {
         for l in 0..32 {
             let mut high = 0;
             for i in 0..8 {
@@ -106,10 +113,11 @@ impl Q3 {
             }
             out[l] = high;
         }
+        let mut low = [0u8; N];
         for i in 0..N {
-            codes[i] &= 3;
+            low[i] = codes[i] & 3;
         }
-        pack_pairs(codes, &mut out[32..96]);
+        pack_pairs(&low, &mut out[32..96]);
     }
 }
 
@@ -158,7 +166,7 @@ impl Blocks for Q3 {
                 for j in 0..N / G {
                     round(4, &x[b * N / G + j], Self::unpack_scale(j, out), &mut codes[j]);
                 }
-                Self::pack_codes(&mut codes.as_flattened_mut().as_chunks_mut().0[0], out);
+                Self::pack(&codes.as_flattened().as_chunks().0[0], out);
             }
             at += len;
         }
@@ -188,7 +196,9 @@ impl Grouped<G, 110> for Q3 {
 
 struct Q6;
 
-impl Q6 {
+impl Scalar<N, G, 210> for Q6 {
+    const GRID: Grid = Grid::Whole(-32, 31);
+
     #[inline(always)]
     fn pack(codes: &[u8; N], out: &mut [u8; 210]) {
         for h in 0..2 {

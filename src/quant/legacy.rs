@@ -21,6 +21,7 @@ use super::groups::{Group, Grouped, decode, groups};
 use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
+use super::rounding::{Grid, Scalar, rounding};
 use super::search::{SPAN, Steps, importance_weights, round_to_byte, signed_max, truncate_to_byte};
 use super::types::QuantType;
 
@@ -31,6 +32,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5, 6.0],
         kernels: Some(levels::<Small<15, false, 18>>()),
+        rounding: Some(rounding::<Small<15, false, 18>, 32, 32, 18>()),
         groups: Some(groups::<Small<15, false, 18>, 18>()),
     },
     Format {
@@ -38,6 +40,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
         activations: Activation::Q8_1, fallback: Some(QuantType::F16), cost: [1.5, 16.0],
         kernels: Some(levels::<Small<15, true, 20>>()),
+        rounding: Some(rounding::<Small<15, true, 20>, 32, 32, 20>()),
         groups: Some(groups::<Small<15, true, 20>, 20>()),
     },
     Format {
@@ -45,6 +48,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5, 6.0],
         kernels: Some(levels::<Small<31, false, 22>>()),
+        rounding: Some(rounding::<Small<31, false, 22>, 32, 32, 22>()),
         groups: Some(groups::<Small<31, false, 22>, 22>()),
     },
     Format {
@@ -52,6 +56,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0, 2]), importance: Importance::Weighs,
         activations: Activation::Q8_1, fallback: Some(QuantType::F16), cost: [1.5, 16.0],
         kernels: Some(levels::<Small<31, true, 24>>()),
+        rounding: Some(rounding::<Small<31, true, 24>, 32, 32, 24>()),
         groups: Some(groups::<Small<31, true, 24>, 24>()),
     },
     Format {
@@ -59,6 +64,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Ignored,
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5; 2],
         kernels: Some(levels::<Q8>()),
+        rounding: Some(rounding::<Q8, 32, 32, 34>()),
         groups: Some(groups::<Q8, 34>()),
     },
 ];
@@ -161,12 +167,23 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Small<NMAX, MIN, BYTE
         }
     }
 
+    /// Writes scale and minimum.
     #[inline(always)]
-    fn pack(d: f32, min: f32, codes: &[u8; N], out: &mut [u8; BYTES]) {
+    fn snap(d: f32, min: f32, out: &mut [u8; BYTES]) {
         [out[0], out[1]] = f16_bits(d);
         if MIN {
             [out[2], out[3]] = f16_bits(min);
         }
+    }
+}
+
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Scalar<N, N, BYTES>
+    for Small<NMAX, MIN, BYTES>
+{
+    const GRID: Grid = Grid::Whole(-Self::HALF as i8, (NMAX - Self::HALF) as i8);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; N], out: &mut [u8; BYTES]) {
         let qs = BYTES - 16;
         for j in 0..16 {
             out[qs + j] = (codes[j] & 15) | codes[j + 16] << 4;
@@ -196,7 +213,8 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX
             for b in 0..x.len() {
                 let mut codes = [0u8; N];
                 let (d, min) = Self::round(&x[b], &mut codes);
-                Self::pack(d, min, &codes, &mut out[b]);
+                Self::snap(d, min, &mut out[b]);
+                Self::pack(&codes, &mut out[b]);
             }
             return;
         };
@@ -214,7 +232,8 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX
                 Self::search::<S>(x, &w[..len], scales, mins, &mut codes[..len]);
                 let (codes, out) = (codes.as_chunks().0, &mut out[(n * row + at) / N..]);
                 for b in 0..len / N {
-                    Self::pack(scales[b], -mins[b], &codes[b], &mut out[b]);
+                    Self::snap(scales[b], -mins[b], &mut out[b]);
+                    Self::pack(&codes[b], &mut out[b]);
                 }
                 at += len;
             }
@@ -263,15 +282,28 @@ impl Blocks for Q8 {
             let d = abs_max(x) / 127.0;
             let id = inverse(d);
             [out[0], out[1]] = f16_bits(d);
+            let mut codes = [0u8; N];
             for i in 0..N {
-                out[2 + i] = round_to_byte(x[i] * id);
+                codes[i] = round_to_byte(x[i] * id) ^ 128;
             }
+            Self::pack(&codes, out);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
         decode::<Self, N, N, 34>(bytes, out);
+    }
+}
+
+impl Scalar<N, N, 34> for Q8 {
+    const GRID: Grid = Grid::Whole(-128, 127);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; N], out: &mut [u8; 34]) {
+        for i in 0..N {
+            out[2 + i] = codes[i] ^ 128;
+        }
     }
 }
 

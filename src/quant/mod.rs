@@ -23,6 +23,7 @@ mod kernels;
 mod lanes;
 mod lattice;
 mod legacy;
+mod rounding;
 mod search;
 mod ternary;
 mod types;

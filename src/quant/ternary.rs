@@ -24,6 +24,7 @@ use super::guide::Guide;
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
+use super::rounding::{Grid, Scalar, rounding};
 use super::search::{round_away, round_to_byte};
 use super::types::QuantType;
 
@@ -34,6 +35,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[52]), importance: Importance::Ignored,
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [1.5; 2],
         kernels: Some(levels::<Tq1>()),
+        rounding: Some(rounding::<Tq1, 256, 16, 54>()),
         groups: None,
     },
     Format {
@@ -41,6 +43,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[64]), importance: Importance::Ignored,
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [1.5; 2],
         kernels: Some(levels::<Tq2>()),
+        rounding: Some(rounding::<Tq2, 256, 32, 66>()),
         groups: None,
     },
     Format {
@@ -48,6 +51,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Ignored,
         activations: Activation::Q8_0, fallback: None, cost: [1.5; 2],
         kernels: Some(levels::<Q1>()),
+        rounding: Some(rounding::<Q1, 128, 32, 18>()),
         groups: None,
     },
     Format {
@@ -55,6 +59,7 @@ pub(super) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Ignored,
         activations: Activation::Q8_0, fallback: Some(QuantType::Q4_0), cost: [1.5; 2],
         kernels: Some(levels::<Q2>()),
+        rounding: Some(rounding::<Q2, 64, 32, 18>()),
         groups: None,
     },
 ];
@@ -88,7 +93,9 @@ fn pack_trits<const BYTES: usize, const TRITS: usize>(codes: &[u8], out: &mut [u
 
 struct Tq1;
 
-impl Tq1 {
+impl Scalar<256, 16, 54> for Tq1 {
+    const GRID: Grid = Grid::Whole(-1, 1);
+
     #[inline(always)]
     fn pack(codes: &[u8; 256], out: &mut [u8; 54]) {
         pack_trits::<32, 5>(codes, out);
@@ -154,7 +161,7 @@ impl Blocks for Tq2 {
             for i in 0..256 {
                 codes[i] = trit(x[i], id) & 3;
             }
-            pack_pairs(&codes, &mut out[..64]);
+            Self::pack(&codes, out);
             [out[64], out[65]] = f16_bits(d);
         }
     }
@@ -162,6 +169,15 @@ impl Blocks for Tq2 {
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
         decode::<Self, 256, 32, 66>(bytes, out);
+    }
+}
+
+impl Scalar<256, 32, 66> for Tq2 {
+    const GRID: Grid = Grid::Whole(-1, 1);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 66]) {
+        pack_pairs(codes, &mut out[..64]);
     }
 }
 
@@ -192,18 +208,31 @@ impl Blocks for Q1 {
                 sum += v.abs();
             }
             [out[0], out[1]] = f16_bits(sum / 128.0);
-            for j in 0..16 {
-                out[2 + j] = 0;
-                for i in 0..8 {
-                    out[2 + j] |= u8::from(x[8 * j + i] >= 0.0) << i;
-                }
+            let mut codes = [0u8; 128];
+            for i in 0..128 {
+                codes[i] = u8::from(x[i] >= 0.0);
             }
+            Self::pack(&codes, out);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
         decode::<Self, 128, 32, 18>(bytes, out);
+    }
+}
+
+impl Scalar<128, 32, 18> for Q1 {
+    const GRID: Grid = Grid::These(&[-1, 1]);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 128], out: &mut [u8; 18]) {
+        for j in 0..16 {
+            out[2 + j] = 0;
+            for i in 0..8 {
+                out[2 + j] |= codes[8 * j + i] << i;
+            }
+        }
     }
 }
 
@@ -231,19 +260,31 @@ impl Blocks for Q2 {
             let d = abs_max(x);
             let id = inverse(d);
             [out[0], out[1]] = f16_bits(d);
-            for j in 0..16 {
-                out[2 + j] = 0;
-                for i in 0..4 {
-                    let code = round_away(x[4 * j + i] * id).wrapping_add(1).clamp(0, 3);
-                    out[2 + j] |= (code as u8) << (2 * i);
-                }
+            let mut codes = [0u8; 64];
+            for i in 0..64 {
+                codes[i] = round_away(x[i] * id).wrapping_add(1).clamp(0, 3) as u8;
             }
+            Self::pack(&codes, out);
         }
     }
 
     #[inline(always)]
     fn decode(bytes: &[u8], out: &mut [f32]) {
         decode::<Self, 64, 32, 18>(bytes, out);
+    }
+}
+
+impl Scalar<64, 32, 18> for Q2 {
+    const GRID: Grid = Grid::Whole(-1, 2);
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 64], out: &mut [u8; 18]) {
+        for j in 0..16 {
+            out[2 + j] = 0;
+            for i in 0..4 {
+                out[2 + j] |= codes[4 * j + i] << (2 * i);
+            }
+        }
     }
 }
 

@@ -30,6 +30,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Small>()),
+        rounding: None,
         groups: None,
     },
     Format {
@@ -37,6 +38,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::Others(|b| scale(b).is_finite()), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Medium>()),
+        rounding: None,
         groups: None,
     },
 ];

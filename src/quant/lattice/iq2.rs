@@ -29,6 +29,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Xxs>()),
+        rounding: None,
         groups: None,
     },
     Format {
@@ -36,6 +37,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Xs>()),
+        rounding: None,
         groups: None,
     },
     Format {
@@ -43,6 +45,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Small>()),
+        rounding: None,
         groups: None,
     },
 ];
