@@ -1,5 +1,6 @@
 //! The small JSON files that describe a model.
 
+use crate::io::IoError;
 use crate::sniff::{self, Seems};
 use serde::de::DeserializeOwned;
 use std::path::{Path, PathBuf};
@@ -8,14 +9,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JsonError {
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// A file that is something else.
     #[error("{}: not JSON but {seems}", path.display())]
     Other {
@@ -42,7 +38,7 @@ pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, JsonError> {
     let path = path.to_owned();
     let bytes = match std::fs::read(&path) {
         Ok(bytes) => bytes,
-        Err(error) => return Err(JsonError::Io { path, error }),
+        Err(error) => return Err(IoError::new(&path, error).into()),
     };
     serde_json::from_slice(&bytes).map_err(|error| {
         let begins = bytes.trim_ascii_start().first();

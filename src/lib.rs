@@ -5,12 +5,10 @@
 //! comparison, gate and importances as functions), `eval` (the forward pass), `convert` (the
 //! pipeline), `recipe` (which type each tensor gets), `inspect` (what models hold), `imatrix`
 //! (importance matrices), `model` (what the models are), `tokenizer` (vocabularies), `source` (where
-//! weights are read from), `gguf` (the container), `blob` (files), [`quant`] (block formats), [`simd`]
+//! weights are read from), `gguf` (the container), `io` (files), [`quant`] (block formats), [`simd`]
 //! (levels of instructions).
 #![deny(missing_docs)]
 
-#[cfg(feature = "convert")]
-pub mod blob;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "convert")]
@@ -24,9 +22,9 @@ pub mod imatrix;
 #[cfg(feature = "convert")]
 pub mod inspect;
 #[cfg(feature = "convert")]
-pub mod json;
+pub mod io;
 #[cfg(feature = "convert")]
-mod mapping;
+pub mod json;
 #[cfg(feature = "eval")]
 pub mod measure;
 #[cfg(feature = "convert")]

@@ -5,9 +5,9 @@ use super::instructions::Instructions;
 use super::progress::Progress;
 use super::{bad_usage, place, report, say, threads};
 use crate::eval::{Activations, Limits, Verdict};
+use crate::io::LocalDisk;
 use crate::measure::{self, Extras, Judgement, Options, Outcome, Subject, Text};
 use crate::model::Model;
-use anyhow::Context;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -137,7 +137,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let outcome = outcome.map_err(hinted)?;
     progress.finish();
     if let Some(path) = &args.report {
-        std::fs::write(path, report::page(&outcome)).with_context(|| path.display().to_string())?;
+        crate::io::write(&LocalDisk, path, report::page(&outcome).as_bytes())?;
     }
     match args.run.json {
         true => say::json(as_json(&outcome)),

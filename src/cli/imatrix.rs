@@ -5,6 +5,7 @@ use super::evaluate::{Room, hinted};
 use super::progress::Progress;
 use super::say;
 use crate::imatrix::Sums;
+use crate::io::LocalDisk;
 use crate::measure::{Subject, importances};
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
@@ -79,8 +80,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })?;
     }
     match args.output_format {
-        Format::Gguf => sums.write_gguf(&args.output)?,
-        Format::Dat => sums.write_legacy(&args.output)?,
+        Format::Gguf => sums.write_gguf(&LocalDisk, &args.output)?,
+        Format::Dat => sums.write_legacy(&LocalDisk, &args.output)?,
     }
     Room::finish(&options);
     let unreached = sums.unreached();

@@ -3,7 +3,7 @@
 use super::progress::Progress;
 use super::{say, units};
 use crate::convert::{BadShard, Limit, Plan, RunOptions, Shard, SplitBy};
-use crate::gguf::LocalDisk;
+use crate::io::LocalDisk;
 use crate::source::Source;
 use crate::warning::{Topic, Warning};
 use anyhow::bail;

@@ -5,6 +5,7 @@ use super::{output, plan, say, units};
 use crate::convert::{Mode, Plan, Settings};
 use crate::gguf::Metadata;
 use crate::inspect::{Difference, difference, hash_metadata, hash_tensor, same_bytes};
+use crate::io::LocalDisk;
 use crate::model::{GgufModel, Model};
 use crate::monitor::Monitor;
 use crate::quant::QuantType;
@@ -400,7 +401,7 @@ pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
     };
     let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
     let progress = Progress::start("export", weights, "weights", 0);
-    crate::convert::export(&model, model.gguf(), &args.folder, ty, &progress)
+    crate::convert::export(&model, model.gguf(), &LocalDisk, &args.folder, ty, &progress)
         .with_context(|| args.file.display().to_string())?;
     progress.finish();
     Ok(())

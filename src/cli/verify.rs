@@ -3,6 +3,7 @@
 use super::progress::Progress;
 use super::{output, recipe, say, units};
 use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks, zeros};
+use crate::io::LocalDisk;
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::names::in_short;
 use crate::recipe::FileType;
@@ -233,10 +234,5 @@ pub fn write_manifest(plan: &Plan, source: &dyn Source, output: &Path) -> anyhow
         std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
     let manifest = Manifest::make(source, &outputs, json!(options), &progress)?;
     progress.finish();
-    let path = Manifest::path(output);
-    let part = path.with_extension("json.part");
-    let text = serde_json::to_string_pretty(&manifest)? + "\n";
-    std::fs::write(&part, text)
-        .and_then(|()| std::fs::rename(&part, &path))
-        .with_context(|| path.display().to_string())
+    Ok(manifest.write(&LocalDisk, output)?)
 }

@@ -1,6 +1,7 @@
 //! What can go wrong between a model and its GGUF file.
 
 use crate::gguf::GgufError;
+use crate::io::IoError;
 use crate::model::ModelError;
 use crate::quant::{QuantError, QuantType};
 use crate::recipe::RecipeError;
@@ -48,6 +49,9 @@ pub enum ConvertError {
     /// Reading weights.
     #[error(transparent)]
     Source(#[from] SourceError),
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// The output file.
     #[error(transparent)]
     Gguf(#[from] GgufError),

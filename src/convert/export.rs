@@ -1,14 +1,14 @@
 //! A GGUF model back to a checkpoint folder: safetensors shards, config.json, tokenizer.json.
 
 use super::error::ConvertError;
-use crate::gguf::{Disk, GgufError, LocalDisk, Metadata};
+use crate::gguf::{GgufError, Metadata};
+use crate::io::{Disk, IoError, Sequence, folder, part_path};
 use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
 use crate::quant::{Guide, Kind, QuantError, QuantType};
 use crate::source::{GgufSource, Origin};
 use crate::tokenizer;
 use serde_json::{Map, Value, json};
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::Path;
 
@@ -28,24 +28,23 @@ const PART: u64 = 1 << 20;
 pub fn export(
     model: &GgufModel,
     source: &GgufSource,
-    folder: &Path,
+    disk: &dyn Disk,
+    path: &Path,
     ty: QuantType,
     monitor: &dyn Monitor,
 ) -> Result<(), ConvertError> {
-    if folder.symlink_metadata().is_ok() {
-        return Err(GgufError::Exists { path: folder.to_owned() }.into());
+    if path.symlink_metadata().is_ok() {
+        return Err(GgufError::Exists { path: path.to_owned() }.into());
     }
-    let mut part = folder.as_os_str().to_owned();
-    part.push(".part");
-    let part = Path::new(&part);
-    let _ = std::fs::remove_dir_all(part);
-    std::fs::create_dir(part).map_err(io(part))?;
-    let written = write(model, source, part, ty, monitor)
-        .and_then(|()| std::fs::rename(part, folder).map_err(io(folder)));
-    if written.is_err() {
-        let _ = std::fs::remove_dir_all(part);
+    let part = part_path(path);
+    let _ = std::fs::remove_dir_all(&part);
+    std::fs::create_dir(&part).map_err(|error| IoError::new(&part, error))?;
+    let written = write(model, source, disk, &part, ty, monitor)
+        .and_then(|()| disk.rename(&part, path).map_err(|error| IoError::new(path, error).into()));
+    match written {
+        Ok(()) => disk.sync_names(folder(path)),
+        Err(_) => drop(std::fs::remove_dir_all(&part)),
     }
-    LocalDisk.sync_names(crate::gguf::folder(folder));
     written
 }
 
@@ -53,6 +52,7 @@ pub fn export(
 fn write(
     model: &GgufModel,
     source: &GgufSource,
+    disk: &dyn Disk,
     part: &Path,
     ty: QuantType,
     monitor: &dyn Monitor,
@@ -62,8 +62,7 @@ fn write(
     };
     let tensors = model.exported()?;
     for (name, json) in description(model, source.metadata(), torch_dtype, monitor)? {
-        let path = part.join(name);
-        std::fs::write(&path, format!("{json:#}\n")).map_err(io(&path))?;
+        write_json(disk, &part.join(name), &json)?;
     }
     let shards = shards(&tensors, ty);
     let mut weight_map = Map::new();
@@ -74,15 +73,14 @@ fn write(
             n => format!("model-{:05}-of-{n:05}.safetensors", i + 1),
         };
         let path = part.join(&name);
-        total += write_shard(&path, &tensors[shard.clone()], source, ty, monitor)?;
+        total += write_shard(disk, &path, &tensors[shard.clone()], source, ty, monitor)?;
         for tensor in &tensors[shard.clone()] {
             weight_map.insert(tensor.name.clone(), name.clone().into());
         }
     }
     if shards.len() > 1 {
         let index = json!({ "metadata": { "total_size": total }, "weight_map": weight_map });
-        let path = part.join("model.safetensors.index.json");
-        std::fs::write(&path, format!("{index:#}\n")).map_err(io(&path))?;
+        write_json(disk, &part.join("model.safetensors.index.json"), &index)?;
     }
     Ok(())
 }
@@ -112,9 +110,9 @@ fn description(
     Ok(files)
 }
 
-fn io(path: &Path) -> impl FnOnce(std::io::Error) -> ConvertError {
-    let path = path.to_owned();
-    move |error| ConvertError::from(GgufError::Io { path, error })
+fn write_json(disk: &dyn Disk, path: &Path, json: &Value) -> Result<(), IoError> {
+    Sequence::write(disk, path, format!("{json:#}\n").as_bytes())
+        .map_err(|error| IoError::new(path, error))
 }
 
 fn shards(tensors: &[Exported], ty: QuantType) -> Vec<std::ops::Range<usize>> {
@@ -132,13 +130,14 @@ fn shards(tensors: &[Exported], ty: QuantType) -> Vec<std::ops::Range<usize>> {
 }
 
 fn write_shard(
+    disk: &dyn Disk,
     path: &Path,
     tensors: &[Exported],
     source: &GgufSource,
     ty: QuantType,
     monitor: &dyn Monitor,
 ) -> Result<u64, ConvertError> {
-    let io = |error| ConvertError::from(GgufError::Io { path: path.to_owned(), error });
+    let io = |error| IoError::new(path, error);
     let mut header = Map::new();
     header.insert("__metadata__".to_owned(), json!({ "format": "pt" }));
     let mut types = Vec::new();
@@ -155,7 +154,7 @@ fn write_shard(
     }
     let mut header = Value::Object(header).to_string();
     header.extend(std::iter::repeat_n(' ', header.len().next_multiple_of(8) - header.len()));
-    let mut out = BufWriter::new(File::create(path).map_err(io)?);
+    let mut out = BufWriter::new(Sequence::create(disk, path).map_err(io)?);
     out.write_all(&(header.len() as u64).to_le_bytes()).map_err(io)?;
     out.write_all(header.as_bytes()).map_err(io)?;
     let (mut weights, mut bytes) = (Vec::new(), Vec::new());
@@ -195,7 +194,7 @@ fn write_shard(
         }
     }
     let file = out.into_inner().map_err(|error| io(error.into_error()))?;
-    file.sync_all().map_err(io)?;
+    file.sync().map_err(io)?;
     Ok(end)
 }
 
@@ -218,4 +217,35 @@ fn precise_type(
         }
     }
     Ok(ty)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::convert::{Plan, RunOptions, Settings};
+    use crate::io::small::Small;
+    use crate::model::{CheckpointModel, Mtp};
+    use crate::recipe::FileType;
+
+    #[test]
+    fn a_full_disk_leaves_no_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("tiny.gguf");
+        let tiny = Path::new("tests/fixtures/tiny-r1");
+        let tiny = CheckpointModel::open(tiny, Mtp::Drop).unwrap();
+        let plan = Plan::of_checkpoint(&tiny, &Settings::new(FileType::Q8_0)).unwrap();
+        plan.run(&tiny, &file, RunOptions::default(), &()).unwrap();
+        let model = GgufModel::open(&file).unwrap();
+        let folder = dir.path().join("again");
+        for (room, name) in [(0, ".json"), (2_000_000, "model.safetensors")] {
+            let disk = Small::new(room);
+            let error = export(&model, model.gguf(), &disk, &folder, QuantType::BF16, &());
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains("the disk is full"), "{error}");
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
+        }
+        let disk = Small::new(1 << 30);
+        export(&model, model.gguf(), &disk, &folder, QuantType::BF16, &()).unwrap();
+        assert!(folder.join("config.json").is_file());
+    }
 }

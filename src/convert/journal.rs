@@ -6,15 +6,13 @@
 //! 17 0123456789abcdef      unit 17 is written; XXH3 of its bytes
 //! all written              every unit is on disk, files are getting their names
 //! ```
-//! A line counts only with its end, and what it claims is checked against the file before it is
-//! believed: the journal needs no durability of its own.
+//! What a line claims is checked against the file before it is believed.
 
 use super::error::ConvertError;
-use crate::gguf::{Disk, GgufError, Part, read_all, write_all};
+use crate::io::{self, Disk, IoError};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
-use std::path::{Path, PathBuf};
-use std::sync::Mutex;
+use std::path::Path;
 
 const ALL_WRITTEN: &str = "all written";
 
@@ -59,12 +57,8 @@ impl Identity {
     }
 }
 
-/// The journal of a run, locked against other processes.
-pub(super) struct Journal {
-    part: Box<dyn Part>,
-    path: PathBuf,
-    end: Mutex<u64>,
-}
+/// The journal of a run.
+pub(super) struct Journal(io::Journal);
 
 /// What a journal says about the run before.
 #[derive(Default)]
@@ -88,38 +82,30 @@ impl Journal {
         n_units: u64,
         restart: bool,
     ) -> Result<(Self, Option<Past>), ConvertError> {
-        let io = |error| GgufError::io(path, error);
-        let part = disk.open(path).map_err(io)?;
-        let journal = Self { part, path: path.to_owned(), end: Mutex::new(0) };
-        if !journal.part.lock().map_err(io)? {
+        let Some(journal) = io::Journal::open(disk, path)? else {
             return Err(ConvertError::InUse { path: path.to_owned() });
-        }
-        let size = journal.part.size().map_err(io)?;
+        };
+        let size = journal.size()?;
         if restart || size == 0 {
-            return Ok((journal, None));
+            return Ok((Self(journal), None));
         }
         let foreign = |what: &'static str| ConvertError::Journal { path: path.to_owned(), what };
         // A unit's line has at most 38 bytes, and is written once in a run.
         if size > 64 * n_units + (1 << 20) {
             return Err(foreign("another run: it is longer than this one's can get"));
         }
-        let mut bytes = vec![0; size as usize];
-        read_all(journal.part.as_ref(), &mut bytes, 0).map_err(io)?;
-        // Reserved or torn ends are no lines.
-        let complete = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        let mut lines = bytes[..complete].split_inclusive(|&b| b == b'\n');
+        let text = journal.read()?;
+        let mut lines = text.lines();
         let Some(first) = lines.next() else {
-            return Ok((journal, None));
+            return Ok((Self(journal), None));
         };
         let first: Identity =
-            serde_json::from_slice(first).map_err(|_| foreign("something else: it is damaged"))?;
+            serde_json::from_str(first).map_err(|_| foreign("something else: it is damaged"))?;
         if first != *identity {
             return Err(foreign(first.difference(identity)));
         }
         let mut past = Past::default();
         for line in lines {
-            let Ok(line) = std::str::from_utf8(line) else { continue };
-            let line = line.trim_end_matches('\n');
             if line == ALL_WRITTEN {
                 past.all_written = true;
             } else if let Some((unit, hash)) = line.split_once(' ')
@@ -129,39 +115,23 @@ impl Journal {
                 past.units.insert(unit, hash);
             }
         }
-        *journal.end.lock().unwrap_or_else(|e| e.into_inner()) = complete as u64;
-        Ok((journal, Some(past)))
+        Ok((Self(journal), Some(past)))
     }
 
     /// Begins anew.
-    pub fn begin(&self, identity: &Identity) -> Result<(), ConvertError> {
-        self.part.reserve(0).map_err(|error| GgufError::io(&self.path, error))?;
-        *self.end.lock().unwrap_or_else(|e| e.into_inner()) = 0;
-        self.append(&serde_json::to_string(identity).expect("strings are always JSON"))
+    pub fn begin(&self, identity: &Identity) -> Result<(), IoError> {
+        self.0.clear()?;
+        self.0.append(&serde_json::to_string(identity).expect("strings are always JSON"))
     }
 
     /// Notes that a unit is written.
-    pub fn record(&self, unit: u64, hash: u64) -> Result<(), ConvertError> {
-        self.append(&format!("{unit} {hash:016x}"))
+    pub fn record(&self, unit: u64, hash: u64) -> Result<(), IoError> {
+        self.0.append(&format!("{unit} {hash:016x}"))
     }
 
     /// Notes that every unit is on disk.
-    pub fn all_written(&self) -> Result<(), ConvertError> {
-        self.append(ALL_WRITTEN)?;
-        Ok(self.part.sync().map_err(|error| GgufError::io(&self.path, error))?)
-    }
-
-    fn append(&self, line: &str) -> Result<(), ConvertError> {
-        let line = format!("{line}\n");
-        let mut end = self.end.lock().unwrap_or_else(|e| e.into_inner());
-        write_all(self.part.as_ref(), line.as_bytes(), *end)
-            .map_err(|error| GgufError::io(&self.path, error))?;
-        *end += line.len() as u64;
-        Ok(())
-    }
-
-    /// Removes the journal.
-    pub fn remove(self, disk: &dyn Disk) -> Result<(), ConvertError> {
-        Ok(disk.remove(&self.path).map_err(|error| GgufError::io(&self.path, error))?)
+    pub fn all_written(&self) -> Result<(), IoError> {
+        self.0.append(ALL_WRITTEN)?;
+        self.0.sync()
     }
 }

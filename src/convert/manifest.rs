@@ -1,8 +1,8 @@
 //! What went in and what came out, by SHA-256: a JSON file beside the output.
 
 use super::error::ConvertError;
-use crate::blob::{Blob, LocalFile};
-use crate::gguf::{GgufError, GgufFile};
+use crate::gguf::GgufFile;
+use crate::io::{Blob, Disk, IoError, LocalFile};
 use crate::monitor::Monitor;
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
@@ -61,6 +61,15 @@ impl Manifest {
         let mut name = output.as_os_str().to_owned();
         name.push(".manifest.json");
         name.into()
+    }
+
+    /// Writes it beside an output.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write(&self, disk: &dyn Disk, output: &Path) -> Result<(), IoError> {
+        let json = serde_json::to_value(self).expect("names and numbers are always JSON");
+        crate::io::write(disk, &Self::path(output), format!("{json:#}\n").as_bytes())
     }
 
     /// Reads every input and output file once and hashes it. The monitor counts bytes.
@@ -137,7 +146,7 @@ fn hash(
     ranges: &[std::ops::Range<u64>],
     monitor: &dyn Monitor,
 ) -> Result<(HashedFile, Vec<String>), ConvertError> {
-    let io = |error| GgufError::io(path, error);
+    let io = |error| IoError::new(path, error);
     let file = LocalFile::open(path).map_err(io)?;
     let (mut whole, mut part) = (Sha256::new(), Sha256::new());
     let mut parts = Vec::with_capacity(ranges.len());

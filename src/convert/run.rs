@@ -9,7 +9,8 @@ use super::journal::{Journal, Past};
 use super::plan::Plan;
 use super::shard::Shard;
 use super::values::Seen;
-use crate::gguf::{Disk, GgufError, LocalDisk, Writer, folder};
+use crate::gguf::{GgufError, Writer};
+use crate::io::{Disk, IoError, LocalDisk, folder, part_path};
 use crate::monitor::Monitor;
 use crate::source::{Source, SourceError};
 use std::collections::VecDeque;
@@ -100,7 +101,7 @@ impl Plan {
                 let path = self.path(file, output);
                 if !resumed {
                     // What others left under this name would show between the tensors.
-                    let _ = disk.remove(&Writer::part_path(&path));
+                    let _ = disk.remove(&part_path(&path));
                 }
                 let named = run.past.all_written && self.has_its_name(file, &path);
                 run.writers.push(match named {
@@ -128,8 +129,7 @@ impl Plan {
             for writer in run.writers.iter().flatten().rev() {
                 let path = writer.path();
                 Writer::check(path, options.force || resumed)?;
-                disk.rename(&Writer::part_path(path), path)
-                    .map_err(|error| GgufError::io(path, error))?;
+                disk.rename(&part_path(path), path).map_err(|error| IoError::new(path, error))?;
             }
             disk.sync_names(folder(output));
             Ok(())
@@ -137,16 +137,16 @@ impl Plan {
         let kept = resumed || run.recorded.load(Ordering::Relaxed) > 0;
         match written {
             Ok(()) if options.keep_journal => Ok(()),
-            Ok(()) => journal.remove(disk),
+            Ok(()) => self.forget(output, options),
             Err(error) if kept && can_go_on(&error) => {
                 Err(ConvertError::Stopped { journal: path, error: Box::new(error) })
             }
             Err(error) => {
                 for file in files {
                     // Failing to remove what is left over must not hide the error.
-                    let _ = disk.remove(&Writer::part_path(&self.path(file, output)));
+                    let _ = disk.remove(&part_path(&self.path(file, output)));
                 }
-                let _ = journal.remove(disk);
+                let _ = disk.remove(&path);
                 Err(error)
             }
         }
@@ -158,13 +158,13 @@ impl Plan {
     /// The system refuses.
     pub fn forget(&self, output: &Path, options: RunOptions) -> Result<(), ConvertError> {
         let path = self.journal_path(output, options.shard);
-        Ok(options.disk.remove(&path).map_err(|error| GgufError::io(&path, error))?)
+        Ok(options.disk.remove(&path).map_err(|error| IoError::new(&path, error))?)
     }
 
     /// Whether a file was complete and got its name, as far as can be told from outside.
     fn has_its_name(&self, file: usize, path: &Path) -> bool {
         let size = self.files[file].layout.file_size();
-        !Writer::part_path(path).exists() && path.metadata().is_ok_and(|found| found.len() == size)
+        !part_path(path).exists() && path.metadata().is_ok_and(|found| found.len() == size)
     }
 
     /// Where the journal of a run lies.
@@ -188,7 +188,7 @@ impl Plan {
         for file in self.files_of(options.shard) {
             let path = self.path(file, output);
             Writer::check(&path, options.force || goes_on)?;
-            let part = Writer::part_path(&path);
+            let part = part_path(&path);
             if !(goes_on && self.has_its_name(file, &path)) {
                 let size = self.files[file].layout.file_size();
                 needed += size.saturating_sub(allocated(&part));
@@ -209,7 +209,8 @@ fn can_go_on(error: &ConvertError) -> bool {
         error,
         ConvertError::Cancelled
             | ConvertError::Source(SourceError::Io { .. })
-            | ConvertError::Gguf(GgufError::Io { .. } | GgufError::DiskFull { .. })
+            | ConvertError::Io(_)
+            | ConvertError::Gguf(GgufError::Io(_))
     )
 }
 

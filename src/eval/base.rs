@@ -9,9 +9,10 @@
 //! taken for the smallest.
 
 use super::error::EvalError;
+use crate::io::{Disk, IoError, Output};
 use ndarray::{Array2, ArrayView2};
 use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read, Write};
+use std::io::{BufReader, Read};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"_logits_";
@@ -20,11 +21,7 @@ const MAGIC: &[u8; 8] = b"_logits_";
 const MAX_TOKENS: u64 = 1 << 32;
 
 /// Writes log-probabilities, row after row, into a `.part` file that gets its name at the end.
-pub struct BaseWriter {
-    path: PathBuf,
-    part: PathBuf,
-    file: BufWriter<File>,
-}
+pub struct BaseWriter<'a>(Output<'a>);
 
 /// Reads log-probabilities row after row.
 pub struct BaseReader {
@@ -35,27 +32,25 @@ pub struct BaseReader {
     tokens: Vec<u32>,
 }
 
-impl BaseWriter {
+impl<'a> BaseWriter<'a> {
     /// Begins a file for `tokens`, which are whole chunks of `ctx`.
     ///
     /// # Errors
     /// The system refuses.
-    pub fn create(path: &Path, ctx: u32, n_vocab: u32, tokens: &[u32]) -> Result<Self, EvalError> {
-        let mut part = path.as_os_str().to_owned();
-        part.push(".part");
-        let part = PathBuf::from(part);
-        let io = |error| EvalError::Io { path: part.clone(), error };
-        let mut file = BufWriter::new(File::create(&part).map_err(io)?);
+    pub fn create(
+        disk: &'a dyn Disk,
+        path: &Path,
+        ctx: u32,
+        n_vocab: u32,
+        tokens: &[u32],
+    ) -> Result<Self, EvalError> {
+        let mut file = Output::create(disk, path)?;
         let n_chunk = tokens.len() as u32 / ctx;
-        let written = (|| {
-            file.write_all(MAGIC)?;
-            for n in [ctx, n_vocab, n_chunk].iter().chain(tokens) {
-                file.write_all(&n.to_le_bytes())?;
-            }
-            io::Result::Ok(())
-        })();
-        written.map_err(io)?;
-        Ok(Self { path: path.to_owned(), part, file })
+        file.write(MAGIC)?;
+        for n in [ctx, n_vocab, n_chunk].iter().chain(tokens) {
+            file.write(&n.to_le_bytes())?;
+        }
+        Ok(Self(file))
     }
 
     /// Writes rows of logits (`log_softmax` in `perplexity.cpp`, in its precision).
@@ -83,8 +78,7 @@ impl BaseWriter {
             if !row.len().is_multiple_of(2) {
                 bytes.extend_from_slice(&[0; 2]);
             }
-            let written = self.file.write_all(&bytes);
-            written.map_err(|error| EvalError::Io { path: self.part.clone(), error })?;
+            self.0.write(&bytes)?;
         }
         Ok(())
     }
@@ -93,17 +87,8 @@ impl BaseWriter {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn finish(mut self) -> Result<(), EvalError> {
-        let done = self.file.flush().and_then(|()| self.file.get_ref().sync_all());
-        let done = done.and_then(|()| std::fs::rename(&self.part, &self.path));
-        done.map_err(|error| EvalError::Io { path: self.path.clone(), error })
-    }
-}
-
-impl Drop for BaseWriter {
-    fn drop(&mut self) {
-        // Gone already where the file was finished.
-        let _ = std::fs::remove_file(&self.part);
+    pub fn finish(self) -> Result<(), EvalError> {
+        Ok(self.0.finish()?)
     }
 }
 
@@ -113,7 +98,7 @@ impl BaseReader {
     /// # Errors
     /// Another kind of file, a damaged one, a system that refuses.
     pub fn open(path: &Path) -> Result<Self, EvalError> {
-        let io = |error| EvalError::Io { path: path.to_owned(), error };
+        let io = |error| IoError::new(path, error);
         let bad = |what: &str| EvalError::Base { path: path.to_owned(), what: what.to_owned() };
         let file = File::open(path).map_err(io)?;
         let length = file.metadata().map_err(io)?.len();
@@ -163,7 +148,7 @@ impl BaseReader {
         let mut bytes = vec![0; 8 + 2 * n_vocab.next_multiple_of(2)];
         for mut row in out.rows_mut() {
             let read = self.file.read_exact(&mut bytes);
-            read.map_err(|error| EvalError::Io { path: self.path.clone(), error })?;
+            read.map_err(|error| IoError::new(&self.path, error))?;
             let float =
                 |i: usize| f32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
             let (scale, smallest) = (float(0), float(4));
@@ -172,5 +157,30 @@ impl BaseReader {
             }
         }
         Ok(out)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::small::Small;
+
+    #[test]
+    fn a_full_disk_leaves_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("base.kld");
+        let logits = Array2::from_shape_fn((50, 301), |(i, j)| ((7 * i + 3 * j) % 11) as f32);
+        for (room, fits) in [(0, false), (20_000, false), (1 << 20, true)] {
+            let disk = Small::new(room);
+            let written = BaseWriter::create(&disk, &path, 100, 301, &[1; 200])
+                .and_then(|mut writer| writer.write(logits.view()).map(|()| writer))
+                .and_then(BaseWriter::finish);
+            match written {
+                Ok(()) => assert!(fits),
+                Err(EvalError::Io(error)) => assert!(!fits && error.is_full(), "{error}"),
+                Err(error) => panic!("{error}"),
+            }
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), usize::from(fits));
+        }
     }
 }

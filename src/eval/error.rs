@@ -1,5 +1,6 @@
 //! What can go wrong in a forward pass.
 
+use crate::io::IoError;
 use crate::source::SourceError;
 use std::path::PathBuf;
 
@@ -95,23 +96,18 @@ pub enum EvalError {
         /// What is wrong with it.
         what: String,
     },
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// Another process uses the same scratch files.
+    #[error("{}: another process is at this evaluation", path.display())]
+    InUse {
+        /// The journal.
         path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
     },
     /// What an observer had seen of an evaluation that was stopped.
     #[error("what was kept of an interrupted evaluation does not fit this model")]
     Seen,
-    /// No room for hidden states.
-    #[error("{}: the disk is full; hidden states need more room there", path.display())]
-    DiskFull {
-        /// The file.
-        path: PathBuf,
-    },
     /// The work was cancelled from outside.
     #[error("interrupted")]
     Cancelled,

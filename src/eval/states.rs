@@ -8,11 +8,10 @@
 //! batch that was seen last are in one line of the journal.
 
 use super::error::EvalError;
-use crate::gguf::{Disk, LocalDisk, Part, read_all, write_all};
+use crate::io::{Disk, IoError, Journal, LocalDisk, Part, read_all, write_all};
 use ndarray::{Array2, s};
 use std::borrow::Cow;
-use std::fs::{File, OpenOptions, TryLockError};
-use std::io::{self, Write};
+use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -94,8 +93,7 @@ struct Slots {
     slot_bytes: u64,
     slot_of: Vec<u64>,
     free: u64,
-    journal_path: PathBuf,
-    journal: File,
+    journal: Journal,
     seen: Option<Seen>,
 }
 
@@ -161,7 +159,7 @@ impl States {
     /// Notes a number about a layer, for the case that the evaluation is stopped.
     pub fn set_note(&mut self, layer: u32, value: f64) -> Result<(), EvalError> {
         self.notes.push((layer, value));
-        self.record(&format!("note {layer} {:016x}\n", value.to_bits()))
+        self.record(&format!("note {layer} {:016x}", value.to_bits()))
     }
 
     /// Has batches begin anew that have passed more layers than this; where an observer would see
@@ -187,7 +185,7 @@ impl States {
         if let Some(seen) = &mut slots.seen {
             seen.layers.clear();
         }
-        slots.journal.set_len(0).map_err(|error| io_error(&slots.journal_path, error))
+        Ok(slots.journal.clear()?)
     }
 
     /// Gives a batch its states after `passed` layers, together with what an observer has seen of
@@ -209,7 +207,7 @@ impl States {
                     _ => String::new(),
                 };
                 slots.free = std::mem::replace(&mut slots.slot_of[batch], slot);
-                self.record(&format!("{batch} {passed} {slot} {hash:016x}{seen}\n"))?;
+                self.record(&format!("{batch} {passed} {slot} {hash:016x}{seen}"))?;
             }
         }
         self.batches[batch].passed = Some(passed);
@@ -258,20 +256,13 @@ impl States {
 
     fn record(&mut self, line: &str) -> Result<(), EvalError> {
         let Place::File(slots) = &mut self.place else { return Ok(()) };
-        let written = slots.journal.write_all(line.as_bytes());
-        written.map_err(|error| io_error(&slots.journal_path, error))
+        Ok(slots.journal.append(line)?)
     }
 
     /// Takes up what an earlier process left, as far as hashes confirm it.
     fn recover(&mut self) -> Result<(), EvalError> {
         let Place::File(slots) = &mut self.place else { return Ok(()) };
-        let bytes = std::fs::read(&slots.journal_path);
-        let bytes = bytes.map_err(|error| io_error(&slots.journal_path, error))?;
-        // A line that was cut short has no end; the next one must not become a part of it.
-        let whole = bytes.iter().rposition(|&b| b == b'\n').map_or(0, |at| at + 1);
-        let cut = slots.journal.set_len(whole as u64);
-        cut.map_err(|error| io_error(&slots.journal_path, error))?;
-        let text = String::from_utf8_lossy(&bytes[..whole]);
+        let text = slots.journal.read()?;
         let n = self.batches.len();
         let mut last: Vec<Option<(u32, u64, u64)>> = vec![None; n];
         for line in text.lines() {
@@ -339,35 +330,33 @@ impl Slots {
     ) -> Result<Self, EvalError> {
         let path = scratch.folder.join(format!("requant-{identity:016x}.states"));
         let [journal_path, seen_path] = ["journal", "seen"].map(|end| path.with_extension(end));
-        let journal = OpenOptions::new().append(true).create(true).read(true).open(&journal_path);
-        let journal = journal.map_err(|error| io_error(&journal_path, error))?;
-        if let Err(TryLockError::WouldBlock) = journal.try_lock() {
-            let error = io::Error::other("another process is at this evaluation");
-            return Err(io_error(&journal_path, error));
-        }
+        let disk = scratch.disk.as_ref();
+        let Some(journal) = Journal::open(disk, &journal_path)? else {
+            return Err(EvalError::InUse { path: journal_path });
+        };
         {
             let mut files = scratch.files.lock().unwrap_or_else(PoisonError::into_inner);
             files.extend([journal_path.clone(), path.clone()]);
             files.extend(observed.then(|| seen_path.clone()));
         }
-        let open = |path: &Path| scratch.disk.open(path).map_err(|error| io_error(path, error));
+        let open = |path: &Path| disk.open(path).map_err(|error| IoError::new(path, error));
         let part = open(&path)?;
         // A disk without room for all of it is better noticed now than after days.
         if let Err(error) = part.reserve((n + 1) * slot_bytes) {
-            if journal.metadata().is_ok_and(|data| data.len() == 0) {
+            if journal.size().is_ok_and(|size| size == 0) {
                 // Nothing is in there that one could go on with.
                 for path in [&path, &journal_path] {
-                    let _ = scratch.disk.remove(path);
+                    let _ = disk.remove(path);
                 }
             }
-            return Err(io_error(&path, error));
+            return Err(IoError::new(&path, error).into());
         }
         let seen = match observed {
             true => Some(Seen { part: open(&seen_path)?, path: seen_path, layers: Vec::new() }),
             false => None,
         };
         let slot_of = (0..n).collect();
-        Ok(Self { path, part, slot_bytes, slot_of, free: n, journal_path, journal, seen })
+        Ok(Self { path, part, slot_bytes, slot_of, free: n, journal, seen })
     }
 
     /// Writes a batch's states, and gives their hash.
@@ -379,7 +368,7 @@ impl Slots {
             bytes.extend(piece.iter().flat_map(|x| x.to_le_bytes()));
             hash.update(&bytes);
             let written = write_all(self.part.as_ref(), &bytes, at);
-            written.map_err(|error| io_error(&self.path, error))?;
+            written.map_err(|error| IoError::new(&self.path, error))?;
             at += bytes.len() as u64;
         }
         Ok(hash.digest())
@@ -415,7 +404,7 @@ impl Slots {
         while length > 0 {
             let piece = &mut bytes[..PIECE.min(length)];
             let read = read_all(self.part.as_ref(), piece, at);
-            read.map_err(|error| io_error(&self.path, error))?;
+            read.map_err(|error| IoError::new(&self.path, error))?;
             give(piece);
             at += piece.len() as u64;
             length -= piece.len();
@@ -437,7 +426,7 @@ impl Seen {
             _ => before,
         };
         let written = write_all(self.part.as_ref(), bytes, at);
-        written.map_err(|error| io_error(&self.path, error))?;
+        written.map_err(|error| IoError::new(&self.path, error))?;
         let hash = xxhash_rust::xxh3::xxh3_64(bytes);
         self.set(Piece { layer, at, length, hash });
         Ok(format!(" {at} {length} {hash:016x}"))
@@ -450,13 +439,13 @@ impl Seen {
 
     fn read(&self, piece: Piece) -> Result<Vec<u8>, EvalError> {
         // The file tells how much there can be; a damaged journal may claim anything.
-        let io = |error| io_error(&self.path, error);
+        let io = |error| IoError::new(&self.path, error);
         if piece
             .at
             .checked_add(piece.length)
             .is_none_or(|end| self.part.size().is_ok_and(|n| end > n))
         {
-            return Err(io(io::ErrorKind::UnexpectedEof.into()));
+            return Err(io(io::ErrorKind::UnexpectedEof.into()).into());
         }
         let mut bytes = vec![0; piece.length as usize];
         read_all(self.part.as_ref(), &mut bytes, piece.at).map_err(io)?;
@@ -480,17 +469,10 @@ fn hex(word: &str) -> Option<u64> {
     u64::from_str_radix(word, 16).ok()
 }
 
-fn io_error(path: &Path, error: io::Error) -> EvalError {
-    let path = path.to_owned();
-    match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => EvalError::DiskFull { path },
-        _ => EvalError::Io { path, error },
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::io::small::Small;
 
     fn states(folder: &Path, observed: bool) -> (Scratch, States) {
         let scratch = Scratch::new(folder);
@@ -530,7 +512,9 @@ mod tests {
         drop(first);
         // A line that was begun when the process ended: with what comes next it would be one.
         let journal = dir.path().join("requant-0000000000000007.journal");
-        OpenOptions::new().append(true).open(&journal).unwrap().write_all(b"2").unwrap();
+        let mut bytes = std::fs::read(&journal).unwrap();
+        bytes.push(b'2');
+        std::fs::write(&journal, bytes).unwrap();
         let (_, mut second) = states(dir.path(), false);
         assert_eq!(passed(&second), [Some(0), Some(3), Some(0)]);
         assert_eq!(second.work(), 6);
@@ -547,6 +531,39 @@ mod tests {
         std::fs::write(dir.path().join("requant-1.states"), "abc").unwrap();
         assert_eq!(scratch.finish(), (1, 3));
         assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_full_disk_keeps_what_was_put_before() {
+        let dir = tempfile::tempdir().unwrap();
+        for room in 0..300 {
+            let disk = Arc::new(Small::new(room));
+            let scratch = Scratch::on(disk, dir.path());
+            let mut first = States::new(&[2, 2, 1], 3, Some(&scratch), 7, true).unwrap();
+            let mut last = [None; 3];
+            let error = loop {
+                let batch = (0..3).min_by_key(|&batch| last[batch]).unwrap();
+                let passed = last[batch].map_or(0, |passed| passed + 1);
+                let states = filled([2, 2, 1][batch], passed as f32);
+                match first.put(batch, passed, states, (passed > 0).then_some(&[7; 5][..])) {
+                    Ok(()) => last[batch] = Some(passed),
+                    Err(error) => break error,
+                }
+            };
+            assert!(matches!(&error, EvalError::Io(error) if error.is_full()), "{error}");
+            assert!(error.to_string().contains("requant-0000000000000007."), "{error}");
+            drop(first);
+            let (scratch, mut second) = states(dir.path(), true);
+            assert_eq!(passed(&second), last, "{room} bytes");
+            for (batch, passed) in last.into_iter().enumerate() {
+                let Some(passed) = passed else { continue };
+                let found = second.take(batch).unwrap();
+                assert!(found.iter().all(|&x| x == passed as f32));
+            }
+            drop(second);
+            scratch.finish();
+            assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        }
     }
 
     #[test]

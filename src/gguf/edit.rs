@@ -7,15 +7,13 @@
 //! leaves a file that the next call mends. A new file gets the name only when it is complete, on disk
 //! and found to hold the old one's tensors.
 
-use super::disk::{Disk, LocalDisk, Part, read_all, write_all};
 use super::error::GgufError;
 use super::file::{GgufFile, Header};
 use super::layout::header;
 use super::metadata::Metadata;
 use super::value::Value;
-use super::writer::folder;
 use super::{ALIGNMENT, pad};
-use crate::blob::read_exact_at;
+use crate::io::{Disk, LocalDisk, Part, folder, read_all, read_exact_at, write_all};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -215,7 +213,7 @@ fn write_anew(
     let new_path = beside(path, ".edit");
     let io = |error| GgufError::io(&new_path, error);
     let written = (|| {
-        let from = crate::mapping::open(path).map_err(|error| GgufError::io(path, error))?;
+        let from = crate::io::open(path).map_err(|error| GgufError::io(path, error))?;
         let new = disk.open(&new_path).map_err(io)?;
         let data = data_start(old)..old.file_size();
         new.reserve(0).map_err(io)?;
@@ -421,8 +419,9 @@ fn block_size(path: &Path, alignment: u64) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::gguf::{Layout, Writer};
+    use crate::io::part_path;
+    use crate::io::small::Small;
     use crate::quant::QuantType;
-    use std::sync::atomic::{AtomicU64, Ordering};
 
     /// A file of one tensor whose bytes count up.
     fn sample(dir: &Path, metadata: &Metadata) -> PathBuf {
@@ -431,7 +430,7 @@ mod tests {
         let layout = Layout::new(metadata, [tensor]).unwrap();
         let writer = Writer::open(&LocalDisk, &path, &layout).unwrap();
         writer.write_at(0, 0, &data()).unwrap();
-        std::fs::rename(Writer::part_path(&path), &path).unwrap();
+        std::fs::rename(part_path(&path), &path).unwrap();
         path
     }
 
@@ -530,57 +529,6 @@ mod tests {
         assert_eq!(std::fs::read(head_path(&path)).unwrap(), b"mine");
     }
 
-    /// A disk that takes so many bytes more, and then is full.
-    struct Small(AtomicU64);
-
-    struct SmallPart<'a>(Box<dyn Part>, &'a AtomicU64);
-
-    impl Part for SmallPart<'static> {
-        fn write_at(&self, bytes: &[u8], offset: u64) -> io::Result<usize> {
-            let room = self.1.fetch_sub(bytes.len() as u64, Ordering::Relaxed);
-            match (bytes.len() as u64) < room {
-                true => self.0.write_at(bytes, offset),
-                false => Err(io::ErrorKind::StorageFull.into()),
-            }
-        }
-
-        fn read_at(&self, out: &mut [u8], offset: u64) -> io::Result<usize> {
-            self.0.read_at(out, offset)
-        }
-
-        fn size(&self) -> io::Result<u64> {
-            self.0.size()
-        }
-
-        fn reserve(&self, size: u64) -> io::Result<()> {
-            self.0.reserve(size)
-        }
-
-        fn sync(&self) -> io::Result<()> {
-            self.0.sync()
-        }
-
-        fn lock(&self) -> io::Result<bool> {
-            self.0.lock()
-        }
-    }
-
-    impl Disk for &'static Small {
-        fn open(&self, path: &Path) -> io::Result<Box<dyn Part>> {
-            Ok(Box::new(SmallPart(LocalDisk.open(path)?, &self.0)))
-        }
-
-        fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-            LocalDisk.rename(from, to)
-        }
-
-        fn remove(&self, path: &Path) -> io::Result<()> {
-            LocalDisk.remove(path)
-        }
-
-        fn sync_names(&self, _: &Path) {}
-    }
-
     #[test]
     fn a_full_disk_leaves_the_old_file_alone() {
         let dir = tempfile::tempdir().unwrap();
@@ -590,13 +538,13 @@ mod tests {
         let original = std::fs::read(&path).unwrap();
         metadata.set("general.name", "long".repeat(100).as_str());
         for room in [0, 300, 4096, 200_000] {
-            let disk: &'static Small = Box::leak(Box::new(Small(AtomicU64::new(room))));
+            let disk = Small::new(room);
             let error = replace(&disk, &path, &metadata, true, u64::MAX).unwrap_err();
-            assert!(matches!(error, GgufError::DiskFull { .. }), "{error}");
+            assert!(matches!(&error, GgufError::Io(error) if error.is_full()), "{error}");
             assert_eq!(std::fs::read(&path).unwrap(), original);
             assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         }
-        let disk: &'static Small = Box::leak(Box::new(Small(AtomicU64::new(1 << 20))));
+        let disk = Small::new(1 << 20);
         assert_eq!(replace(&disk, &path, &metadata, true, u64::MAX).unwrap(), Edited::Anew);
         holds(&path, "general.name", &"long".repeat(100));
         assert_eq!(std::fs::read(beside(&path, ".bak")).unwrap(), original);

@@ -1,5 +1,6 @@
 //! What can be wrong with a GGUF file.
 
+use crate::io::IoError;
 use crate::sniff::Seems;
 use std::path::PathBuf;
 
@@ -21,14 +22,9 @@ pub enum GgufError {
         /// The name.
         path: PathBuf,
     },
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// The file does not begin with `GGUF`.
     #[error("{}: not a GGUF file{}", path.display(), but(seems))]
     Magic {
@@ -147,15 +143,6 @@ pub enum GgufError {
         /// The output.
         path: PathBuf,
     },
-    /// The disk filled up while writing.
-    #[error(
-        "{}: the disk is full; free some room or write to another disk",
-        path.display()
-    )]
-    DiskFull {
-        /// The output.
-        path: PathBuf,
-    },
 }
 
 fn but(seems: &Option<Box<Seems>>) -> String {
@@ -180,12 +167,6 @@ impl GgufError {
 
     /// An I/O error on `path`.
     pub(crate) fn io(path: &std::path::Path, error: std::io::Error) -> Self {
-        let path = path.to_owned();
-        match error.kind() {
-            std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => {
-                Self::DiskFull { path }
-            }
-            _ => Self::Io { path, error },
-        }
+        Self::Io(IoError::new(path, error))
     }
 }

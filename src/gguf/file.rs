@@ -7,7 +7,7 @@ use super::parse::{Cursor, Stop};
 use super::tensor_type::{Opaque, TensorType};
 use super::value::{self, ARRAY_ID, Value};
 use super::{MAGIC, MAX_DIMS, MAX_NAME, VERSION, pad};
-use crate::mapping::Mapping;
+use crate::io::Mapping;
 use crate::quant::QuantType;
 use crate::sniff::{self, Seems};
 use std::collections::{HashMap, HashSet};

@@ -12,7 +12,6 @@
 //! ```
 //! A string is its length as u64 and its bytes; everything is little-endian (`gguf.cpp`).
 
-mod disk;
 mod edit;
 mod error;
 mod file;
@@ -26,8 +25,6 @@ mod tests;
 mod value;
 mod writer;
 
-pub use disk::{Disk, LocalDisk, Part};
-pub(crate) use disk::{read_all, write_all};
 pub use edit::{Edited, finish_interrupted, replace_metadata};
 pub use error::GgufError;
 pub use file::{GgufFile, Header, TensorInfo};
@@ -37,7 +34,6 @@ pub use split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, split_pat
 pub use tensor_type::{Opaque, TensorType};
 pub use value::{Array, Flag, Value};
 pub use writer::Writer;
-pub(crate) use writer::folder;
 
 const MAGIC: [u8; 4] = *b"GGUF";
 /// The version written, and the latest one read.

@@ -105,7 +105,7 @@ pub fn open_all(path: &Path) -> Result<Vec<GgufFile>, GgufError> {
     for no in 1..split.count {
         let path = split_path(&whole, no.into(), split.count.into());
         let file = match GgufFile::open(&path) {
-            Err(GgufError::Io { error, .. }) if error.kind() == std::io::ErrorKind::NotFound => {
+            Err(GgufError::Io(error)) if error.source.kind() == std::io::ErrorKind::NotFound => {
                 let what = "this part of the model is missing; fetch it into the same folder";
                 return Err(bad(&path, what.to_owned()));
             }

@@ -1,6 +1,7 @@
 //! Round trips, and every attack on the reader that has a name.
 
 use super::*;
+use crate::io::{Disk, LocalDisk, part_path};
 use crate::quant::QuantType;
 use std::path::Path;
 
@@ -103,7 +104,7 @@ fn what_is_written_is_read_back() {
     writer.read_at(0, 4, &mut half).unwrap();
     assert_eq!(half, [1; 8]);
     writer.sync().unwrap();
-    LocalDisk.rename(&Writer::part_path(&path), &path).unwrap();
+    LocalDisk.rename(&part_path(&path), &path).unwrap();
     let file = GgufFile::open(&path).unwrap();
     assert_eq!(file.metadata(), &sample_metadata());
     assert_eq!(file.file_size(), layout.file_size());

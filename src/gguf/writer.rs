@@ -1,9 +1,9 @@
 //! Writing: tensor data at known offsets, in any order and from many threads, into a sibling
 //! named `.part` that gets the file's name only when it is complete.
 
-use super::disk::{Disk, Part, read_all, write_all};
 use super::error::GgufError;
 use super::layout::Layout;
+use crate::io::{Disk, Part, folder, part_path, read_all, write_all};
 use std::fs::File;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -16,20 +16,13 @@ pub struct Writer {
 }
 
 impl Writer {
-    /// The name that a file has until it is complete.
-    pub fn part_path(path: &Path) -> PathBuf {
-        let mut name = path.as_os_str().to_owned();
-        name.push(".part");
-        name.into()
-    }
-
     /// Opens the part beside `path`, sets room aside for all of it, and writes the header. What an
     /// earlier process wrote into a part of the right length stays.
     ///
     /// # Errors
     /// The system refuses.
     pub fn open(disk: &dyn Disk, path: &Path, layout: &Layout) -> Result<Self, GgufError> {
-        let part_path = Self::part_path(path);
+        let part_path = part_path(path);
         let io = |error| GgufError::io(&part_path, error);
         let part = disk.open(&part_path).map_err(io)?;
         let writer = Self { part, path: path.to_owned(), layout: layout.clone() };
@@ -48,7 +41,7 @@ impl Writer {
     pub fn check(path: &Path, force: bool) -> Result<(), GgufError> {
         if path.is_dir() || path.file_name().is_none() {
             let error = std::io::ErrorKind::IsADirectory.into();
-            return Err(GgufError::Io { path: path.to_owned(), error });
+            return Err(GgufError::io(path, error));
         }
         if !force && path.symlink_metadata().is_ok() {
             return Err(GgufError::Exists { path: path.to_owned() });
@@ -126,14 +119,6 @@ impl Writer {
     }
 
     fn error(&self, error: std::io::Error) -> GgufError {
-        GgufError::io(&Self::part_path(&self.path), error)
-    }
-}
-
-/// The folder that a file lies in.
-pub(crate) fn folder(path: &Path) -> &Path {
-    match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
+        GgufError::io(&part_path(&self.path), error)
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{ImatrixError, legacy};
 use crate::gguf::{GgufFile, TensorType, open_all};
+use crate::io::IoError;
 use crate::quant::QuantType;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -43,8 +44,8 @@ impl Entry {
 /// that cannot be a sum of squares or a number of tokens.
 pub(super) fn read(path: &Path) -> Result<File, ImatrixError> {
     let mut magic = [0; 4];
-    let io = |error| ImatrixError::Io { path: path.to_owned(), error };
-    let mut start = crate::mapping::open(path).map_err(io)?;
+    let io = |error| IoError::new(path, error);
+    let mut start = crate::io::open(path).map_err(io)?;
     let is_gguf = std::io::Read::read_exact(&mut start, &mut magic).is_ok() && &magic == b"GGUF";
     let file = if is_gguf { read_gguf(path)? } else { legacy::read(path)? };
     for (tensor, entry) in &file.entries {

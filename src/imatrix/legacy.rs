@@ -10,12 +10,12 @@
 
 use super::ImatrixError;
 use super::file::{Entry, File};
+use crate::io::IoError;
 use crate::sniff::{WANTED, seems};
 use std::path::Path;
 
 pub(super) fn read(path: &Path) -> Result<File, ImatrixError> {
-    let bytes =
-        std::fs::read(path).map_err(|error| ImatrixError::Io { path: path.to_owned(), error })?;
+    let bytes = std::fs::read(path).map_err(|error| IoError::new(path, error))?;
     parse(&bytes).ok_or_else(|| {
         let what = match seems(&bytes[..bytes.len().min(WANTED)], path) {
             Some(seems) => format!("is {seems}"),

@@ -10,6 +10,7 @@ mod sums;
 pub use sums::{Entry, Sums};
 
 use crate::gguf::GgufError;
+use crate::io::IoError;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
@@ -31,14 +32,9 @@ pub struct Imatrix {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ImatrixError {
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// The file is no GGUF file.
     #[error(transparent)]
     Gguf(#[from] GgufError),

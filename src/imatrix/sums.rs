@@ -1,10 +1,10 @@
 //! Importance matrices while they grow: sums of squares and counts, which can be added.
 
 use super::{Imatrix, ImatrixError, file};
-use crate::gguf::{Disk, GgufError, Layout, LocalDisk, Metadata, Value, Writer, folder};
+use crate::gguf::{GgufError, Layout, Metadata, Value, Writer};
+use crate::io::{Disk, Output, complete};
 use crate::quant::QuantType;
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 /// Sums of squares of the inputs of each tensor, in f64.
@@ -124,7 +124,7 @@ impl Sums {
     ///
     /// # Errors
     /// The system refuses.
-    pub fn write_gguf(&self, path: &Path) -> Result<(), ImatrixError> {
+    pub fn write_gguf(&self, disk: &dyn Disk, path: &Path) -> Result<(), ImatrixError> {
         let mut metadata = Metadata::new();
         metadata.set("general.type", "imatrix");
         metadata.set("imatrix.datasets", self.datasets.iter().cloned().collect::<Value>());
@@ -141,62 +141,74 @@ impl Sums {
             data.push(entry.counts.iter().map(|&x| x as f32).collect());
         }
         let layout = Layout::new(&metadata, infos)?;
-        let written = Writer::open(&LocalDisk, path, &layout).and_then(|writer| {
+        complete::<GgufError>(disk, path, || {
+            let writer = Writer::open(disk, path, &layout)?;
             for (i, values) in data.iter().enumerate() {
                 let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();
                 writer.write_at(i, 0, &bytes)?;
             }
             writer.sync()
-        });
-        name(path, written)
+        })?;
+        Ok(())
     }
 
     /// Writes the legacy format (`IMatrixCollector::save_imatrix_legacy`).
     ///
     /// # Errors
     /// The system refuses.
-    pub fn write_legacy(&self, path: &Path) -> Result<(), ImatrixError> {
-        let part = Writer::part_path(path);
-        let written = (|| {
-            let mut out = BufWriter::new(std::fs::File::create(&part)?);
-            let reached = |entry: &&Entry| entry.counts.iter().any(|&n| n > 0);
-            let kept: Vec<_> = self.entries.iter().filter(|(_, entry)| reached(entry)).collect();
-            let int = |out: &mut BufWriter<_>, n: usize| out.write_all(&(n as i32).to_le_bytes());
-            int(&mut out, kept.len())?;
-            for (name, entry) in kept {
-                int(&mut out, name.len())?;
-                out.write_all(name.as_bytes())?;
-                let most = entry.counts.iter().copied().max().unwrap_or(0);
-                let calls = most.div_ceil(u64::from(self.chunk_size.max(1)));
-                int(&mut out, calls as usize)?;
-                int(&mut out, entry.sums.len())?;
-                let columns = entry.sums.len() / entry.counts.len();
-                for (i, &sum) in entry.sums.iter().enumerate() {
-                    let value = match entry.counts[i / columns] {
-                        0 => 1.0,
-                        n => sum as f32 / n as f32,
-                    };
-                    out.write_all(&(value * calls as f32).to_le_bytes())?;
-                }
+    pub fn write_legacy(&self, disk: &dyn Disk, path: &Path) -> Result<(), ImatrixError> {
+        let mut out = Output::create(disk, path)?;
+        let int = |out: &mut Output, n: usize| out.write(&(n as i32).to_le_bytes());
+        let reached = |entry: &&Entry| entry.counts.iter().any(|&n| n > 0);
+        let kept: Vec<_> = self.entries.iter().filter(|(_, entry)| reached(entry)).collect();
+        int(&mut out, kept.len())?;
+        for (name, entry) in kept {
+            int(&mut out, name.len())?;
+            out.write(name.as_bytes())?;
+            let most = entry.counts.iter().copied().max().unwrap_or(0);
+            let calls = most.div_ceil(u64::from(self.chunk_size.max(1)));
+            int(&mut out, calls as usize)?;
+            int(&mut out, entry.sums.len())?;
+            let columns = entry.sums.len() / entry.counts.len();
+            for (i, &sum) in entry.sums.iter().enumerate() {
+                let value = match entry.counts[i / columns] {
+                    0 => 1.0,
+                    n => sum as f32 / n as f32,
+                };
+                out.write(&(value * calls as f32).to_le_bytes())?;
             }
-            int(&mut out, self.chunk_count as usize)?;
-            let dataset = self.datasets.last().map_or("", String::as_str);
-            int(&mut out, dataset.len())?;
-            out.write_all(dataset.as_bytes())?;
-            out.into_inner().map_err(std::io::IntoInnerError::into_error)?.sync_all()
-        })();
-        name(path, written.map_err(|error| GgufError::io(&part, error)))
+        }
+        int(&mut out, self.chunk_count as usize)?;
+        let dataset = self.datasets.last().map_or("", String::as_str);
+        int(&mut out, dataset.len())?;
+        out.write(dataset.as_bytes())?;
+        Ok(out.finish()?)
     }
 }
 
-/// Gives a complete file its name, and removes one that is not.
-fn name(path: &Path, written: Result<(), GgufError>) -> Result<(), ImatrixError> {
-    let part = Writer::part_path(path);
-    let named = written
-        .and_then(|()| LocalDisk.rename(&part, path).map_err(|error| GgufError::io(path, error)));
-    match named {
-        Ok(()) => LocalDisk.sync_names(folder(path)),
-        Err(_) => drop(std::fs::remove_file(&part)),
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::io::small::Small;
+
+    #[test]
+    fn a_full_disk_leaves_no_file() {
+        let entry = Entry { sums: vec![2.0; 64], counts: vec![1] };
+        let entries = ["blk.0.attn_q.weight", "blk.1.attn_q.weight"];
+        let entries = entries.map(|name| (name.to_owned(), entry.clone())).into();
+        let sums = Sums { entries, chunk_size: 512, ..Sums::default() };
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("imatrix.gguf");
+        for room in [0, 20, 500] {
+            let disk = Small::new(room);
+            let gguf = sums.write_gguf(&disk, &path).unwrap_err();
+            let legacy = sums.write_legacy(&Small::new(room), &path).unwrap_err();
+            for error in [gguf, legacy].map(|error| error.to_string()) {
+                assert!(error.contains("imatrix.gguf.part: the disk is full"), "{error}");
+            }
+            assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 0);
+        }
+        sums.write_legacy(&Small::new(1 << 20), &path).unwrap();
+        assert_eq!(Sums::open(&path, 512).unwrap().entries.len(), 2);
     }
-    Ok(named?)
 }

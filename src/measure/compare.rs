@@ -6,6 +6,7 @@ use crate::eval::{
     self, Activations, BaseReader, BaseWriter, Comparison, EvalError, Observer, Perplexity,
     Reference, TensorErrors, comparison_work,
 };
+use crate::io::LocalDisk;
 use crate::monitor::Monitor;
 use ndarray::ArrayView2;
 use std::path::{Path, PathBuf};
@@ -100,7 +101,7 @@ pub fn compare(
         Some(path) => {
             let used = &read.tokens[..options.n_chunks(read.tokens.len()) * options.ctx];
             let n_vocab = reference.model.hparams().n_vocab;
-            Some(BaseWriter::create(path, options.ctx as u32, n_vocab, used)?)
+            Some(BaseWriter::create(&LocalDisk, path, options.ctx as u32, n_vocab, used)?)
         }
     };
     let others: Vec<&eval::Model> = others.iter().collect();

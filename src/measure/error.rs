@@ -1,6 +1,7 @@
 //! What can go wrong between a text and a result.
 
 use crate::eval::EvalError;
+use crate::io::IoError;
 use crate::tokenizer::TokenizerError;
 use crate::warning::Warning;
 use std::path::{Path, PathBuf};
@@ -9,14 +10,9 @@ use std::path::{Path, PathBuf};
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MeasureError {
-    /// A file that the system does not give.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// A text in another encoding, or no text.
     #[error("{}: not UTF-8 text (byte {at}); is this the right file?", path.display())]
     NotUtf8 {

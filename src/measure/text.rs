@@ -1,6 +1,7 @@
 //! Texts, and the tokens that a model reads them as.
 
 use super::{MeasureError, Subject};
+use crate::io::IoError;
 use crate::model::Model;
 use crate::monitor::Monitor;
 use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
@@ -35,8 +36,7 @@ impl Text {
     /// # Errors
     /// A file that cannot be read, or is no UTF-8.
     pub fn read(path: &Path) -> Result<Self, MeasureError> {
-        let bytes = std::fs::read(path)
-            .map_err(|error| MeasureError::Io { path: path.to_owned(), error })?;
+        let bytes = std::fs::read(path).map_err(|error| IoError::new(path, error))?;
         let mut text = String::from_utf8(bytes).map_err(|error| MeasureError::NotUtf8 {
             path: path.to_owned(),
             at: error.utf8_error().valid_up_to(),

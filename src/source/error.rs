@@ -1,5 +1,6 @@
 //! What can be wrong with a checkpoint or a GGUF file as a source of weights.
 
+use crate::io::IoError;
 use crate::json::JsonError;
 use crate::quant::QuantError;
 use crate::sniff::Seems;
@@ -101,14 +102,9 @@ fn but(beside: &Option<(String, Seems)>) -> String {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CheckpointError {
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file or folder.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// A JSON file that cannot be read.
     #[error(transparent)]
     Json(#[from] JsonError),

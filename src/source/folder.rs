@@ -3,7 +3,7 @@
 //! Small files, which describe the model, are always read from a local folder; only weights are
 //! read from where they are.
 
-use crate::blob::{Blob, LocalFile};
+use crate::io::{Blob, LocalFile};
 use std::io;
 use std::path::{Path, PathBuf};
 

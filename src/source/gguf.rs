@@ -1,8 +1,8 @@
 //! A GGUF model as a source of weights, in one file or several.
 
 use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, Storage, TensorMeta};
-use crate::blob::{Blob, LocalFile, physical_memory};
 use crate::gguf::{GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
+use crate::io::{Blob, LocalFile, physical_memory};
 use crate::quant::QuantType;
 use crate::simd::Simd;
 use std::collections::HashMap;
@@ -59,8 +59,8 @@ impl GgufSource {
         let mut places = Vec::new();
         let mut metas = Vec::new();
         for (i, file) in files.iter().enumerate() {
-            let mut blob = LocalFile::open(file.path())
-                .map_err(|error| GgufError::Io { path: file.path().to_owned(), error })?;
+            let mut blob =
+                LocalFile::open(file.path()).map_err(|error| GgufError::io(file.path(), error))?;
             blob.drop_pages(large);
             data.push(blob);
             for (j, t) in file.tensors().iter().enumerate() {

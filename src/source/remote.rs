@@ -5,7 +5,7 @@
 //! fetched once, by whoever needs it first: a reader, or the hint that one will come. Nothing of
 //! the weights is stored on this machine. Failed requests are tried again with growing pauses.
 
-use crate::blob::Blob;
+use crate::io::Blob;
 use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
 use object_store::{ClientOptions, GetOptions, GetRange, HeaderMap, ObjectStore, ObjectStoreExt};

@@ -8,7 +8,7 @@
 use super::coding::Part;
 use super::error::{CheckpointError, SourceError};
 use super::folder::Folder;
-use crate::blob::{Blob, physical_memory};
+use crate::io::{Blob, IoError, physical_memory};
 use crate::json;
 use crate::names::few;
 use crate::quant::QuantError;
@@ -142,7 +142,7 @@ impl Shards {
                 let beside = unfinished(folder.dir(), name);
                 return Err(CheckpointError::MissingShard { path, beside });
             }
-            Err(error) => return Err(CheckpointError::Io { path, error }),
+            Err(error) => return Err(IoError::new(&path, error).into()),
         };
         let (data, header) = read_header(&path, &*blob).map_err(|error| match error {
             CheckpointError::Header { .. } | CheckpointError::Truncated { .. } => {
@@ -240,7 +240,7 @@ impl Shards {
             let Shard { path, blob } = &self.files[stored.shard];
             match blob.read_at(stored.bytes.start + at, &mut bytes) {
                 Ok(()) => Ok(bytes),
-                Err(error) => Err(CheckpointError::Io { path: path.clone(), error }),
+                Err(error) => Err(IoError::new(path, error)),
             }
         };
         for at in (0..a.bytes.end - a.bytes.start).step_by(PART as usize) {
@@ -254,7 +254,7 @@ impl Shards {
     /// Whether a tensor is nothing but zeros.
     pub fn is_zero(&self, stored: &Stored) -> Result<bool, CheckpointError> {
         let Shard { path, blob } = &self.files[stored.shard];
-        let io = |error| CheckpointError::Io { path: path.clone(), error };
+        let io = |error| IoError::new(path, error);
         Ok(stored.bytes.is_empty() || is_zero(&**blob, stored.bytes.clone()).map_err(io)?)
     }
 
@@ -309,8 +309,8 @@ impl Shards {
             let Some((name, stored)) = last else { continue };
             let end = shard.blob.size();
             let zeros = stored.bytes.start.max(end / 2)..end;
-            let found = is_zero(&*shard.blob, zeros)
-                .map_err(|error| CheckpointError::Io { path: shard.path.clone(), error })?;
+            let found =
+                is_zero(&*shard.blob, zeros).map_err(|error| IoError::new(&shard.path, error))?;
             if found {
                 let text = format!(
                     "{}: nothing but zeros at its end, where `{name}` is at least: a download whose \
@@ -438,8 +438,7 @@ fn beside(dir: &Path) -> Result<Vec<String>, CheckpointError> {
 
 /// The names in a folder that end so, in order.
 fn names_in(dir: &Path, end: &str) -> Result<Vec<String>, CheckpointError> {
-    let entries = std::fs::read_dir(dir)
-        .map_err(|error| CheckpointError::Io { path: dir.to_owned(), error })?;
+    let entries = std::fs::read_dir(dir).map_err(|error| IoError::new(dir, error))?;
     let mut names: Vec<String> =
         entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok()).collect();
     names.retain(|name| name.ends_with(end));
@@ -494,7 +493,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// Where the data begins, and the tensors, which are found to tile the rest of the file.
 fn read_header(path: &Path, blob: &dyn Blob) -> Result<(u64, Metadata), CheckpointError> {
-    let io = |error| CheckpointError::Io { path: path.to_owned(), error };
+    let io = |error| IoError::new(path, error);
     let truncated = || CheckpointError::Truncated { path: path.to_owned(), length: blob.size() };
     let invalid = |error| CheckpointError::Header { path: path.to_owned(), error };
     if blob.size() < 8 {

@@ -1,6 +1,7 @@
 //! What can be wrong with a vocabulary.
 
 use crate::gguf::GgufError;
+use crate::io::IoError;
 use crate::json::JsonError;
 use std::path::PathBuf;
 
@@ -8,14 +9,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerError {
-    /// The operating system refused.
-    #[error("{}: {error}", path.display())]
-    Io {
-        /// The file.
-        path: PathBuf,
-        /// What the system said.
-        error: std::io::Error,
-    },
+    /// The system refused.
+    #[error(transparent)]
+    Io(#[from] IoError),
     /// A JSON file that cannot be read.
     #[error(transparent)]
     Json(#[from] JsonError),

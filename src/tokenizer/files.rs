@@ -1,6 +1,7 @@
 //! The files of a checkpoint that say something about tokens, each read once.
 
 use super::error::TokenizerError;
+use crate::io::IoError;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -171,5 +172,5 @@ pub(super) fn read_text(path: &Path) -> Result<String, TokenizerError> {
 }
 
 fn read_bytes(path: &Path) -> Result<Vec<u8>, TokenizerError> {
-    std::fs::read(path).map_err(|error| TokenizerError::Io { path: path.to_owned(), error })
+    std::fs::read(path).map_err(|error| IoError::new(path, error).into())
 }

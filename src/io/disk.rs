@@ -1,6 +1,6 @@
 //! The file system as writing needs it, small enough to put a failing one in its place.
 
-use crate::blob::advise;
+use super::blob::advise;
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::ops::Range;

@@ -49,7 +49,7 @@ impl LocalFile {
     /// # Errors
     /// What the system says.
     pub fn open(path: &Path) -> io::Result<Self> {
-        let file = crate::mapping::open(path)?;
+        let file = super::mapping::open(path)?;
         let metadata = file.metadata()?;
         let (size, modified) = (metadata.len(), metadata.modified().ok());
         Ok(Self { file, size, modified, drop_pages: false })
