@@ -17,48 +17,110 @@ fn value(byte: u8) -> f32 {
     f32::from_bits(magnitude.to_bits() | u32::from(byte & 0x80) << 24)
 }
 
-/// Decodes bytes that share a scale: `out[i] = value(bytes[i]) * scale`, one rounding.
-///
-/// # Errors
-/// The index of the first NaN byte. What is in `out` then is unspecified.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn decode_scaled(simd: Simd, bytes: &[u8], scale: f32, out: &mut [f32]) -> Result<(), usize> {
-    assert_eq!(bytes.len(), out.len());
-    match decode(simd, bytes, scale, out) {
-        true => Ok(()),
-        false => Err(bytes.iter().position(|b| b & 0x7f == 0x7f).unwrap_or(0)),
+/// One of the two formats.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fp8 {
+    /// Four bits of exponent, three of mantissa.
+    E4M3,
+    /// Five and two.
+    E5M2,
+}
+
+/// Factors of rows: one for each block of `height` rows and `width` columns.
+#[derive(Clone, Copy, Debug)]
+pub struct Factors<'a> {
+    /// Those of whole rows of blocks, from the one on that the first row is in.
+    pub values: &'a [f32],
+    /// Factors of a row of blocks.
+    pub per_row: usize,
+    /// Rows that share a factor.
+    pub height: usize,
+    /// Columns that share a factor.
+    pub width: usize,
+    /// Rows of the first row of blocks that stand before the first row.
+    pub before: usize,
+}
+
+impl<'a> Factors<'a> {
+    /// Those of a row.
+    #[inline(always)]
+    fn of(&self, row: usize) -> &'a [f32] {
+        &self.values[(self.before + row) / self.height * self.per_row..][..self.per_row]
     }
 }
 
-/// [`decode_scaled`] for E5M2.
-///
-/// # Errors
-/// The index of the first byte that is NaN or infinite. What is in `out` then is unspecified.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn decode_scaled_e5m2(
-    simd: Simd,
-    bytes: &[u8],
-    scale: f32,
-    out: &mut [f32],
-) -> Result<(), usize> {
-    assert_eq!(bytes.len(), out.len());
-    decode_e5m2(simd, bytes, scale, out);
-    bytes.iter().position(|byte| byte & 0x7c == 0x7c).map_or(Ok(()), Err)
+impl Fp8 {
+    /// Decodes rows of `n` bytes: each value times its factor, one rounding.
+    ///
+    /// # Errors
+    /// Row and column of the first byte that is NaN or infinite. What is in `out` then is unspecified.
+    ///
+    /// # Panics
+    /// When the lengths differ, or are no whole number of rows, or there are too few factors.
+    pub fn decode_rows(
+        self,
+        simd: Simd,
+        bytes: &[u8],
+        n: usize,
+        factors: Factors,
+        out: &mut [f32],
+    ) -> Result<(), [usize; 2]> {
+        assert!(bytes.len() == out.len() && bytes.len().is_multiple_of(n.max(1)));
+        let (finite, above) = match self {
+            Self::E4M3 => (rows_of_e4m3(simd, bytes, n, factors, out), 0x7e),
+            Self::E5M2 => (rows_of_e5m2(simd, bytes, n, factors, out), 0x7b),
+        };
+        let bad = || bytes.iter().position(|byte| byte & 0x7f > above);
+        match bad().filter(|_| !finite) {
+            Some(at) => Err([at / n, at % n]),
+            None => Ok(()),
+        }
+    }
 }
 
 compiled!(
-    decode_e5m2(bytes: &[u8], scale: f32, out: &mut [f32]) -> () = decode_all_e5m2
+    /// Decodes whatever the bytes are; false where one is NaN.
+    rows_of_e4m3(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool = all_e4m3
+);
+compiled!(
+    /// Decodes whatever the bytes are; false where one is NaN or infinite.
+    rows_of_e5m2(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool = all_e5m2
 );
 
 #[inline(always)]
-fn decode_all_e5m2(bytes: &[u8], scale: f32, out: &mut [f32]) {
-    for (value, &byte) in out.iter_mut().zip(bytes) {
-        *value = f16_to_f32(u16::from(byte) << 8) * scale;
+fn all_e4m3(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool {
+    decode_rows(bytes, n, factors, out, value) <= 0x7e
+}
+
+#[inline(always)]
+fn all_e5m2(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool {
+    decode_rows(bytes, n, factors, out, |byte| f16_to_f32(u16::from(byte) << 8)) <= 0x7b
+}
+
+/// Decodes rows and returns the largest of the bytes, their signs left out.
+#[inline(always)]
+fn decode_rows(
+    bytes: &[u8],
+    n: usize,
+    factors: Factors,
+    out: &mut [f32],
+    value: impl Fn(u8) -> f32,
+) -> u8 {
+    let mut largest = 0;
+    for row in 0..out.len().checked_div(n).unwrap_or(0) {
+        let of_row = factors.of(row);
+        let (mut at, end) = (row * n, (row + 1) * n);
+        for b in 0..of_row.len() {
+            let next = end.min(at + factors.width);
+            let (bytes, out) = (&bytes[at..next], &mut out[at..next]);
+            for i in 0..bytes.len() {
+                out[i] = value(bytes[i]) * of_row[b];
+                largest = largest.max(bytes[i] & 0x7f);
+            }
+            at = next;
+        }
     }
+    largest
 }
 
 /// The value of an E8M0 byte: 2 to the power of it less 127; NaN for 255.
@@ -68,22 +130,6 @@ pub fn power_of_two(byte: u8) -> f32 {
         255 => f32::NAN,
         _ => f32::from_bits(u32::from(byte) << 23),
     }
-}
-
-compiled!(
-    /// Decodes whatever the bytes are; false where one is NaN.
-    decode(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool = decode_all
-);
-
-#[inline(always)]
-fn decode_all(bytes: &[u8], scale: f32, out: &mut [f32]) -> bool {
-    let mut nan = false;
-    let bytes = &bytes[..out.len()];
-    for i in 0..out.len() {
-        out[i] = value(bytes[i]) * scale;
-        nan |= bytes[i] & 0x7f == 0x7f;
-    }
-    !nan
 }
 
 #[cfg(test)]
@@ -100,14 +146,31 @@ mod tests {
         }
     }
 
+    /// One factor for all.
+    fn one(factor: &f32) -> Factors<'_> {
+        let values = std::slice::from_ref(factor);
+        Factors { values, per_row: 1, height: usize::MAX, width: usize::MAX, before: 0 }
+    }
+
     #[test]
-    fn every_level_decodes_as_the_plain_loop() {
-        let bytes: Vec<u8> = (0..=255).chain(0..77).collect();
-        for simd in Simd::supported() {
-            let [mut out, mut expected] = [(); 2].map(|()| vec![0f32; bytes.len()]);
-            assert!(!decode(simd, &bytes, 0.3, &mut out));
-            decode_all(&bytes, 0.3, &mut expected);
-            assert_eq!(out, expected, "{simd}");
+    fn every_level_decodes_each_value_times_its_factor() {
+        let (rows, n) = (9, 333);
+        let bytes: Vec<u8> =
+            (0..rows * n).map(|i| ((i * 7 % 251) as u8 % 0x7b) | (i as u8 & 0x80)).collect();
+        let values: Vec<f32> = (0..12).map(|i| 0.3 + i as f32).collect();
+        let factors = Factors { values: &values, per_row: 3, height: 4, width: 128, before: 2 };
+        for (format, value) in [
+            (Fp8::E4M3, value as fn(u8) -> f32),
+            (Fp8::E5M2, |byte| f16_to_f32(u16::from(byte) << 8)),
+        ] {
+            let expected: Vec<f32> = (0..rows * n)
+                .map(|i| value(bytes[i]) * values[(2 + i / n) / 4 * 3 + i % n / 128])
+                .collect();
+            for simd in Simd::supported() {
+                let mut out = vec![0.0; rows * n];
+                assert_eq!(format.decode_rows(simd, &bytes, n, factors, &mut out), Ok(()));
+                assert_eq!(out, expected, "{format:?}, {simd}");
+            }
         }
     }
 
@@ -115,11 +178,12 @@ mod tests {
     fn e5m2_is_the_upper_half_of_an_f16() {
         let mut out = [0.0; 5];
         let bytes = [0x01, 0x3c, 0xc0, 0x7b, 0x80];
-        assert_eq!(decode_scaled_e5m2(Simd::detect(), &bytes, 0.5, &mut out), Ok(()));
+        let simd = Simd::detect();
+        assert_eq!(Fp8::E5M2.decode_rows(simd, &bytes, 5, one(&0.5), &mut out), Ok(()));
         assert_eq!(out, [2f32.powi(-17), 0.5, -1.0, 28672.0, 0.0]);
         for bad in [0x7c, 0xfd, 0x7f] {
-            let found = decode_scaled_e5m2(Simd::detect(), &[0x3c, bad], 1.0, &mut out[..2]);
-            assert_eq!(found, Err(1));
+            let found = Fp8::E5M2.decode_rows(simd, &[0x3c, bad], 1, one(&1.0), &mut out[..2]);
+            assert_eq!(found, Err([1, 0]));
         }
     }
 
@@ -133,9 +197,13 @@ mod tests {
 
     #[test]
     fn a_nan_byte_is_found() {
-        let mut out = [0.0; 3];
-        assert_eq!(decode_scaled(Simd::Portable, &[0x38, 0xb8, 0x40], 0.5, &mut out), Ok(()));
-        assert_eq!(out, [0.5, -0.5, 1.0]);
-        assert_eq!(decode_scaled(Simd::Portable, &[0x38, 0xff, 0x7f], 0.5, &mut out), Err(1));
+        for simd in Simd::supported() {
+            let decode = |bytes: &[u8]| {
+                let mut out = [0.0; 3];
+                Fp8::E4M3.decode_rows(simd, bytes, 3, one(&0.5), &mut out).map(|()| out)
+            };
+            assert_eq!(decode(&[0x38, 0xb8, 0x40]), Ok([0.5, -0.5, 1.0]));
+            assert_eq!(decode(&[0x38, 0xff, 0x7f]), Err([0, 1]));
+        }
     }
 }

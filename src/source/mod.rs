@@ -9,6 +9,7 @@ mod declared;
 mod error;
 mod folder;
 mod gguf;
+mod overlay;
 #[cfg(feature = "remote")]
 mod remote;
 mod shards;
@@ -18,6 +19,7 @@ pub use coding::Factors;
 pub use error::{CheckpointError, SourceError};
 pub use folder::Folder;
 pub use gguf::GgufSource;
+pub use overlay::Overlay;
 #[cfg(feature = "remote")]
 pub use remote::{RemoteError, RemoteFolder, RemoteOptions, is_url};
 

@@ -4,7 +4,8 @@
 //! weights share a scale: all of a tensor, of a row, or of a block of rows and columns.
 
 use super::{Claimed, Coded, Part, Tensors, with_bytes};
-use crate::quant::{QuantError, QuantType, fp8};
+use crate::quant::fp8::{self, Factors, Fp8};
+use crate::quant::{QuantError, QuantType};
 use crate::simd::Simd;
 use crate::source::error::{CheckpointError, SourceError};
 use crate::source::shards::{Shards, Stored};
@@ -16,12 +17,9 @@ use std::sync::{Mutex, PoisonError};
 const E4M3: Coding = Coding { name: "F8_E4M3", bytes: 1, weights: 1, activations_of: None };
 const E5M2: Coding = Coding { name: "F8_E5M2", ..E4M3 };
 
-/// Decodes bytes that share a factor, or says which of them is no number.
-type Decode = fn(Simd, &[u8], f32, &mut [f32]) -> Result<(), usize>;
-
 struct ScaledFp8 {
     values: Part,
-    decode: Decode,
+    format: Fp8,
     n_rows: u64,
     n_per_row: usize,
     scale: Scale,
@@ -73,9 +71,9 @@ pub(in crate::source) fn scaled(name: &str) -> Option<String> {
 /// Claims what is stored in FP8.
 pub(super) fn claim(tensors: &Tensors, name: &str) -> Result<Option<Claimed>, CheckpointError> {
     let Some(stored) = tensors.find(name)? else { return Ok(None) };
-    let (coding, decode): (_, Decode) = match stored.info.dtype {
-        StDtype::F8_E4M3 => (E4M3, fp8::decode_scaled),
-        StDtype::F8_E5M2 => (E5M2, fp8::decode_scaled_e5m2),
+    let (coding, format) = match stored.info.dtype {
+        StDtype::F8_E4M3 => (E4M3, Fp8::E4M3),
+        StDtype::F8_E5M2 => (E5M2, Fp8::E5M2),
         _ => return Ok(None),
     };
     let zero_point = format!("{name}_zero_point");
@@ -94,7 +92,7 @@ pub(super) fn claim(tensors: &Tensors, name: &str) -> Result<Option<Claimed>, Ch
     };
     let coded = ScaledFp8 {
         values: tensors.part(name, stored),
-        decode,
+        format,
         n_rows: rows as u64,
         n_per_row: columns,
         scale: Scale::of(name, stored, [rows, columns], tensors)?,
@@ -221,21 +219,27 @@ impl Coded for ScaledFp8 {
     }
 
     fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [f32]) -> Result<(), SourceError> {
-        let [block_rows, _] = self.scale.block;
+        let [height, width] = self.scale.block;
         let [first, end] = [rows.start, rows.end].map(|row| row as usize);
-        let block_rows = first / block_rows..end.div_ceil(block_rows);
-        let factors = self.scale.read(shards, block_rows.clone())?;
+        let block_rows = first / height..end.div_ceil(height);
+        let values = self.scale.read(shards, block_rows.clone())?;
+        let (per_row, before) = (self.scale.per_row, first % height);
+        let factors = Factors { values: &values, per_row, height, width, before };
         let bytes = self.values.rows(rows, self.n_rows);
-        let decode = |bytes: &[u8]| {
-            self.decode_rows(shards.simd, bytes, first, block_rows.start, &factors, out)
-        };
-        with_bytes(shards, &self.values, bytes, decode)?.map_err(|[row, column]| {
-            SourceError::Fp8Nan {
-                path: shards.files[self.values.shard].path.clone(),
-                tensor: self.values.name.clone(),
-                row,
-                column,
+        with_bytes(shards, &self.values, bytes, |bytes| {
+            for at in (0..values.len()).filter(|&at| values[at] == 0.0) {
+                let at = [at / per_row, at % per_row];
+                if self.wipes(bytes, &factors, at) {
+                    self.is_wiped([(block_rows.start + at[0]) as u64, at[1] as u64]);
+                }
             }
+            self.format.decode_rows(shards.simd, bytes, self.n_per_row, factors, out)
+        })?
+        .map_err(|[row, column]| SourceError::Fp8Nan {
+            path: shards.files[self.values.shard].path.clone(),
+            tensor: self.values.name.clone(),
+            row: (first + row) as u64,
+            column: column as u64,
         })
     }
 
@@ -246,31 +250,12 @@ impl Coded for ScaledFp8 {
 }
 
 impl ScaledFp8 {
-    /// Decodes rows from `first` on with the factors from block row `first_block` on, or says which
-    /// byte is no number.
-    fn decode_rows(
-        &self,
-        simd: Simd,
-        bytes: &[u8],
-        first: usize,
-        first_block: usize,
-        factors: &[f32],
-        out: &mut [f32],
-    ) -> Result<(), [u64; 2]> {
-        let (n, [block_rows, width]) = (self.n_per_row, self.scale.block);
-        for (i, (bytes, row)) in bytes.chunks_exact(n).zip(out.chunks_exact_mut(n)).enumerate() {
-            let block_row = (first + i) / block_rows;
-            let factors = &factors[(block_row - first_block) * self.scale.per_row..];
-            let blocks = bytes.chunks(width).zip(row.chunks_mut(width));
-            for (b, ((bytes, row), &factor)) in blocks.zip(factors).enumerate() {
-                (self.decode)(simd, bytes, factor, row)
-                    .map_err(|at| [(first + i) as u64, (b * width + at) as u64])?;
-                if factor == 0.0 && bytes.iter().any(|byte| byte & 0x7f != 0) {
-                    self.is_wiped([block_row as u64, b as u64]);
-                }
-            }
-        }
-        Ok(())
+    /// Whether there are values other than 0 in a block of these rows.
+    fn wipes(&self, bytes: &[u8], factors: &Factors, [block_row, block]: [usize; 2]) -> bool {
+        let rows = bytes.chunks_exact(self.n_per_row).enumerate();
+        let in_block = rows.filter(|(row, _)| (factors.before + row) / factors.height == block_row);
+        let mut bytes = in_block.filter_map(|(_, bytes)| bytes.chunks(factors.width).nth(block));
+        bytes.any(|bytes| bytes.iter().any(|byte| byte & 0x7f != 0))
     }
 
     fn is_wiped(&self, at: [u64; 2]) {
