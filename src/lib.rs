@@ -43,6 +43,8 @@ pub mod sniff;
 #[cfg(feature = "convert")]
 pub mod source;
 #[cfg(feature = "convert")]
+pub mod tensor;
+#[cfg(feature = "convert")]
 pub mod tokenizer;
 #[cfg(feature = "convert")]
 pub mod warning;

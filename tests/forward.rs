@@ -5,13 +5,17 @@ mod common;
 
 use common::{HELDOUT, TINY_R1, json};
 use ndarray::{ArrayView2, s};
-use requant::eval::{Activations, Model, Paired, Perplexity, PerplexityOptions, perplexity};
+use requant::eval::{
+    Activations, EvalError, Model, Observer, Paired, Perplexity, PerplexityOptions, perplexity,
+};
 use requant::model::{self, Mtp};
 use requant::recipe::FileType;
 use requant::simd::Simd;
 use requant::tokenizer::{Tokenizer, Vocab};
 use safetensors::SafeTensors;
+use std::collections::BTreeMap;
 use std::path::Path;
+use std::sync::Mutex;
 
 fn open(path: &str) -> model::Model {
     model::Model::open(Path::new(path), Mtp::Drop).unwrap()
@@ -55,20 +59,27 @@ fn likelihoods_equal_transformers() {
     assert!((found.perplexity / ppl - 1.0).abs() < 1e-6);
 }
 
+const CHUNK0: &str = "tests/fixtures/reference/transformers-chunk0.safetensors";
+
+/// The tokens that transformers' states and logits belong to.
+fn chunk0() -> Vec<u32> {
+    let bytes = std::fs::read(CHUNK0).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let tensor = tensors.tensor("tokens").unwrap();
+    let width = tensor.data().len() / 512;
+    let number = |b: &[u8]| u32::from_le_bytes(b[..4].try_into().unwrap());
+    tensor.data().chunks_exact(width).map(number).collect()
+}
+
 #[test]
 fn states_and_logits_equal_transformers() {
-    let bytes = std::fs::read("tests/fixtures/reference/transformers-chunk0.safetensors").unwrap();
+    let bytes = std::fs::read(CHUNK0).unwrap();
     let reference = SafeTensors::deserialize(&bytes).unwrap();
     let floats = |name: &str| -> Vec<f32> {
         let data = reference.tensor(name).unwrap().data();
         data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
     };
-    let chunk: Vec<u32> = {
-        let tensor = reference.tensor("tokens").unwrap();
-        let width = tensor.data().len() / 512;
-        let number = |b: &[u8]| u32::from_le_bytes(b[..4].try_into().unwrap());
-        tensor.data().chunks_exact(width).map(number).collect()
-    };
+    let chunk = chunk0();
     let opened = open(TINY_R1);
     let model = Model::new(opened.hparams(), opened.source()).unwrap();
     let positions = s![256..264, ..];
@@ -94,6 +105,70 @@ fn states_and_logits_equal_transformers() {
     close(normed.view(), &floats("hidden.3"), "output norm", 1e-3);
     let logits = model.logits(normed.view()).unwrap();
     close(logits.view(), &floats("logits"), "logits", 1e-3);
+}
+
+/// Notes of each product, by tensor and matrix, the rows, and the sum of the elements times a number for
+/// each column.
+struct Products(Mutex<BTreeMap<(usize, usize), (usize, f64)>>);
+
+impl Observer for Products {
+    fn product(
+        &self,
+        tensor: usize,
+        matrix: usize,
+        _x: ArrayView2<f32>,
+        y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        let factor = |column: usize| ((column * 7919 + 13) % 1009) as f64 / 504.5 - 1.0;
+        let terms = y.indexed_iter().map(|((_, column), &y)| f64::from(y) * factor(column));
+        let mut products = self.0.lock().unwrap();
+        let (rows, total) = products.entry((tensor, matrix)).or_default();
+        *rows += y.nrows();
+        *total += terms.sum::<f64>();
+        Ok(())
+    }
+
+    fn seen(&self, _: u32) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn take_up(&self, _: u32, _: &[u8]) -> Result<(), EvalError> {
+        Ok(())
+    }
+}
+
+/// Where tokens go astray: the first matrix of the model, in the order of its computation, whose product
+/// is another than transformers'. Watching changes no bit of what is computed.
+#[test]
+fn every_product_is_transformers() {
+    let reference = json("tests/fixtures/reference/products.json");
+    let opened = open(TINY_R1);
+    let source = opened.source();
+    let chunk = &chunk0()[..64];
+    let products = Products(Mutex::default());
+    let [watched, alone] = [Some(&products), None].map(|observer| {
+        let mut model = Model::new(opened.hparams(), source).unwrap();
+        if let Some(observer) = observer {
+            model.observe(observer);
+        }
+        let mut states = model.embed(chunk).unwrap();
+        (0..3).for_each(|layer| model.layer(layer, &mut states, 64, 1 << 28).unwrap());
+        states
+    });
+    assert!(watched == alone);
+    let products = products.0.into_inner().unwrap();
+    let rows = reference.as_array().unwrap();
+    assert_eq!(rows.len(), 117);
+    for row in rows {
+        let (name, matrix) = (row[0].as_str().unwrap(), row[1].as_u64().unwrap() as usize);
+        let [total, norm] = [3, 4].map(|i| row[i].as_f64().unwrap());
+        let (tokens, found) = products[&(source.find(name).unwrap(), matrix)];
+        assert_eq!(tokens as u64, row[2].as_u64().unwrap(), "{name}, matrix {matrix}");
+        assert!(
+            (found - total).abs() < 1e-4 * norm,
+            "{name}, matrix {matrix}: {found}, not {total}"
+        );
+    }
 }
 
 #[test]

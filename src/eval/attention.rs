@@ -1,7 +1,6 @@
 //! Attention over chunks of tokens: latent, with keys and values decompressed for each head, and
 //! grouped, where several heads share keys and values.
 
-use super::activations::Activations;
 use super::buffers::Rows;
 use super::error::EvalError;
 use super::exponential::softmax;
@@ -56,6 +55,9 @@ pub(super) struct Latent<'a> {
     /// `[v, kv_lora]` for each head.
     pub v_b: Matrix<'a>,
     pub output: Matrix<'a>,
+    /// Whether keys and values stay compressed, so that queries and mixed latents pass the matrices
+    /// instead, which costs more here.
+    pub compressed: bool,
 }
 
 /// The way from the residual stream to queries.
@@ -131,10 +133,7 @@ impl Latent<'_> {
         let mut k_pe = Rows::copy(kv.slice(s![.., kv_lora..]));
         turn(&mut q, nope + rope, nope, rotary, chunks, Pairs::Neighbours);
         turn(&mut k_pe, rope, 0, rotary, all, Pairs::Neighbours);
-        // Where someone watches, or rounds as llama.cpp does, keys and values stay compressed: queries
-        // and mixed latents pass the matrices instead, which costs more here.
-        let compressed = self.k_b.observer.is_some() || self.k_b.activations != Activations::F32;
-        let cached = compressed.then(|| {
+        let cached = self.compressed.then(|| {
             let mut cached = side_by_side(latent.view(), k_pe.view());
             self.kv_a.activations.cache(simd, &mut cached);
             cached
@@ -163,6 +162,8 @@ impl Latent<'_> {
                 product(simd, latent.view(), v_b.view(), values.view_mut());
                 let mut keys = Rows::new(x.nrows(), nope + rope);
                 product(simd, latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
+                self.k_b.matrix(h).observed(latent.view(), keys.slice(s![.., ..nope]))?;
+                self.v_b.matrix(h).observed(latent.view(), values.view())?;
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
                 attend(simd, q, keys.view(), values.view(), out, chunks, scale);
                 Ok(())

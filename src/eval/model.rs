@@ -11,20 +11,73 @@ use super::norm::rms_norm;
 use super::observe::Observer;
 use super::probe::{Probe, first_not_finite};
 use super::rope::Rotary;
-use crate::model::{self, Gating, Hparams};
+use crate::model::{self, Gating, Hparams, TensorSpec};
 use crate::simd::Simd;
 use crate::source::Source;
+use crate::tensor::{Kind, Part, TensorName};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
 pub struct Model<'a> {
     hparams: &'a Hparams,
     source: &'a dyn Source,
+    tensors: Arc<Tensors>,
     rotary: Rotary,
     simd: Simd,
     activations: Activations,
+    compressed: bool,
     observer: Option<&'a dyn Observer>,
+}
+
+/// The tensors of a model by number in its source, found once.
+#[derive(Default)]
+struct Tensors {
+    outer: BTreeMap<Kind, usize>,
+    layers: Vec<BTreeMap<(Kind, Part), usize>>,
+}
+
+impl Tensors {
+    /// Finds all that a model has, with the shapes that it gives them.
+    fn of(hparams: &Hparams, source: &dyn Source) -> Result<Self, EvalError> {
+        let mut tensors = Self::default();
+        for spec in hparams.outer_tensors() {
+            match find(source, &spec) {
+                Ok(tensor) => drop(tensors.outer.insert(spec.name.kind, tensor)),
+                Err(EvalError::MissingTensor(_)) if spec.name.kind == Kind::Output => {}
+                Err(error) => return Err(error),
+            }
+        }
+        // Only now is it certain that the number of layers is a real one.
+        for layer in 0..hparams.n_layer {
+            let specs = hparams.layer_tensors(layer).into_iter().filter(|spec| !spec.optional);
+            let found = specs.map(|spec| {
+                let TensorName { kind, part, .. } = spec.name;
+                Ok(((kind, part), find(source, &spec)?))
+            });
+            tensors.layers.push(found.collect::<Result<_, EvalError>>()?);
+        }
+        Ok(tensors)
+    }
+}
+
+/// The tensor of this name, if its extents are these.
+fn find(source: &dyn Source, spec: &TensorSpec) -> Result<usize, EvalError> {
+    let (name, dims) = (spec.name.to_string(), &spec.dims);
+    let Some(tensor) = source.find(&name) else { return Err(EvalError::MissingTensor(name)) };
+    let found = &source.tensors()[tensor].dims;
+    // Files may leave out trailing extents of 1.
+    let extent = |dims: &[u64], i: usize| dims.get(i).copied().unwrap_or(1);
+    let n = dims.len().max(found.len());
+    match (0..n).all(|i| extent(found, i) == extent(dims, i)) {
+        true => Ok(tensor),
+        false => {
+            let (found, expected) = (found.clone(), dims.clone());
+            Err(EvalError::Shape { tensor: name, found, expected })
+        }
+    }
 }
 
 impl<'a> Model<'a> {
@@ -37,32 +90,37 @@ impl<'a> Model<'a> {
         let mut model = Self {
             hparams,
             source,
+            tensors: Arc::new(Tensors::of(hparams, source)?),
             rotary: Rotary::default(),
             simd: Simd::detect(),
             activations: Activations::F32,
+            compressed: false,
             observer: None,
         };
-        let (embd, vocab) = (hparams.n_embd as usize, hparams.n_vocab as usize);
-        model.matrix("token_embd.weight", embd, vocab)?;
-        model.output()?;
-        model.tensor("output_norm.weight", &[embd])?;
-        for layer in 0..hparams.n_layer {
-            model.attention(layer, false)?;
-            model.feed_forward(layer, false)?;
-            for norm in ["attn_norm", "ffn_norm"] {
-                model.tensor(&format!("blk.{layer}.{norm}.weight"), &[embd])?;
-            }
-        }
         // Only now is it certain that the number of dimensions is a real one.
         let n_rot = hparams.attention.n_rot() as usize;
         model.rotary = Rotary::new(&hparams.rope, n_rot);
         if source.find("rope_freqs.weight").is_some() {
-            model.rotary.divide(&model.vector("rope_freqs.weight", n_rot / 2, true)?);
+            let name = TensorName::weight(None, Kind::RopeFreqs);
+            let divisors = TensorSpec::plain(name, &[n_rot as u64 / 2]);
+            model.rotary.divide(&model.values(find(source, &divisors)?)?);
         }
         Ok(model)
     }
 
-    /// Has someone watch the products of the layers.
+    /// Has keys and values of latent attention stay compressed, as llama.cpp computes: what is multiplied
+    /// with `attn_k_b` and `attn_v_b` are then queries, and means of latents. Rounded activations are so
+    /// in any case.
+    pub fn keep_compressed(&mut self) {
+        self.compressed = true;
+    }
+
+    /// Whether they do.
+    pub(super) fn keeps_compressed(&self) -> bool {
+        self.compressed || self.activations != Activations::F32
+    }
+
+    /// Has someone watch the products of the layers, which does not change what is computed.
     pub fn observe(&mut self, observer: &'a dyn Observer) {
         self.observer = Some(observer);
     }
@@ -93,12 +151,12 @@ impl<'a> Model<'a> {
         self.observer
     }
 
-    /// Weights whose names begin so will not be read again soon.
-    pub(super) fn release(&self, begin: &str) {
-        for (tensor, meta) in self.source.tensors().iter().enumerate() {
-            if meta.name.starts_with(begin) {
-                self.source.release(tensor, 0..meta.n_rows());
-            }
+    /// The weights of a layer, or all, will not be read again soon.
+    pub(super) fn release(&self, layer: Option<u32>) {
+        let release = |i: usize| self.source.release(i, 0..self.source.tensors()[i].n_rows());
+        match layer {
+            Some(layer) => self.tensors.layers[layer as usize].values().copied().for_each(release),
+            None => (0..self.source.tensors().len()).for_each(release),
         }
     }
 
@@ -112,165 +170,53 @@ impl<'a> Model<'a> {
         self.hparams
     }
 
-    /// The tensor of this name, if its extents (innermost first) are these.
-    fn tensor(&self, name: &str, dims: &[usize]) -> Result<usize, EvalError> {
-        let tensor =
-            self.source.find(name).ok_or_else(|| EvalError::MissingTensor(name.to_owned()))?;
-        let found = &self.source.tensors()[tensor].dims;
-        // Files may leave out trailing extents of 1.
-        let extent = |i: usize| found.get(i).copied().unwrap_or(1);
-        let n = dims.len().max(found.len());
-        if (0..n).any(|i| extent(i) != dims.get(i).map_or(1, |&d| d as u64)) {
-            return Err(EvalError::Shape {
-                tensor: name.to_owned(),
-                found: found.clone(),
-                expected: dims.iter().map(|&d| d as u64).collect(),
-            });
-        }
-        Ok(tensor)
-    }
-
-    fn part(&self, tensor: usize, rows: usize, columns: usize) -> Matrix<'a> {
+    /// The weights of a tensor, or of each of the matrices that it stacks.
+    fn matrix(&self, tensor: usize) -> Matrix<'a> {
         let &Self { source, simd, activations, observer, .. } = self;
+        let extent = |i: usize| source.tensors()[tensor].dims.get(i).map_or(1, |&n| n as usize);
+        let (columns, rows) = (extent(0), extent(1));
         Matrix { source, tensor, first_row: 0, rows, columns, simd, activations, observer }
     }
 
-    fn matrix(&self, name: &str, columns: usize, rows: usize) -> Result<Matrix<'a>, EvalError> {
-        let tensor = self.tensor(name, &[columns, rows])?;
-        Ok(self.part(tensor, rows, columns))
-    }
-
-    fn stack(&self, name: &str, dims: [usize; 3]) -> Result<Matrix<'a>, EvalError> {
-        let [columns, rows, _] = dims;
-        let tensor = self.tensor(name, &dims)?;
-        Ok(self.part(tensor, rows, columns))
-    }
-
-    /// A vector's values, which have to be finite; empty when only its presence is checked.
-    fn vector(&self, name: &str, n: usize, read: bool) -> Result<Vec<f32>, EvalError> {
-        let tensor = self.tensor(name, &[n])?;
-        let mut values = vec![0.0; if read { n } else { 0 }];
-        if read {
-            self.source.read_rows(tensor, 0, &mut values)?;
-        }
-        if let Some(element) = values.iter().position(|value| !value.is_finite()) {
-            let value = values[element];
-            return Err(EvalError::Weight { tensor: name.to_owned(), element, value });
-        }
-        Ok(values)
-    }
-
-    fn attention(&self, layer: u32, read: bool) -> Result<Attention<'a>, EvalError> {
-        Ok(match &self.hparams.attention {
-            model::Attention::Latent(a) => Attention::Latent(self.latent(a, layer, read)?, a),
-            model::Attention::Grouped(a) => Attention::Grouped(self.grouped(a, layer, read)?, a),
-        })
-    }
-
-    fn grouped(
-        &self,
-        a: &model::Grouped,
-        layer: u32,
-        read: bool,
-    ) -> Result<Grouped<'a>, EvalError> {
-        let [embd, width] = [self.hparams.n_embd, a.head_dim].map(|n| n as usize);
-        let [heads, heads_kv] = [a.n_head, a.n_head_kv].map(|n| width.saturating_mul(n as usize));
-        let part = |name: &str, columns: usize, rows: usize, biased: bool| {
-            let name = format!("blk.{layer}.attn_{name}");
-            let bias = match biased {
-                true => Some(self.vector(&format!("{name}.bias"), rows, read)?),
-                false => None,
-            };
-            let matrix = self.matrix(&format!("{name}.weight"), columns, rows)?;
-            Ok::<_, EvalError>(Biased { matrix, bias })
-        };
-        let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), width, read);
-        Ok(Grouped {
-            query: part("q", embd, heads, a.qkv_bias)?,
-            key: part("k", embd, heads_kv, a.qkv_bias)?,
-            value: part("v", embd, heads_kv, a.qkv_bias)?,
-            output: part("output", heads, embd, a.output_bias)?,
-            norms: match a.qk_norm {
-                true => Some([norm("attn_q_norm")?, norm("attn_k_norm")?]),
-                false => None,
-            },
-        })
-    }
-
-    fn latent(&self, a: &model::Latent, layer: u32, read: bool) -> Result<Latent<'a>, EvalError> {
-        let [embd, heads, kv_lora, nope, rope, v] =
-            [self.hparams.n_embd, a.n_head, a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head]
-                .map(|n| n as usize);
-        // Files may claim any number; one too large matches no tensor.
-        let q_rows = heads.saturating_mul(nope + rope);
-        let name = |tensor: &str| format!("blk.{layer}.{tensor}.weight");
-        let query = match a.q_lora_rank.map(|rank| rank as usize) {
-            None => Query::Direct(self.matrix(&name("attn_q"), embd, q_rows)?),
-            Some(rank) => Query::LowRank {
-                a: self.matrix(&name("attn_q_a"), embd, rank)?,
-                norm: self.vector(&name("attn_q_a_norm"), rank, read)?,
-                b: self.matrix(&name("attn_q_b"), rank, q_rows)?,
-            },
-        };
-        Ok(Latent {
-            query,
-            kv_a: self.matrix(&name("attn_kv_a_mqa"), embd, kv_lora + rope)?,
-            kv_a_norm: self.vector(&name("attn_kv_a_norm"), kv_lora, read)?,
-            k_b: self.stack(&name("attn_k_b"), [nope, kv_lora, heads])?,
-            v_b: self.stack(&name("attn_v_b"), [kv_lora, v, heads])?,
-            output: self.matrix(&name("attn_output"), heads.saturating_mul(v), embd)?,
-        })
-    }
-
-    fn feed_forward(&self, layer: u32, read: bool) -> Result<FeedForward<'_>, EvalError> {
-        let embd = self.hparams.n_embd as usize;
-        let name = |tensor: &str| format!("blk.{layer}.{tensor}.weight");
-        let gated = |suffix: &str, ff: usize| -> Result<Gated<'a>, EvalError> {
-            Ok(Gated {
-                gate: self.matrix(&name(&format!("ffn_gate{suffix}")), embd, ff)?,
-                up: self.matrix(&name(&format!("ffn_up{suffix}")), embd, ff)?,
-                down: self.matrix(&name(&format!("ffn_down{suffix}")), ff, embd)?,
-            })
-        };
-        let Some(moe) = self.hparams.moe.as_ref().filter(|moe| layer >= moe.leading_dense) else {
-            return Ok(FeedForward::Dense(Box::new(gated("", self.hparams.n_ff as usize)?)));
-        };
-        let [experts, shared, ff] = [moe.n_expert, moe.n_shared, moe.n_ff].map(|n| n as usize);
-        let bias = match moe.gating {
-            Gating::Softmax => None,
-            Gating::Sigmoid => {
-                Some(self.vector(&format!("blk.{layer}.exp_probs_b.bias"), experts, read)?)
+    /// A vector's values, which have to be finite.
+    fn values(&self, tensor: usize) -> Result<Vec<f32>, EvalError> {
+        let meta = &self.source.tensors()[tensor];
+        let mut values = vec![0.0; meta.n_elements() as usize];
+        self.source.read_rows(tensor, 0, &mut values)?;
+        match values.iter().position(|value| !value.is_finite()) {
+            None => Ok(values),
+            Some(element) => {
+                let (tensor, value) = (meta.name.clone(), values[element]);
+                Err(EvalError::Weight { tensor, element, value })
             }
-        };
-        Ok(FeedForward::Experts(Box::new(Experts {
-            moe,
-            router: self.matrix(&name("ffn_gate_inp"), embd, experts)?,
-            bias,
-            routed: Gated {
-                gate: self.stack(&name("ffn_gate_exps"), [embd, ff, experts])?,
-                up: self.stack(&name("ffn_up_exps"), [embd, ff, experts])?,
-                down: self.stack(&name("ffn_down_exps"), [ff, embd, experts])?,
-            },
-            shared: if shared > 0 {
-                Some(gated("_shexp", ff.saturating_mul(shared))?)
-            } else {
-                None
-            },
-        })))
+        }
+    }
+
+    /// A tensor outside of the layers.
+    fn outer(&self, kind: Kind) -> usize {
+        self.tensors.outer[&kind]
+    }
+
+    fn of_layer(&self, number: u32) -> Layer<'_, 'a> {
+        Layer { model: self, tensors: &self.tensors.layers[number as usize], number }
     }
 
     /// The output matrix; the token embedding where they are tied.
-    pub(super) fn output(&self) -> Result<Matrix<'a>, EvalError> {
-        let name = self.output_name();
-        let (embd, vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab as usize);
+    pub(super) fn output(&self) -> Matrix<'a> {
         // It is taken in tiles, and belongs to no layer.
-        Ok(Matrix { observer: None, ..self.matrix(name, embd, vocab)? })
+        Matrix { observer: None, ..self.matrix(self.outer(self.output_kind())) }
+    }
+
+    fn output_kind(&self) -> Kind {
+        match self.tensors.outer.contains_key(&Kind::Output) {
+            true => Kind::Output,
+            false => Kind::TokenEmbd,
+        }
     }
 
     /// The name of the output matrix.
-    pub(super) fn output_name(&self) -> &'static str {
-        let tied = self.source.find("output.weight").is_none();
-        if tied { "token_embd.weight" } else { "output.weight" }
+    pub(super) fn output_name(&self) -> String {
+        TensorName::weight(None, self.output_kind()).to_string()
     }
 
     /// Embeddings of tokens, one row each.
@@ -279,7 +225,7 @@ impl<'a> Model<'a> {
     /// A token beyond the vocabulary, or whose embedding is not finite.
     pub fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, EvalError> {
         let (embd, n_vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab);
-        let matrix = self.matrix("token_embd.weight", embd, n_vocab as usize)?;
+        let matrix = self.matrix(self.outer(Kind::TokenEmbd));
         let mut states = Array2::zeros((tokens.len(), embd));
         for (mut row, &token) in states.rows_mut().into_iter().zip(tokens) {
             if token >= n_vocab {
@@ -325,11 +271,10 @@ impl<'a> Model<'a> {
         memory: usize,
         first: usize,
     ) -> Result<(), EvalError> {
-        let (embd, eps) = (self.hparams.n_embd as usize, self.hparams.rms_eps);
-        let norm = |name: &str| self.vector(&format!("blk.{layer}.{name}.weight"), embd, true);
+        let (eps, tensors) = (self.hparams.rms_eps, self.of_layer(layer));
         let part = budget::part(self.hparams, ctx, memory);
         let chunks = Chunks { ctx, first };
-        let (attention, weight) = (self.attention(layer, true)?, norm("attn_norm")?);
+        let (attention, weight) = (tensors.attention()?, tensors.vector(Kind::AttnNorm)?);
         for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
             let x = rms_norm(self.simd, states.view(), &weight, eps);
             let change = attention.run(self.hparams, &self.rotary, x.view(), chunks)?;
@@ -339,20 +284,20 @@ impl<'a> Model<'a> {
                 let x = x.slice(s![row / ctx * ctx..=row, ..]);
                 let chunks = Chunks { first: 0, ..chunks };
                 let run = |model: &Model| {
-                    model.attention(layer, true)?.run(self.hparams, &self.rotary, x, chunks)
+                    model.of_layer(layer).attention()?.run(self.hparams, &self.rotary, x, chunks)
                 };
                 let place = self.culprit("attention", run)?;
                 return Err(EvalError::NotFinite { layer, place, token: i * part + row });
             }
         }
-        let feed_forward = self.feed_forward(layer, true)?;
-        let x = rms_norm(self.simd, chunks.tails(states.view()).view(), &norm("ffn_norm")?, eps);
+        let (feed_forward, weight) = (tensors.feed_forward()?, tensors.vector(Kind::FfnNorm)?);
+        let x = rms_norm(self.simd, chunks.tails(states.view()).view(), &weight, eps);
         let change = feed_forward.run(x.view(), part)?;
         add(states.view_mut(), &change, chunks);
         if let Some(token) = first_not_finite(self.simd, states.view()) {
             let row = token / ctx * (ctx - first) + token % ctx - first;
             let x = x.slice(s![row..=row, ..]);
-            let run = |model: &Model| model.feed_forward(layer, true)?.run(x, 1);
+            let run = |model: &Model| model.of_layer(layer).feed_forward()?.run(x, 1);
             let place = self.culprit("the feed-forward network", run)?;
             return Err(EvalError::NotFinite { layer, place, token });
         }
@@ -370,9 +315,11 @@ impl<'a> Model<'a> {
         let mut probed = Model {
             hparams: self.hparams,
             source: self.source,
+            tensors: self.tensors.clone(),
             rotary: Rotary::default(),
             simd: self.simd,
             activations: self.activations,
+            compressed: self.compressed,
             observer: None,
         };
         probed.observe(&probe);
@@ -385,7 +332,7 @@ impl<'a> Model<'a> {
     /// # Errors
     /// Weights that cannot be read.
     pub fn output_norm(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        let weight = self.vector("output_norm.weight", self.hparams.n_embd as usize, true)?;
+        let weight = self.values(self.outer(Kind::OutputNorm))?;
         Ok(rms_norm(self.simd, states, &weight, self.hparams.rms_eps).into_array())
     }
 
@@ -394,7 +341,103 @@ impl<'a> Model<'a> {
     /// # Errors
     /// Weights that cannot be read.
     pub fn logits(&self, normed: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        Ok(self.output()?.apply(normed)?.into_array())
+        Ok(self.output().apply(normed)?.into_array())
+    }
+}
+
+/// The tensors of a layer, as its parts take them.
+struct Layer<'m, 'a> {
+    model: &'m Model<'a>,
+    tensors: &'m BTreeMap<(Kind, Part), usize>,
+    number: u32,
+}
+
+impl<'m, 'a> Layer<'m, 'a> {
+    fn tensor(&self, kind: Kind, part: Part) -> Result<usize, EvalError> {
+        let name = TensorName { layer: Some(self.number), kind, part };
+        let missing = || EvalError::MissingTensor(name.to_string());
+        self.tensors.get(&(kind, part)).copied().ok_or_else(missing)
+    }
+
+    fn matrix(&self, kind: Kind) -> Result<Matrix<'a>, EvalError> {
+        Ok(self.model.matrix(self.tensor(kind, Part::Weight)?))
+    }
+
+    fn vector(&self, kind: Kind) -> Result<Vec<f32>, EvalError> {
+        self.model.values(self.tensor(kind, Part::Weight)?)
+    }
+
+    fn bias(&self, kind: Kind) -> Result<Vec<f32>, EvalError> {
+        self.model.values(self.tensor(kind, Part::Bias)?)
+    }
+
+    fn attention(&self) -> Result<Attention<'a>, EvalError> {
+        Ok(match &self.model.hparams.attention {
+            model::Attention::Latent(a) => Attention::Latent(self.latent(a)?, a),
+            model::Attention::Grouped(a) => Attention::Grouped(self.grouped(a)?, a),
+        })
+    }
+
+    fn grouped(&self, a: &model::Grouped) -> Result<Grouped<'a>, EvalError> {
+        let part = |kind: Kind, biased: bool| {
+            let bias = biased.then(|| self.bias(kind)).transpose()?;
+            Ok::<_, EvalError>(Biased { matrix: self.matrix(kind)?, bias })
+        };
+        Ok(Grouped {
+            query: part(Kind::AttnQ, a.qkv_bias)?,
+            key: part(Kind::AttnK, a.qkv_bias)?,
+            value: part(Kind::AttnV, a.qkv_bias)?,
+            output: part(Kind::AttnOutput, a.output_bias)?,
+            norms: match a.qk_norm {
+                true => Some([self.vector(Kind::AttnQNorm)?, self.vector(Kind::AttnKNorm)?]),
+                false => None,
+            },
+        })
+    }
+
+    fn latent(&self, a: &model::Latent) -> Result<Latent<'a>, EvalError> {
+        let query = match a.q_lora_rank {
+            None => Query::Direct(self.matrix(Kind::AttnQ)?),
+            Some(_) => Query::LowRank {
+                a: self.matrix(Kind::AttnQA)?,
+                norm: self.vector(Kind::AttnQANorm)?,
+                b: self.matrix(Kind::AttnQB)?,
+            },
+        };
+        Ok(Latent {
+            query,
+            kv_a: self.matrix(Kind::AttnKvAMqa)?,
+            kv_a_norm: self.vector(Kind::AttnKvANorm)?,
+            k_b: self.matrix(Kind::AttnKB)?,
+            v_b: self.matrix(Kind::AttnVB)?,
+            output: self.matrix(Kind::AttnOutput)?,
+            compressed: self.model.keeps_compressed(),
+        })
+    }
+
+    fn feed_forward(&self) -> Result<FeedForward<'m>, EvalError>
+    where
+        'a: 'm,
+    {
+        let gated = |[gate, up, down]: [Kind; 3]| -> Result<Gated<'a>, EvalError> {
+            Ok(Gated { gate: self.matrix(gate)?, up: self.matrix(up)?, down: self.matrix(down)? })
+        };
+        let moe = self.model.hparams.moe.as_ref();
+        let Some(moe) = moe.filter(|moe| self.number >= moe.leading_dense) else {
+            let dense = gated([Kind::FfnGate, Kind::FfnUp, Kind::FfnDown])?;
+            return Ok(FeedForward::Dense(Box::new(dense)));
+        };
+        let shared = [Kind::FfnGateShexp, Kind::FfnUpShexp, Kind::FfnDownShexp];
+        Ok(FeedForward::Experts(Box::new(Experts {
+            moe,
+            router: self.matrix(Kind::FfnGateInp)?,
+            bias: match moe.gating {
+                Gating::Softmax => None,
+                Gating::Sigmoid => Some(self.bias(Kind::ExpProbsB)?),
+            },
+            routed: gated([Kind::FfnGateExps, Kind::FfnUpExps, Kind::FfnDownExps])?,
+            shared: (moe.n_shared > 0).then(|| gated(shared)).transpose()?,
+        })))
     }
 }
 

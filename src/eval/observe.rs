@@ -6,7 +6,8 @@ use ndarray::ArrayView2;
 /// Sees what goes into the matrices of the layers, and what comes out.
 pub trait Observer: Sync {
     /// Rows of `x` have been multiplied with a matrix of a tensor (numbered where several are
-    /// stacked) and have given rows of `y`. Called from many threads at once.
+    /// stacked) and have given rows of `y`. Called from many threads at once. Unless keys stay
+    /// [compressed](super::Model::keep_compressed), `x` meets the transposes of `attn_k_b`.
     ///
     /// # Errors
     /// Whatever the observer finds; the pass ends with it.

@@ -112,7 +112,7 @@ impl<'m, 'a> Walk<'m, 'a> {
             }
         }
         // Not before: the next batch reads them again.
-        self.model.release(&format!("blk.{layer}."));
+        self.model.release(Some(layer));
         Ok(())
     }
 
@@ -194,7 +194,7 @@ impl<'m, 'a> Walk<'m, 'a> {
 impl Drop for Walk<'_, '_> {
     fn drop(&mut self) {
         buffers::release();
-        self.model.release("");
+        self.model.release(None);
     }
 }
 
@@ -204,7 +204,9 @@ pub(super) fn identity(models: &[&Model], tokens: &[u32], options: &PerplexityOp
     let mut hash = Xxh3::new();
     hash.update(env!("CARGO_PKG_VERSION").as_bytes());
     for model in models {
-        hash.update(&[u8::from(model.observer().is_some()), model.activations() as u8]);
+        let ways = [model.observer().is_some(), model.keeps_compressed()];
+        hash.update(&ways.map(u8::from));
+        hash.update(&[model.activations() as u8]);
         hash.update(model.simd().name().as_bytes());
         for file in model.source().files() {
             hash.update(file.path.as_os_str().as_encoded_bytes());

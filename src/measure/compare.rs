@@ -94,6 +94,7 @@ pub fn compare(
     let errors = Together(errors.collect());
     let mut runner = reference.runner(options)?;
     if extras.by_tensor {
+        runner.keep_compressed();
         runner.observe(&errors);
     }
     let mut writer = match extras.save_base {

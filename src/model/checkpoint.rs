@@ -4,11 +4,13 @@
 //! row by row from the checkpoint when they are read.
 
 use super::Mtp;
+use super::arch::Arch;
 use super::config::Config;
 use super::error::ModelError;
-use super::hparams::{Arch, Attention, Hparams, Mla};
+use super::hparams::{Attention, Hparams, Mla};
+use super::inventory::{From, TensorSpec};
 use super::left_out::{LeftOut, Rules, kind, layer_of, mtp_layers};
-use super::{agree, decoder, deepseek2, settings};
+use super::{agree, arch, settings};
 use crate::gguf::Metadata;
 use crate::names::runs;
 use crate::quant::QuantType;
@@ -17,45 +19,13 @@ use crate::source::{
     Checkpoint, Dtype, Factors, Folder, Origin, Source, SourceError, SourceFile, Storage,
     TensorMeta, table_bytes,
 };
+use crate::tensor::{Kind, TensorName};
 use crate::warning::{Topic, Warning};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::Path;
 
-/// How a GGUF tensor is made of checkpoint tensors, by name.
-pub(super) enum Piece {
-    /// The tensor as it is.
-    Whole(String),
-    /// One tensor per matrix: `{prefix}{index}{suffix}`.
-    Stack { prefix: String, suffix: String },
-    /// Of every `head_rows` rows, those from `first` on.
-    HeadRows { from: String, head_rows: u64, first: u64 },
-    /// Of every `head_rows` rows the leading ones, each head transposed.
-    HeadsTransposed { from: String, head_rows: u64 },
-    /// Of every `head_rows` rows (or elements of a bias), those of the second half each behind
-    /// their partner of the first (`LlamaModel.permute`).
-    Rotated { from: String, head_rows: u64 },
-    /// Values that follow from the configuration.
-    Computed(Vec<f32>),
-}
-
-/// A GGUF tensor that the architecture calls for.
-pub(super) struct Wanted {
-    pub name: String,
-    /// Innermost first.
-    pub dims: Vec<u64>,
-    pub piece: Piece,
-    pub optional: bool,
-}
-
-impl Wanted {
-    pub fn whole(name: &str, from: &str, dims: impl Into<Vec<u64>>) -> Self {
-        let piece = Piece::Whole(from.to_owned());
-        Self { name: name.to_owned(), dims: dims.into(), piece, optional: false }
-    }
-}
-
-/// [`Piece`] with names resolved to the checkpoint's tensor indices.
+/// [`From`] with names resolved to the checkpoint's tensor indices.
 enum Resolved {
     Whole(usize),
     Stack(Vec<usize>),
@@ -162,18 +132,12 @@ impl CheckpointModel {
             left_out: BTreeMap::new(),
             warnings,
         };
-        for wanted in model.wanted_outside(rules.tied)? {
-            model.add(wanted)?;
+        for spec in model.outer_tensors(rules.tied)? {
+            model.add(spec)?;
         }
         for layer in 0..model.hparams.n_layer + model.hparams.n_nextn {
-            let wanted = match model.hparams.arch {
-                Arch::DeepSeek2 => deepseek2::wanted_in_layer(&model.hparams, layer),
-                Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => {
-                    decoder::wanted_in_layer(&model.hparams, layer)
-                }
-            };
-            for wanted in wanted {
-                model.add(wanted)?;
+            for spec in model.hparams.layer_tensors(layer) {
+                model.add(spec)?;
             }
         }
         rules.tied &= model.checkpoint.find("lm_head.weight").is_none();
@@ -224,28 +188,26 @@ impl CheckpointModel {
     }
 
     /// The tensors outside of the layers.
-    fn wanted_outside(&self, tied: bool) -> Result<Vec<Wanted>, ModelError> {
-        let [embd, vocab] = [self.hparams.n_embd, self.hparams.n_vocab].map(u64::from);
-        let mut wanted = vec![
-            Wanted::whole("token_embd.weight", "model.embed_tokens.weight", [embd, vocab]),
-            Wanted::whole("output_norm.weight", "model.norm.weight", [embd]),
-        ];
+    fn outer_tensors(&self, tied: bool) -> Result<Vec<TensorSpec>, ModelError> {
+        let mut specs = self.hparams.outer_tensors();
         // The reference keeps an output matrix that is there, although it is tied, except for
         // this family.
-        if !tied || self.hparams.arch != Arch::DeepSeek2 {
-            let output = Wanted::whole("output.weight", "lm_head.weight", [embd, vocab]);
-            wanted.push(Wanted { optional: tied, ..output });
+        specs.retain(|spec| {
+            spec.name.kind != Kind::Output || !tied || self.hparams.arch != Arch::DeepSeek2
+        });
+        let output = specs.iter_mut().filter(|spec| spec.name.kind == Kind::Output);
+        output.for_each(|spec| spec.optional = tied);
+        if let Some(factors) = arch::decoder::rope_factors(&self.config, &self.hparams)? {
+            let name = TensorName::weight(None, Kind::RopeFreqs);
+            let dims = [factors.len() as u64];
+            specs.push(TensorSpec::new(name, &dims, From::Computed(factors)));
         }
-        if let Some(factors) = decoder::rope_factors(&self.config, &self.hparams)? {
-            let dims = vec![factors.len() as u64];
-            let (name, piece) = ("rope_freqs.weight".to_owned(), Piece::Computed(factors));
-            wanted.push(Wanted { name, dims, piece, optional: false });
-        }
-        Ok(wanted)
+        Ok(specs)
     }
 
-    fn add(&mut self, wanted: Wanted) -> Result<(), ModelError> {
-        let Wanted { name, dims, piece, optional } = wanted;
+    fn add(&mut self, spec: TensorSpec) -> Result<(), ModelError> {
+        let TensorSpec { name, dims, from, optional } = spec;
+        let name = name.to_string();
         let mut find = |from: &str, expected: &[u64]| -> Result<Option<usize>, ModelError> {
             let Some(i) = self.checkpoint.take(from)? else {
                 if optional {
@@ -270,31 +232,31 @@ impl CheckpointModel {
             }
             Ok(Some(i))
         };
-        let resolved = match piece {
-            Piece::Whole(from) => match find(&from, &dims)? {
+        let resolved = match from {
+            From::Whole(from) => match find(&from, &dims)? {
                 Some(i) => Resolved::Whole(i),
                 None => return Ok(()),
             },
-            Piece::Stack { prefix, suffix } => {
+            From::Stack { prefix, suffix } => {
                 let mut indices = Vec::new();
                 for expert in 0..dims[2] {
                     indices.extend(find(&format!("{prefix}{expert}{suffix}"), &dims[..2])?);
                 }
                 Resolved::Stack(indices)
             }
-            Piece::Rotated { from, head_rows } => match find(&from, &dims)? {
+            From::Rotated { from, head_rows } => match find(&from, &dims)? {
                 Some(from) => Resolved::Rotated { from, head_rows },
                 None => return Ok(()),
             },
-            Piece::Computed(values) => Resolved::Computed(values),
-            Piece::HeadRows { from, head_rows, first } => {
-                match find(&from, &[dims[0], head_rows * dims[2]])? {
+            From::Computed(values) => Resolved::Computed(values),
+            From::HeadRows { from, head_rows, first } => {
+                match find(&from, &[dims[0], head_rows.saturating_mul(dims[2])])? {
                     Some(from) => Resolved::HeadRows { from, head_rows, first },
                     None => return Ok(()),
                 }
             }
-            Piece::HeadsTransposed { from, head_rows } => {
-                match find(&from, &[dims[1], head_rows * dims[2]])? {
+            From::HeadsTransposed { from, head_rows } => {
+                match find(&from, &[dims[1], head_rows.saturating_mul(dims[2])])? {
                     Some(from) => Resolved::HeadsTransposed { from, head_rows },
                     None => return Ok(()),
                 }

@@ -49,7 +49,7 @@ pub enum ModelError {
         /// The architecture.
         found: String,
         /// Those that are supported.
-        supported: &'static str,
+        supported: String,
     },
     /// A tensor that the description calls for does not exist.
     #[error("{}: tensor `{tensor}` is missing, the model's config calls for it", path.display())]

@@ -1,11 +1,12 @@
 //! The way back: a GGUF model's tensors under the checkpoint's names and in its shapes, and the
 //! configuration that describes them.
 
-use super::checkpoint::{Piece, Wanted};
+use super::GgufModel;
+use super::arch::decoder::llama3_factors;
 use super::error::ModelError;
-use super::hparams::{Arch, Attention, Gating, mscale};
-use super::{GgufModel, decoder, deepseek2};
+use super::inventory::{From, TensorSpec};
 use crate::source::{Source, SourceError};
+use crate::tensor::{Kind, TensorName};
 use serde_json::{Value, json};
 use std::ops::Range;
 
@@ -99,22 +100,14 @@ impl GgufModel {
     /// A tensor that the architecture calls for is missing.
     pub fn exported(&self) -> Result<Vec<Exported>, ModelError> {
         let (hparams, source) = (&self.hparams, &self.source);
-        let [embd, vocab] = [hparams.n_embd, hparams.n_vocab].map(u64::from);
-        let mut wanted = vec![
-            Wanted::whole("token_embd.weight", "model.embed_tokens.weight", [embd, vocab]),
-            Wanted::whole("output_norm.weight", "model.norm.weight", [embd]),
-        ];
-        if source.find("output.weight").is_some() {
-            wanted.push(Wanted::whole("output.weight", "lm_head.weight", [embd, vocab]));
-        }
-        for layer in 0..hparams.n_layer + hparams.n_nextn {
-            wanted.extend(match hparams.arch {
-                Arch::DeepSeek2 => deepseek2::wanted_in_layer(hparams, layer),
-                Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => decoder::wanted_in_layer(hparams, layer),
-            });
-        }
+        let tied = source.find("output.weight").is_none();
+        let mut specs = hparams.outer_tensors();
+        specs.retain(|spec| spec.name.kind != Kind::Output || !tied);
+        let layers = 0..hparams.n_layer + hparams.n_nextn;
+        specs.extend(layers.flat_map(|layer| hparams.layer_tensors(layer)));
         let mut exported = Vec::new();
-        for Wanted { name, dims, piece, optional } in wanted {
+        for TensorSpec { name: spec, dims, from, optional } in specs {
+            let name = spec.to_string();
             let Some(tensor) = source.find(&name) else {
                 if optional {
                     continue;
@@ -124,23 +117,23 @@ impl GgufModel {
             };
             self.expect(tensor, &dims)?;
             let rows = dims.get(1).copied().unwrap_or(1);
-            match piece {
-                Piece::Whole(name) => {
+            match from {
+                From::Whole(name) => {
                     exported.push(Exported { name, dims, part: Part::Rows(tensor, 0) });
                 }
-                Piece::Stack { prefix, suffix } => {
+                From::Stack { prefix, suffix } => {
                     for expert in 0..dims[2] {
                         let name = format!("{prefix}{expert}{suffix}");
                         let part = Part::Rows(tensor, expert * rows);
                         exported.push(Exported { name, dims: dims[..2].to_vec(), part });
                     }
                 }
-                Piece::Rotated { from, head_rows } => {
+                From::Rotated { from, head_rows } => {
                     let part = Part::Halves(tensor, head_rows);
                     exported.push(Exported { name: from, dims, part });
                 }
-                Piece::HeadsTransposed { from, head_rows } => {
-                    let values = name.replace("attn_k_b", "attn_v_b");
+                From::HeadsTransposed { from, head_rows } => {
+                    let values = TensorName { kind: Kind::AttnVB, ..spec }.to_string();
                     let Some(values) = source.find(&values) else {
                         let path = source.file().path().to_owned();
                         return Err(ModelError::MissingTensor { path, tensor: values });
@@ -148,11 +141,11 @@ impl GgufModel {
                     let (nope, v) = (dims[0], head_rows - dims[0]);
                     self.expect(values, &[dims[1], v, dims[2]])?;
                     let part = Part::Heads { keys: tensor, values, nope, v };
-                    let dims = vec![dims[1], head_rows * dims[2]];
+                    let dims = vec![dims[1], head_rows.saturating_mul(dims[2])];
                     exported.push(Exported { name: from, dims, part });
                 }
                 // The keys have brought the values along.
-                Piece::HeadRows { .. } | Piece::Computed(_) => {}
+                From::HeadRows { .. } | From::Computed(_) => {}
             }
         }
         Ok(exported)
@@ -180,15 +173,8 @@ impl GgufModel {
     /// Rotary factors that no setting gives.
     pub fn config_json(&self) -> Result<Value, ModelError> {
         let h = &self.hparams;
-        let (class, model_type) = match (h.arch, h.moe.as_ref().map(|moe| moe.gating)) {
-            (Arch::DeepSeek2, Some(Gating::Softmax)) => ("DeepseekV2ForCausalLM", "deepseek_v2"),
-            (Arch::DeepSeek2, _) => ("DeepseekV3ForCausalLM", "deepseek_v3"),
-            (Arch::Qwen2, _) => ("Qwen2ForCausalLM", "qwen2"),
-            (Arch::Qwen3, _) => ("Qwen3ForCausalLM", "qwen3"),
-            (Arch::Llama, _) => ("LlamaForCausalLM", "llama"),
-        };
         let mut config = json!({
-            "architectures": [class], "model_type": model_type,
+            "architectures": [], "model_type": null,
             "hidden_act": "silu", "hidden_size": h.n_embd, "intermediate_size": h.n_ff,
             "max_position_embeddings": h.context_length,
             "num_attention_heads": h.attention.n_head(), "num_hidden_layers": h.n_layer,
@@ -196,53 +182,6 @@ impl GgufModel {
             "tie_word_embeddings": self.source.find("output.weight").is_none(),
             "vocab_size": h.n_vocab,
         });
-        match &h.attention {
-            Attention::Grouped(a) => {
-                config["num_key_value_heads"] = a.n_head_kv.into();
-                if h.arch != Arch::Qwen2 || a.head_dim * a.n_head != h.n_embd {
-                    config["head_dim"] = a.head_dim.into();
-                }
-                if h.arch != Arch::Qwen2 {
-                    config["attention_bias"] = a.qkv_bias.into();
-                }
-            }
-            Attention::Latent(a) => {
-                config["num_key_value_heads"] = a.n_head.into();
-                config["q_lora_rank"] = a.q_lora_rank.into();
-                for (key, value) in [
-                    ("kv_lora_rank", a.kv_lora_rank),
-                    ("qk_nope_head_dim", a.qk_nope),
-                    ("qk_rope_head_dim", a.qk_rope),
-                    ("v_head_dim", a.v_head),
-                    ("num_nextn_predict_layers", h.n_nextn),
-                ] {
-                    config[key] = value.into();
-                }
-            }
-        }
-        if let Some(moe) = &h.moe {
-            let v3 = moe.gating == Gating::Sigmoid;
-            for (key, value) in [
-                ("first_k_dense_replace", moe.leading_dense),
-                ("n_routed_experts", moe.n_expert),
-                ("num_experts_per_tok", moe.n_used),
-                ("n_shared_experts", moe.n_shared),
-                ("n_group", moe.n_group),
-                ("topk_group", moe.n_group_used),
-                ("moe_intermediate_size", moe.n_ff),
-            ] {
-                config[key] = value.into();
-            }
-            config["norm_topk_prob"] = moe.norm_weights.into();
-            config["routed_scaling_factor"] = short(moe.weights_scale);
-            config["scoring_func"] = if v3 { "sigmoid" } else { "softmax" }.into();
-            config["topk_method"] = match (v3, moe.n_group > 1) {
-                (true, _) => "noaux_tc",
-                (false, true) => "group_limited_greedy",
-                (false, false) => "greedy",
-            }
-            .into();
-        }
         if let Some(yarn) = &h.rope.yarn {
             let mut scaling = json!({
                 "type": "yarn", "rope_type": "yarn", "factor": short(yarn.factor),
@@ -254,19 +193,11 @@ impl GgufModel {
                     scaling[name] = short(value);
                 }
             }
-            if h.arch == Arch::DeepSeek2 {
-                if yarn.mscale_all_dim != 0.0 {
-                    scaling["mscale"] = short(yarn.mscale_all_dim);
-                    scaling["mscale_all_dim"] = short(yarn.mscale_all_dim);
-                }
-            } else {
-                let factor = yarn.attention_factor / mscale(yarn.factor, 1.0);
-                if (factor - 1.0).abs() > 1e-6 {
-                    scaling["attn_factor"] = short(factor);
-                }
-            }
             config["rope_scaling"] = scaling;
         }
+        let [class, model_type] = (h.arch.row().describe)(h, &mut config);
+        config["architectures"] = json!([class]);
+        config["model_type"] = model_type.into();
         if let Some(tensor) = self.source.find("rope_freqs.weight") {
             config["rope_scaling"] = self.llama3(tensor)?;
         }
@@ -283,14 +214,8 @@ impl GgufModel {
         self.source.read_rows(tensor, 0, &mut found).map_err(|_| bad())?;
         let factor = found.iter().copied().fold(1.0, f32::max);
         for context in (4..20).map(|power| 1u32 << power) {
-            let made = decoder::llama3_factors(
-                self.hparams.rope.freq_base,
-                n,
-                factor,
-                1.0,
-                4.0,
-                context.into(),
-            );
+            let made =
+                llama3_factors(self.hparams.rope.freq_base, n, factor, 1.0, 4.0, context.into());
             if made.iter().zip(&found).all(|(a, b)| (a - b).abs() <= 1e-5 * b) {
                 return Ok(json!({
                     "rope_type": "llama3", "factor": short(factor), "low_freq_factor": 1.0,

@@ -1,8 +1,8 @@
 //! What every metadata key of an architecture means, as [`super::settings`] has it for config.json:
 //! which the forward pass reads, and which would make it another one.
 
+use super::arch::Arch;
 use super::error::ModelError;
-use super::hparams::Arch;
 use crate::gguf::{Array, Metadata, Value};
 use crate::warning::{Topic, Warning};
 use Meaning::{Harmless, Only, Used};
@@ -10,7 +10,7 @@ use std::path::Path;
 
 /// What a key is to the model.
 #[derive(Clone, Copy)]
-enum Meaning {
+pub(super) enum Meaning {
     /// It is read.
     Used,
     /// It changes nothing that is computed here.
@@ -24,7 +24,10 @@ const ZERO: Meaning = Only(|metadata, key| number(metadata, key) == Some(0.0), "
 const FACTOR: Meaning = Only(|metadata, key| matches!(number(metadata, key), Some(0.0 | 1.0)), "1");
 
 /// Meaning, and keys with spaces between them.
-const KEYS: &[(Meaning, &str)] = &[
+pub(super) type Known = &'static [(Meaning, &'static str)];
+
+/// Keys of all architectures.
+const KEYS: Known = &[
     (
         Used,
         "block_count context_length embedding_length feed_forward_length vocab_size \
@@ -72,7 +75,7 @@ const KEYS: &[(Meaning, &str)] = &[
 ];
 
 /// Keys of `deepseek2` alone; these go first.
-const LATENT: &[(Meaning, &str)] = &[
+pub(super) const LATENT: Known = &[
     (
         Used,
         "attention.q_lora_rank attention.kv_lora_rank attention.key_length_mla \
@@ -85,7 +88,7 @@ const LATENT: &[(Meaning, &str)] = &[
 ];
 
 /// Keys of the others.
-const PLAIN: &[(Meaning, &str)] =
+pub(super) const PLAIN: Known =
     &[(Used, "rope.scaling.yarn_attn_factor"), (ZERO, "rope.scaling.yarn_log_multiplier")];
 
 fn number(metadata: &Metadata, key: &str) -> Option<f64> {
@@ -101,9 +104,8 @@ fn is_out_of_reach(metadata: &Metadata, key: &str) -> bool {
 }
 
 fn meaning(arch: Arch, key: &str) -> Option<Meaning> {
-    let own = if arch == Arch::DeepSeek2 { LATENT } else { PLAIN };
     let listed = |(_, keys): &&(Meaning, &str)| keys.split(' ').any(|known| known == key);
-    own.iter().chain(KEYS).find(listed).map(|(meaning, _)| *meaning)
+    arch.row().keys.iter().chain(KEYS).find(listed).map(|(meaning, _)| *meaning)
 }
 
 /// Refuses keys that make another model than the forward pass computes, and says which are not known.

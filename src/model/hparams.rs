@@ -1,37 +1,12 @@
 //! Hyper-parameters, the one description that converter and forward pass share.
 
+use super::arch::Arch;
 use super::config::Config;
 use super::error::ModelError;
 use super::keys::Reader;
 use super::settings::{self, Class};
-use super::{decoder, deepseek2};
 use crate::gguf::Metadata;
 use std::path::Path;
-
-/// A model architecture, named as GGUF's `general.architecture` does.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Arch {
-    /// DeepSeek V2, V3 and R1: multi-head latent attention, mixture of experts.
-    DeepSeek2,
-    /// Qwen 2 and 2.5.
-    Qwen2,
-    /// Qwen 3, dense.
-    Qwen3,
-    /// Llama 2 and 3.
-    Llama,
-}
-
-impl Arch {
-    /// The value of `general.architecture` and the prefix of the architecture's keys.
-    pub fn name(self) -> &'static str {
-        match self {
-            Arch::DeepSeek2 => "deepseek2",
-            Arch::Qwen2 => "qwen2",
-            Arch::Qwen3 => "qwen3",
-            Arch::Llama => "llama",
-        }
-    }
-}
 
 impl Hparams {
     /// Reads them from a checkpoint's config.json.
@@ -42,13 +17,7 @@ impl Hparams {
     pub fn from_config(config: &Config) -> Result<Self, ModelError> {
         let class = Class::of(config)?;
         settings::check(config, class)?;
-        match class {
-            Class::DeepseekV3 => deepseek2::hparams(config, Gating::Sigmoid),
-            Class::DeepseekV2 => deepseek2::hparams(config, Gating::Softmax),
-            Class::Qwen2 => decoder::hparams(config, Arch::Qwen2),
-            Class::Qwen3 => decoder::hparams(config, Arch::Qwen3),
-            Class::Llama => decoder::hparams(config, Arch::Llama),
-        }
+        (Arch::of(class).row().hparams)(config, class)
     }
 
     /// Reads them from a GGUF file's metadata, and from which tensors there are. `path` is for
@@ -62,19 +31,15 @@ impl Hparams {
         has_tensor: &dyn Fn(&str) -> bool,
     ) -> Result<Self, ModelError> {
         let named = metadata.str("general.architecture")?;
-        let known = [Arch::DeepSeek2, Arch::Qwen2, Arch::Qwen3, Arch::Llama];
-        let Some(arch) = known.into_iter().find(|arch| Some(arch.name()) == named) else {
+        let Some(arch) = Arch::ALL.into_iter().find(|arch| Some(arch.name()) == named) else {
             return Err(ModelError::Architecture {
                 path: path.to_owned(),
                 found: named.unwrap_or("none").to_owned(),
-                supported: "deepseek2, qwen2, qwen3, llama",
+                supported: Arch::ALL.map(Arch::name).join(", "),
             });
         };
         let keys = Reader { path, prefix: arch.name(), metadata, has_tensor };
-        match arch {
-            Arch::DeepSeek2 => deepseek2::from_keys(&keys),
-            Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => decoder::from_keys(&keys, arch),
-        }
+        (arch.row().from_keys)(&keys, arch)
     }
 
     /// Writes the architecture's keys and `general.file_type` in the reference converter's order.
@@ -87,12 +52,7 @@ impl Hparams {
         file_type: u32,
         metadata: &mut Metadata,
     ) -> Result<(), ModelError> {
-        match self.arch {
-            Arch::DeepSeek2 => deepseek2::write_keys(self, config, file_type, metadata),
-            Arch::Qwen2 | Arch::Qwen3 | Arch::Llama => {
-                decoder::write_keys(self, config, file_type, metadata)
-            }
-        }
+        (self.arch.row().write_keys)(self, config, file_type, metadata)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Metadata keys under an architecture's prefix.
 
+use super::arch::Arch;
 use super::config::Config;
 use super::error::ModelError;
 use super::gguf_keys;
-use super::hparams::{Arch, Hparams};
+use super::hparams::Hparams;
 use crate::gguf::{Metadata, Value};
 use std::path::Path;
 

@@ -5,32 +5,34 @@
 //! GGUF's names and in GGUF's shapes.
 
 mod agree;
+mod arch;
 mod card;
 mod checkpoint;
 mod config;
-mod decoder;
-mod deepseek2;
 mod error;
 mod export;
 mod general;
 mod gguf_keys;
 mod hparams;
+mod inventory;
 mod keys;
 mod left_out;
 mod model_id;
 mod settings;
 
+pub use arch::Arch;
+pub(crate) use arch::deepseek2::is_lite;
 pub use checkpoint::CheckpointModel;
 pub use config::{Config, RopeConfig};
-pub(crate) use deepseek2::is_lite;
 pub use error::ModelError;
 pub use export::Exported;
 #[cfg(feature = "eval")]
 pub use general::sampling_settings;
 pub use general::{ParamCounts, general_metadata};
 pub use hparams::{
-    Arch, Attention, Gating, Grouped, Hparams, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
+    Attention, Gating, Grouped, Hparams, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
 };
+pub use inventory::TensorSpec;
 pub use left_out::LeftOut;
 
 use crate::gguf::Metadata;
@@ -137,7 +139,7 @@ fn split_mla(source: &mut GgufSource, hparams: &Hparams) -> Result<(), ModelErro
         }
     }
     source.split_heads(&joint, nope, v);
-    deepseek2::write_mla_keys(latent, source.metadata_mut());
+    arch::deepseek2::write_mla_keys(latent, source.metadata_mut());
     Ok(())
 }
 

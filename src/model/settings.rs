@@ -21,7 +21,7 @@ pub(super) enum Class {
 }
 
 impl Class {
-    const ALL: [(&str, Self); 5] = [
+    pub const ALL: [(&str, Self); 5] = [
         ("DeepseekV3ForCausalLM", Self::DeepseekV3),
         ("DeepseekV2ForCausalLM", Self::DeepseekV2),
         ("Qwen2ForCausalLM", Self::Qwen2),
@@ -36,8 +36,7 @@ impl Class {
         known.map(|(_, class)| class).ok_or_else(|| ModelError::Architecture {
             path: config.path().to_owned(),
             found: named.to_owned(),
-            supported: "DeepseekV3ForCausalLM (DeepSeek-R1, R1-Zero, V3), DeepseekV2ForCausalLM, \
-                        Qwen2ForCausalLM, Qwen3ForCausalLM, LlamaForCausalLM",
+            supported: Self::ALL.map(|(name, _)| name).join(", "),
         })
     }
 }

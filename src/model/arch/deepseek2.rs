@@ -3,17 +3,37 @@
 //! Three translations of one model: config.json to [`Hparams`], hyper-parameters to GGUF keys and
 //! back, and GGUF tensors to the checkpoint tensors they are made of.
 
-use super::checkpoint::{Piece, Wanted};
-use super::config::Config;
-use super::error::ModelError;
-use super::hparams::{Arch, Attention, Gating, Hparams, Latent, Mla, Moe, Rope, Yarn, mscale};
-use super::keys::Keys;
+use super::{Arch, Architecture};
 use crate::gguf::Metadata;
+use crate::model::config::Config;
+use crate::model::error::ModelError;
+use crate::model::export::short;
+use crate::model::gguf_keys;
+use crate::model::hparams::{Attention, Gating, Hparams, Latent, Mla, Moe, Rope, Yarn, mscale};
+use crate::model::inventory::{From, Layer, TensorSpec};
+use crate::model::keys::{Keys, Reader};
+use crate::model::settings::Class;
+use crate::tensor::{Kind, Part};
+use serde_json::Value;
+
+pub(in crate::model) const DEEPSEEK2: Architecture = Architecture {
+    name: "deepseek2",
+    classes: &[Class::DeepseekV3, Class::DeepseekV2],
+    hparams: |config, class| match class {
+        Class::DeepseekV2 => hparams(config, Gating::Softmax),
+        _ => hparams(config, Gating::Sigmoid),
+    },
+    from_keys: |keys, _| from_keys(keys),
+    write_keys,
+    keys: gguf_keys::LATENT,
+    layer,
+    describe,
+};
 
 /// Reads the hyper-parameters of a `DeepseekV3ForCausalLM`, whose router has a sigmoid, or of a
 /// `DeepseekV2ForCausalLM`, whose router has a softmax. Defaults for absent settings are those of
 /// transformers' `DeepseekV3Config` and `DeepseekV2Config`.
-pub(super) fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelError> {
+fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelError> {
     let v3 = gating == Gating::Sigmoid;
     let class = |v3_default: u32, v2_default: u32| Some(if v3 { v3_default } else { v2_default });
     check_router(config, gating)?;
@@ -156,7 +176,7 @@ pub(crate) fn is_lite(n_layer: u32) -> bool {
 
 /// Writes the `deepseek2.*` keys, and `general.file_type`, in the reference converter's order
 /// (`DeepseekV2Model.set_gguf_parameters` and its base class).
-pub(super) fn write_keys(
+fn write_keys(
     hparams: &Hparams,
     config: &Config,
     file_type: u32,
@@ -235,7 +255,7 @@ fn head_lengths(a: &Latent) -> [u32; 2] {
 }
 
 /// Sets the keys in which today's files differ from those with a joint `attn_kv_b`.
-pub(super) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
+pub(in crate::model) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
     let mut keys = Keys::new(Arch::DeepSeek2, metadata);
     let [key_length, value_length] = head_lengths(a);
     keys.set("attention.head_count_kv", 1u32);
@@ -246,7 +266,7 @@ pub(super) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
 }
 
 /// Reads the keys that [`write_keys`] writes.
-pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelError> {
+fn from_keys(keys: &Reader) -> Result<Hparams, ModelError> {
     let n_nextn = keys.u32_or("nextn_predict_layers", 0)?;
     let blocks = keys.u32("block_count")?;
     let qk_rope = keys.u32("rope.dimension_count")?;
@@ -318,98 +338,132 @@ pub(super) fn from_keys(keys: &super::keys::Reader) -> Result<Hparams, ModelErro
 
 /// The tensors of layer `layer`, with the checkpoint tensors they are made of
 /// (`DeepseekV2Model.modify_tensors`).
-pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
+fn layer(hparams: &Hparams, number: u32) -> Vec<TensorSpec> {
     let Attention::Latent(a) = &hparams.attention else { return Vec::new() };
     let [embd, ff, heads] = [hparams.n_embd, hparams.n_ff, a.n_head].map(u64::from);
     let [kv_lora, nope, rope, v] = [a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head].map(u64::from);
-    let gguf = |name: &str| format!("blk.{layer}.{name}");
-    let hf = |name: &str| format!("model.layers.{layer}.{name}");
-    let mut wanted = Vec::new();
-    let mut whole = |name: &str, from: &str, dims: &[u64]| {
-        wanted.push(Wanted::whole(&gguf(name), &hf(from), dims.to_vec()));
-    };
-    whole("attn_norm.weight", "input_layernorm.weight", &[embd]);
-    let q_dims = |input| [input, heads * (nope + rope)];
+    let mut layer = Layer::new(number);
+    layer.weight(Kind::AttnNorm, "input_layernorm", &[embd]);
+    let q_dims = |input| [input, heads.saturating_mul(nope + rope)];
     match a.q_lora_rank.map(u64::from) {
         Some(rank) => {
-            whole("attn_q_a.weight", "self_attn.q_a_proj.weight", &[embd, rank]);
-            whole("attn_q_a_norm.weight", "self_attn.q_a_layernorm.weight", &[rank]);
-            whole("attn_q_b.weight", "self_attn.q_b_proj.weight", &q_dims(rank));
+            layer.weight(Kind::AttnQA, "self_attn.q_a_proj", &[embd, rank]);
+            layer.weight(Kind::AttnQANorm, "self_attn.q_a_layernorm", &[rank]);
+            layer.weight(Kind::AttnQB, "self_attn.q_b_proj", &q_dims(rank));
         }
-        None => whole("attn_q.weight", "self_attn.q_proj.weight", &q_dims(embd)),
+        None => layer.weight(Kind::AttnQ, "self_attn.q_proj", &q_dims(embd)),
     }
-    whole("attn_kv_a_mqa.weight", "self_attn.kv_a_proj_with_mqa.weight", &[embd, kv_lora + rope]);
-    whole("attn_kv_a_norm.weight", "self_attn.kv_a_layernorm.weight", &[kv_lora]);
-    whole("attn_output.weight", "self_attn.o_proj.weight", &[heads * v, embd]);
-    whole("ffn_norm.weight", "post_attention_layernorm.weight", &[embd]);
-    match hparams.moe.as_ref().filter(|moe| layer >= moe.leading_dense) {
+    layer.weight(Kind::AttnKvAMqa, "self_attn.kv_a_proj_with_mqa", &[embd, kv_lora + rope]);
+    layer.weight(Kind::AttnKvANorm, "self_attn.kv_a_layernorm", &[kv_lora]);
+    layer.weight(Kind::AttnOutput, "self_attn.o_proj", &[heads * v, embd]);
+    layer.weight(Kind::FfnNorm, "post_attention_layernorm", &[embd]);
+    match hparams.moe.as_ref().filter(|moe| number >= moe.leading_dense) {
         None => {
-            whole("ffn_gate.weight", "mlp.gate_proj.weight", &[embd, ff]);
-            whole("ffn_up.weight", "mlp.up_proj.weight", &[embd, ff]);
-            whole("ffn_down.weight", "mlp.down_proj.weight", &[ff, embd]);
+            layer.weight(Kind::FfnGate, "mlp.gate_proj", &[embd, ff]);
+            layer.weight(Kind::FfnUp, "mlp.up_proj", &[embd, ff]);
+            layer.weight(Kind::FfnDown, "mlp.down_proj", &[ff, embd]);
         }
-        Some(moe) => {
-            let [experts, shared] = [moe.n_expert, moe.n_shared].map(u64::from);
-            let ff = u64::from(moe.n_ff);
-            whole("ffn_gate_inp.weight", "mlp.gate.weight", &[embd, experts]);
-            if moe.gating == Gating::Sigmoid {
-                whole("exp_probs_b.bias", "mlp.gate.e_score_correction_bias", &[experts]);
-            }
-            if shared > 0 {
-                let ff = ff * shared;
-                whole("ffn_gate_shexp.weight", "mlp.shared_experts.gate_proj.weight", &[embd, ff]);
-                whole("ffn_up_shexp.weight", "mlp.shared_experts.up_proj.weight", &[embd, ff]);
-                whole("ffn_down_shexp.weight", "mlp.shared_experts.down_proj.weight", &[ff, embd]);
-            }
-            for (name, from, [columns, rows]) in [
-                ("ffn_gate_exps.weight", "gate_proj.weight", [embd, ff]),
-                ("ffn_up_exps.weight", "up_proj.weight", [embd, ff]),
-                ("ffn_down_exps.weight", "down_proj.weight", [ff, embd]),
-            ] {
-                wanted.push(Wanted {
-                    name: gguf(name),
-                    dims: vec![columns, rows, experts],
-                    piece: Piece::Stack { prefix: hf("mlp.experts."), suffix: format!(".{from}") },
-                    optional: false,
-                });
-            }
-        }
+        Some(moe) => experts(&mut layer, moe, embd),
     }
-    let kv_b = |name: &str, dims: [u64; 3], piece: fn(String, u64, u64) -> Piece| Wanted {
-        name: gguf(name),
-        dims: dims.to_vec(),
-        piece: piece(hf("self_attn.kv_b_proj.weight"), nope, v),
-        optional: false,
-    };
+    let from = layer.hf("self_attn.kv_b_proj.weight");
+    let head_rows = nope + v;
+    let mut kv_b = |kind, dims: &[u64], from| layer.add(kind, Part::Weight, dims, from);
     match a.mla {
         Mla::Split => {
-            wanted.push(kv_b("attn_k_b.weight", [nope, kv_lora, heads], |from, nope, v| {
-                Piece::HeadsTransposed { from, head_rows: nope + v }
-            }));
-            wanted.push(kv_b("attn_v_b.weight", [kv_lora, v, heads], |from, nope, v| {
-                Piece::HeadRows { from, head_rows: nope + v, first: nope }
-            }));
+            let keys = From::HeadsTransposed { from: from.clone(), head_rows };
+            kv_b(Kind::AttnKB, &[nope, kv_lora, heads], keys);
+            let values = From::HeadRows { from, head_rows, first: nope };
+            kv_b(Kind::AttnVB, &[kv_lora, v, heads], values);
         }
         Mla::Legacy => {
-            let name = gguf("attn_kv_b.weight");
-            let dims = [kv_lora, heads * (nope + v)];
-            wanted.push(Wanted::whole(&name, &hf("self_attn.kv_b_proj.weight"), dims));
+            kv_b(Kind::AttnKvB, &[kv_lora, heads.saturating_mul(head_rows)], From::Whole(from))
         }
     }
-    if layer >= hparams.n_layer {
-        let vocab = u64::from(hparams.n_vocab);
-        for (name, from, dims, optional) in [
-            ("eh_proj", "eh_proj", vec![2 * embd, embd], false),
-            ("enorm", "enorm", vec![embd], false),
-            ("hnorm", "hnorm", vec![embd], false),
-            ("embed_tokens", "embed_tokens", vec![embd, vocab], true),
-            ("shared_head_head", "shared_head.head", vec![embd, vocab], true),
-            ("shared_head_norm", "shared_head.norm", vec![embd], true),
+    if number >= hparams.n_layer {
+        predicting(&mut layer, embd, u64::from(hparams.n_vocab));
+    }
+    layer.specs
+}
+
+fn experts(layer: &mut Layer, moe: &Moe, embd: u64) {
+    let [experts, shared, ff] = [moe.n_expert, moe.n_shared, moe.n_ff].map(u64::from);
+    layer.weight(Kind::FfnGateInp, "mlp.gate", &[embd, experts]);
+    if moe.gating == Gating::Sigmoid {
+        let from = From::Whole(layer.hf("mlp.gate.e_score_correction_bias"));
+        layer.add(Kind::ExpProbsB, Part::Bias, &[experts], from);
+    }
+    if shared > 0 {
+        let ff = ff * shared;
+        layer.weight(Kind::FfnGateShexp, "mlp.shared_experts.gate_proj", &[embd, ff]);
+        layer.weight(Kind::FfnUpShexp, "mlp.shared_experts.up_proj", &[embd, ff]);
+        layer.weight(Kind::FfnDownShexp, "mlp.shared_experts.down_proj", &[ff, embd]);
+    }
+    for (kind, from, [columns, rows]) in [
+        (Kind::FfnGateExps, "gate_proj", [embd, ff]),
+        (Kind::FfnUpExps, "up_proj", [embd, ff]),
+        (Kind::FfnDownExps, "down_proj", [ff, embd]),
+    ] {
+        let prefix = layer.hf("mlp.experts.");
+        let from = From::Stack { prefix, suffix: format!(".{from}.weight") };
+        layer.add(kind, Part::Weight, &[columns, rows, experts], from);
+    }
+}
+
+/// What a layer has beside the others if it predicts further tokens.
+fn predicting(layer: &mut Layer, embd: u64, vocab: u64) {
+    layer.weight(Kind::NextnEhProj, "eh_proj", &[2 * embd, embd]);
+    layer.weight(Kind::NextnEnorm, "enorm", &[embd]);
+    layer.weight(Kind::NextnHnorm, "hnorm", &[embd]);
+    let first_optional = layer.specs.len();
+    layer.weight(Kind::NextnEmbedTokens, "embed_tokens", &[embd, vocab]);
+    layer.weight(Kind::NextnSharedHeadHead, "shared_head.head", &[embd, vocab]);
+    layer.weight(Kind::NextnSharedHeadNorm, "shared_head.norm", &[embd]);
+    layer.specs[first_optional..].iter_mut().for_each(|spec| spec.optional = true);
+}
+
+/// See [`Architecture::describe`].
+fn describe(h: &Hparams, config: &mut Value) -> [&'static str; 2] {
+    let Attention::Latent(a) = &h.attention else { return [""; 2] };
+    config["num_key_value_heads"] = a.n_head.into();
+    config["q_lora_rank"] = a.q_lora_rank.into();
+    for (key, value) in [
+        ("kv_lora_rank", a.kv_lora_rank),
+        ("qk_nope_head_dim", a.qk_nope),
+        ("qk_rope_head_dim", a.qk_rope),
+        ("v_head_dim", a.v_head),
+        ("num_nextn_predict_layers", h.n_nextn),
+    ] {
+        config[key] = value.into();
+    }
+    if let Some(moe) = &h.moe {
+        let v3 = moe.gating == Gating::Sigmoid;
+        for (key, value) in [
+            ("first_k_dense_replace", moe.leading_dense),
+            ("n_routed_experts", moe.n_expert),
+            ("num_experts_per_tok", moe.n_used),
+            ("n_shared_experts", moe.n_shared),
+            ("n_group", moe.n_group),
+            ("topk_group", moe.n_group_used),
+            ("moe_intermediate_size", moe.n_ff),
         ] {
-            let name = gguf(&format!("nextn.{name}.weight"));
-            let from = hf(&format!("{from}.weight"));
-            wanted.push(Wanted { optional, ..Wanted::whole(&name, &from, dims) });
+            config[key] = value.into();
         }
+        config["norm_topk_prob"] = moe.norm_weights.into();
+        config["routed_scaling_factor"] = short(moe.weights_scale);
+        config["scoring_func"] = if v3 { "sigmoid" } else { "softmax" }.into();
+        config["topk_method"] = match (v3, moe.n_group > 1) {
+            (true, _) => "noaux_tc",
+            (false, true) => "group_limited_greedy",
+            (false, false) => "greedy",
+        }
+        .into();
     }
-    wanted
+    if let Some(yarn) = h.rope.yarn.as_ref().filter(|yarn| yarn.mscale_all_dim != 0.0) {
+        config["rope_scaling"]["mscale"] = short(yarn.mscale_all_dim);
+        config["rope_scaling"]["mscale_all_dim"] = short(yarn.mscale_all_dim);
+    }
+    match h.moe.as_ref().map(|moe| moe.gating) {
+        Some(Gating::Softmax) => ["DeepseekV2ForCausalLM", "deepseek_v2"],
+        Some(Gating::Sigmoid) | None => ["DeepseekV3ForCausalLM", "deepseek_v3"],
+    }
 }

@@ -3,16 +3,38 @@
 //! Grouped-query attention and a gated feed-forward network; they differ in biases, in norms of
 //! queries and keys, and in which elements of a head rotate together.
 
-use super::checkpoint::{Piece, Wanted};
-use super::config::Config;
-use super::error::ModelError;
-use super::hparams::{Arch, Attention, Grouped, Hparams, Pairs, Rope, Yarn, mscale};
-use super::keys::{Keys, Reader};
+use super::{Arch, Architecture};
 use crate::gguf::Metadata;
+use crate::model::config::Config;
+use crate::model::error::ModelError;
+use crate::model::export::short;
+use crate::model::gguf_keys;
+use crate::model::hparams::{Attention, Grouped, Hparams, Pairs, Rope, Yarn, mscale};
+use crate::model::inventory::{From, Layer, TensorSpec};
+use crate::model::keys::{Keys, Reader};
+use crate::model::settings::Class;
+use crate::tensor::{Kind, Part};
+use serde_json::Value;
+
+pub(in crate::model) const QWEN2: Architecture = Architecture {
+    name: "qwen2",
+    classes: &[Class::Qwen2],
+    hparams,
+    from_keys,
+    write_keys,
+    keys: gguf_keys::PLAIN,
+    layer,
+    describe,
+};
+pub(in crate::model) const QWEN3: Architecture =
+    Architecture { name: "qwen3", classes: &[Class::Qwen3], ..QWEN2 };
+pub(in crate::model) const LLAMA: Architecture =
+    Architecture { name: "llama", classes: &[Class::Llama], ..QWEN2 };
 
 /// Reads the hyper-parameters of a `Qwen2ForCausalLM`, `Qwen3ForCausalLM` or `LlamaForCausalLM`.
 /// Defaults for absent settings are those of transformers' configuration classes.
-pub(super) fn hparams(config: &Config, arch: Arch) -> Result<Hparams, ModelError> {
+fn hparams(config: &Config, class: Class) -> Result<Hparams, ModelError> {
+    let arch = Arch::of(class);
     let n_head = config.u32("num_attention_heads")?;
     let n_embd = config.u32("hidden_size")?;
     let head_dim = match (config.u32_opt("head_dim")?, arch) {
@@ -101,7 +123,7 @@ fn rope(config: &Config, arch: Arch) -> Result<Rope, ModelError> {
 
 /// Writes the architecture's keys and `general.file_type` in the reference converter's order
 /// (`TextModel.set_gguf_parameters`, `LlamaModel.set_gguf_parameters`).
-pub(super) fn write_keys(
+fn write_keys(
     hparams: &Hparams,
     config: &Config,
     file_type: u32,
@@ -124,7 +146,7 @@ pub(super) fn write_keys(
 }
 
 /// Reads the keys that [`write_keys`] writes.
-pub(super) fn from_keys(keys: &Reader, arch: Arch) -> Result<Hparams, ModelError> {
+fn from_keys(keys: &Reader, arch: Arch) -> Result<Hparams, ModelError> {
     let n_head = keys.u32("attention.head_count")?;
     let n_embd = keys.u32("embedding_length")?;
     if n_head == 0 {
@@ -183,7 +205,7 @@ pub(super) fn from_keys(keys: &Reader, arch: Arch) -> Result<Hparams, ModelError
 
 /// Divisors of the frequencies of Llama 3's rotary embedding, one a pair; `None` for other kinds
 /// (`LlamaModel.generate_extra_tensors`). All steps are rounded to f32, as they are there.
-pub(super) fn rope_factors(
+pub(in crate::model) fn rope_factors(
     config: &Config,
     hparams: &Hparams,
 ) -> Result<Option<Vec<f32>>, ModelError> {
@@ -207,7 +229,7 @@ pub(super) fn rope_factors(
 
 /// Llama 3's divisors of the frequencies of `n` pairs. PyTorch divides a number by a tensor by
 /// multiplying with its reciprocal, which rounds twice.
-pub(super) fn llama3_factors(
+pub(in crate::model) fn llama3_factors(
     base: f32,
     n: usize,
     factor: f32,
@@ -232,49 +254,65 @@ pub(super) fn llama3_factors(
 }
 
 /// The tensors of layer `layer`, with the checkpoint tensors they are made of.
-pub(super) fn wanted_in_layer(hparams: &Hparams, layer: u32) -> Vec<Wanted> {
+fn layer(hparams: &Hparams, number: u32) -> Vec<TensorSpec> {
     let Attention::Grouped(a) = &hparams.attention else { return Vec::new() };
     let [embd, ff, heads, heads_kv, width] =
         [hparams.n_embd, hparams.n_ff, a.n_head, a.n_head_kv, a.head_dim].map(u64::from);
-    let gguf = |name: &str| format!("blk.{layer}.{name}");
-    let hf = |name: &str| format!("model.layers.{layer}.{name}");
-    let mut wanted = Vec::new();
-    let mut whole = |name: &str, from: &str, dims: &[u64]| {
-        wanted.push(Wanted::whole(&gguf(name), &hf(from), dims.to_vec()));
-    };
-    whole("attn_norm.weight", "input_layernorm.weight", &[embd]);
-    whole("attn_v.weight", "self_attn.v_proj.weight", &[embd, heads_kv * width]);
-    whole("attn_output.weight", "self_attn.o_proj.weight", &[heads * width, embd]);
+    let mut layer = Layer::new(number);
+    layer.weight(Kind::AttnNorm, "input_layernorm", &[embd]);
+    layer.weight(Kind::AttnV, "self_attn.v_proj", &[embd, heads_kv * width]);
+    layer.weight(Kind::AttnOutput, "self_attn.o_proj", &[heads * width, embd]);
     if a.qkv_bias {
-        whole("attn_v.bias", "self_attn.v_proj.bias", &[heads_kv * width]);
+        layer.bias(Kind::AttnV, "self_attn.v_proj", heads_kv * width);
     }
     if a.output_bias {
-        whole("attn_output.bias", "self_attn.o_proj.bias", &[embd]);
+        layer.bias(Kind::AttnOutput, "self_attn.o_proj", embd);
     }
     if a.qk_norm {
-        whole("attn_q_norm.weight", "self_attn.q_norm.weight", &[width]);
-        whole("attn_k_norm.weight", "self_attn.k_norm.weight", &[width]);
+        layer.weight(Kind::AttnQNorm, "self_attn.q_norm", &[width]);
+        layer.weight(Kind::AttnKNorm, "self_attn.k_norm", &[width]);
     }
-    whole("ffn_norm.weight", "post_attention_layernorm.weight", &[embd]);
-    whole("ffn_gate.weight", "mlp.gate_proj.weight", &[embd, ff]);
-    whole("ffn_up.weight", "mlp.up_proj.weight", &[embd, ff]);
-    whole("ffn_down.weight", "mlp.down_proj.weight", &[ff, embd]);
-    for (letter, heads) in [("q", heads), ("k", heads_kv)] {
-        let mut projection = |part: &str, dims: Vec<u64>| {
-            let from = hf(&format!("self_attn.{letter}_proj.{part}"));
-            let piece = match hparams.arch {
-                Arch::Llama => Piece::Rotated { from, head_rows: width },
-                _ => Piece::Whole(from),
-            };
-            let name = gguf(&format!("attn_{letter}.{part}"));
-            wanted.push(Wanted { name, dims, piece, optional: false });
+    layer.weight(Kind::FfnNorm, "post_attention_layernorm", &[embd]);
+    layer.weight(Kind::FfnGate, "mlp.gate_proj", &[embd, ff]);
+    layer.weight(Kind::FfnUp, "mlp.up_proj", &[embd, ff]);
+    layer.weight(Kind::FfnDown, "mlp.down_proj", &[ff, embd]);
+    for (kind, name, heads) in [(Kind::AttnQ, "q_proj", heads), (Kind::AttnK, "k_proj", heads_kv)] {
+        let from = |layer: &Layer, part: &str| {
+            let from = layer.hf(&format!("self_attn.{name}.{part}"));
+            match hparams.arch {
+                Arch::Llama => From::Rotated { from, head_rows: width },
+                Arch::DeepSeek2 | Arch::Qwen2 | Arch::Qwen3 => From::Whole(from),
+            }
         };
-        projection("weight", vec![embd, heads * width]);
+        layer.add(kind, Part::Weight, &[embd, heads * width], from(&layer, "weight"));
         if a.qkv_bias {
-            projection("bias", vec![heads * width]);
+            layer.add(kind, Part::Bias, &[heads * width], from(&layer, "bias"));
         }
     }
-    wanted
+    layer.specs
+}
+
+/// See [`Architecture::describe`].
+fn describe(h: &Hparams, config: &mut Value) -> [&'static str; 2] {
+    let Attention::Grouped(a) = &h.attention else { return [""; 2] };
+    config["num_key_value_heads"] = a.n_head_kv.into();
+    if h.arch != Arch::Qwen2 || a.head_dim * a.n_head != h.n_embd {
+        config["head_dim"] = a.head_dim.into();
+    }
+    if h.arch != Arch::Qwen2 {
+        config["attention_bias"] = a.qkv_bias.into();
+    }
+    if let Some(yarn) = &h.rope.yarn {
+        let factor = yarn.attention_factor / mscale(yarn.factor, 1.0);
+        if (factor - 1.0).abs() > 1e-6 {
+            config["rope_scaling"]["attn_factor"] = short(factor);
+        }
+    }
+    match h.arch {
+        Arch::Qwen3 => ["Qwen3ForCausalLM", "qwen3"],
+        Arch::Llama => ["LlamaForCausalLM", "llama"],
+        Arch::Qwen2 | Arch::DeepSeek2 => ["Qwen2ForCausalLM", "qwen2"],
+    }
 }
 
 #[cfg(test)]
