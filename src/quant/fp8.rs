@@ -111,7 +111,7 @@ fn decode_rows(
         let of_row = factors.of(row);
         let (mut at, end) = (row * n, (row + 1) * n);
         for b in 0..of_row.len() {
-            let next = end.min(at + factors.width);
+            let next = end.min(at.saturating_add(factors.width));
             let (bytes, out) = (&bytes[at..next], &mut out[at..next]);
             for i in 0..bytes.len() {
                 out[i] = value(bytes[i]) * of_row[b];
