@@ -1,6 +1,7 @@
 //! Configuration against tensors: which settings call for a tensor and for its shape, so that an error
 //! names what may have to be mended.
 
+use super::arch::Names;
 use super::config::Config;
 use super::error::ModelError;
 use crate::source::{Checkpoint, Source, SourceError};
@@ -82,8 +83,8 @@ pub(super) fn explain(error: ModelError, config: &Config) -> ModelError {
 }
 
 /// Whether an output matrix is made use of that is another than the embedding, by some of their rows.
-pub(super) fn head_differs(checkpoint: &Checkpoint) -> Result<bool, SourceError> {
-    let names = ["model.embed_tokens.weight", "lm_head.weight"];
+pub(super) fn head_differs(checkpoint: &Checkpoint, own: &Names) -> Result<bool, SourceError> {
+    let names = [own.embedding, own.output];
     let [Some(embedding), Some(head)] = names.map(|name| checkpoint.find(name)) else {
         return Ok(false);
     };

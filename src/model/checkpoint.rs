@@ -9,7 +9,7 @@ use super::config::Config;
 use super::error::ModelError;
 use super::hparams::{Attention, Hparams, Mla};
 use super::inventory::{From, TensorSpec};
-use super::left_out::{LeftOut, Rules, kind, layer_of, mtp_layers};
+use super::left_out::{LeftOut, Rules, kind, mtp_layers};
 use super::{agree, arch, settings};
 use crate::gguf::Metadata;
 use crate::names::runs;
@@ -101,17 +101,20 @@ impl CheckpointModel {
         let checkpoint = Checkpoint::open(folder)?;
         let names = checkpoint.left();
         let tied = config.bool_opt("tie_word_embeddings")?;
-        let headless = !names.iter().any(|name| name == "lm_head.weight");
+        let own = hparams.arch.row().names;
+        let headless = !names.iter().any(|name| name == own.output);
         if tied.is_none() && headless {
             let text = format!(
-                "{}: `tie_word_embeddings` is missing, and so is `lm_head.weight`: the embedding serves \
-                 as output matrix",
-                config.path().display()
+                "{}: `tie_word_embeddings` is missing, and so is `{}`: the embedding serves as output \
+                 matrix",
+                config.path().display(),
+                own.output
             );
             warnings.push(Warning::new(Topic::Config, text));
         }
         let mut rules = Rules {
-            mtp: mtp_layers(names.iter().map(String::as_str), hparams.n_layer),
+            names: own,
+            mtp: mtp_layers(own, names.iter().map(String::as_str), hparams.n_layer),
             // transformers' default is untied for every class served here, but that leaves a model
             // without an output.
             tied: tied.unwrap_or(headless),
@@ -140,13 +143,13 @@ impl CheckpointModel {
                 model.add(spec)?;
             }
         }
-        rules.tied &= model.checkpoint.find("lm_head.weight").is_none();
-        if tied == Some(true) && agree::head_differs(&model.checkpoint)? {
+        rules.tied &= model.checkpoint.find(own.output).is_none();
+        if tied == Some(true) && agree::head_differs(&model.checkpoint, own)? {
             let text = format!(
-                "{}: `tie_word_embeddings` is true, but `lm_head.weight` is another matrix than the \
-                 embedding; it is kept, as the reference converter does, where transformers would take \
-                 the embedding",
-                model.config.path().display()
+                "{}: `tie_word_embeddings` is true, but `{}` is another matrix than the embedding; it is \
+                 kept, as the reference converter does, where transformers would take the embedding",
+                model.config.path().display(),
+                own.output
             );
             model.warnings.push(Warning::new(Topic::Config, text));
         }
@@ -162,7 +165,7 @@ impl CheckpointModel {
         for name in self.checkpoint.left() {
             match kind(&name, rules) {
                 Some(kind) => self.left_out.entry(kind).or_default().push(name),
-                None => match layer_of(&name).filter(|&layer| layer >= kept) {
+                None => match rules.names.layer_of(&name).filter(|&layer| layer >= kept) {
                     Some(layer) => drop(beyond.insert(layer)),
                     None => return Err(self.unknown(name)),
                 },

@@ -1,6 +1,7 @@
 //! Which tensors a model has, of which shapes, and what they are made of in a checkpoint: stated once,
 //! for whoever writes, reads, runs or weighs them.
 
+use super::arch::{Arch, Names};
 use super::hparams::Hparams;
 use crate::tensor::{Kind, Part, TensorName};
 
@@ -49,17 +50,18 @@ impl TensorSpec {
 /// The tensors of a layer, as they are listed.
 pub(super) struct Layer {
     number: u32,
+    names: &'static Names,
     pub specs: Vec<TensorSpec>,
 }
 
 impl Layer {
-    pub fn new(number: u32) -> Self {
-        Self { number, specs: Vec::new() }
+    pub fn new(arch: Arch, number: u32) -> Self {
+        Self { number, names: arch.row().names, specs: Vec::new() }
     }
 
     /// A tensor's name in the checkpoint.
     pub fn hf(&self, name: &str) -> String {
-        format!("model.layers.{}.{name}", self.number)
+        format!("{}{}.{name}", self.names.layers, self.number)
     }
 
     /// Adds a tensor that is made in some way.
@@ -89,10 +91,11 @@ impl Hparams {
         let whole = |kind, from: &str, dims: &[u64]| {
             TensorSpec::new(TensorName::weight(None, kind), dims, From::Whole(from.to_owned()))
         };
+        let names = self.arch.row().names;
         vec![
-            whole(Kind::TokenEmbd, "model.embed_tokens.weight", &[embd, vocab]),
-            whole(Kind::OutputNorm, "model.norm.weight", &[embd]),
-            whole(Kind::Output, "lm_head.weight", &[embd, vocab]),
+            whole(Kind::TokenEmbd, names.embedding, &[embd, vocab]),
+            whole(Kind::OutputNorm, names.output_norm, &[embd]),
+            whole(Kind::Output, names.output, &[embd, vocab]),
         ]
     }
 

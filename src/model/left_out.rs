@@ -1,6 +1,7 @@
 //! What a checkpoint holds beside the tensors that a model is made of: the rules by which a tensor is
 //! left out, or is none that is known.
 
+use super::arch::Names;
 use std::collections::BTreeSet;
 
 /// Why a tensor is left out.
@@ -51,6 +52,8 @@ impl LeftOut {
 
 /// What decides about layers and the output.
 pub(super) struct Rules {
+    /// What the checkpoint calls tensors.
+    pub names: &'static Names,
     /// The multi-token-prediction layers that are not kept ([`mtp_layers`]).
     pub mtp: BTreeSet<u32>,
     /// Whether the embedding serves as the output matrix.
@@ -125,10 +128,10 @@ const ENDS: [(LeftOut, &[&str]); 4] = [
 
 /// Why a tensor that no wanted one is made of is left out; `None` for one that is not known.
 pub(super) fn kind(name: &str, rules: &Rules) -> Option<LeftOut> {
-    if layer_of(name).is_some_and(|layer| rules.mtp.contains(&layer)) {
+    if rules.names.layer_of(name).is_some_and(|layer| rules.mtp.contains(&layer)) {
         return Some(LeftOut::Mtp);
     }
-    if rules.tied && name.starts_with("lm_head.weight") {
+    if rules.tied && name.starts_with(rules.names.output) {
         return Some(LeftOut::TiedOutput);
     }
     let is = |ends: &&[&str]| ends.iter().any(|end| name.ends_with(end));
@@ -137,24 +140,24 @@ pub(super) fn kind(name: &str, rules: &Rules) -> Option<LeftOut> {
 
 /// The layers behind a model's own that are for multi-token prediction, as their tensors tell: no other
 /// layer has these.
-pub(super) fn mtp_layers<'a>(names: impl Iterator<Item = &'a str>, n_layer: u32) -> BTreeSet<u32> {
+pub(super) fn mtp_layers<'a>(
+    of: &Names,
+    names: impl Iterator<Item = &'a str>,
+    n_layer: u32,
+) -> BTreeSet<u32> {
     const OWN: [&str; 4] = [".eh_proj.", ".enorm.", ".hnorm.", ".shared_head."];
     let own = names.filter(|name| OWN.iter().any(|part| name.contains(part)));
-    own.filter_map(layer_of).filter(|&layer| layer >= n_layer).collect()
-}
-
-/// The layer number in `model.layers.N.…`.
-pub(super) fn layer_of(name: &str) -> Option<u32> {
-    name.strip_prefix("model.layers.")?.split_once('.')?.0.parse().ok()
+    own.filter_map(|name| of.layer_of(name)).filter(|&layer| layer >= n_layer).collect()
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::arch::USUAL;
     use super::*;
 
     #[test]
     fn what_is_left_out_has_a_kind() {
-        let rules = Rules { mtp: BTreeSet::from([3]), tied: true };
+        let rules = Rules { names: &USUAL, mtp: BTreeSet::from([3]), tied: true };
         for (name, expected) in [
             ("model.layers.3.mlp.experts.7.down_proj.weight_scale_inv", Some(LeftOut::Mtp)),
             ("model.layers.4.mlp.up_proj.weight", None),
@@ -188,6 +191,6 @@ mod tests {
             "model.layers.4.shared_head.norm.weight",
             "model.layers.5.eh_proj.weight",
         ];
-        assert_eq!(mtp_layers(names.into_iter(), 3), BTreeSet::from([4, 5]));
+        assert_eq!(mtp_layers(&USUAL, names.into_iter(), 3), BTreeSet::from([4, 5]));
     }
 }

@@ -29,6 +29,11 @@ impl Class {
         ("LlamaForCausalLM", Self::Llama),
     ];
 
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        Self::ALL.iter().find(|(_, class)| *class == self).map_or("", |(name, _)| name)
+    }
+
     /// The class that a configuration names.
     pub fn of(config: &Config) -> Result<Self, ModelError> {
         let named = config.architecture()?;

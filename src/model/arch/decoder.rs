@@ -3,7 +3,7 @@
 //! Grouped-query attention and a gated feed-forward network; they differ in biases, in norms of
 //! queries and keys, and in which elements of a head rotate together.
 
-use super::{Arch, Architecture};
+use super::{Arch, Architecture, USUAL};
 use crate::gguf::Metadata;
 use crate::model::config::Config;
 use crate::model::error::ModelError;
@@ -18,6 +18,7 @@ use serde_json::Value;
 
 pub(in crate::model) const QWEN2: Architecture = Architecture {
     name: "qwen2",
+    names: &USUAL,
     classes: &[Class::Qwen2],
     hparams,
     from_keys,
@@ -82,11 +83,9 @@ fn hparams(config: &Config, class: Class) -> Result<Hparams, ModelError> {
     })
 }
 
+/// Llama's alone are stored with neighbours rotating together.
 fn pairs(arch: Arch) -> Pairs {
-    match arch {
-        Arch::Llama | Arch::DeepSeek2 => Pairs::Neighbours,
-        Arch::Qwen2 | Arch::Qwen3 => Pairs::Halves,
-    }
+    if arch == Arch::Llama { Pairs::Neighbours } else { Pairs::Halves }
 }
 
 fn rope(config: &Config, arch: Arch) -> Result<Rope, ModelError> {
@@ -258,7 +257,7 @@ fn layer(hparams: &Hparams, number: u32) -> Vec<TensorSpec> {
     let Attention::Grouped(a) = &hparams.attention else { return Vec::new() };
     let [embd, ff, heads, heads_kv, width] =
         [hparams.n_embd, hparams.n_ff, a.n_head, a.n_head_kv, a.head_dim].map(u64::from);
-    let mut layer = Layer::new(number);
+    let mut layer = Layer::new(hparams.arch, number);
     layer.weight(Kind::AttnNorm, "input_layernorm", &[embd]);
     layer.weight(Kind::AttnV, "self_attn.v_proj", &[embd, heads_kv * width]);
     layer.weight(Kind::AttnOutput, "self_attn.o_proj", &[heads * width, embd]);
@@ -279,9 +278,9 @@ fn layer(hparams: &Hparams, number: u32) -> Vec<TensorSpec> {
     for (kind, name, heads) in [(Kind::AttnQ, "q_proj", heads), (Kind::AttnK, "k_proj", heads_kv)] {
         let from = |layer: &Layer, part: &str| {
             let from = layer.hf(&format!("self_attn.{name}.{part}"));
-            match hparams.arch {
-                Arch::Llama => From::Rotated { from, head_rows: width },
-                Arch::DeepSeek2 | Arch::Qwen2 | Arch::Qwen3 => From::Whole(from),
+            match a.pairs {
+                Pairs::Neighbours => From::Rotated { from, head_rows: width },
+                Pairs::Halves => From::Whole(from),
             }
         };
         layer.add(kind, Part::Weight, &[embd, heads * width], from(&layer, "weight"));
@@ -308,11 +307,9 @@ fn describe(h: &Hparams, config: &mut Value) -> [&'static str; 2] {
             config["rope_scaling"]["attn_factor"] = short(factor);
         }
     }
-    match h.arch {
-        Arch::Qwen3 => ["Qwen3ForCausalLM", "qwen3"],
-        Arch::Llama => ["LlamaForCausalLM", "llama"],
-        Arch::Qwen2 | Arch::DeepSeek2 => ["Qwen2ForCausalLM", "qwen2"],
-    }
+    // GGUF and transformers have the same word for these.
+    let row = h.arch.row();
+    [row.classes[0].name(), row.name]
 }
 
 #[cfg(test)]

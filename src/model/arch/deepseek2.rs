@@ -3,7 +3,7 @@
 //! Three translations of one model: config.json to [`Hparams`], hyper-parameters to GGUF keys and
 //! back, and GGUF tensors to the checkpoint tensors they are made of.
 
-use super::{Arch, Architecture};
+use super::{Arch, Architecture, USUAL};
 use crate::gguf::Metadata;
 use crate::model::config::Config;
 use crate::model::error::ModelError;
@@ -18,6 +18,7 @@ use serde_json::Value;
 
 pub(in crate::model) const DEEPSEEK2: Architecture = Architecture {
     name: "deepseek2",
+    names: &USUAL,
     classes: &[Class::DeepseekV3, Class::DeepseekV2],
     hparams: |config, class| match class {
         Class::DeepseekV2 => hparams(config, Gating::Softmax),
@@ -342,7 +343,7 @@ fn layer(hparams: &Hparams, number: u32) -> Vec<TensorSpec> {
     let Attention::Latent(a) = &hparams.attention else { return Vec::new() };
     let [embd, ff, heads] = [hparams.n_embd, hparams.n_ff, a.n_head].map(u64::from);
     let [kv_lora, nope, rope, v] = [a.kv_lora_rank, a.qk_nope, a.qk_rope, a.v_head].map(u64::from);
-    let mut layer = Layer::new(number);
+    let mut layer = Layer::new(hparams.arch, number);
     layer.weight(Kind::AttnNorm, "input_layernorm", &[embd]);
     let q_dims = |input| [input, heads.saturating_mul(nope + rope)];
     match a.q_lora_rank.map(u64::from) {

@@ -35,6 +35,8 @@ pub enum Arch {
 pub(super) struct Architecture {
     /// The value of `general.architecture`.
     pub name: &'static str,
+    /// What its checkpoints call the tensors outside of layers, and how the names of others begin.
+    pub names: &'static Names,
     /// Its classes in transformers.
     pub classes: &'static [Class],
     /// Reads config.json.
@@ -49,6 +51,30 @@ pub(super) struct Architecture {
     pub layer: fn(&Hparams, u32) -> Vec<TensorSpec>,
     /// Adds to a config.json what it has beside the settings of all, and gives class and `model_type`.
     pub describe: fn(&Hparams, &mut Value) -> [&'static str; 2],
+}
+
+/// What checkpoints call tensors.
+pub(super) struct Names {
+    pub embedding: &'static str,
+    pub output_norm: &'static str,
+    pub output: &'static str,
+    /// What stands before the number of a layer.
+    pub layers: &'static str,
+}
+
+/// As most classes have them.
+pub(super) const USUAL: Names = Names {
+    embedding: "model.embed_tokens.weight",
+    output_norm: "model.norm.weight",
+    output: "lm_head.weight",
+    layers: "model.layers.",
+};
+
+impl Names {
+    /// The number of the layer that a tensor is in.
+    pub fn layer_of(&self, name: &str) -> Option<u32> {
+        name.strip_prefix(self.layers)?.split_once('.')?.0.parse().ok()
+    }
 }
 
 impl Arch {
