@@ -2,6 +2,7 @@
 //!
 //! The standard library's is a call for each value, and slow far below zero, where most attention
 //! scores lie; this one has no branches, so loops over it become SIMD code.
+#![allow(clippy::needless_range_loop, reason = "loops are to need no optimization at link time")]
 
 use crate::simd::compiled;
 use std::f32::consts::LOG2_E;
@@ -84,8 +85,8 @@ fn largest(values: &[f32]) -> f32 {
     let (chunks, rest) = values.as_chunks::<LANES>();
     let mut parts = [f32::NEG_INFINITY; LANES];
     for chunk in chunks {
-        for (part, &value) in parts.iter_mut().zip(chunk) {
-            *part = larger(*part, value);
+        for i in 0..LANES {
+            parts[i] = larger(parts[i], chunk[i]);
         }
     }
     parts.iter().chain(rest).fold(f32::NEG_INFINITY, |max, &v| larger(max, v))
@@ -97,8 +98,8 @@ fn sum(values: &[f32], f: impl Fn(f32) -> f64) -> f64 {
     let (chunks, rest) = values.as_chunks::<LANES>();
     let mut parts = [0.0; LANES];
     for chunk in chunks {
-        for (part, &value) in parts.iter_mut().zip(chunk) {
-            *part += f(value);
+        for i in 0..LANES {
+            parts[i] += f(chunk[i]);
         }
     }
     parts.iter().sum::<f64>() + rest.iter().map(|&v| f(v)).sum::<f64>()

@@ -115,6 +115,12 @@ pub(super) fn f16_bits(x: f32) -> [u8; 2] {
     bits.to_le_bytes()
 }
 
+/// Writes [`f16_bits`] over the first two bytes, as one number rather than as two.
+#[inline(always)]
+pub(super) fn put_f16(out: &mut [u8], x: f32) {
+    out.as_chunks_mut::<2>().0[0] = f16_bits(x);
+}
+
 /// The F16 that `bytes` begins with.
 #[inline(always)]
 pub(super) fn f16(bytes: &[u8]) -> f32 {

@@ -9,7 +9,7 @@
 //! ```
 //! Values: `d·values[q]` and `(d·(s - 32))·values[q]` (`quantize_row_iq4_nl_impl` with 7 tries).
 
-use super::float::{f16, f16_bits};
+use super::float::{f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode, groups};
 use super::guide::Guide;
@@ -62,13 +62,13 @@ impl<const N: usize, const BYTES: usize> Table<N, BYTES> {
     fn pack_scales(scales: &[f32], out: &mut [u8; BYTES]) -> [f32; 8] {
         let mut inverses = [0f32; 8];
         if N == G {
-            [out[0], out[1]] = f16_bits(scales[0]);
+            put_f16(out, scales[0]);
             inverses[0] = inverse(scales[0]);
             return inverses;
         }
         let d = -signed_max(scales) / 32.0;
         let id = inverse(d);
-        [out[0], out[1]] = f16_bits(d);
+        put_f16(out, d);
         out[4..8].fill(0);
         let mut high = 0u16;
         for j in 0..N / G {

@@ -18,7 +18,7 @@
 //! scales as stored; the codes of the search survive only where a stored scale is zero
 //! (`quantize_row_q{2,4,5}_K_ref` without and `_impl` with importances).
 
-use super::float::{f16, f16_bits};
+use super::float::{f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode, groups};
 use super::guide::Guide;
@@ -183,8 +183,8 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Min<G, NMAX, BYTES> {
     #[inline(always)]
     fn pack_scales(stored: &Stored, out: &mut [u8; BYTES]) {
         let at = if G == 16 { 80 } else { 0 };
-        [out[at], out[at + 1]] = f16_bits(stored.d);
-        [out[at + 2], out[at + 3]] = f16_bits(stored.dmin);
+        put_f16(&mut out[at..], stored.d);
+        put_f16(&mut out[at + 2..], stored.dmin);
         for j in 0..N / G {
             match G {
                 16 => out[j] = stored.scales[j] | stored.mins[j] << 4,

@@ -16,7 +16,7 @@
 //! stored; those of the search survive where the stored scale is zero
 //! (`quantize_row_q{3,6}_K_ref` and `_impl`).
 
-use super::float::{are_all_finite, f16, f16_bits};
+use super::float::{are_all_finite, f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode};
 use super::guide::Guide;
@@ -89,7 +89,7 @@ impl Q3 {
             out[96 + j % 8] |= (scales[j] & 15) << (4 * (j / 8));
             out[104 + j % 4] |= (scales[j] >> 4) << (2 * (j / 4));
         }
-        [out[108], out[109]] = f16_bits(d);
+        put_f16(&mut out[108..], d);
     }
 
     /// Scale `j`.
@@ -248,7 +248,7 @@ impl Blocks for Q6 {
                     continue;
                 }
                 let iscale = -128.0 / max;
-                [out[208], out[209]] = f16_bits(1.0 / iscale);
+                put_f16(&mut out[208..], 1.0 / iscale);
                 let d = f16(&out[208..]);
                 let (x, codes) = (&x[groups.clone()], &mut codes[groups]);
                 for j in 0..N / G {

@@ -15,7 +15,7 @@
 //! (`quantize_row_*_ref`); with them a search finds codes and scale together
 //! (`quantize_row_*_impl`), and Q8_0 ignores them.
 
-use super::float::{abs_max, f16, f16_bits};
+use super::float::{abs_max, f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode, groups};
 use super::guide::Guide;
@@ -89,13 +89,13 @@ fn min_max(x: &[f32; N]) -> (f32, f32) {
             maxs[i] = most(maxs[i], x[i]);
         }
     }
-    for n in [4, 2, 1] {
-        for i in 0..n {
-            mins[i] = least(mins[i], mins[i + n]);
-            maxs[i] = most(maxs[i], maxs[i + n]);
-        }
+    for i in 0..4 {
+        (mins[i], maxs[i]) = (least(mins[i], mins[i + 4]), most(maxs[i], maxs[i + 4]));
     }
-    let (min, max) = (mins[0], maxs[0]);
+    for i in 0..2 {
+        (mins[i], maxs[i]) = (least(mins[i], mins[i + 2]), most(maxs[i], maxs[i + 2]));
+    }
+    let (min, max) = (least(mins[0], mins[1]), most(maxs[0], maxs[1]));
     if min != 0.0 && max != 0.0 {
         return (min, max);
     }
@@ -170,9 +170,9 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Small<NMAX, MIN, BYTE
     /// Writes scale and minimum.
     #[inline(always)]
     fn snap(d: f32, min: f32, out: &mut [u8; BYTES]) {
-        [out[0], out[1]] = f16_bits(d);
+        put_f16(out, d);
         if MIN {
-            [out[2], out[3]] = f16_bits(min);
+            put_f16(&mut out[2..], min);
         }
     }
 }
@@ -210,6 +210,7 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX
         let out = out.as_chunks_mut::<BYTES>().0;
         let Some(qw) = guide.columns() else {
             let x = x.as_chunks::<N>().0;
+            let out = &mut out[..x.len()];
             for b in 0..x.len() {
                 let mut codes = [0u8; N];
                 let (d, min) = Self::round(&x[b], &mut codes);
@@ -276,12 +277,13 @@ struct Q8;
 impl Blocks for Q8 {
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], _: Guide, out: &mut [u8]) {
-        let (x, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<34>().0);
+        let x = x.as_chunks::<N>().0;
+        let out = &mut out.as_chunks_mut::<34>().0[..x.len()];
         for b in 0..x.len() {
             let (x, out) = (&x[b], &mut out[b]);
             let d = abs_max(x) / 127.0;
             let id = inverse(d);
-            [out[0], out[1]] = f16_bits(d);
+            put_f16(out, d);
             let mut codes = [0u8; N];
             for i in 0..N {
                 codes[i] = round_to_byte(x[i] * id) ^ 128;

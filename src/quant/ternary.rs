@@ -17,7 +17,7 @@
 //! ```
 //! Importances are ignored (`quantize_row_{tq1_0,tq2_0,q1_0,q2_0}_ref`).
 
-use super::float::{abs_max, f16, f16_bits};
+use super::float::{abs_max, f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
 use super::groups::{Group, Grouped, decode};
 use super::guide::Guide;
@@ -117,7 +117,7 @@ impl Blocks for Tq1 {
                 codes[i] = trit(x[i], id);
             }
             Self::pack(&codes, out);
-            [out[52], out[53]] = f16_bits(d);
+            put_f16(&mut out[52..], d);
         }
     }
 
@@ -162,7 +162,7 @@ impl Blocks for Tq2 {
                 codes[i] = trit(x[i], id) & 3;
             }
             Self::pack(&codes, out);
-            [out[64], out[65]] = f16_bits(d);
+            put_f16(&mut out[64..], d);
         }
     }
 
@@ -207,7 +207,7 @@ impl Blocks for Q1 {
             for v in x {
                 sum += v.abs();
             }
-            [out[0], out[1]] = f16_bits(sum / 128.0);
+            put_f16(out, sum / 128.0);
             let mut codes = [0u8; 128];
             for i in 0..128 {
                 codes[i] = u8::from(x[i] >= 0.0);
@@ -259,7 +259,7 @@ impl Blocks for Q2 {
             let (x, out) = (&x[b], &mut out[b]);
             let d = abs_max(x);
             let id = inverse(d);
-            [out[0], out[1]] = f16_bits(d);
+            put_f16(out, d);
             let mut codes = [0u8; 64];
             for i in 0..64 {
                 codes[i] = round_away(x[i] * id).wrapping_add(1).clamp(0, 3) as u8;

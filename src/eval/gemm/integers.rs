@@ -261,7 +261,6 @@ mod vnni {
     /// `x` holds `ROWS` rows of `groups` groups of inputs, `stride` words apart, `panel` as many groups
     /// of columns, with offsets if `OFFSETS`, and the machine has AVX-512 F and VNNI.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    #[allow(clippy::needless_range_loop, reason = "iterators are inlined here by LTO alone")]
     pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
         x: *const f32,
         stride: usize,

@@ -49,19 +49,19 @@ unsafe fn tile<V: Lanes, const ROWS: usize, const VECTORS: usize>(
             for column in 0..columns {
                 let weights = weights.add(column * PANEL);
                 let mut w = [V::splat(0.0); VECTORS];
-                for (v, w) in w.iter_mut().enumerate() {
-                    *w = V::load_from(weights.add(v * V::WIDTH));
+                for v in 0..VECTORS {
+                    w[v] = V::load_from(weights.add(v * V::WIDTH));
                 }
-                for (row, sums) in sums.iter_mut().enumerate() {
+                for row in 0..ROWS {
                     let x = V::splat(*x.add(row * STRIDE + column));
-                    for (sum, w) in sums.iter_mut().zip(w) {
-                        *sum = sum.add_product(x, w);
+                    for v in 0..VECTORS {
+                        sums[row][v] = sums[row][v].add_product(x, w[v]);
                     }
                 }
             }
-            for (row, sums) in sums.into_iter().enumerate() {
-                for (v, mut sum) in sums.into_iter().enumerate() {
-                    let out = out.add(row * stride + v * V::WIDTH);
+            for row in 0..ROWS {
+                for v in 0..VECTORS {
+                    let (out, mut sum) = (out.add(row * stride + v * V::WIDTH), sums[row][v]);
                     if add {
                         sum = V::load_from(out) + sum;
                     }

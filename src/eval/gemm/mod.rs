@@ -8,6 +8,7 @@
 //!
 //! Each output is a sum over slices of columns, always cut in the same way, so that neither the
 //! number of threads nor the rows that share a product change it.
+#![allow(clippy::needless_range_loop, reason = "loops are to need no optimization at link time")]
 
 mod integers;
 mod kernel;
@@ -135,10 +136,10 @@ pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
             .collect();
         let (blocks, rest) = panel.as_chunks_mut::<{ LINE * PANEL }>();
         for (lines, block) in blocks.iter_mut().enumerate() {
-            for (lane, row) in (0..PANEL).zip(&rows) {
-                let line: &[f32; LINE] = row[lines * LINE..].first_chunk().expect("a whole line");
-                for (i, weight) in line.iter().enumerate() {
-                    block[i * PANEL + lane] = *weight;
+            for lane in 0..rows.len().min(PANEL) {
+                let line = &rows[lane][lines * LINE..][..LINE];
+                for i in 0..LINE {
+                    block[i * PANEL + lane] = line[i];
                 }
             }
         }

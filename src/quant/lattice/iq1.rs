@@ -15,7 +15,7 @@ use super::grid::{self, Grid};
 use super::iq2::largest;
 use super::magnitudes::{of_group, scale_code, weigh};
 use super::splits::{self, DELTA, DOWN, Split, UP};
-use crate::quant::float::{abs_max, f16, f16_bits};
+use crate::quant::float::{abs_max, f16, f16_bits, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, decode};
 use crate::quant::guide::Guide;
@@ -185,7 +185,7 @@ impl Blocks for Small {
                 continue;
             }
             let d = max_scale / 15.0;
-            [out[0], out[1]] = f16_bits(d * 1.125);
+            put_f16(out, d * 1.125);
             for g in 0..8 {
                 let word = high[g] | u16::from(scale_code(1.0 / d, scales[g], 7)) << 12;
                 [out[34 + 2 * g], out[35 + 2 * g]] = word.to_le_bytes();

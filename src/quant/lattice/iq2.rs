@@ -14,7 +14,7 @@ use super::grid::{self, Grid};
 use super::magnitudes::{
     Candidates, Magnitudes, Refine, of_group, scale_code, signed, weigh, with_parity,
 };
-use crate::quant::float::{f16, f16_bits};
+use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, decode};
 use crate::quant::guide::Guide;
@@ -174,7 +174,7 @@ impl Blocks for Xxs {
                 continue;
             }
             let d = max_scale / 31.0;
-            [out[0], out[1]] = f16_bits(d);
+            put_f16(out, d);
             for g in 0..8 {
                 words[2 * g + 1] |= u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
             }
@@ -245,7 +245,7 @@ impl Blocks for Xs {
                 continue;
             }
             let d = max_scale / 31.0;
-            [out[0], out[1]] = f16_bits(d);
+            put_f16(out, d);
             pack_scales(1.0 / d, &scales, &mut out[66..]);
             let out = out[2..66].as_chunks_mut::<2>().0;
             for p in 0..32 {
@@ -316,7 +316,7 @@ impl Blocks for Small {
                 continue;
             }
             let d = max_scale / 31.0;
-            [out[0], out[1]] = f16_bits(d * 0.9875);
+            put_f16(out, d * 0.9875);
             pack_scales(1.0 / d, &scales, &mut out[74..]);
         }
     }

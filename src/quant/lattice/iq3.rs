@@ -15,7 +15,7 @@ use super::iq2::largest;
 use super::magnitudes::{
     Candidates, Magnitudes, Refine, of_group, scale_code, signed, weigh, with_parity,
 };
-use crate::quant::float::{f16, f16_bits};
+use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, decode};
 use crate::quant::guide::Guide;
@@ -119,7 +119,7 @@ impl Blocks for Xxs {
                 continue;
             }
             let d = max_scale / 31.0;
-            [out[0], out[1]] = f16_bits(d * 1.0125);
+            put_f16(out, d * 1.0125);
             for p in 0..64 {
                 out[2 + p] = all[p] as u8;
             }
@@ -215,7 +215,7 @@ impl Blocks for Small {
                 continue;
             }
             let d = max_scale / 31.0;
-            [out[0], out[1]] = f16_bits(d * 1.033);
+            put_f16(out, d * 1.033);
             for j in 0..4 {
                 let [low, high] = [scales[2 * j], scales[2 * j + 1]];
                 out[106 + j] = scale_code(1.0 / d, low, 15) | scale_code(1.0 / d, high, 15) << 4;

@@ -109,7 +109,7 @@ pub(super) fn best<S: Search>(x: &[f32], w: &[f32; 32], order: &[u8; 32]) -> Opt
             Some((sumqx / sumq2, split))
         }
         None => in_order(32, |first, second| {
-            [UP, DOWN].map(|values| prefixes.sums(first, second, values))
+            [prefixes.sums(first, second, UP), prefixes.sums(first, second, DOWN)]
         }),
     }
 }
