@@ -35,6 +35,7 @@ pub fn importances(
     let settings = options.settings(&[subject], &read)?;
     let collector = Collector::new(subject.model.source());
     let mut runner = subject.runner(options)?;
+    runner.keep_compressed();
     runner.observe(&collector);
     monitor.expect(settings.work(read.tokens.len(), subject.model.hparams()));
     let n_chunks = options
