@@ -162,7 +162,9 @@ impl Latent<'_> {
                 product(simd, latent.view(), v_b.view(), values.view_mut());
                 let mut keys = Rows::new(x.nrows(), nope + rope);
                 product(simd, latent.view(), k_b.t(), keys.slice_mut(s![.., ..nope]));
-                self.k_b.matrix(h).observed(latent.view(), keys.slice(s![.., ..nope]))?;
+                self.k_b
+                    .matrix(h)
+                    .observed_transposed(latent.view(), keys.slice(s![.., ..nope]))?;
                 self.v_b.matrix(h).observed(latent.view(), values.view())?;
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
                 attend(simd, q, keys.view(), values.view(), out, chunks, scale);

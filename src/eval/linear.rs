@@ -128,12 +128,24 @@ impl Matrix<'_> {
 
     /// Tells the observer of a product.
     pub fn observed(&self, x: ArrayView2<f32>, y: ArrayView2<f32>) -> Result<(), EvalError> {
-        match self.observer {
-            Some(observer) => {
-                observer.product(self.tensor, self.first_row as usize / self.rows.max(1), x, y)
-            }
-            None => Ok(()),
-        }
+        let tell = |observer: &dyn Observer| observer.product(self.tensor, self.index(), x, y);
+        self.observer.map_or(Ok(()), tell)
+    }
+
+    /// Tells the observer of a product with the transpose.
+    pub fn observed_transposed(
+        &self,
+        x: ArrayView2<f32>,
+        y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        let tell =
+            |observer: &dyn Observer| observer.transposed_product(self.tensor, self.index(), x, y);
+        self.observer.map_or(Ok(()), tell)
+    }
+
+    /// Which of several stacked it is.
+    fn index(&self) -> usize {
+        self.first_row as usize / self.rows.max(1)
     }
 
     /// Some rows as f32.

@@ -11,13 +11,13 @@ use super::norm::rms_norm;
 use super::observe::Observer;
 use super::probe::{Probe, first_not_finite};
 use super::rope::Rotary;
-use crate::model::{self, Gating, Hparams, TensorSpec};
+use crate::model::{self, Gating, Hparams};
 use crate::simd::Simd;
 use crate::source::Source;
 use crate::tensor::{Kind, Part, TensorName};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
-use std::collections::BTreeMap;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
@@ -33,39 +33,29 @@ pub struct Model<'a> {
 }
 
 /// The tensors of a model by number in its source, found once.
-#[derive(Default)]
-struct Tensors {
-    outer: BTreeMap<Kind, usize>,
-    layers: Vec<BTreeMap<(Kind, Part), usize>>,
-}
+type Tensors = HashMap<TensorName, usize>;
 
-impl Tensors {
-    /// Finds all that a model has, with the shapes that it gives them.
-    fn of(hparams: &Hparams, source: &dyn Source) -> Result<Self, EvalError> {
-        let mut tensors = Self::default();
-        for spec in hparams.outer_tensors() {
-            match find(source, &spec) {
-                Ok(tensor) => drop(tensors.outer.insert(spec.name.kind, tensor)),
-                Err(EvalError::MissingTensor(_)) if spec.name.kind == Kind::Output => {}
-                Err(error) => return Err(error),
-            }
-        }
-        // Only now is it certain that the number of layers is a real one.
-        for layer in 0..hparams.n_layer {
-            let specs = hparams.layer_tensors(layer).into_iter().filter(|spec| !spec.optional);
-            let found = specs.map(|spec| {
-                let TensorName { kind, part, .. } = spec.name;
-                Ok(((kind, part), find(source, &spec)?))
-            });
-            tensors.layers.push(found.collect::<Result<_, EvalError>>()?);
-        }
-        Ok(tensors)
+/// Finds all tensors that take part, with the shapes that a model gives them.
+fn find_all(hparams: &Hparams, source: &dyn Source) -> Result<Tensors, EvalError> {
+    let mut tensors = Tensors::new();
+    for spec in hparams.outer_tensors() {
+        match find(source, &spec.name, &spec.dims) {
+            // The embedding serves.
+            Err(EvalError::MissingTensor(_)) if spec.name.kind == Kind::Output => None,
+            found => tensors.insert(spec.name, found?),
+        };
     }
+    for layer in 0..hparams.n_layer {
+        for spec in hparams.layer_tensors(layer).into_iter().filter(|spec| !spec.optional) {
+            tensors.insert(spec.name, find(source, &spec.name, &spec.dims)?);
+        }
+    }
+    Ok(tensors)
 }
 
 /// The tensor of this name, if its extents are these.
-fn find(source: &dyn Source, spec: &TensorSpec) -> Result<usize, EvalError> {
-    let (name, dims) = (spec.name.to_string(), &spec.dims);
+fn find(source: &dyn Source, name: &TensorName, dims: &[u64]) -> Result<usize, EvalError> {
+    let name = name.to_string();
     let Some(tensor) = source.find(&name) else { return Err(EvalError::MissingTensor(name)) };
     let found = &source.tensors()[tensor].dims;
     // Files may leave out trailing extents of 1.
@@ -74,7 +64,7 @@ fn find(source: &dyn Source, spec: &TensorSpec) -> Result<usize, EvalError> {
     match (0..n).all(|i| extent(found, i) == extent(dims, i)) {
         true => Ok(tensor),
         false => {
-            let (found, expected) = (found.clone(), dims.clone());
+            let (found, expected) = (found.clone(), dims.to_vec());
             Err(EvalError::Shape { tensor: name, found, expected })
         }
     }
@@ -90,7 +80,7 @@ impl<'a> Model<'a> {
         let mut model = Self {
             hparams,
             source,
-            tensors: Arc::new(Tensors::of(hparams, source)?),
+            tensors: Arc::new(find_all(hparams, source)?),
             rotary: Rotary::default(),
             simd: Simd::detect(),
             activations: Activations::F32,
@@ -102,8 +92,8 @@ impl<'a> Model<'a> {
         model.rotary = Rotary::new(&hparams.rope, n_rot);
         if source.find("rope_freqs.weight").is_some() {
             let name = TensorName::weight(None, Kind::RopeFreqs);
-            let divisors = TensorSpec::plain(name, &[n_rot as u64 / 2]);
-            model.rotary.divide(&model.values(find(source, &divisors)?)?);
+            let divisors = find(source, &name, &[n_rot as u64 / 2])?;
+            model.rotary.divide(&model.values(divisors)?);
         }
         Ok(model)
     }
@@ -155,8 +145,11 @@ impl<'a> Model<'a> {
     pub(super) fn release(&self, layer: Option<u32>) {
         let release = |i: usize| self.source.release(i, 0..self.source.tensors()[i].n_rows());
         match layer {
-            Some(layer) => self.tensors.layers[layer as usize].values().copied().for_each(release),
             None => (0..self.source.tensors().len()).for_each(release),
+            layer => {
+                let of_layer = self.tensors.iter().filter(|(name, _)| name.layer == layer);
+                of_layer.for_each(|(_, &tensor)| release(tensor));
+            }
         }
     }
 
@@ -194,11 +187,11 @@ impl<'a> Model<'a> {
 
     /// A tensor outside of the layers.
     fn outer(&self, kind: Kind) -> usize {
-        self.tensors.outer[&kind]
+        self.tensors[&TensorName::weight(None, kind)]
     }
 
     fn of_layer(&self, number: u32) -> Layer<'_, 'a> {
-        Layer { model: self, tensors: &self.tensors.layers[number as usize], number }
+        Layer { model: self, number }
     }
 
     /// The output matrix; the token embedding where they are tied.
@@ -208,7 +201,7 @@ impl<'a> Model<'a> {
     }
 
     fn output_kind(&self) -> Kind {
-        match self.tensors.outer.contains_key(&Kind::Output) {
+        match self.tensors.contains_key(&TensorName::weight(None, Kind::Output)) {
             true => Kind::Output,
             false => Kind::TokenEmbd,
         }
@@ -348,7 +341,6 @@ impl<'a> Model<'a> {
 /// The tensors of a layer, as its parts take them.
 struct Layer<'m, 'a> {
     model: &'m Model<'a>,
-    tensors: &'m BTreeMap<(Kind, Part), usize>,
     number: u32,
 }
 
@@ -356,7 +348,7 @@ impl<'m, 'a> Layer<'m, 'a> {
     fn tensor(&self, kind: Kind, part: Part) -> Result<usize, EvalError> {
         let name = TensorName { layer: Some(self.number), kind, part };
         let missing = || EvalError::MissingTensor(name.to_string());
-        self.tensors.get(&(kind, part)).copied().ok_or_else(missing)
+        self.model.tensors.get(&name).copied().ok_or_else(missing)
     }
 
     fn matrix(&self, kind: Kind) -> Result<Matrix<'a>, EvalError> {

@@ -6,8 +6,7 @@ use ndarray::ArrayView2;
 /// Sees what goes into the matrices of the layers, and what comes out.
 pub trait Observer: Sync {
     /// Rows of `x` have been multiplied with a matrix of a tensor (numbered where several are
-    /// stacked) and have given rows of `y`. Called from many threads at once. Unless keys stay
-    /// [compressed](super::Model::keep_compressed), `x` meets the transposes of `attn_k_b`.
+    /// stacked) and have given rows of `y`. Called from many threads at once.
     ///
     /// # Errors
     /// Whatever the observer finds; the pass ends with it.
@@ -18,6 +17,22 @@ pub trait Observer: Sync {
         x: ArrayView2<f32>,
         y: ArrayView2<f32>,
     ) -> Result<(), EvalError>;
+
+    /// As [`Observer::product`], where rows of `x` have been multiplied with the transpose of a matrix: those
+    /// of `attn_k_b`, unless keys stay [compressed](super::Model::keep_compressed). What goes into the
+    /// matrix as it is stored is not known then.
+    ///
+    /// # Errors
+    /// As [`Observer::product`].
+    fn transposed_product(
+        &self,
+        _tensor: usize,
+        _matrix: usize,
+        _x: ArrayView2<f32>,
+        _y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        Ok(())
+    }
 
     /// What has been seen of a layer so far, so that an evaluation that is stopped can go on.
     fn seen(&self, layer: u32) -> Vec<u8>;

@@ -53,6 +53,16 @@ impl Observer for Probe {
         Ok(())
     }
 
+    fn transposed_product(
+        &self,
+        tensor: usize,
+        matrix: usize,
+        x: ArrayView2<f32>,
+        y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        self.product(tensor, matrix, x, y)
+    }
+
     fn seen(&self, _layer: u32) -> Vec<u8> {
         Vec::new()
     }

@@ -27,10 +27,14 @@ impl IoError {
 
 impl fmt::Display for IoError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let path = self.path.display();
+        let Self { path, source } = self;
+        let path = path.display();
         match self.is_full() {
-            true => write!(f, "{path}: the disk is full; free some room or write to another disk"),
-            false => write!(f, "{path}: {}", self.source),
+            true => write!(
+                f,
+                "{path}: the disk is full ({source}); free some room or write to another disk"
+            ),
+            false => write!(f, "{path}: {source}"),
         }
     }
 }

@@ -51,6 +51,28 @@ enum Resolved {
     },
 }
 
+impl Resolved {
+    /// The checkpoint tensors that it is made of.
+    fn parts(&self) -> &[usize] {
+        match self {
+            Self::Whole(i)
+            | Self::HeadRows { from: i, .. }
+            | Self::HeadsTransposed { from: i, .. }
+            | Self::Rotated { from: i, .. } => std::slice::from_ref(i),
+            Self::Stack(all) => all,
+            Self::Computed(_) | Self::Factors { .. } => &[],
+        }
+    }
+
+    /// Those that it is made of row by row, if it is.
+    fn by_rows(&self) -> &[usize] {
+        match self {
+            Self::HeadRows { .. } | Self::HeadsTransposed { .. } => &[],
+            _ => self.parts(),
+        }
+    }
+}
+
 /// A checkpoint of a supported architecture.
 pub struct CheckpointModel {
     config: Config,
@@ -265,27 +287,19 @@ impl CheckpointModel {
                 }
             }
         };
-        if let Resolved::Computed(_) = &resolved {
-            let dtype = Dtype::Gguf(QuantType::F32);
-            self.by_name.insert(name.clone(), self.metas.len());
-            self.metas.push(TensorMeta { name, dims, dtype });
-            self.pieces.push(resolved);
-            return Ok(());
-        }
-        let first = match &resolved {
-            Resolved::Stack(all) => all.first().copied(),
-            Resolved::Whole(i)
-            | Resolved::HeadRows { from: i, .. }
-            | Resolved::HeadsTransposed { from: i, .. }
-            | Resolved::Rotated { from: i, .. } => Some(*i),
-            Resolved::Computed(_) | Resolved::Factors { .. } => None,
+        let dtype = match (&resolved, resolved.parts().first()) {
+            (Resolved::Computed(_), _) => Dtype::Gguf(QuantType::F32),
+            (_, Some(&part)) => self.checkpoint.tensors()[part].dtype,
+            (_, None) => return Ok(()),
         };
-        let Some(first) = first else { return Ok(()) };
-        let dtype = self.checkpoint.tensors()[first].dtype;
-        self.by_name.insert(name.clone(), self.metas.len());
-        self.metas.push(TensorMeta { name, dims, dtype });
-        self.pieces.push(resolved);
+        self.push(TensorMeta { name, dims, dtype }, resolved);
         Ok(())
+    }
+
+    fn push(&mut self, meta: TensorMeta, piece: Resolved) {
+        self.by_name.insert(meta.name.clone(), self.metas.len());
+        self.metas.push(meta);
+        self.pieces.push(piece);
     }
 
     /// Shows coded weights that GGUF has blocks for (NVFP4) as these, with the factors of whole tensors
@@ -296,12 +310,7 @@ impl CheckpointModel {
     /// Factors that cannot be read.
     pub fn keep_blocks(&mut self) -> Result<(), SourceError> {
         for tensor in 0..self.metas.len() {
-            let from: &[usize] = match &self.pieces[tensor] {
-                Resolved::Whole(i) => &[*i],
-                Resolved::Stack(all) => all,
-                Resolved::Rotated { from, .. } => &[*from],
-                _ => continue,
-            };
+            let from = self.pieces[tensor].by_rows();
             let blocks = |&i: &usize| match self.checkpoint.tensors()[i].dtype {
                 Dtype::Coded(_) => self.checkpoint.blocks(i),
                 Dtype::Gguf(_) | Dtype::Opaque(_) => None,
@@ -330,10 +339,8 @@ impl CheckpointModel {
                     continue;
                 }
                 let (name, dims) = (format!("{stem}.{suffix}"), vec![values.len() as u64]);
-                self.by_name.insert(name.clone(), self.metas.len());
-                self.metas.push(TensorMeta { name, dims, dtype: Dtype::Gguf(QuantType::F32) });
-                let activations = which == 1;
-                self.pieces.push(Resolved::Factors { of: tensor, activations, values });
+                let meta = TensorMeta { name, dims, dtype: Dtype::Gguf(QuantType::F32) };
+                self.push(meta, Resolved::Factors { of: tensor, activations: which == 1, values });
             }
         }
         Ok(())
@@ -343,12 +350,7 @@ impl CheckpointModel {
     /// [`CheckpointModel::keep_blocks`].
     pub fn kept(&self, tensor: usize) -> Option<QuantType> {
         let Dtype::Gguf(ty) = self.metas[tensor].dtype else { return None };
-        let from = match &self.pieces[tensor] {
-            Resolved::Whole(i) => *i,
-            Resolved::Stack(all) => *all.first()?,
-            Resolved::Rotated { from, .. } => *from,
-            _ => return None,
-        };
+        let &from = self.pieces[tensor].by_rows().first()?;
         matches!(self.checkpoint.tensors()[from].dtype, Dtype::Coded(_)).then_some(ty)
     }
 
@@ -407,17 +409,10 @@ impl CheckpointModel {
     /// The tensors in the order of the reference converter's output: that of the checkpoint, a
     /// stack of experts at the last of its layer's, what is computed first.
     pub fn converter_order(&self) -> Vec<usize> {
-        let place = |tensor: usize| {
-            let at = |i: usize| Some(self.checkpoint.position(i));
-            match &self.pieces[tensor] {
-                Resolved::Whole(i)
-                | Resolved::HeadRows { from: i, .. }
-                | Resolved::HeadsTransposed { from: i, .. }
-                | Resolved::Rotated { from: i, .. } => at(*i),
-                Resolved::Stack(all) => all.iter().map(|&i| self.checkpoint.position(i)).max(),
-                Resolved::Computed(_) | Resolved::Factors { .. } => None,
-            }
+        let places = |tensor: usize| {
+            self.pieces[tensor].parts().iter().map(|&i| self.checkpoint.position(i))
         };
+        let place = |tensor: usize| places(tensor).max();
         let layer_stacks = |tensor: usize| {
             let (layer, _) = self.metas[tensor].name.split_once(".ffn_")?;
             let of_layer = (0..self.metas.len()).filter(|&i| {
@@ -433,13 +428,8 @@ impl CheckpointModel {
             };
             // Blocks go ahead of the rest: single tensors, then stacks by their first expert.
             if self.kept(of).is_some() {
-                let (stack, place) = match &self.pieces[of] {
-                    Resolved::Stack(all) => {
-                        (1, all.iter().map(|&i| self.checkpoint.position(i)).min())
-                    }
-                    _ => (0, place(of)),
-                };
-                return (stack, place, String::new(), part);
+                let stack = u8::from(matches!(self.pieces[of], Resolved::Stack(_)));
+                return (stack, places(of).min(), String::new(), part);
             }
             let name = &self.metas[tensor].name;
             let place = match &self.pieces[tensor] {
@@ -569,7 +559,7 @@ impl Source for CheckpointModel {
         out.resize(bytes(n_rows * self.metas[tensor].dims[0] as usize), 0);
         self.runs(tensor, rows, |from, stored, range| {
             let out = &mut out[bytes(range.start)..bytes(range.end)];
-            self.checkpoint.read_blocks(from, stored, out)
+            self.checkpoint.read_blocks(from, stored, out).map(|_| ())
         })?;
         Ok(true)
     }

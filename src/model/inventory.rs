@@ -37,11 +37,6 @@ pub(super) enum From {
 }
 
 impl TensorSpec {
-    /// A tensor that is made of nothing else.
-    pub fn plain(name: TensorName, dims: &[u64]) -> Self {
-        Self::new(name, dims, From::Computed(Vec::new()))
-    }
-
     pub(super) fn new(name: TensorName, dims: &[u64], from: From) -> Self {
         Self { name, dims: dims.to_vec(), optional: false, from }
     }

@@ -26,9 +26,9 @@ pub enum Fp8 {
     E5M2,
 }
 
-/// Factors of rows: one for each block of `height` rows and `width` columns.
+/// The factors of rows: one for each block of `height` rows and `width` columns.
 #[derive(Clone, Copy, Debug)]
-pub struct Factors<'a> {
+pub struct Scales<'a> {
     /// Those of whole rows of blocks, from the one on that the first row is in.
     pub values: &'a [f32],
     /// Factors of a row of blocks.
@@ -41,7 +41,7 @@ pub struct Factors<'a> {
     pub before: usize,
 }
 
-impl<'a> Factors<'a> {
+impl<'a> Scales<'a> {
     /// Those of a row.
     #[inline(always)]
     fn of(&self, row: usize) -> &'a [f32] {
@@ -62,13 +62,13 @@ impl Fp8 {
         simd: Simd,
         bytes: &[u8],
         n: usize,
-        factors: Factors,
+        scales: Scales,
         out: &mut [f32],
     ) -> Result<(), [usize; 2]> {
         assert!(bytes.len() == out.len() && bytes.len().is_multiple_of(n.max(1)));
         let (finite, above) = match self {
-            Self::E4M3 => (rows_of_e4m3(simd, bytes, n, factors, out), 0x7e),
-            Self::E5M2 => (rows_of_e5m2(simd, bytes, n, factors, out), 0x7b),
+            Self::E4M3 => (rows_of_e4m3(simd, bytes, n, scales, out), 0x7e),
+            Self::E5M2 => (rows_of_e5m2(simd, bytes, n, scales, out), 0x7b),
         };
         let bad = || bytes.iter().position(|byte| byte & 0x7f > above);
         match bad().filter(|_| !finite) {
@@ -80,21 +80,21 @@ impl Fp8 {
 
 compiled!(
     /// Decodes whatever the bytes are; false where one is NaN.
-    rows_of_e4m3(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool = all_e4m3
+    rows_of_e4m3(bytes: &[u8], n: usize, scales: Scales, out: &mut [f32]) -> bool = all_e4m3
 );
 compiled!(
     /// Decodes whatever the bytes are; false where one is NaN or infinite.
-    rows_of_e5m2(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool = all_e5m2
+    rows_of_e5m2(bytes: &[u8], n: usize, scales: Scales, out: &mut [f32]) -> bool = all_e5m2
 );
 
 #[inline(always)]
-fn all_e4m3(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool {
-    decode_rows(bytes, n, factors, out, value) <= 0x7e
+fn all_e4m3(bytes: &[u8], n: usize, scales: Scales, out: &mut [f32]) -> bool {
+    decode_rows(bytes, n, scales, out, value) <= 0x7e
 }
 
 #[inline(always)]
-fn all_e5m2(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool {
-    decode_rows(bytes, n, factors, out, |byte| f16_to_f32(u16::from(byte) << 8)) <= 0x7b
+fn all_e5m2(bytes: &[u8], n: usize, scales: Scales, out: &mut [f32]) -> bool {
+    decode_rows(bytes, n, scales, out, |byte| f16_to_f32(u16::from(byte) << 8)) <= 0x7b
 }
 
 /// Decodes rows and returns the largest of the bytes, their signs left out.
@@ -102,16 +102,16 @@ fn all_e5m2(bytes: &[u8], n: usize, factors: Factors, out: &mut [f32]) -> bool {
 fn decode_rows(
     bytes: &[u8],
     n: usize,
-    factors: Factors,
+    scales: Scales,
     out: &mut [f32],
     value: impl Fn(u8) -> f32,
 ) -> u8 {
     let mut largest = 0;
     for row in 0..out.len().checked_div(n).unwrap_or(0) {
-        let of_row = factors.of(row);
+        let of_row = scales.of(row);
         let (mut at, end) = (row * n, (row + 1) * n);
         for b in 0..of_row.len() {
-            let next = end.min(at.saturating_add(factors.width));
+            let next = end.min(at.saturating_add(scales.width));
             let (bytes, out) = (&bytes[at..next], &mut out[at..next]);
             for i in 0..bytes.len() {
                 out[i] = value(bytes[i]) * of_row[b];
@@ -147,9 +147,9 @@ mod tests {
     }
 
     /// One factor for all.
-    fn one(factor: &f32) -> Factors<'_> {
+    fn one(factor: &f32) -> Scales<'_> {
         let values = std::slice::from_ref(factor);
-        Factors { values, per_row: 1, height: usize::MAX, width: usize::MAX, before: 0 }
+        Scales { values, per_row: 1, height: usize::MAX, width: usize::MAX, before: 0 }
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
         let bytes: Vec<u8> =
             (0..rows * n).map(|i| ((i * 7 % 251) as u8 % 0x7b) | (i as u8 & 0x80)).collect();
         let values: Vec<f32> = (0..12).map(|i| 0.3 + i as f32).collect();
-        let factors = Factors { values: &values, per_row: 3, height: 4, width: 128, before: 2 };
+        let scales = Scales { values: &values, per_row: 3, height: 4, width: 128, before: 2 };
         for (format, value) in [
             (Fp8::E4M3, value as fn(u8) -> f32),
             (Fp8::E5M2, |byte| f16_to_f32(u16::from(byte) << 8)),
@@ -168,7 +168,7 @@ mod tests {
                 .collect();
             for simd in Simd::supported() {
                 let mut out = vec![0.0; rows * n];
-                assert_eq!(format.decode_rows(simd, &bytes, n, factors, &mut out), Ok(()));
+                assert_eq!(format.decode_rows(simd, &bytes, n, scales, &mut out), Ok(()));
                 assert_eq!(out, expected, "{format:?}, {simd}");
             }
         }

@@ -91,15 +91,13 @@ impl Checkpoint {
     /// Asks every coding.
     fn claim(&self, name: &str) -> Result<Option<coding::Claimed>, CheckpointError> {
         let tensors = Tensors { shards: &self.shards, declared: &self.declared };
+        let stored = self.shards.find(name)?;
         for claim in CODINGS {
-            if let Some(claimed) = claim(&tensors, name)? {
+            if let Some(claimed) = claim(&tensors, name, stored)? {
                 return Ok(Some(claimed));
             }
         }
-        match self.shards.find(name)? {
-            Some(stored) => Err(self.unreadable(name, stored)),
-            None => Ok(None),
-        }
+        stored.map_or(Ok(None), |stored| Err(self.unreadable(name, stored)))
     }
 
     /// Why a tensor that is here is not read.
@@ -253,10 +251,11 @@ impl Checkpoint {
     /// The GGUF type as which a tensor's rows can be had byte for byte, but for its
     /// [factors](Checkpoint::factors).
     pub fn blocks(&self, tensor: usize) -> Option<QuantType> {
-        self.coded[tensor].blocks()
+        Some(self.coded[tensor].blocks()?.ty())
     }
 
-    /// Reads whole rows as blocks of the type that [`Checkpoint::blocks`] names.
+    /// Reads whole rows as blocks of the type that [`Checkpoint::blocks`] names; `false` where there is
+    /// none.
     ///
     /// # Errors
     /// When they cannot be read, and scales that are NaN.
@@ -265,8 +264,9 @@ impl Checkpoint {
         tensor: usize,
         rows: Range<u64>,
         out: &mut [u8],
-    ) -> Result<(), SourceError> {
-        self.coded[tensor].read_blocks(&self.shards, rows, out)
+    ) -> Result<bool, SourceError> {
+        let Some(blocks) = self.coded[tensor].blocks() else { return Ok(false) };
+        blocks.read(&self.shards, rows, out).map(|()| true)
     }
 
     /// What blocks lack.
@@ -274,7 +274,8 @@ impl Checkpoint {
     /// # Errors
     /// When it cannot be read.
     pub fn factors(&self, tensor: usize) -> Result<Factors, SourceError> {
-        self.coded[tensor].factors(&self.shards)
+        let blocks = self.coded[tensor].blocks();
+        blocks.map_or(Ok(Factors::default()), |blocks| blocks.factors(&self.shards))
     }
 
     /// The name of the factor of the activations that a tensor is multiplied with.
@@ -316,8 +317,7 @@ impl Source for Checkpoint {
         let Dtype::Gguf(_) = self.metas[tensor].dtype else { return Ok(false) };
         let bytes = self.bytes_of(tensor, rows.clone());
         out.resize((bytes.end - bytes.start) as usize, 0);
-        self.read_blocks(tensor, rows, out)?;
-        Ok(true)
+        self.read_blocks(tensor, rows, out)
     }
 
     fn find(&self, name: &str) -> Option<usize> {

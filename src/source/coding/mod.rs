@@ -21,11 +21,12 @@ use std::ops::Range;
 /// All of them. Where two might claim a tensor, the first does.
 pub(super) const CODINGS: [Claim; 3] = [plain::claim, scaled_fp8::claim, modelopt::claim];
 
-/// Finds out whether a tensor is stored in a coding.
+/// Finds out whether a tensor is stored in a coding, by its name and what is stored under it.
 ///
 /// # Errors
 /// It is, and what belongs to it is missing, or is not as the coding has it.
-pub(super) type Claim = fn(&Tensors, &str) -> Result<Option<Claimed>, CheckpointError>;
+pub(super) type Claim =
+    fn(&Tensors, &str, Option<&Stored>) -> Result<Option<Claimed>, CheckpointError>;
 
 /// What there is to claim.
 #[derive(Clone, Copy)]
@@ -95,23 +96,27 @@ pub(super) trait Coded: Send + Sync {
     /// When the system cannot read them, and values that are no numbers.
     fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [f32]) -> Result<(), SourceError>;
 
-    /// The GGUF type as which rows can be had byte for byte, but for [`Factors`].
-    fn blocks(&self) -> Option<QuantType> {
+    /// Its rows as blocks, where GGUF has a type for them.
+    fn blocks(&self) -> Option<&dyn InBlocks> {
         None
     }
 
-    /// Reads whole rows as blocks of [`Coded::blocks`].
+    /// Scales of 0 that have wiped out weights which are stored as others: the first that was met.
+    fn wiped_by(&self) -> Option<(&Part, [u64; 2])> {
+        None
+    }
+}
+
+/// A tensor whose rows can be had as blocks of a GGUF type, byte for byte, but for [`Factors`].
+pub(super) trait InBlocks {
+    /// The type.
+    fn ty(&self) -> QuantType;
+
+    /// Reads whole rows.
     ///
     /// # Errors
     /// As [`Coded::read`].
-    fn read_blocks(
-        &self,
-        _shards: &Shards,
-        _rows: Range<u64>,
-        _out: &mut [u8],
-    ) -> Result<(), SourceError> {
-        Ok(())
-    }
+    fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [u8]) -> Result<(), SourceError>;
 
     /// What blocks lack.
     ///
@@ -119,11 +124,6 @@ pub(super) trait Coded: Send + Sync {
     /// When the system cannot read them.
     fn factors(&self, _shards: &Shards) -> Result<Factors, SourceError> {
         Ok(Factors::default())
-    }
-
-    /// Scales of 0 that have wiped out weights which are stored as others: the first that was met.
-    fn wiped_by(&self) -> Option<(&Part, [u64; 2])> {
-        None
     }
 }
 

@@ -4,7 +4,7 @@
 //! GGUF's NVFP4 has the same codes and scales in another order, four groups of 16 to a block, and no
 //! place for the scale of the tensor.
 
-use super::{Claimed, Coded, Factors, Part, Tensors, with_bytes};
+use super::{Claimed, Coded, Factors, InBlocks, Part, Tensors, with_bytes};
 use crate::quant::{QuantType, nvfp4_from_modelopt};
 use crate::source::error::{CheckpointError, SourceError};
 use crate::source::shards::{Shards, Stored};
@@ -32,13 +32,17 @@ struct NvFp4 {
 }
 
 /// Claims bytes that have FP8 scales, or whose checkpoint is said to be ModelOpt's.
-pub(super) fn claim(tensors: &Tensors, name: &str) -> Result<Option<Claimed>, CheckpointError> {
+pub(super) fn claim(
+    tensors: &Tensors,
+    name: &str,
+    stored: Option<&Stored>,
+) -> Result<Option<Claimed>, CheckpointError> {
     let shards = tensors.shards;
     let scale = format!("{name}_scale");
     let is_fp8 = |copy: &Stored| copy.info.dtype == StDtype::F8_E4M3;
     let has_scale = shards.stored.get(&scale).is_some_and(|copies| copies.iter().all(is_fp8));
     let declared = tensors.declared.method.as_deref() == Some("modelopt");
-    let stored = match tensors.find(name)? {
+    let stored = match stored {
         Some(stored) if stored.info.dtype == StDtype::U8 && (has_scale || declared) => stored,
         _ => return Ok(None),
     };
@@ -108,7 +112,7 @@ impl Coded for NvFp4 {
     fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [f32]) -> Result<(), SourceError> {
         let factor = self.factors(shards)?.weights;
         let mut blocks = vec![0; out.len() / BLOCK * QuantType::NVFP4.block_bytes()];
-        self.read_blocks(shards, rows, &mut blocks)?;
+        InBlocks::read(self, shards, rows, &mut blocks)?;
         QuantType::NVFP4
             .decode_rows_with(shards.simd, &blocks, self.n_per_row as usize, out)
             .map_err(|error| shards.decode_error(&self.values, error))?;
@@ -116,16 +120,17 @@ impl Coded for NvFp4 {
         Ok(())
     }
 
-    fn blocks(&self) -> Option<QuantType> {
-        Some(QuantType::NVFP4)
+    fn blocks(&self) -> Option<&dyn InBlocks> {
+        Some(self)
+    }
+}
+
+impl InBlocks for NvFp4 {
+    fn ty(&self) -> QuantType {
+        QuantType::NVFP4
     }
 
-    fn read_blocks(
-        &self,
-        shards: &Shards,
-        rows: Range<u64>,
-        out: &mut [u8],
-    ) -> Result<(), SourceError> {
+    fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [u8]) -> Result<(), SourceError> {
         let per_row = self.n_per_row / GROUP;
         let mut scales = vec![0; ((rows.end - rows.start) * per_row) as usize];
         shards.read(

@@ -1,11 +1,11 @@
 //! Plain floats: F32, F16, BF16.
 
-use super::{Claimed, Coded, Part, Tensors, with_bytes};
+use super::{Claimed, Coded, InBlocks, Part, Tensors, with_bytes};
 use crate::quant::QuantType;
 use crate::source::Dtype;
 use crate::source::error::{CheckpointError, SourceError};
-use crate::source::shards::Shards;
-use safetensors::tensor::Dtype as Stored;
+use crate::source::shards::{Shards, Stored};
+use safetensors::tensor::Dtype as StDtype;
 use std::ops::Range;
 
 struct Plain {
@@ -16,12 +16,16 @@ struct Plain {
 }
 
 /// Claims what is stored as such.
-pub(super) fn claim(tensors: &Tensors, name: &str) -> Result<Option<Claimed>, CheckpointError> {
-    let Some(stored) = tensors.find(name)? else { return Ok(None) };
+pub(super) fn claim(
+    tensors: &Tensors,
+    name: &str,
+    stored: Option<&Stored>,
+) -> Result<Option<Claimed>, CheckpointError> {
+    let Some(stored) = stored else { return Ok(None) };
     let ty = match stored.info.dtype {
-        Stored::F32 => QuantType::F32,
-        Stored::F16 => QuantType::F16,
-        Stored::BF16 => QuantType::BF16,
+        StDtype::F32 => QuantType::F32,
+        StDtype::F16 => QuantType::F16,
+        StDtype::BF16 => QuantType::BF16,
         _ => return Ok(None),
     };
     let dims: Vec<u64> = stored.info.shape.iter().rev().map(|&d| d as u64).collect();
@@ -44,16 +48,17 @@ impl Coded for Plain {
             .map_err(|error| shards.decode_error(&self.values, error))
     }
 
-    fn blocks(&self) -> Option<QuantType> {
-        Some(self.ty)
+    fn blocks(&self) -> Option<&dyn InBlocks> {
+        Some(self)
+    }
+}
+
+impl InBlocks for Plain {
+    fn ty(&self) -> QuantType {
+        self.ty
     }
 
-    fn read_blocks(
-        &self,
-        shards: &Shards,
-        rows: Range<u64>,
-        out: &mut [u8],
-    ) -> Result<(), SourceError> {
+    fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [u8]) -> Result<(), SourceError> {
         shards.read(&self.values, self.values.rows(rows, self.n_rows).start, out)
     }
 }

@@ -4,7 +4,7 @@
 //! weights share a scale: all of a tensor, of a row, or of a block of rows and columns.
 
 use super::{Claimed, Coded, Part, Tensors, with_bytes};
-use crate::quant::fp8::{self, Factors, Fp8};
+use crate::quant::fp8::{self, Fp8, Scales};
 use crate::quant::{QuantError, QuantType};
 use crate::simd::Simd;
 use crate::source::error::{CheckpointError, SourceError};
@@ -23,7 +23,7 @@ struct ScaledFp8 {
     n_rows: u64,
     n_per_row: usize,
     scale: Scale,
-    /// Names of tensors that say nothing.
+    /// The name of a tensor that says nothing.
     zero_point: String,
     /// Row and column of the first scale of 0 that was met for weights stored as others.
     wiped: Mutex<Option<[u64; 2]>>,
@@ -69,8 +69,12 @@ pub(in crate::source) fn scaled(name: &str) -> Option<String> {
 }
 
 /// Claims what is stored in FP8.
-pub(super) fn claim(tensors: &Tensors, name: &str) -> Result<Option<Claimed>, CheckpointError> {
-    let Some(stored) = tensors.find(name)? else { return Ok(None) };
+pub(super) fn claim(
+    tensors: &Tensors,
+    name: &str,
+    stored: Option<&Stored>,
+) -> Result<Option<Claimed>, CheckpointError> {
+    let Some(stored) = stored else { return Ok(None) };
     let (coding, format) = match stored.info.dtype {
         StDtype::F8_E4M3 => (E4M3, Fp8::E4M3),
         StDtype::F8_E5M2 => (E5M2, Fp8::E5M2),
@@ -224,16 +228,16 @@ impl Coded for ScaledFp8 {
         let block_rows = first / height..end.div_ceil(height);
         let values = self.scale.read(shards, block_rows.clone())?;
         let (per_row, before) = (self.scale.per_row, first % height);
-        let factors = Factors { values: &values, per_row, height, width, before };
+        let scales = Scales { values: &values, per_row, height, width, before };
         let bytes = self.values.rows(rows, self.n_rows);
         with_bytes(shards, &self.values, bytes, |bytes| {
             for at in (0..values.len()).filter(|&at| values[at] == 0.0) {
                 let at = [at / per_row, at % per_row];
-                if self.wipes(bytes, &factors, at) {
+                if self.wipes(bytes, &scales, at) {
                     self.is_wiped([(block_rows.start + at[0]) as u64, at[1] as u64]);
                 }
             }
-            self.format.decode_rows(shards.simd, bytes, self.n_per_row, factors, out)
+            self.format.decode_rows(shards.simd, bytes, self.n_per_row, scales, out)
         })?
         .map_err(|[row, column]| SourceError::Fp8Nan {
             path: shards.files[self.values.shard].path.clone(),
@@ -251,10 +255,10 @@ impl Coded for ScaledFp8 {
 
 impl ScaledFp8 {
     /// Whether there are values other than 0 in a block of these rows.
-    fn wipes(&self, bytes: &[u8], factors: &Factors, [block_row, block]: [usize; 2]) -> bool {
+    fn wipes(&self, bytes: &[u8], scales: &Scales, [block_row, block]: [usize; 2]) -> bool {
         let rows = bytes.chunks_exact(self.n_per_row).enumerate();
-        let in_block = rows.filter(|(row, _)| (factors.before + row) / factors.height == block_row);
-        let mut bytes = in_block.filter_map(|(_, bytes)| bytes.chunks(factors.width).nth(block));
+        let in_block = rows.filter(|(row, _)| (scales.before + row) / scales.height == block_row);
+        let mut bytes = in_block.filter_map(|(_, bytes)| bytes.chunks(scales.width).nth(block));
         bytes.any(|bytes| bytes.iter().any(|byte| byte & 0x7f != 0))
     }
 
