@@ -17,8 +17,8 @@ use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::rounding::{Grid, Scalar, rounding};
 use super::search::{
-    CODEBOOK, SPAN, importance_weights, nearest_in_codebook, nearest_int, signed_max, sum_squares,
-    super_block_squares,
+    CODEBOOK, SPAN, importance_weights, inverse, nearest_in_codebook, nearest_int, signed_max,
+    sum_squares, super_block_squares,
 };
 use super::types::QuantType;
 
@@ -43,11 +43,6 @@ pub(super) const FORMATS: &[Format] = &[
 ];
 
 const G: usize = 32;
-
-#[inline(always)]
-fn inverse(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
-}
 
 /// Blocks of `N` weights.
 struct Table<const N: usize, const BYTES: usize>;

@@ -22,7 +22,9 @@ use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::rounding::{Grid, Scalar, rounding};
-use super::search::{SPAN, Steps, importance_weights, round_to_byte, signed_max, truncate_to_byte};
+use super::search::{
+    SPAN, Steps, importance_weights, inverse, round_to_byte, signed_max, truncate_to_byte,
+};
 use super::types::QuantType;
 
 #[rustfmt::skip]
@@ -70,11 +72,6 @@ pub(super) const FORMATS: &[Format] = &[
 ];
 
 const N: usize = 32;
-
-#[inline(always)]
-fn inverse(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
-}
 
 /// First smallest and first largest. Which of equals is first matters for the sign of zero only,
 /// so eight at a time will do for other results.

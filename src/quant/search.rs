@@ -44,6 +44,12 @@ pub(super) fn round_away(x: f32) -> i32 {
     truncate(x + 0.499_999_97_f32.copysign(x))
 }
 
+/// `1/d`, and 0 for 0.
+#[inline(always)]
+pub(super) fn inverse(d: f32) -> f32 {
+    if d != 0.0 { 1.0 / d } else { 0.0 }
+}
+
 /// Parameters of [`Search::asymmetric`]: codes `0..=nmax`, candidates `nmax + rmin + rdelta·i`
 /// for `i` in `0..=steps`.
 #[derive(Clone, Copy)]

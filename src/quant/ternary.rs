@@ -25,7 +25,7 @@ use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::rounding::{Grid, Scalar, rounding};
-use super::search::{round_away, round_to_byte};
+use super::search::{inverse, round_away, round_to_byte};
 use super::types::QuantType;
 
 #[rustfmt::skip]
@@ -63,12 +63,6 @@ pub(super) const FORMATS: &[Format] = &[
         groups: None,
     },
 ];
-
-/// `1/d`, and 0 for 0.
-#[inline(always)]
-fn inverse(d: f32) -> f32 {
-    if d != 0.0 { 1.0 / d } else { 0.0 }
-}
 
 #[inline(always)]
 fn trit(x: f32, id: f32) -> u8 {

@@ -10,17 +10,14 @@
 //! Values: `d · (2s + 1) · (q ± 1/8)` with `q` in -1, 0, 1.
 //! Formulas: `quantize_row_iq1_*_impl` and `dequantize_row_iq1_*` in `ggml-quants.c`.
 
-use super::Search;
 use super::grid::{self, Grid};
-use super::iq2::largest;
-use super::magnitudes::{of_group, scale_code, weigh};
+use super::magnitudes::{largest, of_group, scale_code, weigh};
 use super::splits::{self, DELTA, DOWN, Split, UP};
+use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{abs_max, f16, f16_bits, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
-use crate::quant::groups::{Group, Grouped, decode};
-use crate::quant::guide::Guide;
-use crate::quant::kernels::{Blocks, levels};
-use crate::quant::search::ROWS;
+use crate::quant::groups::{Group, Grouped};
+use crate::quant::kernels::levels;
 use crate::quant::types::QuantType;
 
 #[rustfmt::skip]
@@ -29,7 +26,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ1_S, kind: Kind::Blocks, len: 256, bytes: 50,
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
-        kernels: Some(levels::<Small>()),
+        kernels: Some(levels::<Each<Small, 32, 50>>()),
         rounding: None,
         groups: None,
     },
@@ -37,13 +34,12 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ1_M, kind: Kind::Blocks, len: 256, bytes: 56,
         numbers: Numbers::Others(|b| scale(b).is_finite()), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
-        kernels: Some(levels::<Medium>()),
+        kernels: Some(levels::<Each<Medium, 16, 56>>()),
         rounding: None,
         groups: None,
     },
 ];
 
-const N: usize = 256;
 /// Positions of the values in ascending order, equal ones as they stand. The reference's `qsort`
 /// promises no order of equal values; glibc's, which made the published files, is stable. Every
 /// value counts those before it: no branch depends on them.
@@ -132,70 +128,63 @@ fn eighths<const G: usize>(grid: &Grid<8>, point: usize, down: bool, at: usize, 
 
 struct Small;
 
-impl Blocks for Small {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq1();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<50>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
-            let mut scales = [0f32; 8];
-            let mut high = [0u16; 8];
-            for g in 0..N / 32 {
-                let x = &blocks[b][32 * g..][..32];
-                // The caller makes sure that there is an importance.
-                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
-                if abs_max(x) < 1e-12 {
-                    continue;
-                }
-                let order = ascending::<32>(x);
-                let Some((mut scale, split)) = splits::best::<S>(x, &w, &order) else {
-                    continue;
-                };
-                let mut up = split.shift == 0;
-                let mut codes = codes_of(&order, split);
-                if scale < 0.0 {
-                    for code in &mut codes {
-                        *code = 2 - *code;
-                    }
-                    scale = -scale;
-                    up = !up;
-                }
-                let shift = if up { &UP } else { &DOWN };
-                let mut points = [0u16; 4];
-                scales[g] = settle::<S, _>(grid, &codes, |_| shift, x, &w, scale, &mut points);
-                for k in 0..4 {
-                    out[2 + 4 * g + k] = points[k] as u8;
-                    high[g] |= (points[k] >> 8) << (3 * k);
-                }
-                high[g] |= u16::from(!up) << 15;
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                for g in 0..8 {
-                    [out[34 + 2 * g], out[35 + 2 * g]] = (high[g] & 0xfff).to_le_bytes();
-                }
-                continue;
-            }
-            let d = max_scale / 15.0;
-            put_f16(out, d * 1.125);
-            for g in 0..8 {
-                let word = high[g] | u16::from(scale_code(1.0 / d, scales[g], 7)) << 12;
-                [out[34 + 2 * g], out[35 + 2 * g]] = word.to_le_bytes();
-            }
-        }
-    }
+impl SuperBlocks<50> for Small {
+    const MEAN: f32 = 2.0;
+    type Scratch<S: Search> = ();
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 32, 50>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        _: &mut (),
+        out: &mut [u8; 50],
+    ) {
+        let grid = grid::iq1();
+        let mut scales = [0f32; 8];
+        let mut high = [0u16; 8];
+        for g in 0..N / 32 {
+            let x = &x[32 * g..][..32];
+            // The caller makes sure that there is an importance.
+            let w = weigh(x, of_group::<32>(qw, 32 * g), sigma2, 0.0);
+            if abs_max(x) < 1e-12 {
+                continue;
+            }
+            let order = ascending::<32>(x);
+            let Some((mut scale, split)) = splits::best::<S>(x, &w, &order) else {
+                continue;
+            };
+            let mut up = split.shift == 0;
+            let mut codes = codes_of(&order, split);
+            if scale < 0.0 {
+                for code in &mut codes {
+                    *code = 2 - *code;
+                }
+                scale = -scale;
+                up = !up;
+            }
+            let shift = if up { &UP } else { &DOWN };
+            let mut points = [0u16; 4];
+            scales[g] = settle::<S, _>(grid, &codes, |_| shift, x, &w, scale, &mut points);
+            for k in 0..4 {
+                out[2 + 4 * g + k] = points[k] as u8;
+                high[g] |= (points[k] >> 8) << (3 * k);
+            }
+            high[g] |= u16::from(!up) << 15;
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            for g in 0..8 {
+                [out[34 + 2 * g], out[35 + 2 * g]] = (high[g] & 0xfff).to_le_bytes();
+            }
+            return;
+        }
+        let d = max_scale / 15.0;
+        put_f16(out, d * 1.125);
+        for g in 0..8 {
+            let word = high[g] | u16::from(scale_code(1.0 / d, scales[g], 7)) << 12;
+            [out[34 + 2 * g], out[35 + 2 * g]] = word.to_le_bytes();
+        }
     }
 }
 
@@ -235,95 +224,87 @@ const SHIFT_BITS: [u8; 4] = [0x00, 0x80, 0x08, 0x88];
 
 struct Medium;
 
-impl Blocks for Medium {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq1();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<56>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
-            let groups = blocks[b].as_chunks::<16>().0;
-            let mut weights = [[0f32; 16]; 16];
-            for g in 0..16 {
-                let w = weigh(&groups[g], of_group::<16>(qw, N * b + 16 * g), sigma2, 0.0);
-                for i in 0..16 {
-                    weights[g][i] = w[i];
-                }
-            }
-            let mut scales = [0f32; 16];
-            let mut pairs = [0usize; 16];
-            let mut all = [0u16; 32];
-            for g in 0..16 {
-                let (x, w) = (&groups[g], &weights[g]);
-                if abs_max(x) < 1e-7 {
-                    continue;
-                }
-                let order = ascending::<16>(x);
-                let Some((mut scale, split)) = splits::best_of_two::<S>(x, w, &order) else {
-                    continue;
-                };
-                let mut pair = split.shift;
-                let mut codes = codes_of(&order, split);
-                if scale < 0.0 {
-                    for code in &mut codes {
-                        *code = 2 - *code;
-                    }
-                    scale = -scale;
-                    pair = 3 - pair;
-                }
-                let points = &mut all[2 * g..2 * g + 2];
-                scales[g] =
-                    settle::<S, _>(grid, &codes, |k| shift_of(pair, k), x, w, scale, points);
-                pairs[g] = pair;
-            }
-            for p in 0..32 {
-                out[p] = all[p] as u8;
-                out[32 + p / 2] |= ((all[p] >> 8) as u8) << (4 * (p % 2));
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                continue;
-            }
-            let mut d = max_scale / 15.0;
-            let id = 1.0 / d;
-            let (mut sumqx, mut sumq2) = (0f32, 0f32);
-            let mut words = [0u16; 4];
-            for g in 0..16 {
-                let (x, w) = (&groups[g], &weights[g]);
-                let code = scale_code(id, scales[g], 7);
-                words[g / 4] |= u16::from(code) << (3 * (g % 4));
-                out[32 + g] |= SHIFT_BITS[pairs[g]];
-                for k in 0..2 {
-                    let codes = &grid.codes[usize::from(all[2 * g + k])];
-                    for i in 0..8 {
-                        let value = shift_of(pairs[g], k)[usize::from(codes[i])];
-                        let (q, i) = (value * f32::from(2 * code + 1), 8 * k + i);
-                        sumqx += w[i] * q * x[i];
-                        sumq2 += w[i] * q * q;
-                    }
-                }
-            }
-            if sumq2 > 0.0 {
-                d = sumqx / sumq2;
-            }
-            let d = u16::from_le_bytes(f16_bits(d * 1.1125));
-            for i in 0..4 {
-                let word = words[i] | (d >> (4 * i) & 15) << 12;
-                [out[48 + 2 * i], out[49 + 2 * i]] = word.to_le_bytes();
-            }
-        }
-    }
+impl SuperBlocks<56> for Medium {
+    const MEAN: f32 = 2.0;
+    type Scratch<S: Search> = ();
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 16, 56>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        _: &mut (),
+        out: &mut [u8; 56],
+    ) {
+        let grid = grid::iq1();
+        let groups = x.as_chunks::<16>().0;
+        let mut weights = [[0f32; 16]; 16];
+        for g in 0..16 {
+            let w = weigh(&groups[g], of_group::<16>(qw, 16 * g), sigma2, 0.0);
+            for i in 0..16 {
+                weights[g][i] = w[i];
+            }
+        }
+        let mut scales = [0f32; 16];
+        let mut pairs = [0usize; 16];
+        let mut all = [0u16; 32];
+        for g in 0..16 {
+            let (x, w) = (&groups[g], &weights[g]);
+            if abs_max(x) < 1e-7 {
+                continue;
+            }
+            let order = ascending::<16>(x);
+            let Some((mut scale, split)) = splits::best_of_two::<S>(x, w, &order) else {
+                continue;
+            };
+            let mut pair = split.shift;
+            let mut codes = codes_of(&order, split);
+            if scale < 0.0 {
+                for code in &mut codes {
+                    *code = 2 - *code;
+                }
+                scale = -scale;
+                pair = 3 - pair;
+            }
+            let points = &mut all[2 * g..2 * g + 2];
+            scales[g] = settle::<S, _>(grid, &codes, |k| shift_of(pair, k), x, w, scale, points);
+            pairs[g] = pair;
+        }
+        for p in 0..32 {
+            out[p] = all[p] as u8;
+            out[32 + p / 2] |= ((all[p] >> 8) as u8) << (4 * (p % 2));
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            return;
+        }
+        let mut d = max_scale / 15.0;
+        let id = 1.0 / d;
+        let (mut sumqx, mut sumq2) = (0f32, 0f32);
+        let mut words = [0u16; 4];
+        for g in 0..16 {
+            let (x, w) = (&groups[g], &weights[g]);
+            let code = scale_code(id, scales[g], 7);
+            words[g / 4] |= u16::from(code) << (3 * (g % 4));
+            out[32 + g] |= SHIFT_BITS[pairs[g]];
+            for k in 0..2 {
+                let codes = &grid.codes[usize::from(all[2 * g + k])];
+                for i in 0..8 {
+                    let value = shift_of(pairs[g], k)[usize::from(codes[i])];
+                    let (q, i) = (value * f32::from(2 * code + 1), 8 * k + i);
+                    sumqx += w[i] * q * x[i];
+                    sumq2 += w[i] * q * q;
+                }
+            }
+        }
+        if sumq2 > 0.0 {
+            d = sumqx / sumq2;
+        }
+        let d = u16::from_le_bytes(f16_bits(d * 1.1125));
+        for i in 0..4 {
+            let word = words[i] | (d >> (4 * i) & 15) << 12;
+            [out[48 + 2 * i], out[49 + 2 * i]] = word.to_le_bytes();
+        }
     }
 }
 

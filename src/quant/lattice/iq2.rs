@@ -9,17 +9,17 @@
 //! Values: `d · (s + 1/2) / 4 · magnitude · sign`. Seven signs stand for eight of even parity.
 //! Formulas: `quantize_row_iq2_*_impl` and `dequantize_row_iq2_*` in `ggml-quants.c`.
 
-use super::Search;
 use super::grid::{self, Grid};
 use super::magnitudes::{
-    Candidates, Magnitudes, Refine, of_group, scale_code, signed, weigh, with_parity,
+    Candidates, Magnitudes, Refine, largest, nibble, of_group, pack_scales, scale_code, signed,
+    weigh, with_parity,
 };
+use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
-use crate::quant::groups::{Group, Grouped, decode};
-use crate::quant::guide::Guide;
-use crate::quant::kernels::{Blocks, levels};
-use crate::quant::search::{EPS, ROWS};
+use crate::quant::groups::{Group, Grouped};
+use crate::quant::kernels::levels;
+use crate::quant::search::EPS;
 use crate::quant::types::QuantType;
 
 #[rustfmt::skip]
@@ -28,7 +28,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ2_XXS, kind: Kind::Blocks, len: 256, bytes: 66,
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
-        kernels: Some(levels::<Xxs>()),
+        kernels: Some(levels::<Each<Xxs, 32, 66>>()),
         rounding: None,
         groups: None,
     },
@@ -36,7 +36,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ2_XS, kind: Kind::Blocks, len: 256, bytes: 74,
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
-        kernels: Some(levels::<Xs>()),
+        kernels: Some(levels::<Each<Xs, 16, 74>>()),
         rounding: None,
         groups: None,
     },
@@ -44,25 +44,14 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ2_S, kind: Kind::Blocks, len: 256, bytes: 82,
         numbers: Numbers::halves(&[0]), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
-        kernels: Some(levels::<Small>()),
+        kernels: Some(levels::<Each<Small, 16, 82>>()),
         rounding: None,
         groups: None,
     },
 ];
 
-const N: usize = 256;
 /// The magnitudes of codes.
 const VALUES: [i8; 3] = [8, 25, 43];
-
-/// The largest of scales that are not negative.
-#[inline(always)]
-pub(super) fn largest(scales: &[f32]) -> f32 {
-    let mut max = 0f32;
-    for &scale in scales {
-        max = if max > scale { max } else { scale };
-    }
-    max
-}
 
 /// One value for each point of a group of two.
 #[inline(always)]
@@ -81,15 +70,6 @@ fn pair<S: Search>(
         group.flip(mask);
     }
     scale.abs()
-}
-
-/// Two scale codes to a byte.
-#[inline(always)]
-fn pack_scales(id: f32, scales: &[f32; 16], out: &mut [u8]) {
-    for j in 0..8 {
-        let [a, b] = [scales[2 * j], scales[2 * j + 1]];
-        out[j] = scale_code(id, a, 15) | scale_code(id, b, 15) << 4;
-    }
 }
 
 /// The codes of a point's values, from `at` on.
@@ -113,81 +93,67 @@ fn factor(d: f32, code: u8) -> f32 {
     d * (0.5 + f32::from(code)) * 0.25
 }
 
-/// The code of group `g` of 16 values.
-#[inline(always)]
-fn nibble(scales: &[u8], g: usize) -> u8 {
-    scales[g / 2] >> (4 * (g % 2)) & 15
-}
-
 struct Xxs;
 
-impl Blocks for Xxs {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq2_xxs();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let mut scratch = S::Scratch::default();
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<66>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = squares[b % ROWS] / N as f32;
-            let mut scales = [0f32; 8];
-            let mut words = [0u32; 16];
-            for g in 0..8 {
-                let x = &blocks[b][32 * g..][..32];
-                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
-                let mut group = Magnitudes::new(x, w, true);
-                if group.max() < EPS {
-                    continue;
-                }
-                let first = S::positive::<32>(4, &group.x, &group.w, &mut [0; 32]);
-                let max = first * 3.0;
-                if max <= 0.0 {
-                    continue;
-                }
-                let candidates = Candidates { base: 5.0, step: 0.1, n: 6, max };
-                let mut points = [0u16; 4];
-                let scale = group.search::<S, _>(
-                    grid,
-                    &candidates,
-                    first,
-                    Refine::Always,
-                    &mut points,
-                    &mut scratch,
-                );
-                if scale < 0.0 {
-                    group.flip(127);
-                }
-                scales[g] = scale.abs();
-                for k in 0..4 {
-                    words[2 * g] |= u32::from(points[k]) << (8 * k);
-                    words[2 * g + 1] |= u32::from(group.signs[k]) << (7 * k);
-                }
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                continue;
-            }
-            let d = max_scale / 31.0;
-            put_f16(out, d);
-            for g in 0..8 {
-                words[2 * g + 1] |= u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
-            }
-            let out = out[2..].as_chunks_mut::<4>().0;
-            for i in 0..16 {
-                out[i] = words[i].to_le_bytes();
-            }
-        }
-    }
+impl SuperBlocks<66> for Xxs {
+    const MEAN: f32 = 1.0;
+    type Scratch<S: Search> = S::Scratch;
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 32, 66>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        scratch: &mut S::Scratch,
+        out: &mut [u8; 66],
+    ) {
+        let grid = grid::iq2_xxs();
+        let mut scales = [0f32; 8];
+        let mut words = [0u32; 16];
+        for g in 0..8 {
+            let x = &x[32 * g..][..32];
+            let w = weigh(x, of_group::<32>(qw, 32 * g), sigma2, 0.0);
+            let mut group = Magnitudes::new(x, w, true);
+            if group.max() < EPS {
+                continue;
+            }
+            let first = S::positive::<32>(4, &group.x, &group.w, &mut [0; 32]);
+            let max = first * 3.0;
+            if max <= 0.0 {
+                continue;
+            }
+            let candidates = Candidates { base: 5.0, step: 0.1, n: 6, max };
+            let mut points = [0u16; 4];
+            let scale = group.search::<S, _>(
+                grid,
+                &candidates,
+                first,
+                Refine::Always,
+                &mut points,
+                scratch,
+            );
+            if scale < 0.0 {
+                group.flip(127);
+            }
+            scales[g] = scale.abs();
+            for k in 0..4 {
+                words[2 * g] |= u32::from(points[k]) << (8 * k);
+                words[2 * g + 1] |= u32::from(group.signs[k]) << (7 * k);
+            }
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            return;
+        }
+        let d = max_scale / 31.0;
+        put_f16(out, d);
+        for g in 0..8 {
+            words[2 * g + 1] |= u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
+        }
+        let out = out[2..].as_chunks_mut::<4>().0;
+        for i in 0..16 {
+            out[i] = words[i].to_le_bytes();
+        }
     }
 }
 
@@ -210,53 +176,45 @@ impl Grouped<32, 66> for Xxs {
 
 struct Xs;
 
-impl Blocks for Xs {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq2_xs();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let mut scratch = S::Scratch::default();
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<74>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = squares[b % ROWS] / N as f32;
-            let mut scales = [0f32; 16];
-            let mut words = [0u16; 32];
-            for g in 0..16 {
-                let x = &blocks[b][16 * g..][..16];
-                let w = weigh(x, of_group::<16>(qw, N * b + 16 * g), sigma2, 0.0);
-                let mut group = Magnitudes::new(x, w, true);
-                if group.max() < EPS {
-                    continue;
-                }
-                let mut points = [0u16; 2];
-                scales[g] = pair::<S>(grid, &mut group, 127, &mut points, &mut scratch);
-                for k in 0..2 {
-                    words[2 * g + k] = points[k] | u16::from(group.signs[k]) << 9;
-                }
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                continue;
-            }
-            let d = max_scale / 31.0;
-            put_f16(out, d);
-            pack_scales(1.0 / d, &scales, &mut out[66..]);
-            let out = out[2..66].as_chunks_mut::<2>().0;
-            for p in 0..32 {
-                out[p] = words[p].to_le_bytes();
-            }
-        }
-    }
+impl SuperBlocks<74> for Xs {
+    const MEAN: f32 = 1.0;
+    type Scratch<S: Search> = S::Scratch;
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 16, 74>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        scratch: &mut S::Scratch,
+        out: &mut [u8; 74],
+    ) {
+        let grid = grid::iq2_xs();
+        let mut scales = [0f32; 16];
+        let mut words = [0u16; 32];
+        for g in 0..16 {
+            let x = &x[16 * g..][..16];
+            let w = weigh(x, of_group::<16>(qw, 16 * g), sigma2, 0.0);
+            let mut group = Magnitudes::new(x, w, true);
+            if group.max() < EPS {
+                continue;
+            }
+            let mut points = [0u16; 2];
+            scales[g] = pair::<S>(grid, &mut group, 127, &mut points, scratch);
+            for k in 0..2 {
+                words[2 * g + k] = points[k] | u16::from(group.signs[k]) << 9;
+            }
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            return;
+        }
+        let d = max_scale / 31.0;
+        put_f16(out, d);
+        pack_scales(1.0 / d, &scales, &mut out[66..]);
+        let out = out[2..66].as_chunks_mut::<2>().0;
+        for p in 0..32 {
+            out[p] = words[p].to_le_bytes();
+        }
     }
 }
 
@@ -279,51 +237,43 @@ impl Grouped<16, 74> for Xs {
 
 struct Small;
 
-impl Blocks for Small {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq2_s();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let mut scratch = S::Scratch::default();
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<82>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
-            let mut scales = [0f32; 16];
-            for g in 0..16 {
-                let x = &blocks[b][16 * g..][..16];
-                let w = weigh(x, of_group::<16>(qw, N * b + 16 * g), sigma2, 0.25 * sigma2);
-                let mut group = Magnitudes::new(x, w, false);
-                if group.max() < 1e-8 {
-                    continue;
-                }
-                let mut points = [0u16; 2];
-                scales[g] = pair::<S>(grid, &mut group, 255, &mut points, &mut scratch);
-                for k in 0..2 {
-                    let p = 2 * g + k;
-                    out[2 + p] = points[k] as u8;
-                    out[66 + p / 4] |= ((points[k] >> 8) as u8) << (2 * (p % 4));
-                    out[34 + p] = group.signs[k];
-                }
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                continue;
-            }
-            let d = max_scale / 31.0;
-            put_f16(out, d * 0.9875);
-            pack_scales(1.0 / d, &scales, &mut out[74..]);
-        }
-    }
+impl SuperBlocks<82> for Small {
+    const MEAN: f32 = 2.0;
+    type Scratch<S: Search> = S::Scratch;
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 16, 82>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        scratch: &mut S::Scratch,
+        out: &mut [u8; 82],
+    ) {
+        let grid = grid::iq2_s();
+        let mut scales = [0f32; 16];
+        for g in 0..16 {
+            let x = &x[16 * g..][..16];
+            let w = weigh(x, of_group::<16>(qw, 16 * g), sigma2, 0.25 * sigma2);
+            let mut group = Magnitudes::new(x, w, false);
+            if group.max() < 1e-8 {
+                continue;
+            }
+            let mut points = [0u16; 2];
+            scales[g] = pair::<S>(grid, &mut group, 255, &mut points, scratch);
+            for k in 0..2 {
+                let p = 2 * g + k;
+                out[2 + p] = points[k] as u8;
+                out[66 + p / 4] |= ((points[k] >> 8) as u8) << (2 * (p % 4));
+                out[34 + p] = group.signs[k];
+            }
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            return;
+        }
+        let d = max_scale / 31.0;
+        put_f16(out, d * 0.9875);
+        pack_scales(1.0 / d, &scales, &mut out[74..]);
     }
 }
 

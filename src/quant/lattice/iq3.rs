@@ -9,18 +9,16 @@
 //! signs stand for eight of even parity.
 //! Formulas: `quantize_row_iq3_*_impl` and `dequantize_row_iq3_*` in `ggml-quants.c`.
 
-use super::Search;
 use super::grid::{self, Grid};
-use super::iq2::largest;
 use super::magnitudes::{
-    Candidates, Magnitudes, Refine, of_group, scale_code, signed, weigh, with_parity,
+    Candidates, Magnitudes, Refine, largest, nibble, of_group, pack_scales, scale_code, signed,
+    weigh, with_parity,
 };
+use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
-use crate::quant::groups::{Group, Grouped, decode};
-use crate::quant::guide::Guide;
-use crate::quant::kernels::{Blocks, levels};
-use crate::quant::search::ROWS;
+use crate::quant::groups::{Group, Grouped};
+use crate::quant::kernels::levels;
 use crate::quant::types::QuantType;
 
 #[rustfmt::skip]
@@ -29,7 +27,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ3_XXS, kind: Kind::Blocks, len: 256, bytes: 98,
         numbers: Numbers::halves(&[0]), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [70.0; 2],
-        kernels: Some(levels::<Xxs>()),
+        kernels: Some(levels::<Each<Xxs, 32, 98>>()),
         rounding: None,
         groups: None,
     },
@@ -37,13 +35,12 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         ty: QuantType::IQ3_S, kind: Kind::Blocks, len: 256, bytes: 110,
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [70.0; 2],
-        kernels: Some(levels::<Small>()),
+        kernels: Some(levels::<Each<Small, 32, 110>>()),
         rounding: None,
         groups: None,
     },
 ];
 
-const N: usize = 256;
 /// The magnitudes of codes in IQ3_XXS.
 const XXS_VALUES: [i8; 8] = [4, 12, 20, 28, 36, 44, 52, 62];
 /// The magnitudes of codes in IQ3_S.
@@ -70,70 +67,62 @@ fn signed_codes(
 
 struct Xxs;
 
-impl Blocks for Xxs {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq3_xxs();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let mut scratch = S::Scratch::default();
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<98>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
-            let mut scales = [0f32; 8];
-            let mut words = [0u32; 8];
-            let mut all = [0u16; 64];
-            for g in 0..8 {
-                let x = &blocks[b][32 * g..][..32];
-                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
-                let mut group = Magnitudes::new(x, w, true);
-                let max = group.max();
-                if max < 1e-8 {
-                    continue;
-                }
-                let candidates = Candidates { base: 15.0, step: 0.2, n: 15, max };
-                let points = &mut all[8 * g..8 * g + 8];
-                let scale = group.search::<S, _>(
-                    grid,
-                    &candidates,
-                    max / 15.0,
-                    Refine::OffGrid,
-                    points,
-                    &mut scratch,
-                );
-                if scale < 0.0 {
-                    group.flip(127);
-                }
-                scales[g] = scale.abs();
-                for k in 0..4 {
-                    words[g] |= u32::from(group.signs[k]) << (7 * k);
-                }
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                continue;
-            }
-            let d = max_scale / 31.0;
-            put_f16(out, d * 1.0125);
-            for p in 0..64 {
-                out[2 + p] = all[p] as u8;
-            }
-            let out = out[66..].as_chunks_mut::<4>().0;
-            for g in 0..8 {
-                let word = words[g] | u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
-                out[g] = word.to_le_bytes();
-            }
-        }
-    }
+impl SuperBlocks<98> for Xxs {
+    const MEAN: f32 = 2.0;
+    type Scratch<S: Search> = S::Scratch;
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 32, 98>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        scratch: &mut S::Scratch,
+        out: &mut [u8; 98],
+    ) {
+        let grid = grid::iq3_xxs();
+        let mut scales = [0f32; 8];
+        let mut words = [0u32; 8];
+        let mut all = [0u16; 64];
+        for g in 0..8 {
+            let x = &x[32 * g..][..32];
+            let w = weigh(x, of_group::<32>(qw, 32 * g), sigma2, 0.0);
+            let mut group = Magnitudes::new(x, w, true);
+            let max = group.max();
+            if max < 1e-8 {
+                continue;
+            }
+            let candidates = Candidates { base: 15.0, step: 0.2, n: 15, max };
+            let points = &mut all[8 * g..8 * g + 8];
+            let scale = group.search::<S, _>(
+                grid,
+                &candidates,
+                max / 15.0,
+                Refine::OffGrid,
+                points,
+                scratch,
+            );
+            if scale < 0.0 {
+                group.flip(127);
+            }
+            scales[g] = scale.abs();
+            for k in 0..4 {
+                words[g] |= u32::from(group.signs[k]) << (7 * k);
+            }
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            return;
+        }
+        let d = max_scale / 31.0;
+        put_f16(out, d * 1.0125);
+        for p in 0..64 {
+            out[2 + p] = all[p] as u8;
+        }
+        let out = out[66..].as_chunks_mut::<4>().0;
+        for g in 0..8 {
+            let word = words[g] | u32::from(scale_code(1.0 / d, scales[g], 15)) << 28;
+            out[g] = word.to_le_bytes();
+        }
     }
 }
 
@@ -161,71 +150,54 @@ impl Grouped<32, 98> for Xxs {
 /// other values than they should.
 struct Small;
 
-impl Blocks for Small {
-    #[inline(always)]
-    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
-        let qw = guide.columns();
-        let grid = grid::iq3_s();
-        let (row, mut squares) = (x, [0f32; ROWS]);
-        let mut scratch = S::Scratch::default();
-        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<110>().0);
-        for b in 0..blocks.len() {
-            let out = &mut out[b];
-            out.fill(0);
-            if b % ROWS == 0 {
-                squares = S::row_squares(&row[N * b..], N);
-            }
-            let sigma2 = 2.0 * squares[b % ROWS] / N as f32;
-            let mut scales = [0f32; 8];
-            let mut written = 0;
-            for g in 0..8 {
-                let x = &blocks[b][32 * g..][..32];
-                let w = weigh(x, of_group::<32>(qw, N * b + 32 * g), sigma2, 0.0);
-                let mut group = Magnitudes::new(x, w, false);
-                let max = group.max();
-                if max == 0.0 {
-                    continue;
-                }
-                let candidates = Candidates { base: 15.0, step: 0.2, n: 9, max };
-                let mut points = [0u16; 8];
-                let refine = Refine::AllIfOffGrid;
-                let scale = group.search::<S, _>(
-                    grid,
-                    &candidates,
-                    max / 15.0,
-                    refine,
-                    &mut points,
-                    &mut scratch,
-                );
-                if scale < 0.0 {
-                    group.flip(255);
-                }
-                scales[g] = scale.abs();
-                for k in 0..8 {
-                    out[2 + 8 * written + k] = points[k] as u8;
-                    out[66 + g] |= ((points[k] >> 8) as u8) << k;
-                }
-                for k in 0..4 {
-                    out[74 + 4 * written + k] = group.signs[k];
-                }
-                written += 1;
-            }
-            let max_scale = largest(&scales);
-            if max_scale == 0.0 {
-                continue;
-            }
-            let d = max_scale / 31.0;
-            put_f16(out, d * 1.033);
-            for j in 0..4 {
-                let [low, high] = [scales[2 * j], scales[2 * j + 1]];
-                out[106 + j] = scale_code(1.0 / d, low, 15) | scale_code(1.0 / d, high, 15) << 4;
-            }
-        }
-    }
+impl SuperBlocks<110> for Small {
+    const MEAN: f32 = 2.0;
+    type Scratch<S: Search> = S::Scratch;
 
     #[inline(always)]
-    fn decode(bytes: &[u8], out: &mut [f32]) {
-        decode::<Self, N, 32, 110>(bytes, out);
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        scratch: &mut S::Scratch,
+        out: &mut [u8; 110],
+    ) {
+        let grid = grid::iq3_s();
+        let mut scales = [0f32; 8];
+        let mut written = 0;
+        for g in 0..8 {
+            let x = &x[32 * g..][..32];
+            let w = weigh(x, of_group::<32>(qw, 32 * g), sigma2, 0.0);
+            let mut group = Magnitudes::new(x, w, false);
+            let max = group.max();
+            if max == 0.0 {
+                continue;
+            }
+            let candidates = Candidates { base: 15.0, step: 0.2, n: 9, max };
+            let mut points = [0u16; 8];
+            let refine = Refine::AllIfOffGrid;
+            let scale =
+                group.search::<S, _>(grid, &candidates, max / 15.0, refine, &mut points, scratch);
+            if scale < 0.0 {
+                group.flip(255);
+            }
+            scales[g] = scale.abs();
+            for k in 0..8 {
+                out[2 + 8 * written + k] = points[k] as u8;
+                out[66 + g] |= ((points[k] >> 8) as u8) << k;
+            }
+            for k in 0..4 {
+                out[74 + 4 * written + k] = group.signs[k];
+            }
+            written += 1;
+        }
+        let max_scale = largest(&scales);
+        if max_scale == 0.0 {
+            return;
+        }
+        let d = max_scale / 31.0;
+        put_f16(out, d * 1.033);
+        pack_scales(1.0 / d, &scales, &mut out[106..]);
     }
 }
 
@@ -244,7 +216,7 @@ impl Grouped<32, 110> for Small {
             }
             signed_codes(grid, points, &S_VALUES, b[74 + 4 * g + k], 8 * k, &mut codes);
         }
-        let code = b[106 + g / 2] >> (4 * (g % 2)) & 15;
+        let code = nibble(&b[106..], g);
         Group { codes, scale: f16(b) * f32::from(1 + 2 * code), offset: 0.0 }
     }
 }

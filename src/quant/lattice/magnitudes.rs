@@ -220,6 +220,31 @@ pub(super) fn of_group<const G: usize>(qw: Option<&[f32]>, at: usize) -> Option<
     }
 }
 
+/// The largest of scales that are not negative.
+#[inline(always)]
+pub(super) fn largest(scales: &[f32]) -> f32 {
+    let mut max = 0f32;
+    for &scale in scales {
+        max = if max > scale { max } else { scale };
+    }
+    max
+}
+
+/// Two scale codes to a byte.
+#[inline(always)]
+pub(super) fn pack_scales(id: f32, scales: &[f32], out: &mut [u8]) {
+    for j in 0..scales.len() / 2 {
+        let [a, b] = [scales[2 * j], scales[2 * j + 1]];
+        out[j] = scale_code(id, a, 15) | scale_code(id, b, 15) << 4;
+    }
+}
+
+/// The code of group `g` among those of [`pack_scales`].
+#[inline(always)]
+pub(super) fn nibble(scales: &[u8], g: usize) -> u8 {
+    scales[g / 2] >> (4 * (g % 2)) & 15
+}
+
 /// The weights of a group's errors: by importance where there is one.
 #[inline(always)]
 pub(super) fn weigh(

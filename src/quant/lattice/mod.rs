@@ -15,9 +15,14 @@ mod plain;
 mod points;
 mod splits;
 
+use super::groups::{self, Grouped};
+use super::guide::Guide;
+use super::kernels::Blocks;
+use super::search::ROWS;
 use grid::{Grid, List, MAX_CODES};
 use magnitudes::{MAX_CANDIDATES, Magnitudes, Sums, Trials};
 use splits::{Prefixes, Split};
+use std::marker::PhantomData;
 
 /// The parts of the searches on which the time goes, plain or in lanes.
 pub(super) trait Search: crate::quant::search::Search {
@@ -56,4 +61,55 @@ pub(super) trait Search: crate::quant::search::Search {
 
     /// The same for groups of two halves with a shift each.
     fn clearly_best_of_two(halves: &[Prefixes; 2]) -> Option<Split>;
+}
+
+/// Weights in a super-block.
+const N: usize = 256;
+
+/// A format each of whose super-blocks is encoded by itself. To be inlined, as [`Blocks`].
+trait SuperBlocks<const BYTES: usize> {
+    /// What the mean of the squares of a super-block counts beside the square of a weight.
+    const MEAN: f32;
+    /// [`Search::Scratch`], where it is needed.
+    type Scratch<S: Search>: Default;
+
+    /// Encodes into zeros. `qw` are the importances of the super-block's columns, `sigma2` is what the
+    /// mean of its squares counts.
+    fn encode<S: Search>(
+        x: &[f32; N],
+        qw: Option<&[f32]>,
+        sigma2: f32,
+        scratch: &mut Self::Scratch<S>,
+        out: &mut [u8; BYTES],
+    );
+}
+
+/// The functions of such a format, whose groups have `G` weights.
+struct Each<B, const G: usize, const BYTES: usize>(PhantomData<B>);
+
+impl<B, const G: usize, const BYTES: usize> Blocks for Each<B, G, BYTES>
+where
+    B: SuperBlocks<BYTES> + Grouped<G, BYTES>,
+{
+    #[inline(always)]
+    fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
+        let qw = guide.columns();
+        let mut squares = [0f32; ROWS];
+        let mut scratch = B::Scratch::<S>::default();
+        let (blocks, out) = (x.as_chunks::<N>().0, out.as_chunks_mut::<BYTES>().0);
+        for b in 0..blocks.len() {
+            if b % ROWS == 0 {
+                squares = S::row_squares(&x[N * b..], N);
+            }
+            let sigma2 = B::MEAN * squares[b % ROWS] / N as f32;
+            let qw = magnitudes::of_group::<N>(qw, N * b);
+            out[b].fill(0);
+            B::encode::<S>(&blocks[b], qw, sigma2, &mut scratch, &mut out[b]);
+        }
+    }
+
+    #[inline(always)]
+    fn decode(bytes: &[u8], out: &mut [f32]) {
+        groups::decode::<B, N, G, BYTES>(bytes, out);
+    }
 }
