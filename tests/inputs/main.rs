@@ -11,5 +11,7 @@ mod gguf;
 mod imatrix;
 mod prune;
 mod raw;
+mod scales;
+mod shards;
 mod tokens;
 mod values;
