@@ -147,18 +147,14 @@ impl<'a> Encoder<'a> {
                 true => Ok(()),
                 false => ty.validate_rows(bytes, n_per_row),
             };
-            match valid {
+            match valid.map_err(|error| by_place(error, n_per_row, bytes)) {
                 Ok(()) => {}
-                Err(QuantError::InvalidBlock { block, .. }) if ty.block_len() == 1 => {
-                    let row = (row + block / n_per_row) as u64;
-                    return Err(ConvertError::Overflow {
-                        origin: self.source.origin(tensor.source, row),
-                        tensor: tensor.name.clone(),
-                        ty,
-                        row,
-                        column: block % n_per_row,
-                        value: weights[block],
-                    });
+                Err(QuantError::NotFinite { row: at, column, .. }) => {
+                    let value = weights[at * n_per_row + column];
+                    let row = (row + at) as u64;
+                    let origin = self.source.origin(tensor.source, row);
+                    let tensor = tensor.name.clone();
+                    return Err(ConvertError::Overflow { origin, tensor, ty, row, column, value });
                 }
                 Err(error) if self.plan.check => {
                     return Err(encode_error(shift_row(error, first as u64, n_per_row)));
@@ -183,5 +179,19 @@ pub(super) fn shift_row(error: QuantError, first_row: u64, n_per_row: usize) -> 
             QuantError::NotFinite { row: row + first_row as usize, column, value }
         }
         other => other,
+    }
+}
+
+/// Names a value by row and column where it is a block of its own.
+pub(super) fn by_place(error: QuantError, n_per_row: usize, bytes: &[u8]) -> QuantError {
+    let QuantError::InvalidBlock { ty, block } = error else { return error };
+    let (stored, mut value) = (&bytes[block * ty.block_bytes()..][..ty.block_bytes()], [0.0]);
+    match ty.block_len() == 1 && ty.decode_rows(stored, 1, &mut value).is_ok() {
+        true => QuantError::NotFinite {
+            row: block / n_per_row,
+            column: block % n_per_row,
+            value: value[0],
+        },
+        false => error,
     }
 }

@@ -1,5 +1,6 @@
 //! A GGUF model back to a checkpoint folder: safetensors shards, config.json, tokenizer.json.
 
+use super::encode::by_place;
 use super::error::ConvertError;
 use crate::gguf::{GgufError, Metadata};
 use crate::io::{Disk, IoError, Sequence, folder, part_path};
@@ -173,20 +174,18 @@ fn write_shard(
             tensor.read_rows(source, rows.clone(), &mut weights)?;
             let origin = || Origin { path: path.to_owned(), tensor: tensor.name.clone() };
             let name = || tensor.name.clone();
-            ty.encode_rows(&weights, n as usize, Guide::Plain, &mut bytes).map_err(|error| {
-                ConvertError::Encode { origin: origin(), tensor: name(), ty, error }
-            })?;
-            if let Err(QuantError::InvalidBlock { block, .. }) =
-                ty.validate_rows(&bytes, n as usize)
-            {
-                return Err(ConvertError::Overflow {
-                    origin: origin(),
-                    tensor: name(),
-                    ty,
-                    row: rows.start + block as u64 / n,
-                    column: block % n as usize,
-                    value: weights[block],
-                });
+            let encode_error =
+                |error| ConvertError::Encode { origin: origin(), tensor: name(), ty, error };
+            ty.encode_rows(&weights, n as usize, Guide::Plain, &mut bytes).map_err(encode_error)?;
+            let valid = ty.validate_rows(&bytes, n as usize);
+            match valid.map_err(|error| by_place(error, n as usize, &bytes)) {
+                Ok(()) => {}
+                Err(QuantError::NotFinite { row, column, .. }) => {
+                    let value = weights[row * n as usize + column];
+                    let (origin, tensor, row) = (origin(), name(), rows.start + row as u64);
+                    return Err(ConvertError::Overflow { origin, tensor, ty, row, column, value });
+                }
+                Err(error) => return Err(encode_error(error)),
             }
             out.write_all(&bytes).map_err(io)?;
             monitor.advance(count as u64);

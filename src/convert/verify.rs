@@ -1,10 +1,10 @@
 //! Whether a file is what a plan would write: tensors are made again and compared.
 
-use super::encode::{Encoder, Unit, shift_row};
+use super::encode::{Encoder, Unit, by_place, shift_row};
 use super::error::ConvertError;
 use super::plan::Plan;
 use crate::monitor::Monitor;
-use crate::quant::{Kind, QuantError};
+use crate::quant::Kind;
 use crate::source::{GgufSource, Source, Storage};
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Mutex;
@@ -208,18 +208,4 @@ fn validate_tensor(
         monitor.advance(weights);
     }
     Ok(())
-}
-
-/// Names a value by row and column where it is a block of its own.
-fn by_place(error: QuantError, n_per_row: usize, bytes: &[u8]) -> QuantError {
-    let QuantError::InvalidBlock { ty, block } = error else { return error };
-    let (stored, mut value) = (&bytes[block * ty.block_bytes()..][..ty.block_bytes()], [0.0]);
-    match ty.block_len() == 1 && ty.decode_rows(stored, 1, &mut value).is_ok() {
-        true => QuantError::NotFinite {
-            row: block / n_per_row,
-            column: block % n_per_row,
-            value: value[0],
-        },
-        false => error,
-    }
 }
