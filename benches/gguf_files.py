@@ -1,7 +1,6 @@
 """For the scripts that compare with llama-quantize: the types, a model of nothing but given tensors, and
-an importance matrix. Needs the `gguf` package."""
+an importance matrix. Writing needs the `gguf` package."""
 import json, subprocess
-import gguf, numpy as np
 
 def formats(requant):
     """The types that weights are quantized to, as the program knows them."""
@@ -20,6 +19,7 @@ def finish(w):
 
 def write_model(path, tensors):
     """`tensors`: name to rows as f32 and the name of the type that they are stored in."""
+    import gguf
     rows, width = next(iter(tensors.values()))[0].shape
     w = gguf.GGUFWriter(path, "llama")
     w.add_block_count(1); w.add_context_length(512); w.add_embedding_length(width); w.add_feed_forward_length(rows)
@@ -31,6 +31,7 @@ def write_model(path, tensors):
 
 def write_importances(path, sums):
     """`sums`: name of a tensor to a sum of squares for each of its columns, of 100 tokens."""
+    import gguf, numpy as np
     w = gguf.GGUFWriter(path, "")
     w.kv_data[0].clear()
     w.add_string("general.type", "imatrix"); w.add_array("imatrix.datasets", ["noise"])

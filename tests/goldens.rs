@@ -6,6 +6,7 @@ use requant::quant::QuantType;
 use requant::simd::Simd;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 /// Output `i` of SplitMix64.
 fn mix(seed: u64, i: usize) -> u64 {
@@ -69,7 +70,7 @@ fn hash(bytes: impl AsRef<[u8]>) -> String {
     Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
-fn check(path: &str) {
+fn check(path: impl AsRef<Path>) {
     let goldens: Value = serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap();
     let number = |key: &str| goldens[key].as_u64().unwrap();
     let (rows, width) = (number("rows") as usize, number("width") as usize);
@@ -106,7 +107,7 @@ fn check(path: &str) {
 #[test]
 fn bytes_and_values_are_the_reference_s() {
     for file in ["goldens.json", "lattice.json"] {
-        check(&format!("{}/tests/fixtures/goldens/{file}", env!("CARGO_MANIFEST_DIR")));
+        check(Path::new(file!()).with_file_name("fixtures/goldens").join(file));
     }
     for path in std::env::var("REQUANT_GOLDENS").unwrap_or_default().split(':') {
         if !path.is_empty() {
