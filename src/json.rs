@@ -26,6 +26,7 @@ pub enum JsonError {
         /// The file.
         path: PathBuf,
         /// What the parser said.
+        #[source]
         error: serde_json::Error,
     },
 }

@@ -1,6 +1,6 @@
 //! `requant compare` and `requant gate`: what a quantization costs, token by token.
 
-use super::evaluate::{Precision, Room, hinted};
+use super::evaluate::{Precision, Room};
 use super::instructions::Instructions;
 use super::progress::Progress;
 use super::{bad_usage, place, report, say, threads};
@@ -134,7 +134,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             measure::compare(reference, &candidates, &text, &options, extras, &progress)
         }
     };
-    let outcome = outcome.map_err(hinted)?;
+    let outcome = outcome?;
     progress.finish();
     if let Some(path) = &args.report {
         crate::io::write(&LocalDisk, path, report::page(&outcome).as_bytes())?;
@@ -293,7 +293,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     let progress = Progress::start("gate", 0, "token-layers", 0);
     let judged =
         measure::gate(reference, candidate, &text, limits, args.confidence, &options, &progress);
-    let Judgement { verdict, checks, chunks, chunks_available } = judged.map_err(hinted)?;
+    let Judgement { verdict, checks, chunks, chunks_available } = judged?;
     progress.finish();
     if args.run.json {
         let json = json!({

@@ -258,7 +258,7 @@ fn complete(args: &Args, first: &Path, error: &anyhow::Error) -> anyhow::Error {
     };
     anyhow::anyhow!(
         "{}; {} is complete, and the same command evaluates it {from}",
-        super::describe(error),
+        super::errors::describe(error),
         first.display()
     )
 }

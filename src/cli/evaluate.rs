@@ -4,8 +4,7 @@ use super::output::binary_size;
 use super::progress::Progress;
 use super::{say, units};
 use crate::eval::{Activations, Paired, Perplexity, Scratch};
-use crate::measure::{MeasureError, Options, Subject, Text, perplexity};
-use crate::tokenizer::TokenizerError;
+use crate::measure::{Options, Subject, Text, perplexity};
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
 
@@ -63,31 +62,6 @@ pub struct Precision {
     pub activations: Activations,
 }
 
-/// An error with the option that helps.
-pub fn hinted(error: MeasureError) -> anyhow::Error {
-    let hint = match &error {
-        MeasureError::Memory { memory, needed, states } => {
-            let [memory, needed] = [memory, needed].map(|n| units::bytes(*n));
-            let of_states = match states {
-                0 => String::new(),
-                n => format!(
-                    ", {} of them for hidden states; --scratch puts these on disk",
-                    units::bytes(*n)
-                ),
-            };
-            return anyhow::anyhow!(
-                "--memory {memory} is not enough: {needed} are needed{of_states}"
-            );
-        }
-        MeasureError::TooShort { .. } => " (--ctx)",
-        MeasureError::Tokenizer { error: TokenizerError::NoRules(_), .. } => {
-            "; --tokens FILE takes the numbers of the text's tokens instead"
-        }
-        _ => return error.into(),
-    };
-    anyhow::anyhow!("{error}{hint}")
-}
-
 /// A model measured against its source.
 pub struct Evaluation {
     text: PathBuf,
@@ -113,7 +87,7 @@ pub fn compare(
 ) -> anyhow::Result<Evaluation> {
     let row = |what, (name, subject): (&str, Subject)| -> anyhow::Result<Row> {
         let progress = Progress::start(what, 0, "token-layers", 0);
-        let perplexity = perplexity(subject, text, options, &progress).map_err(hinted)?;
+        let perplexity = perplexity(subject, text, options, &progress)?;
         progress.finish();
         Ok(Row {
             name: name.to_owned(),

@@ -1,7 +1,7 @@
 //! `requant imatrix`: importance matrices from a model and a text.
 
 use super::compare::{self, RunArgs, TextArgs};
-use super::evaluate::{Room, hinted};
+use super::evaluate::Room;
 use super::progress::Progress;
 use super::say;
 use crate::imatrix::Sums;
@@ -70,7 +70,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let (text, model) = (args.text.read()?, compare::model(path, &options)?);
         let progress = Progress::start("imatrix", 0, "token-layers", 0);
         let subject = Subject { path, model: &model };
-        let own = importances(subject, &text, &options, &progress).map_err(hinted)?;
+        let own = importances(subject, &text, &options, &progress)?;
         progress.finish();
         sums.add(&own).map_err(|name| {
             anyhow::anyhow!(

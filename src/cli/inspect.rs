@@ -96,7 +96,7 @@ impl Subject {
         };
         let files = model.files().iter().map(|f| f.path.display().to_string()).collect();
         let described = model.described().unwrap_or_else(|error| {
-            say::warning(&Warning::new(Topic::Config, error.to_string()));
+            say::warning(&Warning::new(Topic::Config, super::errors::describe(&error.into())));
             Metadata::new()
         });
         let settings = model.config().settings()?;

@@ -16,6 +16,7 @@ macro_rules! println {
 mod compare;
 mod convert;
 mod edit;
+mod errors;
 mod evaluate;
 mod formats;
 mod imatrix;
@@ -35,8 +36,6 @@ mod tools;
 mod units;
 mod verify;
 
-use crate::convert::ConvertError;
-use crate::measure::MeasureError;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -146,7 +145,7 @@ pub fn main() -> ExitCode {
     match result.and_then(|()| say::heed()) {
         Ok(()) => exit,
         Err(error) => {
-            say::error(describe(&error));
+            say::error(errors::describe(&error));
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);
             ExitCode::from(if interrupted { 130 } else { 1 })
         }
@@ -161,33 +160,6 @@ fn parse() -> Cli {
     }
     say::set_level(if cli.quiet { say::Level::Error } else { cli.log_level });
     cli
-}
-
-/// The chain of causes on one line. Library errors name their cause themselves, so a cause that is
-/// repeated in what came before adds nothing.
-fn describe(error: &anyhow::Error) -> String {
-    if let (true, Err(strict)) = (is_unwanted(error), say::heed()) {
-        return strict.to_string();
-    }
-    let mut text = String::new();
-    for cause in error.chain() {
-        let cause = cause.to_string();
-        if cause.starts_with(&text) {
-            text = cause;
-        } else if !text.contains(&cause) {
-            if !text.is_empty() {
-                text += ": ";
-            }
-            text += &cause;
-        }
-    }
-    text
-}
-
-/// Whether it is a warning that nothing but `--strict` made an error, and that was printed as one.
-fn is_unwanted(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(ConvertError::Unwanted(_)))
-        || matches!(error.downcast_ref(), Some(MeasureError::Unwanted(_)))
 }
 
 /// Ends the program as it ends where an argument does not parse.

@@ -1,7 +1,7 @@
 //! `requant perplexity`: how well a model predicts a text.
 
 use super::compare::{self, RunArgs, TextArgs};
-use super::evaluate::{Room, hinted};
+use super::evaluate::Room;
 use super::progress::Progress;
 use super::say;
 use crate::measure::{Subject, perplexity};
@@ -31,7 +31,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = compare::model(&args.model, &options)?;
     let subject = Subject { path: &args.model, model: &model };
     let progress = Progress::start("perplexity", 0, "token-layers", 0);
-    let result = perplexity(subject, &text, &options, &progress).map_err(hinted)?;
+    let result = perplexity(subject, &text, &options, &progress)?;
     progress.finish();
     if args.run.json {
         let mut json = serde_json::to_value(&result)?;

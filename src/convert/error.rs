@@ -29,7 +29,7 @@ pub enum ConvertError {
         count: usize,
     },
     /// No layer that computes anything would be left.
-    #[error("all layers would be left out; leave some of them in --prune-layers")]
+    #[error("all layers would be left out; leave some of them in")]
     NoLayerLeft,
     /// Layers of a model that does not say how many it has.
     #[error("`{key}` is missing, without which no layers can be left out")]
@@ -65,6 +65,7 @@ pub enum ConvertError {
         /// The type it was to have.
         ty: QuantType,
         /// What is wrong with the row.
+        #[source]
         error: QuantError,
     },
     /// A finite weight that is too large for its type.
@@ -92,12 +93,13 @@ pub enum ConvertError {
         /// Where it is.
         origin: Origin,
         /// What is wrong with it.
+        #[source]
         error: QuantError,
     },
     /// A tensor that is quantized already.
     #[error(
         "tensor `{tensor}` is {from} already and would lose twice as {to}; start from a file of \
-         full precision, or give --allow-requantize"
+         full precision"
     )]
     Requantize {
         /// The tensor.
@@ -137,7 +139,7 @@ pub enum ConvertError {
     /// A tensor that cannot do without an importance matrix, and has no entry.
     #[error(
         "the importance matrix has no entry for `{tensor}`, which cannot become {ty} without; collect \
-         one that has it, or give the tensor another type (--tensor-type)"
+         one that has it, or give the tensor another type"
     )]
     NoImportance {
         /// The tensor.
@@ -159,7 +161,7 @@ pub enum ConvertError {
         free: u64,
     },
     /// Less memory than one thread needs.
-    #[error("{budget} bytes of memory are too few, at least {needed} are needed; raise --memory")]
+    #[error("{budget} bytes of memory are too few, at least {needed} are needed")]
     Memory {
         /// Bytes needed.
         needed: u64,
@@ -174,14 +176,20 @@ pub enum ConvertError {
     },
     /// The journal beside the output belongs to another run.
     #[error(
-        "{}: an unfinished run is kept here, of {what}; repeat its command to go on with it, or \
-         give --restart to begin anew", path.display()
+        "{}: an unfinished run is kept here, of {what}; repeat its command to go on with it",
+        path.display()
     )]
     Journal {
         /// The journal.
         path: PathBuf,
         /// What is different about that run.
         what: &'static str,
+    },
+    /// The folder that was to be written exists.
+    #[error("{}: exists already; give another name", path.display())]
+    Exists {
+        /// The folder.
+        path: PathBuf,
     },
     /// Another process writes the same output.
     #[error("{}: another process is writing this output", path.display())]
@@ -195,6 +203,7 @@ pub enum ConvertError {
         /// The journal.
         journal: PathBuf,
         /// Why it ended.
+        #[source]
         error: Box<ConvertError>,
     },
     /// A warning that whoever watches the work takes for an error ([`crate::monitor::Monitor::warn`]).

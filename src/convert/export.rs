@@ -2,7 +2,7 @@
 
 use super::encode::by_place;
 use super::error::ConvertError;
-use crate::gguf::{GgufError, Metadata};
+use crate::gguf::Metadata;
 use crate::io::{Disk, IoError, Sequence, folder, part_path};
 use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
@@ -35,7 +35,7 @@ pub fn export(
     monitor: &dyn Monitor,
 ) -> Result<(), ConvertError> {
     if path.symlink_metadata().is_ok() {
-        return Err(GgufError::Exists { path: path.to_owned() }.into());
+        return Err(ConvertError::Exists { path: path.to_owned() });
     }
     let part = part_path(path);
     let _ = std::fs::remove_dir_all(&part);

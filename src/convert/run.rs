@@ -208,7 +208,7 @@ fn can_go_on(error: &ConvertError) -> bool {
     matches!(
         error,
         ConvertError::Cancelled
-            | ConvertError::Source(SourceError::Io { .. })
+            | ConvertError::Source(SourceError::Io { .. } | SourceError::Shortened { .. })
             | ConvertError::Io(_)
             | ConvertError::Gguf(GgufError::Io(_))
     )

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 /// The precision that weights pass through on their way to a quantized type.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Intermediate {
     /// BF16, as in a file written by the reference converter with `--outtype bf16`, whose bytes
     /// are then reproduced.
@@ -19,6 +20,7 @@ pub enum Intermediate {
 
 /// Which program's output is made.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mode {
     /// That of llama-quantize: the mix of the file type, tensors in the order of their layers.
     #[default]
@@ -95,6 +97,7 @@ impl Settings {
 
 /// Where the output is cut into several files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum SplitBy {
     /// Where a limit is reached, as llama-gguf-split does.
     Limit {
@@ -109,6 +112,7 @@ pub enum SplitBy {
 
 /// How much goes into a file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Limit {
     /// Tensors; not 0.
     Tensors(u64),

@@ -63,6 +63,7 @@ pub enum EvalError {
         /// 0 for the reference, then the models compared with it.
         model: usize,
         /// What is wrong.
+        #[source]
         error: Box<EvalError>,
     },
     /// A log-probability of a file that is NaN or infinite.

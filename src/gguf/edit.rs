@@ -34,6 +34,7 @@ const SAMPLE: u64 = 4096;
 
 /// How metadata were replaced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Edited {
     /// The tensors stayed where they are.
     InPlace,

@@ -43,10 +43,7 @@ pub enum GgufError {
         path: PathBuf,
     },
     /// A change of its metadata was interrupted.
-    #[error(
-        "{}: a change of its metadata was interrupted; run `requant set` on it again, which ends it",
-        path.display()
-    )]
+    #[error("{}: a change of its metadata was interrupted", path.display())]
     Interrupted {
         /// The file.
         path: PathBuf,
@@ -76,8 +73,7 @@ pub enum GgufError {
     /// The file ends inside its data.
     #[error(
         "{}: tensor `{tensor}`: its data lies past the end of the file, which is cut short or \
-         damaged: {there} of {needed} bytes are there{}; `requant inspect --header` shows what it was \
-         to hold", path.display(), or(seems)
+         damaged: {there} of {needed} bytes are there{}", path.display(), or(seems)
     )]
     Cut {
         /// The file.
@@ -138,7 +134,7 @@ pub enum GgufError {
         what: String,
     },
     /// The output exists already.
-    #[error("{}: exists already; give another name, or --force to replace it", path.display())]
+    #[error("{}: exists already; give another name", path.display())]
     Exists {
         /// The output.
         path: PathBuf,

@@ -48,7 +48,7 @@ pub enum ImatrixError {
     },
     /// Experts that no token reached.
     #[error(
-        "{}: `{tensor}`: no token reached expert{} {}; use a longer text, or --unrouted",
+        "{}: `{tensor}`: no token reached expert{} {}; use a longer text",
         path.display(), if experts.len() == 1 { "" } else { "s" }, list(experts)
     )]
     Unrouted {
@@ -83,6 +83,7 @@ fn list(numbers: &[usize]) -> String {
 
 /// What weighs the columns of experts that no token reached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Unrouted {
     /// All columns weigh the same, as in llama-quantize.
     #[default]

@@ -35,6 +35,7 @@ pub enum MeasureError {
         /// The model.
         path: PathBuf,
         /// What is wrong with it.
+        #[source]
         error: TokenizerError,
     },
     /// A text too short to score.
@@ -78,6 +79,7 @@ pub enum MeasureError {
         /// The model.
         path: PathBuf,
         /// What went wrong.
+        #[source]
         error: EvalError,
     },
     /// A forward pass of no single model.

@@ -78,6 +78,7 @@ pub enum ModelError {
     #[error("{error}; in {} {settings}", config.display())]
     Disagrees {
         /// What is wrong with the tensor.
+        #[source]
         error: Box<ModelError>,
         /// The config file.
         config: PathBuf,

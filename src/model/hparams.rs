@@ -85,6 +85,7 @@ pub struct Hparams {
 
 /// How tokens attend to each other.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Attention {
     /// Multi-head latent attention (`deepseek2`).
     Latent(Latent),
@@ -122,6 +123,7 @@ impl Attention {
 
 /// Which elements of a head rotate together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Pairs {
     /// `2i` and `2i + 1`.
     Neighbours,
@@ -169,6 +171,7 @@ pub struct Latent {
 
 /// How GGUF files store the matrix that unpacks compressed keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mla {
     /// `attn_k_b`, each head transposed, and `attn_v_b`: multi-query attention on the compressed
     /// keys and values.
@@ -209,6 +212,7 @@ pub struct Yarn {
 
 /// How router scores become probabilities. The discriminants are those of `expert_gating_func`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Gating {
     /// Softmax over all experts (V2).
     Softmax = 1,

@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 
 /// Why a tensor is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[non_exhaustive]
 pub enum LeftOut {
     /// It belongs to a multi-token-prediction layer.
     Mtp,

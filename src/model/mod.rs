@@ -43,6 +43,7 @@ use std::path::Path;
 
 /// What becomes of multi-token-prediction layers, which the forward pass does not use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Mtp {
     /// Leave them out, as the reference converter does.
     #[default]

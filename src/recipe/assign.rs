@@ -58,7 +58,7 @@ impl TensorType {
     pub fn new(pattern: &str, ty: QuantType) -> Result<Self, RecipeError> {
         let pattern = Pattern::parse(pattern).map_err(|error| RecipeError::Pattern {
             pattern: pattern.to_owned(),
-            what: error.to_string(),
+            error: error.into(),
         })?;
         Ok(Self { pattern, ty })
     }
@@ -70,6 +70,7 @@ impl TensorType {
 
 /// Why a tensor gets its type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Reason {
     /// It is never quantized: a norm, a bias, a router.
     Kept,
@@ -102,16 +103,16 @@ pub struct Assignment {
     pub reason: Reason,
 }
 
+/// What a crate that reads expressions says.
+pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
+
 /// A request that cannot be met.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecipeError {
     /// A recipe that is no TOML, or has other keys than a recipe's.
-    #[error("{what}")]
-    Toml {
-        /// Line, column and what is wrong.
-        what: String,
-    },
+    #[error("{0}")]
+    Toml(#[from] toml::de::Error),
     /// A rule of a recipe that makes no sense.
     #[error("recipe, {rule}: {what}")]
     Rule {
@@ -120,19 +121,28 @@ pub enum RecipeError {
         /// What is wrong.
         what: String,
     },
+    /// An expression in a rule that cannot be read, or not be computed.
+    #[error("recipe, {rule}: {what}: {error}")]
+    Expression {
+        /// The rule's name.
+        rule: String,
+        /// The expression.
+        what: String,
+        /// What is wrong with it.
+        #[source]
+        error: Cause,
+    },
     /// A pattern that is no regular expression.
-    #[error("`{pattern}` is no regular expression: {what}")]
+    #[error("`{pattern}` is no regular expression: {error}")]
     Pattern {
         /// The pattern.
         pattern: String,
         /// What is wrong with it.
-        what: String,
+        #[source]
+        error: Cause,
     },
     /// A pattern that fits no tensor that is quantized.
-    #[error(
-        "`{pattern}={ty}` fits no tensor that is quantized; mend the pattern, or accept it with \
-         --allow-unmatched"
-    )]
+    #[error("`{pattern}={ty}` fits no tensor that is quantized; mend the pattern")]
     Unmatched {
         /// The pattern.
         pattern: String,
@@ -142,7 +152,7 @@ pub enum RecipeError {
     /// A pattern where none counts.
     #[error(
         "`{pattern}={ty}` changes nothing: patterns count only in files of a quantized type, not \
-         of {default}; leave it out, or accept that with --allow-unmatched"
+         of {default}; leave it out"
     )]
     Unheeded {
         /// The pattern.
@@ -167,7 +177,7 @@ pub enum RecipeError {
         wanted: QuantType,
     },
     /// The type makes no sense without an importance matrix.
-    #[error("tensor `{tensor}`: {ty} in a {file_type} file needs an importance matrix (--imatrix)")]
+    #[error("tensor `{tensor}`: {ty} in a {file_type} file needs an importance matrix")]
     NeedsImatrix {
         /// The tensor.
         tensor: String,
@@ -181,6 +191,10 @@ pub enum RecipeError {
 impl RecipeError {
     pub(super) fn rule(rule: &str, what: String) -> Self {
         Self::Rule { rule: rule.to_owned(), what }
+    }
+
+    pub(super) fn expression(rule: &str, what: String, error: impl Into<Cause>) -> Self {
+        Self::Expression { rule: rule.to_owned(), what, error: error.into() }
     }
 }
 

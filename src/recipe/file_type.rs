@@ -13,6 +13,7 @@ macro_rules! file_types {
         #[allow(non_camel_case_types, missing_docs)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
         #[repr(u32)]
+        #[non_exhaustive]
         pub enum FileType {
             $($name = $id,)*
         }

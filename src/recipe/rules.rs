@@ -2,7 +2,7 @@
 //!
 //! The mixes of llama-quantize are recipes too (`mixes/*.toml`).
 
-use super::assign::{RecipeError, Shape, layer_of};
+use super::assign::{Cause, RecipeError, Shape, layer_of};
 use super::file_type::FileType;
 use super::role::Role;
 use crate::pattern::Pattern;
@@ -113,8 +113,7 @@ impl Recipe {
     /// # Errors
     /// No TOML, unknown keys, types, roles or variables, patterns that are no regular expressions.
     pub fn parse(text: &str) -> Result<Self, RecipeError> {
-        let file: File =
-            toml::from_str(text).map_err(|error| RecipeError::Toml { what: error.to_string() })?;
+        let file: File = toml::from_str(text)?;
         let default = quant_type(&file.default, "default")?;
         let file_type = match &file.file_type {
             Some(name) => {
@@ -181,9 +180,9 @@ impl Rule {
     fn new(number: usize, file: FileRule, env: &Environment) -> Result<Self, RecipeError> {
         let name = file.name.unwrap_or_else(|| format!("rule {}", number + 1));
         let fail = |what: String| RecipeError::rule(&name, what);
-        let pattern = |text: &String| {
-            Pattern::parse(text).map_err(|error| fail(format!("`{text}`: {error}")))
-        };
+        let bad = |text: &str, error| RecipeError::expression(&name, format!("`{text}`"), error);
+        let pattern =
+            |text: &String| Pattern::parse(text).map_err(|error| bad(text, Cause::from(error)));
         let roles = match file.role {
             OneOrMore::One(role) => vec![role],
             OneOrMore::More(roles) => roles,
@@ -195,7 +194,7 @@ impl Rule {
         };
         if let Some(when) = &file.when {
             let expression =
-                env.compile_expression(when).map_err(|error| fail(format!("`{when}`: {error}")))?;
+                env.compile_expression(when).map_err(|error| bad(when, Cause::from(error)))?;
             let mut unknown: Vec<String> =
                 expression.undeclared_variables(false).into_iter().collect();
             unknown.retain(|name| !VARIABLES.contains(&name.as_str()));
@@ -287,7 +286,8 @@ impl Conditions {
         let compile = |rule: &'a Rule| {
             let when = rule.when.as_deref();
             let compiled = when.map(|when| self.0.compile_expression(when)).transpose();
-            compiled.map_err(|error| RecipeError::rule(&rule.name, error.to_string()))
+            let what = || format!("`{}`", when.unwrap_or_default());
+            compiled.map_err(|error| RecipeError::expression(&rule.name, what(), error))
         };
         let count = |rule: &Rule| tensors.iter().filter(|t| rule.counts(t.name)).count();
         Ok(Chooser {
@@ -337,15 +337,14 @@ impl Chooser<'_> {
                 tied => self.facts.tied,
                 imatrix => self.imatrix,
             });
-            let value = value.map_err(|error| error.to_string()).and_then(|value| {
-                bool::try_from(value.clone())
-                    .map_err(|_| format!("gives {value}, not true or false"))
-            });
-            match value {
+            let what = || format!("its condition, for tensor `{}`", tensor.name);
+            let value =
+                value.map_err(|error| RecipeError::expression(&rule.name, what(), error))?;
+            match bool::try_from(value.clone()) {
                 Ok(true) => chosen = Some((number, rule.ty)),
                 Ok(false) => {}
-                Err(what) => {
-                    let what = format!("its condition, for tensor `{}`: {what}", tensor.name);
+                Err(_) => {
+                    let what = format!("{}: gives {value}, not true or false", what());
                     return Err(RecipeError::rule(&rule.name, what));
                 }
             }

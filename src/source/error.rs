@@ -12,14 +12,26 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum SourceError {
     /// The system cannot read the bytes.
-    #[error("{}: tensor `{tensor}`: {}", path.display(), reading(error))]
+    #[error("{}: tensor `{tensor}`: {error}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
         /// The tensor.
         tensor: String,
         /// What the system said.
+        #[source]
         error: std::io::Error,
+    },
+    /// The bytes are no longer there.
+    #[error(
+        "{}: tensor `{tensor}`: the file has become shorter since it was opened; restore it and begin anew",
+        path.display()
+    )]
+    Shortened {
+        /// The file.
+        path: PathBuf,
+        /// The tensor.
+        tensor: String,
     },
     /// A row could not be decoded.
     #[error("{}: tensor `{tensor}`: {error}", path.display())]
@@ -29,6 +41,7 @@ pub enum SourceError {
         /// The tensor.
         tensor: String,
         /// What is wrong with its rows.
+        #[source]
         error: QuantError,
     },
     /// A tensor whose type nobody here can decode.
@@ -81,12 +94,14 @@ pub enum SourceError {
     },
 }
 
-fn reading(error: &std::io::Error) -> String {
-    match error.kind() {
-        std::io::ErrorKind::UnexpectedEof => {
-            "the file has become shorter since it was opened; restore it and begin anew".to_owned()
+impl SourceError {
+    /// What the system says when it is asked for bytes of a tensor.
+    pub(super) fn reading(path: PathBuf, tensor: &str, error: std::io::Error) -> Self {
+        let tensor = tensor.to_owned();
+        match error.kind() {
+            std::io::ErrorKind::UnexpectedEof => Self::Shortened { path, tensor },
+            _ => Self::Io { path, tensor, error },
         }
-        _ => error.to_string(),
     }
 }
 
@@ -176,6 +191,7 @@ pub enum CheckpointError {
         /// The shard.
         path: PathBuf,
         /// What the parser said.
+        #[source]
         error: SafeTensorError,
     },
     /// The index places a tensor in a shard that does not hold it.

@@ -186,10 +186,8 @@ impl GgufSource {
         out: &mut [u8],
     ) -> Result<(), SourceError> {
         let start = self.bytes_of(tensor, stored).start;
-        self.blob(tensor).read_at(start, out).map_err(|error| SourceError::Io {
-            path: self.path(tensor),
-            tensor: self.metas[tensor].name.clone(),
-            error,
+        self.blob(tensor).read_at(start, out).map_err(|error| {
+            SourceError::reading(self.path(tensor), &self.metas[tensor].name, error)
         })
     }
 

@@ -38,6 +38,7 @@ thread_local! {
 
 /// How a tensor's elements are stored.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Dtype {
     /// A GGUF type: plain floats, or blocks.
     Gguf(QuantType),

@@ -264,11 +264,8 @@ impl Shards {
     /// When the system cannot read them.
     pub fn read(&self, part: &Part, offset: u64, out: &mut [u8]) -> Result<(), SourceError> {
         let Shard { path, blob } = &self.files[part.shard];
-        blob.read_at(offset, out).map_err(|error| SourceError::Io {
-            path: path.clone(),
-            tensor: part.name.clone(),
-            error,
-        })
+        blob.read_at(offset, out)
+            .map_err(|error| SourceError::reading(path.clone(), &part.name, error))
     }
 
     /// What is wrong with the bytes of a part.

@@ -66,8 +66,8 @@ impl Tokenizer {
             let what = "is missing, so that text cannot be made tokens".to_owned();
             return Err(TokenizerError::Key { key: MERGES, what });
         }
-        let mut engine = tokenizers::Tokenizer::from_bytes(json.to_string())
-            .map_err(|error| TokenizerError::Engine(error.to_string()))?;
+        let mut engine =
+            tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(TokenizerError::Engine)?;
         engine.set_encode_special_tokens(true);
         let bos = vocab.special("bos").filter(|_| vocab.add_bos());
         Ok(Self { engine: Engine::Bpe(Box::new(engine)), bos, warnings: vocab.warnings.clone() })
@@ -88,8 +88,7 @@ impl Tokenizer {
             Engine::Spm(spm) => spm.encode(text)?,
             Engine::Bpe(engine) => {
                 let encoding = engine.encode_fast(text, false);
-                let encoding =
-                    encoding.map_err(|error| TokenizerError::Engine(error.to_string()))?;
+                let encoding = encoding.map_err(TokenizerError::Engine)?;
                 encoding.get_ids().to_vec()
             }
         };

@@ -34,7 +34,7 @@ pub enum TokenizerError {
     /// A pre-tokenizer without a known name.
     #[error(
         "{}: the pre-tokenizer is none of the known ones ({known}); if you know its GGUF name, \
-         give it with --tokenizer-pre NAME",
+         give it",
         path.display()
     )]
     UnknownPre {
@@ -46,8 +46,8 @@ pub enum TokenizerError {
     /// Rules that no pre-tokenizer of GGUF has, and no model was trained with.
     #[error(
         "{}: {what}: a tool has damaged the file, and text would become other tokens than the model \
-         was trained on; take the file from the original model, or convert with --tokenizer-pre NAME, \
-         the GGUF name of the model's pre-tokenizer",
+         was trained on; take the file from the original model, or give the GGUF name \
+         of the model's pre-tokenizer",
         path.display()
     )]
     Damaged {
@@ -59,7 +59,7 @@ pub enum TokenizerError {
     /// A pre-tokenizer that text cannot be split with here.
     #[error(
         "tokenizer.ggml.pre is `{0}`, whose rules are not known here; give the numbers of the text's \
-         tokens with --tokens FILE"
+         tokens"
     )]
     NoRules(String),
     /// Metadata that holds no complete vocabulary.
@@ -75,5 +75,5 @@ pub enum TokenizerError {
     Gguf(#[from] GgufError),
     /// The tokenizers crate refused.
     #[error("tokenizing: {0}")]
-    Engine(String),
+    Engine(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
