@@ -3,7 +3,7 @@
 use super::encode::by_place;
 use super::error::ConvertError;
 use crate::gguf::Metadata;
-use crate::io::{Disk, IoError, Sequence, folder, part_path};
+use crate::io::{Disk, IoError, Sequence, give_name, part_path};
 use crate::model::{Exported, GgufModel, sampling_settings};
 use crate::monitor::Monitor;
 use crate::quant::{Guide, Kind, QuantError, QuantType};
@@ -38,13 +38,16 @@ pub fn export(
         return Err(ConvertError::Exists { path: path.to_owned() });
     }
     let part = part_path(path);
+    // What an earlier export left.
     let _ = std::fs::remove_dir_all(&part);
     std::fs::create_dir(&part).map_err(|error| IoError::new(&part, error))?;
-    let written = write(model, source, disk, &part, ty, monitor)
-        .and_then(|()| disk.rename(&part, path).map_err(|error| IoError::new(path, error).into()));
-    match written {
-        Ok(()) => disk.sync_names(folder(path)),
-        Err(_) => drop(std::fs::remove_dir_all(&part)),
+    let written = write(model, source, disk, &part, ty, monitor).and_then(|()| {
+        disk.sync_names(&part);
+        Ok(give_name(disk, &part, path)?)
+    });
+    if written.is_err() {
+        // Failing to remove what is left over must not hide the error.
+        let _ = std::fs::remove_dir_all(&part);
     }
     written
 }
@@ -227,7 +230,7 @@ mod tests {
     use crate::recipe::FileType;
 
     #[test]
-    fn a_full_disk_leaves_no_folder() {
+    fn a_failing_disk_leaves_no_folder() {
         let dir = tempfile::tempdir().unwrap();
         let file = dir.path().join("tiny.gguf");
         let tiny = Path::new("tests/fixtures/tiny-r1");
@@ -243,6 +246,11 @@ mod tests {
             assert!(error.contains(name) && error.contains("the disk is full"), "{error}");
             assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         }
+        let disk = Small::without_names();
+        let error = export(&model, model.gguf(), &disk, &folder, QuantType::BF16, &());
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("again: "), "{error}");
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         let disk = Small::new(1 << 30);
         export(&model, model.gguf(), &disk, &folder, QuantType::BF16, &()).unwrap();
         assert!(folder.join("config.json").is_file());

@@ -10,7 +10,7 @@ use super::plan::Plan;
 use super::shard::Shard;
 use super::values::Seen;
 use crate::gguf::{GgufError, Writer};
-use crate::io::{Disk, IoError, LocalDisk, folder, part_path};
+use crate::io::{Disk, IoError, LocalDisk, give_name, part_path};
 use crate::monitor::Monitor;
 use crate::source::{Source, SourceError};
 use std::collections::VecDeque;
@@ -129,9 +129,8 @@ impl Plan {
             for writer in run.writers.iter().flatten().rev() {
                 let path = writer.path();
                 Writer::check(path, options.force || resumed)?;
-                disk.rename(&part_path(path), path).map_err(|error| IoError::new(path, error))?;
+                give_name(disk, &part_path(path), path)?;
             }
-            disk.sync_names(folder(output));
             Ok(())
         })();
         let kept = resumed || run.recorded.load(Ordering::Relaxed) > 0;

@@ -13,7 +13,7 @@ use super::layout::header;
 use super::metadata::Metadata;
 use super::value::Value;
 use super::{ALIGNMENT, pad};
-use crate::io::{Disk, LocalDisk, Part, folder, read_all, read_exact_at, write_all};
+use crate::io::{Disk, LocalDisk, Part, complete, folder, read_all, read_exact_at, write_all};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -213,7 +213,8 @@ fn write_anew(
 ) -> Result<(), GgufError> {
     let new_path = beside(path, ".edit");
     let io = |error| GgufError::io(&new_path, error);
-    let written = (|| {
+    let mut kept = None;
+    let written = complete(disk, &new_path, path, || {
         let from = crate::io::open(path).map_err(|error| GgufError::io(path, error))?;
         let new = disk.open(&new_path).map_err(io)?;
         let data = data_start(old)..old.file_size();
@@ -226,15 +227,12 @@ fn write_anew(
         check(old, &from, new.as_ref(), &new_path, head)?;
         if let Some(backup) = backup {
             keep_old(path, backup).map_err(|error| GgufError::io(backup, error))?;
+            kept = Some(backup);
         }
-        disk.rename(&new_path, path).map_err(|error| {
-            backup.map(|backup| disk.remove(backup));
-            GgufError::io(path, error)
-        })
-    })();
-    match written {
-        Ok(()) => disk.sync_names(folder(path)),
-        Err(_) => drop(disk.remove(&new_path)),
+        Ok(())
+    });
+    if let (Err(_), Some(backup)) = (&written, kept) {
+        let _ = disk.remove(backup);
     }
     written
 }
@@ -531,7 +529,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_disk_leaves_the_old_file_alone() {
+    fn a_failing_disk_leaves_the_old_file_alone() {
         let dir = tempfile::tempdir().unwrap();
         let mut metadata = Metadata::new();
         metadata.set("general.name", "x");
@@ -545,6 +543,10 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), original);
             assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         }
+        let error = replace(&Small::without_names(), &path, &metadata, true, u64::MAX).unwrap_err();
+        assert!(error.to_string().contains("model.gguf: "), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), original);
+        assert_eq!(std::fs::read_dir(&dir).unwrap().count(), 1);
         let disk = Small::new(1 << 20);
         assert_eq!(replace(&disk, &path, &metadata, true, u64::MAX).unwrap(), Edited::Anew);
         holds(&path, "general.name", &"long".repeat(100));

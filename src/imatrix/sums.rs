@@ -2,7 +2,7 @@
 
 use super::{Imatrix, ImatrixError, file};
 use crate::gguf::{GgufError, Layout, Metadata, Value, Writer};
-use crate::io::{Disk, Output, complete};
+use crate::io::{Disk, Output, complete, part_path};
 use crate::quant::QuantType;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -141,7 +141,7 @@ impl Sums {
             data.push(entry.counts.iter().map(|&x| x as f32).collect());
         }
         let layout = Layout::new(&metadata, infos)?;
-        complete::<GgufError>(disk, path, || {
+        complete::<GgufError>(disk, &part_path(path), path, || {
             let writer = Writer::open(disk, path, &layout)?;
             for (i, values) in data.iter().enumerate() {
                 let bytes: Vec<u8> = values.iter().flat_map(|x| x.to_le_bytes()).collect();

@@ -67,7 +67,7 @@ pub trait Disk: Send + Sync {
     /// What the system says.
     fn open(&self, path: &Path) -> io::Result<Box<dyn Part>>;
 
-    /// Gives a file another name, in the same folder, and replaces what has it.
+    /// Gives a file or folder another name, beside it, and replaces a file that has it.
     ///
     /// # Errors
     /// What the system says.

@@ -22,4 +22,4 @@ pub(crate) use mapping::{Mapping, open};
 #[cfg(feature = "eval")]
 pub(crate) use output::Sequence;
 pub use output::{Output, write};
-pub(crate) use output::{complete, folder, part_path};
+pub(crate) use output::{complete, folder, give_name, part_path};

@@ -20,20 +20,24 @@ pub(crate) fn folder(path: &Path) -> &Path {
     }
 }
 
-/// Gives the file that `write` leaves under [`part_path`], on disk, its name; removes it where that
-/// fails.
+/// Gives a file or folder that is complete and on disk its name, and replaces what has it.
+pub(crate) fn give_name(disk: &dyn Disk, part: &Path, path: &Path) -> Result<(), IoError> {
+    disk.rename(part, path).map_err(|error| IoError::new(path, error))?;
+    disk.sync_names(folder(path));
+    Ok(())
+}
+
+/// Gives what `write` leaves on disk as `part` its name; removes it where either fails.
 pub(crate) fn complete<E: From<IoError>>(
     disk: &dyn Disk,
+    part: &Path,
     path: &Path,
     write: impl FnOnce() -> Result<(), E>,
 ) -> Result<(), E> {
-    let part = part_path(path);
-    let named = write()
-        .and_then(|()| disk.rename(&part, path).map_err(|error| IoError::new(path, error).into()));
-    match named {
-        Ok(()) => disk.sync_names(folder(path)),
+    let named = write().and_then(|()| Ok(give_name(disk, part, path)?));
+    if named.is_err() {
         // Failing to remove what is left over must not hide the error.
-        Err(_) => drop(disk.remove(&part)),
+        let _ = disk.remove(part);
     }
     named
 }
@@ -43,8 +47,8 @@ pub(crate) fn complete<E: From<IoError>>(
 /// # Errors
 /// The system refuses; nothing is left then, and an older file of that name stays.
 pub fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), IoError> {
-    complete(disk, path, || {
-        let part = part_path(path);
+    let part = part_path(path);
+    complete(disk, &part, path, || {
         Sequence::write(disk, &part, bytes).map_err(|error| IoError::new(&part, error))
     })
 }
@@ -123,9 +127,10 @@ impl<'a> Output<'a> {
     /// The system refuses.
     pub fn finish(mut self) -> Result<(), IoError> {
         self.named = true;
-        complete(self.disk, &self.path, || {
+        let part = part_path(&self.path);
+        complete(self.disk, &part, &self.path, || {
             let on_disk = self.file.flush().and_then(|()| self.file.get_ref().sync());
-            on_disk.map_err(|error| IoError::new(&part_path(&self.path), error))
+            on_disk.map_err(|error| IoError::new(&part, error))
         })
     }
 }
@@ -144,7 +149,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_full_disk_leaves_nothing_and_the_old_file_alone() {
+    fn a_failing_disk_leaves_nothing_and_the_old_file_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("report.html");
         std::fs::write(&path, "old").unwrap();
@@ -160,6 +165,10 @@ mod tests {
             assert_eq!(std::fs::read(&path).unwrap(), b"old");
             assert_eq!(names(), 1);
         }
+        let error = write(&Small::without_names(), &path, b"new").unwrap_err();
+        assert!(error.to_string().contains("report.html: "), "{error}");
+        assert_eq!(std::fs::read(&path).unwrap(), b"old");
+        assert_eq!(names(), 1);
         let disk = Small::new(1 << 20);
         let mut output = Output::create(&disk, &path).unwrap();
         output.write(b"ne").unwrap();

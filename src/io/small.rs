@@ -1,4 +1,4 @@
-//! A disk for tests that takes so many bytes more, and then is full.
+//! A disk for tests that takes so many bytes more, and then is full; or that gives no names.
 
 use super::disk::{Disk, LocalDisk, Part};
 use std::io;
@@ -6,13 +6,21 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-pub(crate) struct Small(Arc<AtomicU64>);
+pub(crate) struct Small {
+    room: Arc<AtomicU64>,
+    names: bool,
+}
 
 struct SmallPart(Box<dyn Part>, Arc<AtomicU64>);
 
 impl Small {
     pub fn new(room: u64) -> Self {
-        Self(Arc::new(AtomicU64::new(room)))
+        Self { room: Arc::new(AtomicU64::new(room)), names: true }
+    }
+
+    /// One with room, where no file gets another name.
+    pub fn without_names() -> Self {
+        Self { names: false, ..Self::new(u64::MAX) }
     }
 }
 
@@ -49,11 +57,14 @@ impl Part for SmallPart {
 
 impl Disk for Small {
     fn open(&self, path: &Path) -> io::Result<Box<dyn Part>> {
-        Ok(Box::new(SmallPart(LocalDisk.open(path)?, self.0.clone())))
+        Ok(Box::new(SmallPart(LocalDisk.open(path)?, self.room.clone())))
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        LocalDisk.rename(from, to)
+        match self.names {
+            true => LocalDisk.rename(from, to),
+            false => Err(io::ErrorKind::PermissionDenied.into()),
+        }
     }
 
     fn remove(&self, path: &Path) -> io::Result<()> {
