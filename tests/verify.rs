@@ -44,6 +44,10 @@ fn a_file_is_traced_to_its_checkpoint() {
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let (weights, of) = (&json["compared"]["weights"], &json["compared"]["of"]);
     assert!(0 < weights.as_u64().unwrap() && weights.as_u64() < of.as_u64(), "{json}");
+    assert_eq!(json["compared"]["other_metadata"], serde_json::json!([]));
+    assert_eq!(requant(&["set", out, "general.author=str:somebody", "-q"]).0, Some(0));
+    let (_, stdout, _) = requant(&verify);
+    assert!(stdout.contains("not as requant writes it: general.author\n"), "{stdout}");
 
     // One number of the checkpoint is another.
     let copy = Copy::new();

@@ -201,6 +201,7 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
         ..Settings::new(FileType::BF16)
     };
     let plan = Plan::like_file(&model, &settings, file)?;
+    say::warnings(plan.warnings());
     let share = args.sample.unwrap_or(1.0);
     let seed = args.seed.unwrap_or_else(|| {
         let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);

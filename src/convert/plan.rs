@@ -149,11 +149,12 @@ impl Plan {
         Ok(plan)
     }
 
-    /// Plans the conversion of a checkpoint that would give an existing file, whose types it
-    /// takes; tensors that the file does not have are left out.
+    /// Plans the conversion of a checkpoint that would give an existing file, whose types and
+    /// pre-tokenizer it takes; tensors that the file does not have are left out. Where the metadata
+    /// cannot be made, the plan has the file's, and a warning.
     ///
     /// # Errors
-    /// As [`Plan::of_checkpoint`].
+    /// Types that this program does not know, or that need importances.
     pub fn like_file(
         model: &CheckpointModel,
         settings: &Settings,
@@ -163,8 +164,19 @@ impl Plan {
             let meta = &model.tensors()[i];
             stored_type(&meta.name, &meta.dims, settings.intermediate).into()
         };
-        // Only tensors are compared.
-        Self::new(model, None, stored, Metadata::new(), &Facts::default(), settings, Some(file))
+        let pre = file.metadata().str("tokenizer.ggml.pre")?.map(str::to_owned);
+        let as_there = Settings { tokenizer_pre: pre, ..settings.clone() };
+        let (metadata, warning) = match metadata::of_checkpoint(model, &as_there) {
+            Ok(described) => (described.metadata, None),
+            Err(error) => {
+                let text = format!("metadata are not compared: {error}");
+                (file.metadata().clone(), Some(Warning::new(Topic::Config, text)))
+            }
+        };
+        let mut plan =
+            Self::new(model, None, stored, metadata, &Facts::default(), settings, Some(file))?;
+        plan.warnings.extend(warning);
+        Ok(plan)
     }
 
     /// Plans the quantization of a GGUF file.

@@ -2,6 +2,7 @@
 
 use super::encode::{Encoder, Unit, by_place, shift_row};
 use super::error::ConvertError;
+use super::metadata::RECIPE;
 use super::plan::Plan;
 use crate::monitor::Monitor;
 use crate::quant::Kind;
@@ -36,8 +37,8 @@ impl Comparison {
 }
 
 /// Keys that say how a file was made rather than what it holds.
-const MAKING: [&str; 3] =
-    ["general.file_type", "general.quantization_version", "general.alignment"];
+const MAKING: [&str; 4] =
+    ["general.file_type", "general.quantization_version", "general.alignment", RECIPE];
 
 impl Plan {
     /// Compares a file with what this plan, made with [`Plan::like_file`], would write: all of it,
