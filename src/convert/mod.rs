@@ -3,12 +3,14 @@
 //! A [`Plan`] says what will be written, to the byte, before a weight is read; [`Plan::run`]
 //! streams it with memory that follows from the options alone.
 
+mod cut;
 mod encode;
 mod error;
 mod estimate;
 #[cfg(feature = "eval")]
 mod export;
 mod importance;
+mod job;
 mod journal;
 mod manifest;
 mod metadata;

@@ -1,22 +1,23 @@
 //! What a conversion will do, known from headers alone.
 
+use super::cut;
 use super::error::ConvertError;
 use super::importance::{Importances, Weighing};
+use super::job::{Job, type_in};
 use super::journal::Identity;
 use super::metadata::{self, OfCheckpoint};
 use super::prune::Pruned;
-use super::settings::{Intermediate, Limit, Mode, Settings, SplitBy};
-use crate::gguf::{ALIGNMENT, Layout, Metadata, Opaque, Split, TensorType, split_path};
+use super::settings::{Intermediate, Mode, Settings};
+use crate::gguf::{Layout, Metadata, TensorType, split_path};
 use crate::imatrix::Imatrix;
 use crate::io::{folder, physical_memory};
 use crate::model::CheckpointModel;
 use crate::names::in_short;
 use crate::quant::{Guide, QuantType};
-use crate::recipe::{self, Assignment, Facts, FileType, Reason, Recipe, Shape};
+use crate::recipe::{Facts, FileType, Reason, Recipe, Shape};
 use crate::simd::Simd;
-use crate::source::{Dtype, GgufSource, Source, TensorMeta};
+use crate::source::{Dtype, GgufSource, Source};
 use crate::warning::{Topic, Warning};
-use std::borrow::Cow;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -135,15 +136,16 @@ impl Plan {
             tied: model.find("output.weight").is_none(),
         };
         let (intermediate, order) = match settings.mode {
-            Mode::Convert => (Intermediate::F32, Some(model.converter_order())),
-            Mode::Quantize | Mode::Copy | Mode::Regroup => (settings.intermediate, None),
+            Mode::Convert => (Intermediate::F32, model.converter_order()),
+            Mode::Quantize | Mode::Copy | Mode::Regroup => (settings.intermediate, all(model)),
         };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
             let computed = || stored_type(&meta.name, &meta.dims, intermediate);
             model.kept(i).unwrap_or_else(computed).into()
         };
-        let mut plan = Self::new(model, order, stored, metadata, &facts, settings, None)?;
+        let job = Job::of(settings.mode, || Ok(facts))?;
+        let mut plan = Self::new(&job, model, order, &stored, metadata, settings)?;
         plan.warnings.splice(0..0, model.warnings().iter().cloned().chain(warnings));
         plan.further_ends = further_ends;
         Ok(plan)
@@ -173,8 +175,7 @@ impl Plan {
                 (file.metadata().clone(), Some(Warning::new(Topic::Config, text)))
             }
         };
-        let mut plan =
-            Self::new(model, None, stored, metadata, &Facts::default(), settings, Some(file))?;
+        let mut plan = Self::new(&Job::Like(file), model, all(model), &stored, metadata, settings)?;
         plan.warnings.extend(warning);
         Ok(plan)
     }
@@ -186,168 +187,40 @@ impl Plan {
     pub fn of_gguf(source: &GgufSource, settings: &Settings) -> Result<Self, ConvertError> {
         let metadata = metadata::of_gguf(source.metadata(), settings, guessed_file_type(source))?;
         let tied = source.find("output.weight").is_none();
-        // Copies ask nothing of the model, so that it need not be a known one.
-        let facts = match settings.mode {
-            Mode::Copy | Mode::Regroup => Facts::default(),
-            _ => metadata::facts(source.metadata(), &settings.override_kv, tied)?,
-        };
-        let stored = |i: usize| match source.tensors()[i].dtype {
-            Dtype::Gguf(ty) => TensorType::Known(ty),
-            Dtype::Opaque(opaque) => TensorType::Unknown(opaque),
-            Dtype::Coded(_) => unreachable!("GGUF has no such type"),
-        };
-        Self::new(source, None, stored, metadata, &facts, settings, None)
+        let facts = || metadata::facts(source.metadata(), &settings.override_kv, tied);
+        let job = Job::of(settings.mode, facts)?;
+        let stored = |tensor| type_in(source, tensor);
+        Self::new(&job, source, all(source), &stored, metadata, settings)
     }
 
     fn new(
+        job: &Job,
         source: &dyn Source,
-        order: Option<Vec<usize>>,
-        stored: impl Fn(usize) -> TensorType,
+        order: Vec<usize>,
+        stored: &dyn Fn(usize) -> TensorType,
         metadata: Metadata,
-        facts: &Facts,
         settings: &Settings,
-        like: Option<&GgufSource>,
     ) -> Result<Self, ConvertError> {
-        let metas = source.tensors();
-        let type_in = |name: &str| match like.map(|file| Some(&file.tensors()[file.find(name)?])) {
-            Some(Some(TensorMeta { dtype: Dtype::Gguf(ty), .. })) => Some(TensorType::Known(*ty)),
-            Some(Some(TensorMeta { dtype: Dtype::Opaque(opaque), .. })) => {
-                Some(TensorType::Unknown(*opaque))
-            }
-            _ => None,
-        };
-        let mut order: Vec<usize> = match order {
-            Some(order) => order,
-            None => (0..metas.len()).collect(),
-        };
-        order.retain(|&i| like.is_none() || type_in(&metas[i].name).is_some());
-        if settings.split != Some(SplitBy::Source)
-            && !matches!(settings.mode, Mode::Convert | Mode::Regroup)
-        {
-            order.sort_by(|&a, &b| recipe::output_order(&metas[a].name, &metas[b].name));
-        }
-        let pruned = Pruned::new(&settings.prune_layers);
-        let names = pruned.names(metas, &mut order)?;
         let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
-        let importances = Importances::new(imatrix.as_deref(), metas);
-        let described = order.iter().zip(&names).map(|(&i, name)| (i, name.as_str()));
-        let of_known = |ty: TensorType, tensor: &str| match ty {
-            TensorType::Known(ty) => Ok(ty),
-            TensorType::Unknown(Opaque { id, .. }) => {
-                Err(ConvertError::UnknownType { tensor: tensor.to_owned(), id })
-            }
-        };
-        let shapes = || -> Result<Vec<Shape>, ConvertError> {
-            let shape = |(i, name): (usize, _)| {
-                let source = of_known(stored(i), name)?;
-                let unmeasured = importances.is_unmeasured(&metas[i]);
-                Ok(Shape { name, dims: &metas[i].dims, source, unmeasured })
-            };
-            described.clone().map(shape).collect()
-        };
-        let known = |assigned: Vec<Assignment>| {
-            assigned.into_iter().map(|a| (TensorType::Known(a.ty), a.reason)).collect()
-        };
-        let assigned: Vec<(TensorType, Reason)> = match settings.mode {
-            _ if like.is_some() => described
-                .clone()
-                .filter_map(|(_, name)| Some((name, type_in(name)?)))
-                .map(|(name, ty)| Ok((of_known(ty, name)?.into(), Reason::Requested)))
-                .collect::<Result<_, ConvertError>>()?,
-            Mode::Quantize => {
-                known(recipe::assign(&shapes()?, &settings.recipe, facts, &settings.options)?)
-            }
-            Mode::Copy | Mode::Regroup => {
-                described.clone().map(|(i, _)| (stored(i), Reason::Kept)).collect()
-            }
-            Mode::Convert => {
-                known(recipe::assign_as_converter(&shapes()?, settings.recipe.file_type()))
-            }
-        };
-        let mut tensors = Vec::with_capacity(order.len());
-        for ((source, name), (ty, reason)) in described.zip(assigned) {
-            let meta = &metas[source];
-            let mut tensor = PlannedTensor {
-                source,
-                name: name.to_owned(),
-                dims: metas[source].dims.clone(),
-                stored: stored(source),
-                ty,
-                reason,
-                weighing: None,
-                unweighable: importances.is_unmeasured(meta) || importances.is_excluded(meta),
-            };
-            if let (TensorType::Known(from), TensorType::Known(to)) = (tensor.stored, ty)
-                && from != to
-            {
-                if !settings.allow_requantize
-                    && meta.dtype == Dtype::Gguf(from)
-                    && from.is_quantized()
-                {
-                    return Err(ConvertError::Requantize { tensor: tensor.name, from, to });
-                }
-                tensor.weighing = importances.of(meta)?;
-                if tensor.weighing.is_none()
-                    && imatrix.is_some()
-                    && recipe::needs_imatrix(name, to, settings.recipe.file_type())
-                {
-                    return Err(ConvertError::NoImportance { tensor: tensor.name, ty: to });
-                }
-            }
-            tensors.push(tensor);
-        }
-        let ranges = match &settings.split {
-            None => std::iter::once(0..tensors.len()).collect(),
-            Some(SplitBy::Source) => by_source_file(source, &tensors),
-            Some(SplitBy::Limit { limit, no_tensor_first }) => {
-                by_limit(&tensors, *limit, *no_tensor_first, metadata.alignment()?)
-            }
-        };
-        let keys = Split {
-            no: 0,
-            count: u16::try_from(ranges.len())
-                .map_err(|_| ConvertError::TooManyFiles { count: ranges.len() })?,
-            n_tensors: i32::try_from(tensors.len()).unwrap_or(i32::MAX),
-        };
-        let mut files = Vec::with_capacity(ranges.len());
-        for (no, range) in (0..).zip(ranges) {
-            let mut of_file = match no {
-                0 => Cow::Borrowed(&metadata),
-                _ => Cow::Owned(Metadata::new()),
-            };
-            match &settings.split {
-                None => {}
-                // As llama-quantize --keep-split, which knows no split of one file.
-                Some(SplitBy::Source) if keys.count < 2 => {}
-                Some(SplitBy::Source) => Split { no, ..keys }.write_counts_last(of_file.to_mut()),
-                Some(SplitBy::Limit { .. }) => Split { no, ..keys }.write(of_file.to_mut()),
-            }
-            let of_range = tensors[range.clone()].iter();
-            let infos = of_range.map(|t| (t.name.clone(), t.dims.clone(), t.ty));
-            let layout = Layout::new(&of_file, infos)?;
-            files.push(PlannedFile { tensors: range, layout });
-        }
-        let (simd, check) = (settings.simd, settings.check);
-        let split = settings.split.is_some();
-        let threads = settings.threads.max(1);
+        let importances = Importances::new(imatrix.as_deref(), source.tensors());
+        let tensors = job.tensors(source, order, stored, &importances, settings)?;
+        let files = cut::files(source, &tensors, &metadata, settings.split)?;
         let mut plan = Self {
             unused: importances.unused().map(str::to_owned).collect(),
+            tables: source.table_bytes() + files.iter().map(header_memory).sum::<u64>(),
+            warnings: Pruned::new(&settings.prune_layers).warnings(&metadata),
+            further_ends: Vec::new(),
             tensors,
             metadata,
             files,
-            split,
-            threads,
+            split: settings.split.is_some(),
+            threads: settings.threads.max(1),
             imatrix,
             recipe: settings.recipe.clone(),
-            simd,
-            check,
-            tables: 0,
-            warnings: Vec::new(),
-            further_ends: Vec::new(),
+            simd: settings.simd,
+            check: settings.check,
         };
-        plan.warnings.extend(pruned.warnings(&plan.metadata));
         plan.warnings.extend(plan.own_warnings());
-        plan.tables = source.table_bytes() + plan.files.iter().map(header_memory).sum::<u64>();
         plan.threads = plan.threads_within(settings.memory.unwrap_or_else(default_memory))?;
         Ok(plan)
     }
@@ -540,6 +413,11 @@ impl Plan {
     }
 }
 
+/// All tensors, in the order of the source.
+fn all(source: &dyn Source) -> Vec<usize> {
+    (0..source.tensors().len()).collect()
+}
+
 /// What llama.cpp takes for the type of a file that does not say: that of most tensors, marked as
 /// a guess (`llama_model_loader`).
 fn guessed_file_type(source: &GgufSource) -> u32 {
@@ -566,55 +444,6 @@ fn default_memory() -> u64 {
 /// A header is held in the metadata, in the layout, and in the planned tensors.
 fn header_memory(file: &PlannedFile) -> u64 {
     8 * file.layout.header().len() as u64
-}
-
-/// Cuts as llama-gguf-split does: sizes are those of the tensors with their padding, and the
-/// number of tensors is counted over all files. A tensor larger than the limit gets a file of its
-/// own. The alignment is that of the first file, which holds its key.
-fn by_limit(
-    tensors: &[PlannedTensor],
-    limit: Limit,
-    no_tensor_first: bool,
-    alignment: u64,
-) -> Vec<Range<usize>> {
-    let mut ranges = Vec::new();
-    if no_tensor_first {
-        ranges.push(0..0);
-    }
-    let (mut start, mut size) = (0, 0u64);
-    for (i, tensor) in tensors.iter().enumerate() {
-        let padded = |alignment: u64| {
-            let bytes = tensor.ty.n_bytes(&tensor.dims).unwrap_or(0);
-            bytes.checked_next_multiple_of(alignment.max(ALIGNMENT)).unwrap_or(u64::MAX)
-        };
-        let bytes = padded(if ranges.is_empty() { alignment } else { ALIGNMENT });
-        let full = match limit {
-            Limit::Tensors(n) => (i as u64).is_multiple_of(n),
-            Limit::Bytes(n) => bytes.saturating_add(size) > n,
-        };
-        if full && i > start {
-            ranges.push(start..i);
-            (start, size) = (i, padded(ALIGNMENT));
-        } else {
-            size = bytes.saturating_add(size);
-        }
-    }
-    ranges.push(start..tensors.len());
-    ranges
-}
-
-/// Cuts where the source is cut; tensors are in its order.
-fn by_source_file(source: &dyn Source, tensors: &[PlannedTensor]) -> Vec<Range<usize>> {
-    let mut ranges: Vec<Range<usize>> = vec![0..0; source.files().len().max(1)];
-    let mut at = 0;
-    for (file, range) in ranges.iter_mut().enumerate() {
-        let start = at;
-        while at < tensors.len() && source.file_of(tensors[at].source) == file {
-            at += 1;
-        }
-        *range = start..at;
-    }
-    ranges
 }
 
 /// Elements of the largest unit of a tensor.
