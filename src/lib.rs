@@ -1,14 +1,17 @@
 //! Converts DeepSeek-R1 family checkpoints to GGUF in one streaming pass with bounded memory,
 //! and measures what the quantization costs.
 //!
-//! The rooms, each knowing only those after it: `cli` (the program), `measure` (perplexity,
-//! comparison, gate and importances as functions), `eval` (the forward pass), `convert` (the
+//! The rooms, each knowing only those after it: `cli` (the program), `calibrate` (rounding that knows what
+//! weights are multiplied with), `measure` (perplexity, comparison, gate, importances and sensitivities as
+//! functions), `eval` (the forward pass), `convert` (the
 //! pipeline), `recipe` (which type each tensor gets), `inspect` (what models hold), `imatrix`
 //! (importance matrices), `model` (what the models are), `tokenizer` (vocabularies), `source` (where
 //! weights are read from), `gguf` (the container), `io` (files), [`quant`] (block formats), [`simd`]
 //! (levels of instructions).
 #![deny(missing_docs)]
 
+#[cfg(feature = "eval")]
+pub mod calibrate;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "convert")]

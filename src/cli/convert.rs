@@ -2,7 +2,7 @@
 
 use super::evaluate::{Evaluation, Room};
 use super::recipe::{self, line};
-use super::{evaluate, output, place, plan, say, units};
+use super::{calibrate, evaluate, output, place, plan, say, units};
 use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
 use crate::measure::{Options, Subject, Text};
 use crate::model::{CheckpointModel, LeftOut, Mla, Mtp};
@@ -30,6 +30,8 @@ pub struct Args {
     output: PathBuf,
     #[command(flatten)]
     choices: Choices,
+    #[command(flatten)]
+    calibrate: calibrate::Args,
     /// Then measure the perplexity of checkpoint and output on this text; after an interruption the
     /// same command goes on with that
     #[arg(long, value_name = "FILE", conflicts_with = "shard")]
@@ -124,6 +126,7 @@ impl Choices {
         &self,
         checkpoint: &Path,
         output: &output::Args,
+        calibrated: Option<&calibrate::Prepared>,
     ) -> anyhow::Result<(CheckpointModel, Plan)> {
         let mtp = match self.mtp {
             MtpArg::Drop => Mtp::Drop,
@@ -147,10 +150,11 @@ impl Choices {
         let settings = Settings {
             recipe,
             write_recipe: self.recipe.write_recipe,
+            notes: calibrated.map(calibrate::Prepared::notes).unwrap_or_default(),
             mode,
             prune_layers: self.recipe.prune_layers(),
             override_kv: self.recipe.override_kv(),
-            options: self.recipe.options(importance.is_some())?,
+            options: self.recipe.options(importance.is_some() || calibrated.is_some())?,
             intermediate: match self.intermediate {
                 Precision::Bf16 => Intermediate::Bf16,
                 Precision::F32 => Intermediate::F32,
@@ -200,7 +204,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let measured = measured.apply(Options { chunks: args.chunks, ..Options::default() });
     measured.check()?;
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
-    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
+    let pre = args.choices.tokenizer_pre.as_deref();
+    let calibrated = args.calibrate.prepare(&args.checkpoint, pre)?;
+    let calibrated = calibrated.as_ref();
+    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options, calibrated)?;
     say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
     say::warnings(plan.warnings());
     say::heed()?;
@@ -217,7 +224,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         );
     }
     let left_out = left_out(&model);
-    args.output_options.run("convert", &plan, &model, &args.output, options)?;
+    let rounding = match calibrated {
+        None => {
+            args.output_options.run("convert", &plan, &model, &args.output, options)?;
+            Json::Null
+        }
+        Some(calibrated) => {
+            let simd = args.choices.recipe.simd();
+            let run =
+                |output: &output::Output| calibrated.run("convert", &plan, &model, output, simd);
+            args.output_options.run_with(&plan, &model, &args.output, options, run)?
+        }
+    };
     let evaluation = match text {
         Some(text) => {
             let first = plan.path(0, &args.output);
@@ -236,6 +254,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "weights": plan.n_weights(),
             "bits_per_weight": plan.bits_per_weight(),
             "peak_memory_bound": plan.peak_memory(),
+            "rounding": rounding,
             "evaluation": evaluation.as_ref().map(Evaluation::json),
         });
         plan::merge(&mut json, left_out);

@@ -13,6 +13,7 @@ macro_rules! println {
     ($($arg:tt)*) => { print!("{}\n", format_args!($($arg)*)) };
 }
 
+mod calibrate;
 mod compare;
 mod convert;
 mod edit;
@@ -32,6 +33,7 @@ mod quantize;
 mod recipe;
 mod report;
 mod say;
+mod search;
 mod tools;
 mod units;
 mod verify;
@@ -83,6 +85,7 @@ enum Command {
     Hash(tools::HashArgs),
     Export(tools::ExportArgs),
     Recipe(mix::Args),
+    Mix(Box<search::Args>),
     Formats(formats::Args),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  requant completions bash > /etc/bash_completion.d/requant")]
@@ -129,6 +132,7 @@ pub fn main() -> ExitCode {
         Command::Hash(args) => tools::hash(&args),
         Command::Export(args) => tools::export(&args),
         Command::Recipe(args) => mix::run(&args),
+        Command::Mix(args) => search::run(&args),
         Command::Formats(args) => {
             formats::run(&args);
             Ok(())

@@ -126,6 +126,23 @@ impl Args {
         output: &Path,
         options: RunOptions,
     ) -> anyhow::Result<()> {
+        self.run_with(plan, source, output, options, |output| {
+            let progress = output.progress(what, plan);
+            plan.run(source, output.path, output.options, &progress)?;
+            progress.finish();
+            Ok(())
+        })
+    }
+
+    /// Has a plan carried out, with what belongs before and after.
+    pub fn run_with<T>(
+        &self,
+        plan: &Plan,
+        source: &dyn Source,
+        output: &Path,
+        options: RunOptions,
+        run: impl FnOnce(&Output) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
         plan.check_output(output, options)?;
         let files = plan.files_of(options.shard);
         let written = files.clone().filter_map(|i| plan.path(i, output).canonicalize().ok());
@@ -167,15 +184,29 @@ impl Args {
             plan.files().len(),
             units::bytes(plan.peak_memory())
         ));
+        let done = run(&Output { path: output, options, memory: self.memory() })?;
+        if self.manifest {
+            super::verify::write_manifest(plan, source, output)?;
+        }
+        Ok(done)
+    }
+}
+
+/// Where and how a plan is carried out.
+pub struct Output<'a> {
+    pub path: &'a Path,
+    pub options: RunOptions<'a>,
+    /// Memory to use at most.
+    pub memory: Option<u64>,
+}
+
+impl Output<'_> {
+    /// Shows how much is written.
+    pub fn progress(&self, what: &'static str, plan: &Plan) -> Progress {
+        let files = plan.files_of(self.options.shard);
         let weights = plan.weights_of(files.clone());
         let size = files.map(|i| plan.files()[i].layout.file_size()).sum();
-        let progress = Progress::start(what, weights, "weights", size);
-        plan.run(source, output, options, &progress)?;
-        progress.finish();
-        match self.manifest {
-            true => super::verify::write_manifest(plan, source, output),
-            false => Ok(()),
-        }
+        Progress::start(what, weights, "weights", size)
     }
 }
 

@@ -31,7 +31,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options)?;
+    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options, None)?;
     let name = args.choices.name();
     say::info(convert::describe(&model, &plan, &name, &args.checkpoint, &args.output));
     say::warnings(plan.warnings());

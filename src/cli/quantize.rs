@@ -1,7 +1,7 @@
 //! `requant quantize`: a GGUF file to another type.
 
 use super::recipe::{self, line};
-use super::{output, plan, say, units};
+use super::{calibrate, output, plan, say, units};
 use crate::convert::{Mode, Plan, Settings};
 use crate::model::split_legacy_mla;
 use crate::recipe::{FileType, Recipe};
@@ -34,6 +34,8 @@ pub struct Args {
     fourth: Option<String>,
     #[command(flatten)]
     recipe: recipe::Args,
+    #[command(flatten)]
+    calibrate: calibrate::Args,
     /// Quantize tensors that are quantized already, through their f32 values
     #[arg(long)]
     allow_requantize: bool,
@@ -131,6 +133,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(MlaArg::Split) = args.mla {
         split_legacy_mla(&mut source)?;
     }
+    let calibrated = args.calibrate.prepare(&args.input, None)?;
     let importance = args.recipe.importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
@@ -139,10 +142,11 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let settings = Settings {
         recipe,
         write_recipe: args.recipe.write_recipe,
+        notes: calibrated.as_ref().map(calibrate::Prepared::notes).unwrap_or_default(),
         mode,
         prune_layers: args.recipe.prune_layers(),
         override_kv: args.recipe.override_kv(),
-        options: args.recipe.options(importance.is_some())?,
+        options: args.recipe.options(importance.is_some() || calibrated.is_some())?,
         threads: n_threads.unwrap_or_else(|| args.output_options.threads()),
         importance,
         allow_requantize: args.allow_requantize,
@@ -173,5 +177,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             args.json.then(Default::default),
         );
     }
-    args.output_options.run("quantize", &plan, &source, &output, options)
+    match calibrated {
+        None => args.output_options.run("quantize", &plan, &source, &output, options),
+        Some(calibrated) => {
+            let simd = args.recipe.simd();
+            let run =
+                |output: &output::Output| calibrated.run("quantize", &plan, &source, output, simd);
+            args.output_options.run_with(&plan, &source, &output, options, run)?;
+            Ok(())
+        }
+    }
 }

@@ -71,6 +71,28 @@ impl<'a> Encoder<'a> {
         Self { seen: Some(seen), ..self }
     }
 
+    /// Reads rows as they are encoded: in the precision of what comes between.
+    fn widen(&mut self, tensor: usize, rows: Range<u64>) -> Result<(), ConvertError> {
+        let planned = &self.plan.tensors[tensor];
+        self.source.read_rows(planned.source, rows.start, &mut self.weights)?;
+        if let Some(seen) = self.seen {
+            seen.look(self.plan, tensor, rows, &self.weights);
+        }
+        let dtype = self.source.tensors()[planned.source].dtype;
+        if planned.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
+            float::round_to_bf16(self.plan.simd, &mut self.weights);
+        }
+        Ok(())
+    }
+
+    /// The weights of some rows.
+    pub fn weights(&mut self, tensor: usize, rows: Range<u64>) -> Result<&[f32], ConvertError> {
+        let n_per_row = self.plan.tensors[tensor].n_per_row();
+        self.weights.resize(((rows.end - rows.start) * n_per_row) as usize, 0.0);
+        self.widen(tensor, rows)?;
+        Ok(&self.weights)
+    }
+
     /// The bytes that a unit has in the output.
     pub fn encode(&mut self, unit: &Unit) -> Result<&[u8], ConvertError> {
         let tensor = &self.plan.tensors[unit.tensor];
@@ -124,14 +146,8 @@ impl<'a> Encoder<'a> {
             if first == read.end {
                 read = first..n_rows.min(first + at_once);
                 self.weights.resize(read.len() * n_per_row, 0.0);
-                self.source.read_rows(tensor.source, row as u64, &mut self.weights)?;
-                if let Some(seen) = self.seen {
-                    let rows = row as u64..rows.start + read.end as u64;
-                    seen.look(self.plan, unit.tensor, rows, &self.weights);
-                }
-                if tensor.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
-                    float::round_to_bf16(self.plan.simd, &mut self.weights);
-                }
+                let rows = row as u64..rows.start + read.end as u64;
+                self.widen(unit.tensor, rows)?;
             }
             let next = match tensor.weighing {
                 Some(_) => read.end.min(first + per_matrix - row % per_matrix),

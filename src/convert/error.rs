@@ -46,6 +46,9 @@ pub enum ConvertError {
     /// The types asked for.
     #[error(transparent)]
     Recipe(#[from] RecipeError),
+    /// The forward pass that rounding is calibrated with.
+    #[error("calibration: {0}")]
+    Calibration(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// Reading weights.
     #[error(transparent)]
     Source(#[from] SourceError),

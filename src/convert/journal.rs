@@ -43,6 +43,13 @@ impl Identity {
         }
     }
 
+    /// All of it in one number.
+    #[cfg_attr(not(feature = "eval"), allow(dead_code))]
+    pub fn digest(&self) -> u64 {
+        let all = [&self.layout, &self.source, &self.importance].map(String::as_str);
+        xxhash_rust::xxh3::xxh3_64(all.concat().as_bytes())
+    }
+
     /// What differs, in words.
     fn difference(&self, other: &Self) -> &'static str {
         if (self.format, &self.program) != (other.format, &other.program) {

@@ -139,6 +139,9 @@ fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) -> Result<(),
         metadata.set_last(RECIPE, settings.recipe.text());
         metadata.set_last("requant.recipe.sha256", settings.recipe.sha256());
     }
+    for (key, value) in &settings.notes {
+        metadata.set_last(key, value.clone());
+    }
     if let Some(importance) = &settings.importance {
         set_origin(importance, metadata);
     }

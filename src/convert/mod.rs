@@ -3,6 +3,7 @@
 //! A [`Plan`] says what will be written, to the byte, before a weight is read; [`Plan::run`]
 //! streams it with memory that follows from the options alone.
 
+mod begun;
 mod cut;
 mod encode;
 mod error;
@@ -22,6 +23,8 @@ mod shard;
 mod values;
 mod verify;
 
+#[cfg(feature = "eval")]
+pub(crate) use begun::Begun;
 pub use error::ConvertError;
 #[cfg(feature = "eval")]
 pub use export::export;

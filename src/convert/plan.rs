@@ -310,6 +310,19 @@ impl Plan {
         }
     }
 
+    /// The importances of a matrix's columns, where an importance matrix has them.
+    #[cfg(feature = "eval")]
+    pub(crate) fn importances<'a>(
+        &'a self,
+        tensor: &'a PlannedTensor,
+        matrix: usize,
+    ) -> Option<&'a [f32]> {
+        match self.guide(tensor, matrix) {
+            Guide::Columns(importances) => Some(importances),
+            _ => None,
+        }
+    }
+
     /// Whether a tensor is quantized without the importance matrix, which has no entry for it.
     pub fn is_unweighed(&self, tensor: usize) -> bool {
         let t = &self.tensors[tensor];

@@ -3,6 +3,7 @@
 //! Units need no order among themselves, so nothing waits for anything but the first error. What
 //! is done is noted in a journal, so that a run which was stopped goes on where it was.
 
+use super::begun::Begun;
 use super::encode::{Encoder, Unit};
 use super::error::ConvertError;
 use super::journal::{Journal, Past};
@@ -13,12 +14,12 @@ use crate::gguf::{GgufError, Writer};
 use crate::io::{Disk, IoError, LocalDisk, give_name, part_path};
 use crate::monitor::Monitor;
 use crate::source::{Source, SourceError};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Mutex, PoisonError};
 use xxhash_rust::xxh3::xxh3_64;
 
 /// Units that the system is asked to read ahead, for each thread.
@@ -73,6 +74,21 @@ impl Plan {
         options: RunOptions,
         monitor: &dyn Monitor,
     ) -> Result<(), ConvertError> {
+        self.run_after(source, output, options, monitor, |_| Ok(()))
+    }
+
+    /// As [`Plan::run`], where some tensors are made in another way `before` the pass makes the others.
+    ///
+    /// # Errors
+    /// As [`Plan::run`], and those of `before`.
+    pub(crate) fn run_after(
+        &self,
+        source: &dyn Source,
+        output: &Path,
+        options: RunOptions,
+        monitor: &dyn Monitor,
+        before: impl FnOnce(&Begun) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
         self.check_output(output, options)?;
         let files = self.files_of(options.shard);
         if files.is_empty() {
@@ -94,6 +110,7 @@ impl Plan {
             writers: Vec::new(),
             unflushed: AtomicU64::new(0),
             recorded: AtomicU64::new(0),
+            made: Mutex::default(),
             seen: Seen::new(self),
         };
         let written = (|| {
@@ -116,6 +133,7 @@ impl Plan {
             match run.writers.iter().all(Option::is_none) {
                 true => monitor.resume(self.weights_of(files.clone())),
                 false => {
+                    before(&Begun::new(&run))?;
                     run.write_units()?;
                     run.warn()?;
                 }
@@ -223,18 +241,20 @@ fn allocated(path: &Path) -> u64 {
 }
 
 /// What the workers of a run share.
-struct Run<'a> {
-    plan: &'a Plan,
-    source: &'a dyn Source,
+pub(super) struct Run<'a> {
+    pub plan: &'a Plan,
+    pub source: &'a dyn Source,
     monitor: &'a dyn Monitor,
-    journal: &'a Journal,
-    past: Past,
-    first_file: usize,
+    pub journal: &'a Journal,
+    pub past: Past,
+    pub first_file: usize,
     /// One for each file, or `None` where nothing is left to do.
-    writers: Vec<Option<Writer>>,
+    pub writers: Vec<Option<Writer>>,
     unflushed: AtomicU64,
-    recorded: AtomicU64,
-    seen: Seen,
+    pub recorded: AtomicU64,
+    /// Units that were made before the pass.
+    pub made: Mutex<BTreeSet<u64>>,
+    pub seen: Seen,
 }
 
 /// Units not yet taken; the front ones have been asked for.
@@ -323,9 +343,13 @@ impl Run<'_> {
     }
 
     fn prefetch(&self, unit: &Unit) {
-        if !self.past.units.contains_key(&unit.number) {
+        if !self.past.units.contains_key(&unit.number) && !self.is_made(unit) {
             self.source.prefetch(self.plan.tensors[unit.tensor].source, unit.rows.clone());
         }
+    }
+
+    fn is_made(&self, unit: &Unit) -> bool {
+        self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(&unit.number)
     }
 
     /// Carries out one unit, or finds it done.
@@ -356,7 +380,7 @@ impl Run<'_> {
                     }
                 }
             };
-            if done {
+            if done || self.is_made(unit) {
                 self.seen.pass_over(self.plan, unit.tensor, unit.rows.clone());
             } else {
                 let stored = match tensor.ty == tensor.stored {

@@ -42,6 +42,8 @@ pub struct Settings {
     /// Whether recipe and its hash are written into the metadata, as `requant.recipe` and
     /// `requant.recipe.sha256`.
     pub write_recipe: bool,
+    /// Metadata that says how weights were rounded, where that is not as the reference does.
+    pub notes: Vec<(String, Value)>,
     /// What is done with it.
     pub mode: Mode,
     /// Layers that are left out; those behind them move up (llama-quantize `--prune-layers`).
@@ -78,6 +80,7 @@ impl Settings {
         Self {
             recipe: Arc::new(Recipe::of(file_type)),
             write_recipe: false,
+            notes: Vec::new(),
             mode: Mode::default(),
             prune_layers: Vec::new(),
             override_kv: Vec::new(),

@@ -175,7 +175,12 @@ impl Comparison {
 
 /// The work that [`compare`] reports: tokens times layers over all models.
 pub fn comparison_work(models: &[&Model], n_tokens: usize, options: &PerplexityOptions) -> u64 {
-    models.iter().map(|model| options.work(n_tokens, model.hparams())).sum()
+    let work = |model: &&Model| {
+        let layers = u64::from(model.hparams().n_layer) + 1;
+        let own = layers - u64::from(model.first_different());
+        options.work(n_tokens, model.hparams()) / layers * own
+    };
+    models.iter().map(work).sum()
 }
 
 /// Runs the reference and all candidates over a text. Returns the reference's own result and a
@@ -233,14 +238,21 @@ pub fn compare(
     monitor.resume(done);
     let mut layer_errors = vec![Vec::new(); candidates.len()];
     for layer in 0..deepest {
-        for (number, walk) in (first..).zip(&mut walks) {
-            if layer < walk.model.hparams().n_layer {
-                walk.layer(layer, monitor).map_err(|error| error.of(number))?;
-            }
+        for number in first..first + walks.len() {
+            let (before, from) = walks.split_at_mut(number - first);
+            let walk = &mut from[0];
+            let shared = if own.is_some() { walk.model.first_different() } else { 0 };
+            let passed = match before {
+                [reference, ..] if layer + 1 == shared => walk.take_over(reference, shared),
+                [_, ..] if layer < shared => Ok(()),
+                _ if layer < walk.model.hparams().n_layer => walk.layer(layer, monitor),
+                _ => Ok(()),
+            };
+            passed.map_err(|error| error.of(number))?;
         }
         let (Some(own), [of_reference, others @ ..]) = (own, &mut walks[..]) else { continue };
         for (walk, errors) in others.iter_mut().zip(&mut layer_errors) {
-            if comparable(walk.model, own) {
+            if comparable(walk.model, own) && layer >= walk.model.first_different() {
                 errors.extend(walk.error(of_reference, layer)?);
             }
         }

@@ -38,15 +38,20 @@ impl<'a> Gated<'a> {
 
     /// All rows of `x` on the calling thread.
     fn run_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
+        self.down.apply_here(self.hidden(x)?.view())
+    }
+
+    /// What goes into `down`, on the calling thread.
+    pub fn hidden(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         let (mut hidden, up) = (self.gate.apply_here(x)?, self.up.apply_here(x)?);
         for (gate, up) in hidden.rows_mut().into_iter().zip(up.rows()) {
             gate_row(self.gate.simd, gate, up);
         }
-        self.down.apply_here(hidden.view())
+        Ok(hidden)
     }
 
     /// One of several stacked.
-    fn expert(&self, index: usize) -> Self {
+    pub fn expert(&self, index: usize) -> Self {
         let [gate, up, down] = [self.gate, self.up, self.down].map(|m| m.matrix(index));
         Self { gate, up, down }
     }

@@ -29,6 +29,8 @@ pub struct Model<'a> {
     simd: Simd,
     activations: Activations,
     compressed: bool,
+    /// Layers before this one are those of the reference that it is compared with.
+    differs_from: u32,
     observer: Option<&'a dyn Observer>,
 }
 
@@ -85,6 +87,7 @@ impl<'a> Model<'a> {
             simd: Simd::detect(),
             activations: Activations::F32,
             compressed: false,
+            differs_from: 0,
             observer: None,
         };
         // Only now is it certain that the number of dimensions is a real one.
@@ -103,6 +106,17 @@ impl<'a> Model<'a> {
     /// in any case.
     pub fn keep_compressed(&mut self) {
         self.compressed = true;
+    }
+
+    /// Says that embeddings and all layers before this one are those of the reference that it will be
+    /// compared with, so that these need not run twice.
+    pub fn differs_from(&mut self, layer: u32) {
+        self.differs_from = layer;
+    }
+
+    /// The first layer that may differ from a reference's.
+    pub(super) fn first_different(&self) -> u32 {
+        self.differs_from
     }
 
     /// Whether they do.
@@ -297,6 +311,21 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
+    /// What goes into the `down` of a routed expert, for normalised inputs.
+    pub(crate) fn hidden(
+        &self,
+        layer: u32,
+        expert: usize,
+        x: ArrayView2<f32>,
+    ) -> Result<Array2<f32>, EvalError> {
+        match self.of_layer(layer).feed_forward()? {
+            FeedForward::Experts(experts) => {
+                Ok(experts.routed.expert(expert).hidden(x)?.into_array())
+            }
+            FeedForward::Dense(dense) => Ok(dense.hidden(x)?.into_array()),
+        }
+    }
+
     /// Runs a part of a layer again, whose last row is not finite, to learn which tensor that comes
     /// from.
     fn culprit(
@@ -313,6 +342,7 @@ impl<'a> Model<'a> {
             simd: self.simd,
             activations: self.activations,
             compressed: self.compressed,
+            differs_from: self.differs_from,
             observer: None,
         };
         probed.observe(&probe);

@@ -32,8 +32,8 @@ impl Default for PerplexityOptions {
 }
 
 impl PerplexityOptions {
-    fn n_chunks(&self, n_tokens: usize) -> usize {
-        (n_tokens / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
+    pub(super) fn n_chunks(&self, n_tokens: usize) -> usize {
+        (n_tokens / self.ctx.max(1)).min(self.chunks.unwrap_or(usize::MAX))
     }
 
     /// The chunks of a text that is long enough for them.

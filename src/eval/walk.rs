@@ -116,6 +116,46 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(())
     }
 
+    /// Takes over the states that another walk of the same text has after so many layers.
+    pub fn take_over(&mut self, other: &Self, layers: u32) -> Result<(), EvalError> {
+        let columns = self.model.hparams().n_embd as usize;
+        for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
+            let states = other.states.rows(batch, 0..tokens.len())?.into_owned();
+            let states = Array2::from_shape_vec((tokens.len(), columns), states);
+            self.states.put(batch, layers, states.expect("whole rows"), None)?;
+        }
+        Ok(())
+    }
+
+    /// Passes all chunks through a layer of another model, for its observer alone: the states stay as they
+    /// are.
+    pub fn look(&self, other: &Model, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
+        for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
+            let states = self.states.rows(batch, 0..tokens.len())?.into_owned();
+            let columns = states.len() / tokens.len();
+            let states = Array2::from_shape_vec((tokens.len(), columns), states);
+            let mut states = states.expect("whole rows");
+            let passed = other.layer(layer, &mut states, self.ctx, self.memory);
+            passed.map_err(|e| e.after(batch * self.n_batch))?;
+            monitor.advance(tokens.len() as u64);
+            if monitor.cancelled() {
+                return Err(EvalError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    /// All tokens, normalised for the output matrix, a batch at a time.
+    pub fn last(&self, mut see: impl FnMut(ArrayView2<f32>)) -> Result<(), EvalError> {
+        let columns = self.model.hparams().n_embd as usize;
+        for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
+            let states = self.states.rows(batch, 0..tokens.len())?;
+            let states = ArrayView2::from_shape((tokens.len(), columns), &states);
+            see(self.model.output_norm(states.expect("whole rows"))?.view());
+        }
+        Ok(())
+    }
+
     /// Rows of a chunk that are scored.
     fn per_chunk(&self) -> usize {
         self.ctx - 1 - self.ctx / 2

@@ -10,6 +10,7 @@ mod gate;
 mod importances;
 mod options;
 mod perplexity;
+mod sensitivity;
 mod text;
 
 pub use compare::{Extras, Outcome, Row, compare, compare_with_base};
@@ -18,6 +19,7 @@ pub use gate::{Judgement, gate};
 pub use importances::importances;
 pub use options::Options;
 pub use perplexity::perplexity;
+pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, Types, proof, sensitivities};
 pub use text::{Text, Tokens};
 
 use crate::eval;

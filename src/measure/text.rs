@@ -1,6 +1,7 @@
 //! Texts, and the tokens that a model reads them as.
 
 use super::{MeasureError, Subject};
+use crate::eval::EvalError;
 use crate::io::IoError;
 use crate::model::Model;
 use crate::monitor::Monitor;
@@ -59,6 +60,30 @@ impl Text {
         });
         let tokens = tokens.collect::<Result<_, _>>()?;
         Ok(Self { path: path.to_owned(), content: Content::Tokens(tokens) })
+    }
+
+    /// Two halves of the text, or of as many chunks of it, cut where a chunk begins.
+    ///
+    /// # Errors
+    /// As [`Text::tokens`], and a text of fewer than four chunks.
+    pub fn halves(
+        &self,
+        subject: Subject,
+        ctx: usize,
+        chunks: Option<usize>,
+    ) -> Result<[Self; 2], MeasureError> {
+        let tokens = self.tokens(subject, None, &())?.tokens;
+        let n = (tokens.len() / ctx.max(1)).min(chunks.unwrap_or(usize::MAX));
+        if n < 4 {
+            let (path, found) = (subject.path, tokens.len());
+            return Err(MeasureError::of(path, EvalError::TooShort { found, ctx: 2 * ctx }));
+        }
+        let middle = n / 2 * ctx;
+        let part = |tokens: &[u32]| Self {
+            path: self.path.clone(),
+            content: Content::Tokens(tokens.to_vec()),
+        };
+        Ok([part(&tokens[..middle]), part(&tokens[middle..n * ctx])])
     }
 
     /// The file.

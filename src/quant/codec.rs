@@ -57,7 +57,7 @@ impl QuantType {
         out: &mut [u8],
     ) -> Result<(), QuantError> {
         let row_bytes = self.check(rows.len(), n_per_row, out.len(), ["input", "output"])?;
-        guide.check(n_per_row)?;
+        guide.check(n_per_row, self.block_len())?;
         let weighed = guide.columns().is_some();
         if !weighed && self.format().importance == Importance::Required {
             return Err(QuantError::NeedsImportance(self));

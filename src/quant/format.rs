@@ -35,7 +35,7 @@ pub struct Format {
     /// From weights to blocks and back, for types that are one for weights.
     pub(super) kernels: Option<Levels>,
     /// How to make codes in another way, where each weight has one of its own.
-    #[cfg_attr(not(test), allow(dead_code))]
+    #[cfg_attr(not(feature = "eval"), allow(dead_code))]
     pub(crate) rounding: Option<Rounding>,
     /// How to read blocks as integers, where products can do with them.
     #[cfg_attr(not(feature = "eval"), allow(dead_code))]

@@ -23,7 +23,7 @@ use super::kernels::{Blocks, levels};
 use super::lattice::Search;
 use super::rounding::{Grid, Scalar, rounding};
 use super::search::{
-    SPAN, Steps, importance_weights, inverse, round_to_byte, signed_max, truncate_to_byte,
+    ROWS, SPAN, Steps, importance_weights, inverse, round_to_byte, signed_max, truncate_to_byte,
 };
 use super::types::QuantType;
 
@@ -217,7 +217,8 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX
             return;
         };
         let n = qw.len();
-        let squares = S::row_squares(x, n);
+        let mean_squares = guide.mean_squares();
+        let squares = if mean_squares.is_some() { [0.0; ROWS] } else { S::row_squares(x, n) };
         let (mut w, mut codes) = ([0f32; SPAN], [0u8; SPAN]);
         let (mut scales, mut mins) = ([0f32; SPAN / N], [0f32; SPAN / N]);
         for row in 0..x.len() / n {
@@ -225,7 +226,12 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX
             while at < n {
                 let len = SPAN.min(n - at);
                 let x = &x[n * row + at..][..len];
-                importance_weights(x, &qw[at..][..len], squares[row] / n as f32, &mut w);
+                let mean = squares[row] / n as f32;
+                for b in 0..len / N {
+                    let mean = mean_squares.map_or(mean, |of_blocks| of_blocks[at / N + b]);
+                    let (x, qw) = (&x[b * N..][..N], &qw[at + b * N..][..N]);
+                    importance_weights(x, qw, mean, &mut w[b * N..][..N]);
+                }
                 let (scales, mins) = (&mut scales[..len / N], &mut mins[..len / N]);
                 Self::search::<S>(x, &w[..len], scales, mins, &mut codes[..len]);
                 let (codes, out) = (codes.as_chunks().0, &mut out[(n * row + at) / N..]);

@@ -34,6 +34,8 @@ pub use fp4::nvfp4_from_modelopt;
 #[cfg(feature = "eval")]
 pub(crate) use groups::{Group, Groups};
 pub use guide::Guide;
+#[cfg(feature = "eval")]
+pub(crate) use rounding::{Grid, Rounding, Scale};
 #[cfg(feature = "convert")]
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

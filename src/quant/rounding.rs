@@ -5,12 +5,10 @@
 //! column after column with the errors so far in mind for example, takes the scales from the block and
 //! packs other codes into it. Here is what that needs, for formats whose weights are numbers of a grid,
 //! each by itself.
-#![cfg_attr(
-    not(test),
-    allow(dead_code, reason = "the reference's rounding has it within the encoders")
-)]
+#![cfg_attr(not(feature = "eval"), allow(dead_code, reason = "those who use it need calibration"))]
 
 use super::groups::Grouped;
+#[cfg(test)]
 use super::search::nearest_int;
 
 /// The numbers that codes stand for, in units of a scale.
@@ -31,6 +29,7 @@ pub(crate) struct Scale {
 
 impl Grid {
     /// The number of a code.
+    #[cfg(test)]
     pub fn number(self, code: u8) -> i8 {
         match self {
             Self::Whole(least, _) => least.wrapping_add_unsigned(code),
@@ -39,6 +38,7 @@ impl Grid {
     }
 
     /// The first code of a number.
+    #[cfg(test)]
     fn code(self, number: i8) -> u8 {
         match self {
             Self::Whole(least, _) => number.wrapping_sub(least) as u8,
@@ -50,6 +50,7 @@ impl Grid {
 
     /// The code of the weight that is nearest among those of a group; that of the number nearest to
     /// zero where all are the same.
+    #[cfg(test)]
     pub fn nearest(self, x: f32, Scale { scale, offset }: Scale) -> u8 {
         match self {
             Self::Whole(least, most) => {
@@ -90,6 +91,7 @@ pub(crate) struct Rounding {
     /// The scales of groups as they are stored.
     pub scales: fn(&[u8], &mut [Scale]),
     /// The codes of weights.
+    #[cfg(test)]
     pub codes: fn(&[u8], &mut [u8]),
     /// Writes other codes over those.
     pub pack: fn(&[u8], &mut [u8]),
@@ -104,6 +106,7 @@ where
         group: G,
         grid: B::GRID,
         scales: scales::<B, LEN, G, BYTES>,
+        #[cfg(test)]
         codes: codes::<B, LEN, G, BYTES>,
         pack: pack::<B, LEN, G, BYTES>,
     }
@@ -121,6 +124,7 @@ where
     }
 }
 
+#[cfg(test)]
 fn codes<B, const LEN: usize, const G: usize, const BYTES: usize>(bytes: &[u8], out: &mut [u8])
 where
     B: Scalar<LEN, G, BYTES>,

@@ -340,9 +340,14 @@ fn requested(name: &str, options: &Options) -> Option<QuantType> {
 /// The first type from the wanted one on, each with smaller blocks than the one before, that the row
 /// fits.
 fn fallback(tensor: &Shape, wanted: QuantType) -> Result<QuantType, RecipeError> {
-    std::iter::successors(Some(wanted), |ty| ty.format().fallback)
-        .find(|&ty| fits(tensor, ty))
-        .ok_or_else(|| no_fallback(tensor, wanted))
+    fitting(wanted, tensor.n_per_row()).ok_or_else(|| no_fallback(tensor, wanted))
+}
+
+/// The first type from this one on whose blocks rows of so many weights fit, each with smaller blocks than the
+/// one before.
+pub fn fitting(ty: QuantType, n_per_row: u64) -> Option<QuantType> {
+    std::iter::successors(Some(ty), |ty| ty.format().fallback)
+        .find(|ty| n_per_row.is_multiple_of(ty.block_len() as u64))
 }
 
 fn fits(tensor: &Shape, ty: QuantType) -> bool {

@@ -3,6 +3,7 @@
 //! This room decides on names and shapes alone; it never sees a weight.
 
 mod assign;
+mod choose;
 mod file_type;
 mod recover;
 mod role;
@@ -10,8 +11,9 @@ mod rules;
 
 pub use assign::{
     Assignment, Options, Reason, RecipeError, Shape, TensorType, assign, assign_as_converter,
-    layer_of, needs_imatrix, output_order,
+    fitting, layer_of, needs_imatrix, output_order,
 };
+pub use choose::{Choice, choose};
 pub use file_type::{FileType, UnknownFileType};
 pub use recover::recover;
 pub use role::Role;

@@ -144,8 +144,15 @@ impl Source for Overlay<'_> {
 }
 
 impl Storage for Overlay<'_> {
+    /// Those of the base, of another version: what is made of their weights is something else.
     fn files(&self) -> Vec<SourceFile> {
-        self.base.files()
+        let mut files = self.base.files();
+        let mut others: Vec<_> = self.others.iter().map(|(i, other)| (*i, other.ty)).collect();
+        others.sort_unstable_by_key(|&(tensor, _)| tensor);
+        if let Some(file) = files.first_mut() {
+            others.iter().for_each(|(tensor, ty)| file.version += &format!(" {tensor}:{ty}"));
+        }
+        files
     }
 
     fn file_of(&self, tensor: usize) -> usize {

@@ -321,7 +321,7 @@ mod vnni {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Form, Panels, floats_len, pack as pack_floats};
+    use super::super::{Form, Panels, pack as pack_floats, packed_len};
     use super::*;
     use crate::quant::{Guide, QuantType};
     use crate::simd::Simd;
@@ -440,7 +440,7 @@ mod tests {
                 let x = inputs(tokens, columns);
                 let (bytes, _, decoded) = weights(ty, rows, columns);
                 let Some(found) = product(ty, x.view(), rows, &bytes) else { return };
-                let mut panels = vec![0.0; floats_len(rows, columns)];
+                let mut panels = vec![0.0; packed_len(rows, columns)];
                 pack_floats(decoded.view(), &mut panels);
                 let mut floats = Array2::zeros(found.dim());
                 let simd = Simd::detect();

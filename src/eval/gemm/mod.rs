@@ -56,7 +56,7 @@ impl Form {
     /// How many values the panels of so many rows take.
     pub fn panels_len(self, rows: usize, columns: usize) -> usize {
         match self {
-            Self::Floats(_) => floats_len(rows, columns),
+            Self::Floats(_) => packed_len(rows, columns),
             Self::Integers { offsets, .. } => {
                 rows.div_ceil(PANEL) * integers::panel_len(columns, offsets)
             }
@@ -102,20 +102,20 @@ impl Form {
 }
 
 /// How many values the panels of so many rows take in [`Form::Floats`].
-fn floats_len(rows: usize, columns: usize) -> usize {
+pub(crate) fn packed_len(rows: usize, columns: usize) -> usize {
     rows.next_multiple_of(PANEL) * columns
 }
 
 /// A matrix in panels of its own.
 pub(super) fn packed(matrix: ArrayView2<f32>) -> Rows {
-    let mut panels = Rows::new(1, floats_len(matrix.nrows(), matrix.ncols()));
+    let mut panels = Rows::new(1, packed_len(matrix.nrows(), matrix.ncols()));
     pack(matrix, panels.values_mut());
     panels
 }
 
 /// Puts the rows of a matrix into panels of [`Form::Floats`]. What is in the place of rows that
 /// would fill the last panel stays as it was.
-pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
+pub(crate) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
     /// A cache line.
     const LINE: usize = 16;
     let columns = matrix.ncols();
@@ -153,7 +153,7 @@ pub(super) fn pack(matrix: ArrayView2<f32>, panels: &mut [f32]) {
 
 /// A matrix in panels.
 #[derive(Clone, Copy)]
-pub(super) struct Panels<'a> {
+pub(crate) struct Panels<'a> {
     pub values: &'a [f32],
     pub columns: usize,
     pub simd: Simd,
@@ -186,7 +186,7 @@ fn tasks<'a>(
 ) -> Vec<Task<'a>> {
     assert_eq!(x.nrows(), out.nrows(), "one row of outputs for each of inputs");
     assert!(x.ncols() <= panels.columns, "a column of weights for each of inputs");
-    assert!(panels.values.len() >= floats_len(out.ncols(), panels.columns), "weights for outputs");
+    assert!(panels.values.len() >= packed_len(out.ncols(), panels.columns), "weights for outputs");
     if out.is_empty() {
         return Vec::new();
     }
@@ -331,7 +331,7 @@ mod tests {
             [(1, 1, 1), (14, 384, 32), (15, 385, 33), (40, 900, 700), (250, 64, 31), (3, 0, 5)]
         {
             let (x, w) = (matrix(tokens, columns, 1), matrix(rows, columns, 2));
-            let mut values = vec![f32::NAN; floats_len(rows, columns)];
+            let mut values = vec![f32::NAN; packed_len(rows, columns)];
             pack(w.view(), &mut values);
             let mut turned = vec![f32::NAN; values.len()];
             pack(w.t().as_standard_layout().t(), &mut turned);

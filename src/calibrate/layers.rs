@@ -1,0 +1,411 @@
+//! One walk over a model: the text passes a layer, whose inputs are watched; the layer's tensors are rounded
+//! with what was seen and written; the text passes the rounded layer, and on to the next.
+
+use super::changed::Changed;
+use super::factor::Factored;
+use super::moments::{Kept, Moments, Watch, locked};
+use super::rows::{ROWS, Rounded, Rounder, Way};
+use super::watching::{Inputs, Place, Watching};
+use crate::convert::{Begun, ConvertError, Plan, PlannedTensor, RunOptions};
+use crate::eval::{EvalError, Model, Passage, PerplexityOptions};
+use crate::model::Hparams;
+use crate::monitor::Monitor;
+use crate::quant::{Guide, QuantType};
+use crate::simd::Simd;
+use crate::source::Source;
+use crate::tensor::{Kind, Part, TensorName};
+use ndarray::ArrayView2;
+use rayon::prelude::*;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+/// How a conversion is calibrated.
+pub struct Calibration<'a> {
+    /// What the model is.
+    pub hparams: &'a Hparams,
+    /// The text.
+    pub tokens: &'a [u32],
+    /// How it is cut, and where its states wait.
+    pub text: PerplexityOptions,
+    /// A folder for the inputs of experts.
+    pub folder: &'a Path,
+    /// Whose inputs count.
+    pub inputs: InputsOf,
+    /// Bytes that second moments and their factors may take.
+    pub memory: u64,
+    /// What is added to the diagonal of second moments, as a share of its mean.
+    pub damping: f32,
+    /// How often blocks are rounded again.
+    pub sweeps: usize,
+    /// The instructions.
+    pub simd: Simd,
+}
+
+/// In which model the inputs of a matrix are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum InputsOf {
+    /// In the original one: the text passes it once.
+    Original,
+    /// In the one whose layers so far are rounded, so that later layers make up for earlier ones: the text
+    /// passes each layer twice.
+    #[default]
+    Rounded,
+}
+
+/// What became of a tensor.
+#[derive(Clone, Debug)]
+pub struct OfTensor {
+    /// Its name.
+    pub name: String,
+    /// Its type.
+    pub ty: QuantType,
+    /// How many rows were rounded in each way.
+    pub ways: BTreeMap<Way, u64>,
+    /// The error of products that was expected of the better of the reference's ways, and is expected now:
+    /// tr(Δ·H·Δᵀ) over all matrices. Nothing where second moments had no factors.
+    pub errors: Option<[f64; 2]>,
+}
+
+/// What became of all tensors, but for those that an earlier process had made.
+#[derive(Clone, Debug, Default)]
+pub struct Outcome {
+    /// In the order in which they were rounded.
+    pub tensors: Vec<OfTensor>,
+}
+
+/// Carries out a plan, with the tensors of layers and the output matrix rounded so that the error of their
+/// products with the inputs that a text gives them is small.
+///
+/// What is kept for the case that the run is stopped is that of [`Plan::run`], and the states of the text.
+/// One monitor counts tokens times layers, each layer twice where inputs are those of the rounded model,
+/// the other weights.
+///
+/// # Errors
+/// As [`Plan::run`], and those of the forward pass.
+pub fn run(
+    plan: &Plan,
+    source: &dyn Source,
+    output: &Path,
+    options: RunOptions,
+    calibration: &Calibration,
+    [passing, writing]: [&dyn Monitor; 2],
+) -> Result<Outcome, ConvertError> {
+    let mut outcome = Outcome::default();
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads()).build();
+    let pool = pool.map_err(|error| ConvertError::Calibration(Box::new(error)))?;
+    let done = plan.run_after(source, output, options, writing, |begun| {
+        pool.install(|| round_layers(source, begun, calibration, passing, &mut outcome))
+    });
+    if !matches!(done, Err(ConvertError::Stopped { .. }))
+        && let Some(scratch) = &calibration.text.scratch
+    {
+        scratch.finish();
+    }
+    done.map(|()| outcome)
+}
+
+/// An error of the forward pass among those of conversions.
+fn converted(error: EvalError) -> ConvertError {
+    match error {
+        EvalError::Cancelled => ConvertError::Cancelled,
+        EvalError::Io(error) => ConvertError::Io(error),
+        EvalError::Source(error) => ConvertError::Source(error),
+        error => ConvertError::Calibration(Box::new(error)),
+    }
+}
+
+/// What a tensor of the plan is, where it can be rounded with moments.
+struct Target {
+    /// Its number in the plan.
+    tensor: usize,
+    ty: QuantType,
+    place: Place,
+}
+
+fn targets(plan: &Plan) -> Vec<Target> {
+    let target = |(tensor, planned): (usize, &PlannedTensor)| {
+        let name = TensorName::parse(&planned.name)?;
+        let ty =
+            planned.ty.known().filter(|ty| ty.is_quantized() && planned.ty != planned.stored)?;
+        let place = Place { source: planned.source, name };
+        (name.part == Part::Weight).then_some(Target { tensor, ty, place })
+    };
+    plan.tensors().iter().enumerate().filter_map(target).collect()
+}
+
+/// The output matrix: the token embedding where there is none of its own.
+fn is_output(plan: &Plan, target: &Target) -> bool {
+    let own = TensorName::weight(None, Kind::Output).to_string();
+    let tied = plan.tensors().iter().all(|tensor| tensor.name != own);
+    target.place.name.kind == if tied { Kind::TokenEmbd } else { Kind::Output }
+}
+
+fn round_layers(
+    source: &dyn Source,
+    begun: &Begun,
+    calibration: &Calibration,
+    monitor: &dyn Monitor,
+    outcome: &mut Outcome,
+) -> Result<(), ConvertError> {
+    let Calibration { hparams, simd, .. } = *calibration;
+    let all = targets(begun.plan());
+    let n_layer = hparams.n_layer;
+    let of_layer =
+        |layer: u32| all.iter().filter(move |target| target.place.name.layer == Some(layer));
+    let first = |target: &&Target| {
+        target.place.name.kind == Kind::TokenEmbd && !is_output(begun.plan(), target)
+    };
+    for target in all.iter().filter(first) {
+        if !begun.is_complete(target.tensor)? {
+            begun.encode(target.tensor)?;
+        }
+    }
+    let mut todo = BTreeMap::new();
+    for layer in 0..n_layer {
+        let mut of_this = Vec::new();
+        for target in of_layer(layer) {
+            if !begun.is_complete(target.tensor)? {
+                of_this.push(target);
+            }
+        }
+        if !of_this.is_empty() {
+            todo.insert(layer, of_this);
+        }
+    }
+    let written =
+        all.iter().filter(|target| target.place.name.layer.is_some_and(|layer| layer < n_layer));
+    let written = written.chain(all.iter().filter(first)).map(|target| target.tensor);
+    let changed_source = Changed::new(source, begun, simd, written);
+    let watch = Watch { simd, kept: Mutex::default() };
+    let (mut original, mut changed) = (
+        Model::new(hparams, source).map_err(converted)?,
+        Model::new(hparams, &changed_source).map_err(converted)?,
+    );
+    for model in [&mut original, &mut changed] {
+        model.set_simd(simd);
+        model.keep_compressed();
+    }
+    original.observe(&watch);
+    let rounded = calibration.inputs == InputsOf::Rounded;
+    let done = todo.keys().next().copied().unwrap_or(n_layer);
+    let mut passage = Passage::begin(
+        &original,
+        if rounded { &changed } else { &original },
+        calibration.tokens,
+        &calibration.text,
+        begun.identity(),
+        done,
+    )
+    .map_err(converted)?;
+    let watching = Watching { source, calibration, watch: &watch };
+    let layers = Layers { begun, calibration, changed: &changed, watching };
+    for layer in 0..n_layer {
+        let targets = todo.get(&layer).map_or(&[][..], Vec::as_slice);
+        if !targets.is_empty() {
+            layers.watching.watch(layer, targets.iter().map(|target| target.place))?;
+        }
+        match rounded {
+            true if targets.is_empty() => {}
+            true => passage.look(layer, monitor).map_err(converted)?,
+            false => passage.pass(layer, monitor).map_err(converted)?,
+        }
+        if !targets.is_empty() {
+            layers.round(layer, targets, monitor, outcome)?;
+        }
+        if rounded {
+            passage.pass(layer, monitor).map_err(converted)?;
+        }
+    }
+    for target in all.iter().filter(|target| is_output(begun.plan(), target)) {
+        if !begun.is_complete(target.tensor)? {
+            let columns = hparams.n_embd as usize;
+            let whole = Factored::memory(columns as u64) <= calibration.memory;
+            let mut moments = Moments::new(columns, whole);
+            passage.last(|x| moments.add(x, simd, true)).map_err(converted)?;
+            layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
+        }
+    }
+    Ok(())
+}
+
+/// What all layers are rounded with.
+struct Layers<'a> {
+    begun: &'a Begun<'a>,
+    calibration: &'a Calibration<'a>,
+    changed: &'a Model<'a>,
+    watching: Watching<'a>,
+}
+
+impl Layers<'_> {
+    fn planned(&self, target: &Target) -> &PlannedTensor {
+        &self.begun.plan().tensors()[target.tensor]
+    }
+
+    /// Rounds the tensors of a layer with what was seen of their inputs.
+    fn round(
+        &self,
+        layer: u32,
+        targets: &[&Target],
+        monitor: &dyn Monitor,
+        outcome: &mut Outcome,
+    ) -> Result<(), ConvertError> {
+        let kept = std::mem::take(&mut *locked(&self.watching.watch.kept));
+        let mut groups: BTreeMap<usize, Vec<&Target>> = BTreeMap::new();
+        let (routed, others): (Vec<&Target>, _) = targets.iter().partition(|target| {
+            let kind = target.place.name.kind;
+            matches!(kind, Kind::FfnGateExps | Kind::FfnUpExps | Kind::FfnDownExps)
+        });
+        for target in others {
+            groups.entry(self.watching.watched(target.place)).or_default().push(target);
+        }
+        for (watched, targets) in groups {
+            match kept.get(&watched).map(|kept| &**kept) {
+                Some(Kept::Each(moments)) => self.round_matrices(&targets, moments, outcome)?,
+                _ => targets.iter().try_for_each(|target| self.begun.encode(target.tensor))?,
+            }
+            if monitor.cancelled() {
+                return Err(ConvertError::Cancelled);
+            }
+        }
+        if !routed.is_empty() {
+            self.round_experts(layer, &routed, &kept, monitor, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds tensors with the same inputs, matrix by matrix.
+    fn round_matrices(
+        &self,
+        targets: &[&Target],
+        moments: &[Mutex<Moments>],
+        outcome: &mut Outcome,
+    ) -> Result<(), ConvertError> {
+        let mut made: Vec<_> = targets.iter().map(|target| self.begin(target)).collect();
+        for (matrix, moments) in moments.iter().enumerate() {
+            // What is known from elsewhere weighs as much as so many tokens as there are columns.
+            let known = |target| self.begun.plan().importances(self.planned(target), matrix);
+            let prior = targets.iter().copied().find_map(known).map(Moments::known);
+            let inputs = self.watching.inputs(&locked(moments), prior.as_ref());
+            for (target, made) in targets.iter().zip(&mut made) {
+                self.round_matrix(target, matrix, &inputs, made)?;
+            }
+        }
+        for (target, made) in targets.iter().zip(made) {
+            self.begun.note(target.tensor)?;
+            outcome.tensors.push(made);
+        }
+        Ok(())
+    }
+
+    /// Rounds the routed experts of a layer, one after the other.
+    fn round_experts(
+        &self,
+        layer: u32,
+        targets: &[&Target],
+        kept: &HashMap<usize, Arc<Kept>>,
+        monitor: &dyn Monitor,
+        outcome: &mut Outcome,
+    ) -> Result<(), ConvertError> {
+        let simd = self.calibration.simd;
+        let spool = |kind| {
+            let name = TensorName::weight(Some(layer), kind).to_string();
+            match &**kept.get(&self.watching.source.find(&name)?)? {
+                Kept::Spooled(spool) => Some(locked(spool)),
+                Kept::Each(_) => None,
+            }
+        };
+        let Some(into) = spool(Kind::FfnGateExps) else { return Ok(()) };
+        let hidden = spool(Kind::FfnDownExps);
+        let of_layer = into.of_all(simd)?;
+        let hidden_of_layer = hidden.as_ref().map(|hidden| hidden.of_all(simd)).transpose()?;
+        let is_down = |target: &&&Target| target.place.name.kind == Kind::FfnDownExps;
+        let mut made: Vec<_> = targets.iter().map(|target| self.begin(target)).collect();
+        let n_expert = self.calibration.hparams.moe.as_ref().map_or(0, |moe| moe.n_expert as usize);
+        for expert in 0..n_expert {
+            let x = into.inputs(expert)?;
+            if !targets.iter().all(|target| is_down(&target)) {
+                let inputs = self.watching.inputs(&into.moments(x.view(), simd), Some(&of_layer));
+                let others = targets.iter().zip(&mut made).filter(|(target, _)| !is_down(target));
+                for (target, made) in others {
+                    self.round_matrix(target, expert, &inputs, made)?;
+                }
+            }
+            let down = targets.iter().zip(&mut made).find(|(target, _)| is_down(target));
+            if let (Some((target, made)), Some(hidden)) = (down, &hidden) {
+                let x = self.changed.hidden(layer, expert, x.view()).map_err(converted)?;
+                let own = hidden.moments(x.view(), simd);
+                let inputs = self.watching.inputs(&own, hidden_of_layer.as_ref());
+                self.round_matrix(target, expert, &inputs, made)?;
+            }
+            if monitor.cancelled() {
+                return Err(ConvertError::Cancelled);
+            }
+        }
+        for (target, made) in targets.iter().zip(made) {
+            self.begun.note(target.tensor)?;
+            outcome.tensors.push(made);
+        }
+        Ok(())
+    }
+
+    fn begin(&self, target: &Target) -> OfTensor {
+        let name = self.planned(target).name.clone();
+        OfTensor { name, ty: target.ty, ways: BTreeMap::new(), errors: Some([0.0; 2]) }
+    }
+
+    /// Rounds and writes one matrix of a tensor.
+    fn round_matrix(
+        &self,
+        target: &Target,
+        matrix: usize,
+        inputs: &Inputs,
+        made: &mut OfTensor,
+    ) -> Result<(), ConvertError> {
+        let planned = self.planned(target);
+        let n = planned.n_per_row() as usize;
+        let n_rows = planned.dims.get(1).copied().unwrap_or(1);
+        let first = matrix as u64 * n_rows;
+        let pieces: Vec<u64> = (first..first + n_rows).step_by(ROWS).collect();
+        let rounded = pieces.into_par_iter().map(|start| {
+            let rows = start..(first + n_rows).min(start + ROWS as u64);
+            let weights = self.begun.weights(target.tensor, rows.clone())?;
+            let weights = ArrayView2::from_shape((weights.len() / n, n), &weights);
+            let rounded = self.round_rows(target.ty, inputs, weights.expect("whole rows"));
+            let rounded = rounded.map_err(|error| {
+                self.begun.encode_error(target.tensor, rows.start, target.ty, error)
+            })?;
+            self.begun.write(target.tensor, rows.start, &rounded.bytes)?;
+            Ok((rounded.ways, rounded.errors))
+        });
+        for (ways, errors) in rounded.collect::<Result<Vec<_>, ConvertError>>()? {
+            ways.into_iter().for_each(|way| *made.ways.entry(way).or_default() += 1);
+            made.errors = match (made.errors, &inputs.factored) {
+                (Some([a, b]), Some(_)) => Some([a + errors[0], b + errors[1]]),
+                _ => None,
+            };
+        }
+        Ok(())
+    }
+
+    fn round_rows(
+        &self,
+        ty: QuantType,
+        inputs: &Inputs,
+        weights: ArrayView2<f32>,
+    ) -> Result<Rounded, crate::quant::QuantError> {
+        let Calibration { sweeps, simd, .. } = *self.calibration;
+        let importances = &inputs.importances;
+        let Some(moments) = &inputs.factored else {
+            let n = weights.ncols();
+            let way = if importances.iter().any(|&x| x > 0.0) { Way::Weighed } else { Way::Plain };
+            let guide =
+                if way == Way::Weighed { Guide::Columns(importances) } else { Guide::Plain };
+            let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0) * weights.nrows()];
+            let x = weights.as_slice().unwrap_or_default();
+            ty.encode_rows_with(simd, x, n, guide, &mut bytes)?;
+            return Ok(Rounded { bytes, ways: vec![way; weights.nrows()], errors: [0.0; 2] });
+        };
+        Rounder { ty, moments, importances, sweeps, simd }.round(weights)
+    }
+}

@@ -1,0 +1,298 @@
+//! Options of rounding that a text calibrates, for `convert` and `quantize`.
+
+use super::output::Output;
+use super::progress::Progress;
+use super::say;
+use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, Way};
+use crate::convert::Plan;
+use crate::eval::{PerplexityOptions, Scratch};
+use crate::gguf::Value;
+use crate::io::{folder, physical_memory};
+use crate::measure::{Options, PROBE, Subject, Text, Tokens};
+use crate::model::{CheckpointModel, Model, Mtp};
+use crate::quant::QuantType;
+use crate::simd::Simd;
+use crate::source::Source;
+use anyhow::bail;
+use serde_json::{Value as Json, json};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// How weights are rounded.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Text that shows how much errors of weights count. Weights are then rounded so that they make up for
+    /// each other's errors in the model's products with this text, which takes a pass of the text through
+    /// the model; sizes and types stay
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "prune_layers"])]
+    calibrate: Option<PathBuf>,
+    /// Use only the first N chunks of that text
+    #[arg(long, value_name = "N", requires = "calibrate",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    calibrate_chunks: Option<u32>,
+    /// Tokens per chunk of that text
+    #[arg(long, value_name = "N", requires = "calibrate", default_value = "512",
+          value_parser = clap::value_parser!(u32).range(4..))]
+    calibrate_ctx: u32,
+    /// Model whose activations count: the rounded one, so that layers make up for those before them, or
+    /// the original, which takes one pass instead of two
+    #[arg(
+        long,
+        value_enum,
+        value_name = "MODEL",
+        requires = "calibrate",
+        default_value = "rounded"
+    )]
+    calibrate_inputs: Inputs,
+    /// How weights are rounded: compensated, as said for --calibrate and its default, or reference, as
+    /// llama-quantize does
+    #[arg(long, value_enum, value_name = "WAY")]
+    rounding: Option<Rounding>,
+}
+
+/// Errors of compensated rounding, for the search for a mix.
+#[derive(clap::Args)]
+pub struct ForMix {
+    /// Choose for compensated rounding with this text (convert --calibrate): errors are those of products with
+    /// it, as they will be rounded
+    #[arg(long, value_name = "FILE")]
+    calibrate: Option<PathBuf>,
+    /// Use only the first N chunks of that text
+    #[arg(long, value_name = "N", requires = "calibrate",
+          value_parser = clap::value_parser!(u32).range(1..))]
+    calibrate_chunks: Option<u32>,
+}
+
+impl ForMix {
+    /// The errors of a model's tensors in these types and in that which sensitivities are measured with.
+    pub fn errors(
+        &self,
+        subject: Subject,
+        types: &[QuantType],
+        options: &Options,
+    ) -> anyhow::Result<BTreeMap<String, Errors>> {
+        let Some(path) = &self.calibrate else { return Ok(BTreeMap::new()) };
+        let tokens = Text::read(path)?.tokens(subject, None, &())?;
+        let (hparams, source) = (subject.model.hparams(), subject.model.source());
+        let n = tokens.tokens.len() / options.ctx;
+        let n = n.min(self.calibrate_chunks.map_or(usize::MAX, |n| n as usize)) * options.ctx;
+        let work = n as u64 * u64::from(hparams.n_layer);
+        let progress = Progress::start("calibrate", work, "token-layers", 0);
+        let memory = options.memory.unwrap_or(physical_memory().unwrap_or(0) / 4).max(1 << 30);
+        let folder = std::env::temp_dir();
+        let calibration = Calibration {
+            hparams,
+            tokens: &tokens.tokens,
+            text: PerplexityOptions {
+                ctx: options.ctx,
+                chunks: self.calibrate_chunks.map(|n| n as usize),
+                bos: tokens.bos,
+                memory: (memory / 4).min(1 << 30) as usize,
+                scratch: None,
+            },
+            folder: options.scratch.as_ref().map_or(&folder, |scratch| scratch.folder()),
+            inputs: InputsOf::Original,
+            memory: memory / 4 * 3,
+            damping: DAMPING,
+            sweeps: SWEEPS,
+            simd: options.simd,
+        };
+        let mut all = types.to_vec();
+        all.push(PROBE);
+        all.sort_unstable();
+        all.dedup();
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+        let found = pool.install(|| calibrate::errors(source, &calibration, &all, &progress))?;
+        progress.finish();
+        Ok(found)
+    }
+}
+
+/// How weights are rounded.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Rounding {
+    Reference,
+    Compensated,
+}
+
+/// The model whose activations count.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Inputs {
+    Rounded,
+    Original,
+}
+
+/// A text, ready to calibrate with.
+pub struct Prepared {
+    model: Model,
+    path: PathBuf,
+    sha256: String,
+    tokens: Tokens,
+    ctx: usize,
+    chunks: Option<usize>,
+    inputs: InputsOf,
+}
+
+/// What a damped diagonal gets, in relation to its mean.
+const DAMPING: f32 = 0.01;
+/// How often blocks are rounded again.
+const SWEEPS: usize = 2;
+
+impl Args {
+    /// Reads the text as the model reads it, if there is one and weights are to be rounded with it.
+    pub fn prepare(&self, place: &Path, pre: Option<&str>) -> anyhow::Result<Option<Prepared>> {
+        let path = match (&self.calibrate, self.rounding) {
+            (None, Some(Rounding::Compensated)) => super::bad_usage(
+                "--rounding compensated needs a text to calibrate with: --calibrate FILE"
+                    .to_owned(),
+            ),
+            (Some(_), Some(Rounding::Reference)) => {
+                super::bad_usage("--calibrate has no meaning with --rounding reference".to_owned())
+            }
+            (None, _) => return Ok(None),
+            (Some(path), _) => path,
+        };
+        let bytes = std::fs::read(path).map_err(|error| crate::io::IoError::new(path, error))?;
+        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
+        let model = match place.is_dir() || place.to_string_lossy().contains("://") {
+            true => {
+                let folder = super::place::folder(place)?;
+                Model::Checkpoint(Box::new(CheckpointModel::open_in(folder, Mtp::Drop)?))
+            }
+            false => Model::open(place, Mtp::Drop)?,
+        };
+        let subject = Subject { path: place, model: &model };
+        let tokens = Text::read(path)?.tokens(subject, pre, &())?;
+        let ctx = self.calibrate_ctx as usize;
+        if tokens.tokens.len() < ctx {
+            let (found, name) = (tokens.tokens.len(), path.display());
+            bail!("{name}: {found} tokens are too few, a chunk has {ctx} (--calibrate-ctx)");
+        }
+        let chunks = self.calibrate_chunks.map(|n| n as usize);
+        let inputs = match self.calibrate_inputs {
+            Inputs::Rounded => InputsOf::Rounded,
+            Inputs::Original => InputsOf::Original,
+        };
+        Ok(Some(Prepared { model, path: path.clone(), sha256, tokens, ctx, chunks, inputs }))
+    }
+}
+
+impl Prepared {
+    fn n_chunks(&self) -> usize {
+        (self.tokens.tokens.len() / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
+    }
+
+    /// What the output says about how it was made.
+    pub fn notes(&self) -> Vec<(String, Value)> {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let inputs = if self.inputs == InputsOf::Rounded { "rounded" } else { "original" };
+        vec![
+            ("requant.rounding".to_owned(), "compensated".into()),
+            ("requant.calibration.file".to_owned(), name.as_str().into()),
+            ("requant.calibration.sha256".to_owned(), self.sha256.as_str().into()),
+            ("requant.calibration.chunks".to_owned(), Value::U32(self.n_chunks() as u32)),
+            ("requant.calibration.ctx".to_owned(), Value::U32(self.ctx as u32)),
+            ("requant.calibration.inputs".to_owned(), inputs.into()),
+        ]
+    }
+
+    /// Carries out a plan.
+    pub fn run(
+        &self,
+        what: &'static str,
+        plan: &Plan,
+        source: &dyn Source,
+        output: &Output,
+        simd: Simd,
+    ) -> anyhow::Result<Json> {
+        let hparams = self.model.hparams();
+        let folder = folder(output.path);
+        let n = (self.n_chunks() * self.ctx) as u64;
+        let passes = if self.inputs == InputsOf::Rounded { 2 } else { 1 };
+        let work = passes * n * u64::from(hparams.n_layer);
+        let passing = Progress::start("calibrate", work, "token-layers", 0);
+        let memory = output.memory.unwrap_or(physical_memory().unwrap_or(0) / 4).max(1 << 30);
+        let calibration = Calibration {
+            hparams,
+            tokens: &self.tokens.tokens,
+            text: PerplexityOptions {
+                ctx: self.ctx,
+                chunks: self.chunks,
+                bos: self.tokens.bos,
+                memory: (memory / 4).min(1 << 30) as usize,
+                scratch: Some(Scratch::new(folder)),
+            },
+            folder,
+            inputs: self.inputs,
+            memory: memory / 4 * 3,
+            damping: DAMPING,
+            sweeps: SWEEPS,
+            simd,
+        };
+        let writing = output.progress(what, plan);
+        let outcome = calibrate::run(
+            plan,
+            source,
+            output.path,
+            output.options,
+            &calibration,
+            [&passing, &writing],
+        )?;
+        passing.finish();
+        writing.finish();
+        if let Some(text) = describe(&outcome) {
+            say::info(text);
+        }
+        Ok(outcome.tensors.iter().map(json_of).collect())
+    }
+}
+
+fn json_of(tensor: &OfTensor) -> Json {
+    let ways: BTreeMap<&str, u64> = tensor.ways.iter().map(|(&way, &n)| (name(way), n)).collect();
+    let ratio = tensor.errors.map(|[reference, own]| own / reference);
+    json!({ "name": tensor.name, "type": tensor.ty.name(), "rows": ways, "error_ratio": ratio })
+}
+
+fn name(way: Way) -> &'static str {
+    match way {
+        Way::Plain => "plain",
+        Way::Weighed => "weighed",
+        Way::Blocks => "blocks",
+        Way::Columns => "columns",
+        Way::Again => "again",
+    }
+}
+
+/// What was gained, in a few lines.
+fn describe(outcome: &Outcome) -> Option<String> {
+    let ratios = outcome.tensors.iter().filter_map(|tensor| {
+        let [reference, own] = tensor.errors?;
+        (reference > 0.0).then(|| (own / reference).ln())
+    });
+    let ratios: Vec<f64> = ratios.collect();
+    let without = outcome.tensors.len() - ratios.len();
+    if outcome.tensors.is_empty() {
+        return None;
+    }
+    let mut rows = BTreeMap::new();
+    for (&way, &n) in outcome.tensors.iter().flat_map(|tensor| &tensor.ways) {
+        *rows.entry(way).or_insert(0) += n;
+    }
+    let all = rows.values().sum::<u64>().max(1) as f64;
+    let rows: Vec<String> = rows
+        .iter()
+        .map(|(&way, &n)| format!("{} {:.1} %", name(way), 100.0 * n as f64 / all))
+        .collect();
+    let mean = (ratios.iter().sum::<f64>() / ratios.len().max(1) as f64).exp();
+    let mut text = format!(
+        "rounding: {} tensors; errors of products {:.3} of the reference's in the geometric mean; rows: {}",
+        outcome.tensors.len(),
+        mean,
+        rows.join(", ")
+    );
+    if without > 0 {
+        text += &format!("; {without} without second moments, rounded as the reference does");
+    }
+    Some(text)
+}

@@ -1,0 +1,374 @@
+//! How much a model suffers where groups of its tensors are quantized: the divergence that each group causes
+//! alone, and from that what any choice of types will cost.
+//!
+//! Divergences of small errors add up, and grow with the mean square of the error: with t² the error of a
+//! tensor's weights relative to their own square, D ≈ Σ α·t² over the tensors, where α says how much it
+//! matters. It is measured with one type for each group, a kind of tensor in some consecutive layers
+//! (Malinovskii et al. 2024, arXiv:2411.17525, show the linearity).
+
+use super::{MeasureError, Options, Subject, Text};
+use crate::calibrate::Errors;
+use crate::eval::{self, Comparison, EvalError, Reference, comparison_work};
+use crate::imatrix::Imatrix;
+use crate::monitor::Monitor;
+use crate::quant::{Guide, Importance, QuantType};
+use crate::recipe::fitting;
+use crate::simd::Simd;
+use crate::source::{Overlay, Source, TensorMeta};
+use crate::tensor::{Kind, Part, TensorName};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Kinds of tensors whose sensitivities are measured together.
+const GROUPS: [(&str, &[Kind]); 11] = [
+    ("embedding", &[Kind::TokenEmbd]),
+    ("output", &[Kind::Output]),
+    ("attention-scores", &[Kind::AttnQ, Kind::AttnK, Kind::AttnQA, Kind::AttnQB, Kind::AttnKB]),
+    ("attention-values", &[Kind::AttnV, Kind::AttnVB, Kind::AttnKvAMqa]),
+    ("attention-output", &[Kind::AttnOutput]),
+    ("ffn-in", &[Kind::FfnGate, Kind::FfnUp]),
+    ("ffn-down", &[Kind::FfnDown]),
+    ("expert-in", &[Kind::FfnGateExps, Kind::FfnUpExps]),
+    ("expert-down", &[Kind::FfnDownExps]),
+    ("shared-expert-in", &[Kind::FfnGateShexp, Kind::FfnUpShexp]),
+    ("shared-expert-down", &[Kind::FfnDownShexp]),
+];
+
+/// Parts that the layers are cut into, at most.
+const BANDS: u32 = 8;
+/// The type that sensitivities are measured with: its errors are well above rounding noise, and small enough
+/// to add up.
+pub const PROBE: QuantType = QuantType::Q3_K;
+/// Models that run at a time.
+const TOGETHER: usize = 8;
+/// Rows of a tensor whose errors stand for those of all.
+const SAMPLE: u64 = 96;
+
+/// What is known of one tensor.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OfTensor {
+    /// Its name.
+    pub name: String,
+    /// Its extents, innermost first.
+    pub dims: Vec<u64>,
+    /// Divergence for an error as large as the weights, in nats.
+    pub alpha: f64,
+    /// The error relative to the weights, t², in each type that was asked for, rounded as the reference does.
+    pub errors: BTreeMap<String, f64>,
+    /// The same with compensated rounding, where that was asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub compensated: BTreeMap<String, f64>,
+}
+
+/// What is known of a group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Group {
+    /// The kind of its tensors.
+    pub name: String,
+    /// First and last layer; absent outside of layers.
+    pub layers: Option<(u32, u32)>,
+    /// Mean KL divergence with all of its tensors in the probing type, in nats, and its standard error.
+    pub divergence: f64,
+    /// See `divergence`.
+    pub error: f64,
+}
+
+/// What a model's types cost, for any choice of them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Sensitivities {
+    /// The version of this form.
+    pub version: u32,
+    /// The type that groups were measured with.
+    pub probe: String,
+    /// Tokens that they were measured on.
+    pub tokens: u64,
+    /// The groups.
+    pub groups: Vec<Group>,
+    /// The tensors that can be quantized.
+    pub tensors: Vec<OfTensor>,
+}
+
+/// Tensors that are measured together.
+struct Measured {
+    name: &'static str,
+    layers: Option<(u32, u32)>,
+    /// By number in the source.
+    tensors: Vec<usize>,
+}
+
+/// The types that a model's tensors may get, and what is known beforehand of their errors.
+#[derive(Clone, Copy)]
+pub struct Types<'a> {
+    /// The types.
+    pub all: &'a [QuantType],
+    /// What the errors of columns count.
+    pub imatrix: Option<&'a Imatrix>,
+    /// Errors of the products of some tensors, in these types and in [`PROBE`].
+    pub known: &'a BTreeMap<String, Errors>,
+}
+
+/// Measures how much the groups of a model's tensors matter on a text, and the errors of
+/// its tensors in these types, weighted by importances where there are some.
+///
+/// What is known of errors of products, as [`calibrate::errors`](crate::calibrate::errors) has it, takes the
+/// place of errors of weights.
+///
+/// The monitor counts tokens times layers.
+///
+/// ```
+/// use requant::measure::{Options, Subject, Text, Types, sensitivities};
+/// use requant::model::{Model, Mtp};
+/// use requant::quant::QuantType;
+/// use std::path::Path;
+///
+/// let path = Path::new("tests/fixtures/reference/tiny-r1-bf16.gguf");
+/// let model = Model::open(path, Mtp::Drop)?;
+/// let text = Text::read(Path::new("tests/fixtures/text/calibration.txt"))?;
+/// let options = Options { ctx: 32, chunks: Some(2), ..Options::default() };
+/// let subject = Subject { path, model: &model };
+/// let types = Types { all: &[QuantType::Q4_K], imatrix: None, known: &Default::default() };
+/// let found = sensitivities(subject, &text, types, &options, &())?;
+/// assert!(found.tensors.iter().all(|tensor| tensor.alpha >= 0.0));
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`compare`](super::compare).
+pub fn sensitivities(
+    subject: Subject,
+    text: &Text,
+    Types { all: types, imatrix, known }: Types,
+    options: &Options,
+    monitor: &dyn Monitor,
+) -> Result<Sensitivities, MeasureError> {
+    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+    let settings = options.settings(&[subject; TOGETHER + 1], &read)?;
+    let (source, hparams) = (subject.model.source(), subject.model.hparams());
+    let groups = groups(source, hparams.n_layer);
+    let weights = Weights { source, imatrix, simd: options.simd };
+    let errors = |of: &[QuantType]| weights.errors(&groups, of);
+    let mut all = types.to_vec();
+    all.push(PROBE);
+    let errors = options.on_threads(|| errors(&all))?;
+    let errors = errors.map_err(|error| MeasureError::of(subject.path, error))?;
+    let reference = subject.runner(options)?;
+    let mut found = Vec::new();
+    let batches: Vec<&[Measured]> = groups.chunks(TOGETHER).collect();
+    let runs = |groups: &[Measured]| -> Result<u64, MeasureError> {
+        let models = groups.iter().map(|group| {
+            let mut model = subject.runner(options)?;
+            model.differs_from(first_different(group, hparams.n_layer));
+            Ok(model)
+        });
+        let models = models.collect::<Result<Vec<_>, MeasureError>>()?;
+        let together: Vec<&eval::Model> = std::iter::once(&reference).chain(&models).collect();
+        Ok(comparison_work(&together, read.tokens.len(), &settings))
+    };
+    let work = batches.iter().map(|groups| runs(groups)).sum::<Result<u64, _>>()?;
+    monitor.expect(work);
+    for groups in batches {
+        let comparisons = options.on_threads(|| -> Result<Vec<Comparison>, EvalError> {
+            let probed = |group: &Measured| {
+                weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)))
+            };
+            let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
+            let mut models = Vec::new();
+            for (group, overlay) in groups.iter().zip(&overlays) {
+                let mut model = eval::Model::new(hparams, overlay)?;
+                model.set_simd(options.simd);
+                model.set_activations(options.activations);
+                model.differs_from(first_different(group, hparams.n_layer));
+                models.push(model);
+            }
+            let models: Vec<&eval::Model> = models.iter().collect();
+            let reference = Reference::Model(&reference);
+            Ok(eval::compare(reference, &models, &read.tokens, &settings, None, monitor)?.1)
+        })?;
+        found.extend(comparisons.map_err(|error| MeasureError::of(subject.path, error))?);
+    }
+    let tokens = found.first().map_or(0, |found| found.tokens.len() as u64);
+    let mut tensors = Vec::new();
+    for ((group, found), errors) in groups.iter().zip(&found).zip(&errors) {
+        let metas = || group.tensors.iter().map(|&tensor| &source.tensors()[tensor]);
+        let known: Option<Vec<&Errors>> = metas().map(|meta| known.get(&meta.name)).collect();
+        let sum: f64 = match &known {
+            Some(known) => known.iter().map(|errors| errors[&PROBE][0]).sum(),
+            None => errors.iter().map(|errors| errors[&PROBE]).sum(),
+        };
+        let alpha = found.kl_divergence.mean.value.max(0.0) / sum.max(f64::MIN_POSITIVE);
+        for (i, meta) in metas().enumerate() {
+            let named = |error: &dyn Fn(&QuantType) -> Option<f64>| -> BTreeMap<String, f64> {
+                types.iter().filter_map(|ty| Some((ty.name().to_owned(), error(ty)?))).collect()
+            };
+            let TensorMeta { name, dims, .. } = meta.clone();
+            let (errors, compensated) = match &known {
+                Some(known) => {
+                    let of = |way: usize| named(&|ty| Some(known[i].get(ty)?[way]));
+                    (of(0), of(1))
+                }
+                None => (named(&|ty| errors[i].get(ty).copied()), BTreeMap::new()),
+            };
+            tensors.push(OfTensor { name, dims, alpha, errors, compensated });
+        }
+    }
+    let groups = groups.into_iter().zip(&found).map(|(group, found)| Group {
+        name: group.name.to_owned(),
+        layers: group.layers,
+        divergence: found.kl_divergence.mean.value,
+        error: found.kl_divergence.mean.error,
+    });
+    let (groups, probe) = (groups.collect(), PROBE.name().to_owned());
+    Ok(Sensitivities { version: 1, probe, tokens, groups, tensors })
+}
+
+/// Measures a model with tensors in other types, rounded as the reference does, against itself.
+///
+/// The monitor counts tokens times layers.
+///
+/// # Errors
+/// As [`compare`](super::compare).
+pub fn proof(
+    subject: Subject,
+    text: &Text,
+    types: &[(&str, QuantType)],
+    imatrix: Option<&Imatrix>,
+    options: &Options,
+    monitor: &dyn Monitor,
+) -> Result<Comparison, MeasureError> {
+    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+    let settings = options.settings(&[subject, subject], &read)?;
+    let (source, hparams) = (subject.model.source(), subject.model.hparams());
+    let weights = Weights { source, imatrix, simd: options.simd };
+    let tensors = types.iter().filter_map(|&(name, ty)| Some((source.find(name)?, ty)));
+    let overlay = weights.overlay(tensors);
+    let reference = subject.runner(options)?;
+    let model = eval::Model::new(hparams, &overlay);
+    let mut model = model.map_err(|error| MeasureError::of(subject.path, error))?;
+    model.set_simd(options.simd);
+    model.set_activations(options.activations);
+    monitor.expect(comparison_work(&[&reference, &model], read.tokens.len(), &settings));
+    let found = options.on_threads(|| {
+        let reference = Reference::Model(&reference);
+        eval::compare(reference, &[&model], &read.tokens, &settings, None, monitor)
+    })?;
+    let (_, mut found) = found.map_err(|error| MeasureError::of(subject.path, error))?;
+    Ok(found.swap_remove(0))
+}
+
+/// The first layer that a group changes.
+fn first_different(group: &Measured, n_layer: u32) -> u32 {
+    match group.layers {
+        Some((first, _)) => first,
+        None if group.name == "output" => n_layer,
+        None => 0,
+    }
+}
+
+/// Groups of the tensors of a model that can be quantized.
+fn groups(source: &dyn Source, n_layer: u32) -> Vec<Measured> {
+    let per_band = n_layer.div_ceil(BANDS).max(1);
+    // By kind and band: the layer and number of each tensor.
+    let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
+    for (tensor, meta) in source.tensors().iter().enumerate() {
+        let Some(TensorName { layer, kind, part: Part::Weight }) = TensorName::parse(&meta.name)
+        else {
+            continue;
+        };
+        let group = GROUPS.iter().position(|(_, kinds)| kinds.contains(&kind));
+        if let Some(group) = group.filter(|_| layer.is_none_or(|layer| layer < n_layer)) {
+            let band = layer.map(|layer| layer / per_band);
+            groups.entry((group, band)).or_default().push((layer, tensor));
+        }
+    }
+    let measured = groups.into_iter().map(|((group, _), tensors)| {
+        let layers = || tensors.iter().filter_map(|&(layer, _)| layer);
+        Measured {
+            name: GROUPS[group].0,
+            layers: layers().min().zip(layers().max()),
+            tensors: tensors.iter().map(|(_, tensor)| *tensor).collect(),
+        }
+    });
+    measured.collect()
+}
+
+/// Where weights are, and how much their columns count.
+struct Weights<'a> {
+    source: &'a dyn Source,
+    imatrix: Option<&'a Imatrix>,
+    simd: Simd,
+}
+
+impl<'a> Weights<'a> {
+    /// The importances of a tensor's columns, one for each matrix and column.
+    fn importances(&self, meta: &TensorMeta) -> Option<&'a [f32]> {
+        let values = self.imatrix?.entries.get(&meta.name)?;
+        let expected = meta.n_per_row() * meta.dims.iter().skip(2).product::<u64>();
+        (values.len() as u64 == expected).then_some(values)
+    }
+
+    /// The model with some tensors in other types.
+    fn overlay(&self, tensors: impl Iterator<Item = (usize, QuantType)>) -> Overlay<'a> {
+        let mut overlay = Overlay::new(self.source, self.simd);
+        for (tensor, ty) in tensors {
+            let meta = &self.source.tensors()[tensor];
+            let importances = self.importances(meta).map(<[f32]>::to_vec);
+            if let Some(ty) = fitting(ty, meta.n_per_row()) {
+                overlay.set(tensor, ty, importances).expect("both lengths fit");
+            }
+        }
+        overlay
+    }
+
+    /// The errors of all groups' tensors in some types.
+    #[allow(clippy::type_complexity)]
+    fn errors(
+        &self,
+        groups: &[Measured],
+        types: &[QuantType],
+    ) -> Result<Vec<Vec<BTreeMap<QuantType, f64>>>, EvalError> {
+        let of_group = |group: &Measured| {
+            let tensors = group.tensors.par_iter().map(|&tensor| self.error(tensor, types));
+            tensors.collect::<Result<Vec<_>, _>>()
+        };
+        groups.iter().map(of_group).collect()
+    }
+
+    /// Errors of a tensor relative to its weights, from some of its rows.
+    fn error(
+        &self,
+        tensor: usize,
+        types: &[QuantType],
+    ) -> Result<BTreeMap<QuantType, f64>, EvalError> {
+        let meta = &self.source.tensors()[tensor];
+        let (n, rows) = (meta.n_per_row() as usize, meta.n_rows());
+        let per_matrix = meta.dims.get(1).copied().unwrap_or(1).max(1);
+        let mut sums = vec![(0.0, 0.0); types.len()];
+        let (mut weights, mut values) = (vec![0.0; n], vec![0.0; n]);
+        for row in (0..rows).step_by((rows / SAMPLE).max(1) as usize) {
+            self.source.read_rows(tensor, row, &mut weights)?;
+            let matrix = (row / per_matrix) as usize;
+            let importances = self.importances(meta).map(|all| &all[matrix * n..][..n]);
+            for (sum, &ty) in sums.iter_mut().zip(types) {
+                let Some(ty) = fitting(ty, n as u64) else { continue };
+                let needs = ty.format().importance == Importance::Required;
+                let ones = vec![1.0; if needs { n } else { 0 }];
+                let guide = Guide::from(importances.or((needs).then_some(&ones)));
+                let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0)];
+                let coded = ty
+                    .encode_rows_with(self.simd, &weights, n, guide, &mut bytes)
+                    .and_then(|()| ty.decode_rows_with(self.simd, &bytes, n, &mut values));
+                if coded.is_err() {
+                    continue;
+                }
+                for i in 0..n {
+                    let importance = importances.map_or(1.0, |all| f64::from(all[i]));
+                    sum.0 += importance * f64::from(weights[i] - values[i]).powi(2);
+                    sum.1 += importance * f64::from(weights[i]).powi(2);
+                }
+            }
+        }
+        let relative = |&(error, all): &(f64, f64)| if all > 0.0 { error / all } else { 0.0 };
+        Ok(types.iter().copied().zip(sums.iter().map(relative)).collect())
+    }
+}

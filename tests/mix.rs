@@ -1,0 +1,121 @@
+//! `requant mix`: what groups of tensors cost, and the mix that follows for a size.
+#![cfg(feature = "cli")]
+
+mod common;
+
+use assert_cmd::cargo::CommandCargoExt;
+use common::json;
+use requant::recipe::Recipe;
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+
+const MODEL: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+const TEXT: &str = "tests/fixtures/text/calibration.txt";
+
+fn requant(arguments: &[&str]) -> Output {
+    let mut command = Command::cargo_bin("requant").unwrap();
+    command.args(["--log-level", "error"]).args(arguments).output().unwrap()
+}
+
+fn done(arguments: &[&str]) -> Value {
+    let output = requant(arguments);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap_or_default()
+}
+
+/// Mean KL divergences on text that nothing was measured on.
+fn divergences(models: &[&str]) -> Vec<f64> {
+    let heldout = ["--text", common::HELDOUT, "--chunks", "12"];
+    let found = done(&[&["compare", "--json", MODEL][..], models, &heldout].concat());
+    let models = found["models"].as_array().unwrap();
+    models
+        .iter()
+        .map(|model| model["result"]["kl_divergence"]["mean"]["value"].as_f64().unwrap())
+        .collect()
+}
+
+#[test]
+fn bytes_go_where_they_save_most() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [known, recipe, list] = ["known.json", "mix.toml", "types.txt"].map(path);
+    let [own, stock, by_list] = ["own.gguf", "stock.gguf", "list.gguf"].map(path);
+    assert!(requant(&["quantize", MODEL, &stock, "Q3_K_M"]).status.success());
+    let bytes = std::fs::metadata(&stock).unwrap().len();
+    let size = bytes.to_string();
+    let common = ["mix", MODEL, "--sensitivities", &known, "--json"];
+    let first = [
+        &common[..],
+        &["--text", TEXT, "--ctx", "256", "--chunks", "16", "--size", &size],
+        &["-o", &recipe, "--tensor-type-file", &list],
+    ];
+    let found = done(&first.concat());
+    let schema = json("docs/schema/mix.json");
+    jsonschema::validator_for(&schema).unwrap().validate(&found).unwrap();
+    let [expected, measured] =
+        [&found["expected_kld"], &found["measured"]["mean_kld"]].map(|v| v.as_f64().unwrap());
+    assert!((0.4..2.5).contains(&(measured / expected)), "{measured} for {expected}");
+
+    // The file is as large as was said, no larger than the stock mix's, and better.
+    assert!(requant(&["quantize", MODEL, &own, &recipe]).status.success());
+    let own_bytes = std::fs::metadata(&own).unwrap().len();
+    assert_eq!(Some(own_bytes), found["file_bytes"].as_u64());
+    assert!(own_bytes <= bytes && own_bytes > bytes / 100 * 95, "{own_bytes} of {bytes}");
+    let klds = divergences(&[&stock, &own]);
+    assert!(klds[1] < 0.6 * klds[0], "{klds:?}");
+
+    // Stock llama-quantize takes the list.
+    let with = ["quantize", MODEL, &by_list, "Q3_K", "--tensor-type-file", &list];
+    assert!(requant(&with).status.success());
+    assert_eq!(common::hashes(Path::new(&by_list)), common::hashes(Path::new(&own)));
+
+    // Other sizes need neither text nor time, and are what is measured again.
+    let other = path("other.toml");
+    let again = [&common[..], &["--bpw", "4.5", "--no-proof", "-o", &other]].concat();
+    let larger = done(&again);
+    assert!(larger["expected_kld"].as_f64().unwrap() < expected);
+    assert!((4.3..4.5).contains(&larger["bits_per_weight"].as_f64().unwrap()), "{larger}");
+    Recipe::parse(&std::fs::read_to_string(&other).unwrap()).unwrap();
+    let curve = done(&[&common[..], &["--curve"]].concat());
+    jsonschema::validator_for(&schema).unwrap().validate(&curve).unwrap();
+    let klds: Vec<f64> = curve["curve"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|p| p["expected_kld"].as_f64().unwrap())
+        .collect();
+    assert!(klds.len() > 10 && klds.is_sorted_by(|a, b| a >= b), "{klds:?}");
+
+    // What cannot be.
+    let floors = ["--floor", "output=Q8_0", "--keep", "attn_v_b=Q6_K"];
+    let floored = path("floored.toml");
+    done(&[&common[..], &floors, &["--bpw", "4.5", "--no-proof", "-o", &floored]].concat());
+    let shown = done(&["recipe", "show", &floored, "--model", MODEL, "--json"]);
+    for tensor in shown["tensors"].as_array().unwrap() {
+        let (name, ty) = (tensor["name"].as_str().unwrap(), tensor["type"].as_str().unwrap());
+        assert!(name != "output.weight" || ty == "Q8_0", "{ty}");
+        assert!(!name.contains("attn_v_b") || ty == "Q6_K", "{ty}");
+    }
+    let bad: [(&[&str], &str); 5] = [
+        (&["--bpw", "1", "--no-proof", "-o", &path("a")], "too few"),
+        (&["--bpw", "4", "--no-proof", "-o", &path("a"), "--types", "IQ"], "nothing about"),
+        (&["--bpw", "4", "--no-proof", "-o", &other], "--force"),
+        (&["--bpw", "4", "--no-proof", "-o", &path("a"), "--types", "Q4_J"], "Q4_J"),
+        (&["--bpw", "4", "--no-proof", "-o", &path("a"), "--floor", "outputs=Q8_0"], "outputs"),
+    ];
+    for (options, words) in bad {
+        let output = requant(&[&common[..], options].concat());
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(!output.status.success() && said.contains(words), "{options:?}: {said}");
+    }
+    let family = "tests/fixtures/tiny-r1";
+    let other =
+        ["mix", family, "--sensitivities", &known, "--bpw", "4", "--no-proof", "-o", &path("b")];
+    let told = requant(&other);
+    assert!(
+        told.status.success(),
+        "the checkpoint has the same tensors: {}",
+        String::from_utf8_lossy(&told.stderr)
+    );
+}
