@@ -141,7 +141,7 @@ fn files_are_closer_to_the_original_and_no_larger() {
         }
         assert!(command.status().unwrap().success());
         let found = divergences(&[&path("reference.gguf"), &path("own.gguf")]);
-        assert!(found[1] < 0.8 * found[0], "{file_type} {found:?}");
+        assert!(found[1] < 0.9 * found[0], "{file_type} {found:?}");
         let size = |name: &str| path(name).metadata().unwrap().len();
         assert!(size("own.gguf") <= size("reference.gguf"));
         for name in ["own.gguf", "reference.gguf"] {

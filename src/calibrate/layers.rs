@@ -5,10 +5,10 @@ use super::changed::Changed;
 use super::factor::Factored;
 use super::moments::{Kept, Moments, Watch, locked};
 use super::rows::{ROWS, Rounded, Rounder, Way};
-use super::watching::{Inputs, Place, Watching};
+use super::watching::{Inputs, Place, Watching, same_inputs};
 use crate::convert::{Begun, ConvertError, Plan, PlannedTensor, RunOptions};
 use crate::eval::{EvalError, Model, Passage, PerplexityOptions};
-use crate::model::Hparams;
+use crate::model::{Hparams, Moe};
 use crate::monitor::Monitor;
 use crate::quant::{Guide, QuantType};
 use crate::simd::Simd;
@@ -103,6 +103,29 @@ pub fn run(
         scratch.finish();
     }
     done.map(|()| outcome)
+}
+
+/// Floating-point operations, roughly, that a calibration with so many tokens takes: for the passes of the text,
+/// for second moments, and for rounding.
+pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, passes: u64) -> [u64; 3] {
+    let [mut text, mut moments, mut rows] = [0; 3];
+    for target in targets(plan) {
+        let planned = &plan.tensors()[target.tensor];
+        let (n, all) = (planned.n_per_row(), planned.n_elements());
+        let routed = |moe: &&Moe| planned.name.contains("_exps.") && moe.n_expert > 0;
+        let share = |all: u64| match hparams.moe.as_ref().filter(routed) {
+            Some(moe) => all / u64::from(moe.n_expert) * u64::from(moe.n_used),
+            None => all,
+        };
+        text += 2 * share(all) * tokens * passes;
+        if same_inputs(target.place.name.kind).is_empty() {
+            let matrices = planned.dims.get(2).copied().unwrap_or(1);
+            moments += n * n * share(matrices) * tokens;
+        }
+        // Errors as the reference rounds, twice; compensated once; and twice again with all columns.
+        rows += 2 * n * all * 7 / 2;
+    }
+    [text, moments, rows]
 }
 
 /// An error of the forward pass among those of conversions.

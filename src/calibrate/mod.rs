@@ -14,5 +14,5 @@ mod rows;
 mod watching;
 
 pub use errors::{Errors, errors};
-pub use layers::{Calibration, InputsOf, OfTensor, Outcome, run};
+pub use layers::{Calibration, InputsOf, OfTensor, Outcome, run, work};
 pub use rows::Way;

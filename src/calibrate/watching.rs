@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
 /// The kind whose inputs are those of this one as well, where a layer has it.
-fn same_inputs(kind: Kind) -> &'static [Kind] {
+pub(super) fn same_inputs(kind: Kind) -> &'static [Kind] {
     match kind {
         Kind::AttnK | Kind::AttnV => &[Kind::AttnQ],
         Kind::AttnKvAMqa => &[Kind::AttnQA, Kind::AttnQ],

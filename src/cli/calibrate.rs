@@ -2,7 +2,7 @@
 
 use super::output::Output;
 use super::progress::Progress;
-use super::say;
+use super::{say, units};
 use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, Way};
 use crate::convert::Plan;
 use crate::eval::{PerplexityOptions, Scratch};
@@ -79,7 +79,7 @@ impl ForMix {
         let n = n.min(self.calibrate_chunks.map_or(usize::MAX, |n| n as usize)) * options.ctx;
         let work = n as u64 * u64::from(hparams.n_layer);
         let progress = Progress::start("calibrate", work, "token-layers", 0);
-        let memory = options.memory.unwrap_or(physical_memory().unwrap_or(0) / 4).max(1 << 30);
+        let memory = options.memory.unwrap_or_else(default_memory);
         let folder = std::env::temp_dir();
         let calibration = Calibration {
             hparams,
@@ -132,6 +132,11 @@ pub struct Prepared {
     ctx: usize,
     chunks: Option<usize>,
     inputs: InputsOf,
+}
+
+/// A quarter of the machine's memory, at least 1 GiB.
+fn default_memory() -> u64 {
+    (physical_memory().unwrap_or(0) / 4).max(1 << 30)
 }
 
 /// What a damped diagonal gets, in relation to its mean.
@@ -212,7 +217,7 @@ impl Prepared {
         let passes = if self.inputs == InputsOf::Rounded { 2 } else { 1 };
         let work = passes * n * u64::from(hparams.n_layer);
         let passing = Progress::start("calibrate", work, "token-layers", 0);
-        let memory = output.memory.unwrap_or(physical_memory().unwrap_or(0) / 4).max(1 << 30);
+        let memory = output.memory.unwrap_or_else(default_memory);
         let calibration = Calibration {
             hparams,
             tokens: &self.tokens.tokens,
@@ -230,6 +235,15 @@ impl Prepared {
             sweeps: SWEEPS,
             simd,
         };
+        let [text, moments, rows] = calibrate::work(plan, hparams, n, passes).map(|n| n as f64);
+        say::info(format!(
+            "calibrate  {} tokens; about {}FLOP: {}FLOP for the text, {}FLOP for moments, {}FLOP for rows",
+            n,
+            units::count(text + moments + rows),
+            units::count(text),
+            units::count(moments),
+            units::count(rows)
+        ));
         let writing = output.progress(what, plan);
         let outcome = calibrate::run(
             plan,

@@ -1,192 +1,440 @@
-//! `requant recipe`: what each tensor of a model gets in a mix, and which mix a file has.
+//! `requant mix`: the mix of types that loses least for a size, found by measurement.
 
-use super::{output, place, recipe, say, units};
-use crate::convert::{Plan, RECIPE, Settings};
+use super::compare::{self, RunArgs, TextArgs};
+use super::evaluate::Room;
+use super::progress::Progress;
+use super::recipe::Imatrix;
+use super::{calibrate, say, units};
+use crate::convert::{Importance, Plan, Settings};
+use crate::io::LocalDisk;
+use crate::measure::{self, Options, Sensitivities, Subject, Text};
 use crate::model::Model;
-use crate::names::by_layer;
-use crate::recipe::{FileType, Reason, Recipe, Role};
+use crate::pattern::Pattern;
+use crate::quant::QuantType;
+use crate::recipe::{Choice, FileType, Recipe, Role, choose, fitting, recover};
 use crate::source::GgufSource;
-use clap::Subcommand;
-use serde_json::{Value, json};
+use anyhow::{Context, bail};
+use serde_json::json;
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::fmt::Write;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Look at mixes: what each tensor gets and why, or which types a file has.
+/// Find the mix of types that loses least for a size.
+///
+/// How much each group of tensors matters is measured once, on the first half of the text: the KL divergence
+/// that it causes alone. Bytes then go where they save most. What is expected of the mix, and what is
+/// measured on the second half of the text, stands in the recipe.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  requant recipe show Q4_K_M --model DeepSeek-R1\n  \
-                        requant recipe from published-UD-Q2_K.gguf > mix.toml")]
+#[command(
+    after_help = "Examples:\n  requant mix model-BF16.gguf --text wiki.train.raw --bpw 4.5 -o mix.toml\n  \
+                        requant quantize model-BF16.gguf model.gguf mix.toml"
+)]
 pub struct Args {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Subcommand)]
-enum Command {
-    Show(Box<ShowArgs>),
-    From(FromArgs),
-}
-
-/// Show the rules of a mix, or what each tensor of a model gets in it, and why.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant recipe show Q4_K_M --model DeepSeek-R1")]
-struct ShowArgs {
-    /// Mix, named as llama-quantize names it, or a recipe file (*.toml)
-    #[arg(value_name = "TYPE", value_parser = recipe::recipe)]
-    mix: Arc<Recipe>,
-    /// Model: checkpoint or GGUF file; without it, the recipe itself is printed
-    #[arg(long)]
-    model: Option<PathBuf>,
+    /// Checkpoint or GGUF file of full precision
+    model: PathBuf,
     #[command(flatten)]
-    recipe: recipe::Args,
-    #[command(flatten)]
-    resources: output::Resources,
-    /// Print JSON
+    text: TextArgs,
+    /// Size of the file: N bytes, or N followed by M or G (binary)
+    #[arg(long, value_name = "SIZE", value_parser = super::output::binary_size,
+          conflicts_with = "bpw", required_unless_present_any = ["bpw", "curve"])]
+    size: Option<u64>,
+    /// Bits per weight of the file, over all tensors
+    #[arg(long, value_name = "BITS")]
+    bpw: Option<f64>,
+    /// Print what is expected of all sizes
     #[arg(long)]
-    json: bool,
+    curve: bool,
+    /// Types to choose from: K, IQ for both families, or a list
+    #[arg(long, value_name = "TYPES", default_value = "K", value_parser = types)]
+    types: Types,
+    /// Least type of a role: embedding, attention, feed-forward, expert, shared-expert, output; repeatable
+    #[arg(long, value_name = "ROLE=TYPE", value_parser = floor)]
+    floor: Vec<(Role, QuantType)>,
+    /// Type of the tensors whose names fit a pattern (a regular expression); repeatable
+    #[arg(long, value_name = "PATTERN=TYPE", value_parser = keep)]
+    keep: Vec<(String, QuantType)>,
+    /// File that keeps what was measured: read where it exists, else written, so that other sizes take no
+    /// time
+    #[arg(long, value_name = "FILE")]
+    sensitivities: Option<PathBuf>,
+    #[command(flatten)]
+    calibrate: calibrate::ForMix,
+    /// Do not measure the mix itself
+    #[arg(long)]
+    no_proof: bool,
+    /// Recipe to write, for --type or in the place of a type
+    #[arg(long, short, value_name = "FILE", required_unless_present = "curve")]
+    output: Option<PathBuf>,
+    /// Also write the types as llama-quantize --tensor-type-file reads them
+    #[arg(long, value_name = "FILE")]
+    tensor_type_file: Option<PathBuf>,
+    /// Replace existing files
+    #[arg(long)]
+    force: bool,
+    #[command(flatten)]
+    weights: Imatrix,
+    #[command(flatten)]
+    room: Room,
+    #[command(flatten)]
+    run: RunArgs,
 }
 
-/// Print the recipe of a file, to make the same mix elsewhere: the one that it was made with, the
-/// named mix that gives its types, or a list of them.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant recipe from published-UD-Q2_K.gguf > mix.toml\n  \
-                        requant convert DeepSeek-R1 out.gguf --type mix.toml")]
-struct FromArgs {
-    /// GGUF file, or the first file of a split model
-    file: PathBuf,
+/// Types to choose from.
+#[derive(Clone)]
+struct Types(Vec<QuantType>);
+
+const K: [QuantType; 6] = [
+    QuantType::Q2_K,
+    QuantType::Q3_K,
+    QuantType::Q4_K,
+    QuantType::Q5_K,
+    QuantType::Q6_K,
+    QuantType::Q8_0,
+];
+const IQ: [QuantType; 8] = [
+    QuantType::IQ1_S,
+    QuantType::IQ2_XXS,
+    QuantType::IQ2_XS,
+    QuantType::IQ2_S,
+    QuantType::IQ3_XXS,
+    QuantType::IQ3_S,
+    QuantType::IQ4_XS,
+    QuantType::IQ4_NL,
+];
+
+fn types(text: &str) -> Result<Types, String> {
+    let named = |word: &str| -> Result<Vec<QuantType>, String> {
+        Ok(match word {
+            "K" => K.to_vec(),
+            "IQ" => [&K[..], &IQ].concat(),
+            word => vec![word.parse::<QuantType>().map_err(|error| error.to_string())?],
+        })
+    };
+    let mut all = Vec::new();
+    for word in text.split(',') {
+        all.extend(named(word.trim())?);
+    }
+    match all.iter().find(|ty| !ty.is_quantized() || !ty.format().is_target()) {
+        Some(ty) => Err(format!("{ty} is no type that weights are quantized to")),
+        None => Ok(Types(all)),
+    }
+}
+
+fn floor(text: &str) -> Result<(Role, QuantType), String> {
+    let (role, ty) = text.split_once('=').ok_or("write for example output=Q6_K")?;
+    let found = Role::ALL.into_iter().find(|known| known.name() == role);
+    let names = || Role::ALL.map(Role::name).join(", ");
+    let role = found.ok_or_else(|| format!("no role `{role}`: {}", names()))?;
+    Ok((role, ty.parse().map_err(|error: crate::quant::UnknownType| error.to_string())?))
+}
+
+fn keep(text: &str) -> Result<(String, QuantType), String> {
+    let (pattern, ty) = text.rsplit_once('=').ok_or("write for example attn_v=Q8_0")?;
+    let ty = ty.parse().map_err(|error: crate::quant::UnknownType| error.to_string())?;
+    Ok((pattern.to_owned(), ty))
+}
+
+/// Bytes that are left for what files say about how they were rounded.
+const NOTES: u64 = 512;
+
+/// A mix for a size.
+struct Mix {
+    /// Name, weights and type of each tensor that was chosen for.
+    tensors: Vec<(String, u64, QuantType)>,
+    recipe: Recipe,
+    bytes: u64,
+    bits_per_weight: f64,
+    /// The divergence that is expected of it, rounded as it was chosen for, and as the reference does.
+    expected: [f64; 2],
+}
+
+/// A model and what its types cost.
+struct Search<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    found: &'a Sensitivities,
+    importance: Option<Importance>,
+    keep: Vec<(Pattern, QuantType)>,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    match &args.command {
-        Command::Show(args) => show(args),
-        Command::From(args) => from(args),
-    }
-}
-
-fn show(args: &ShowArgs) -> anyhow::Result<()> {
-    let Some(model) = &args.model else {
-        if args.json {
-            let text = args.mix.text();
-            let json = json!({ "version": 1, "mix": args.mix.name(), "recipe": text,
-                "sha256": args.mix.sha256() });
-            say::json(json);
-        } else {
-            print!("{}", args.mix.text());
+    for path in args.output.iter().chain(&args.tensor_type_file) {
+        if path.exists() && !args.force {
+            bail!("{} exists; choose another name or give --force", path.display());
         }
-        return Ok(());
+    }
+    let keep = args.keep.iter().map(|(pattern, ty)| {
+        Ok((Pattern::parse(pattern).with_context(|| format!("--keep {pattern}"))?, *ty))
+    });
+    let keep = keep.collect::<anyhow::Result<Vec<_>>>()?;
+    let options = compare::options(&args.text, &args.room, &args.run);
+    let model = compare::model(&args.model, &options)?;
+    let importance = args.weights.importance()?;
+    let subject = Subject { path: &args.model, model: &model };
+    let known = args.sensitivities.as_deref().filter(|path| path.exists());
+    let text = match (known, args.no_proof || args.output.is_none()) {
+        (Some(_), true) => None,
+        _ => Some(args.text.read()?.halves(subject, options.ctx, options.chunks)?),
     };
-    let importance = args.recipe.importance()?;
-    let settings = Settings {
-        recipe: args.mix.clone(),
-        prune_layers: args.recipe.prune_layers(),
-        override_kv: args.recipe.override_kv(),
-        options: args.recipe.options(importance.is_some())?,
-        threads: args.resources.threads(),
-        importance,
-        allow_requantize: true,
-        memory: args.resources.memory(),
-        ..Settings::new(FileType::F32)
+    let found = match known {
+        Some(path) => read(path, &model, &args.types.0)?,
+        None => measured(args, subject, text.as_ref(), importance.as_ref(), &options)?,
     };
-    let plan = if model.is_file() {
-        Plan::of_gguf(&GgufSource::open(model)?, &settings)?
-    } else {
-        let Model::Checkpoint(opened) = place::model(model)? else {
-            anyhow::bail!("{}: neither a file nor a checkpoint", model.display())
+    let search = Search { args, model: &model, found: &found, importance, keep };
+    if args.curve {
+        curve(&search)?;
+    }
+    let (Some(output), Some(size)) = (&args.output, search.size()) else { return Ok(()) };
+    let mix = search.mix(size)?;
+    let proof = match &text {
+        Some([_, second]) if !args.no_proof => Some(search.proof(&mix, second, &options)?),
+        _ => None,
+    };
+    let text = written(&mix, proof, &args.model, &found);
+    crate::io::write(&LocalDisk, output, text.as_bytes())?;
+    if let Some(path) = &args.tensor_type_file {
+        let line = |(name, _, ty): &(String, u64, QuantType)| {
+            format!("^{}$={ty}\n", name.replace('.', "\\."))
         };
-        Plan::of_checkpoint(&opened, &settings)?
-    };
-    let mut roles: BTreeMap<Role, (u64, u64)> = BTreeMap::new();
-    let mut groups: Vec<((String, String), Vec<&str>)> = Vec::new();
-    for (i, tensor) in plan.tensors().iter().enumerate() {
-        let share = roles.entry(Role::of(&tensor.name)).or_default();
-        share.0 += tensor.n_elements();
-        share.1 += plan.n_bytes(i);
-        let key = (tensor.ty.to_string(), why(&plan, tensor.reason));
-        match groups.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, names)) => names.push(&tensor.name),
-            None => groups.push((key, vec![&tensor.name])),
+        let lines: String = mix.tensors.iter().map(line).collect();
+        crate::io::write(&LocalDisk, path, lines.as_bytes())?;
+    }
+    Room::finish(&options);
+    report(args, output, &mix, proof);
+    Ok(())
+}
+
+fn report(args: &Args, output: &Path, mix: &Mix, proof: Option<(f64, f64)>) {
+    if args.run.json {
+        let measured = proof.map(|(kld, error)| json!({ "mean_kld": kld, "error": error }));
+        say::json(json!({
+            "version": 1, "recipe": output, "file_bytes": mix.bytes,
+            "bits_per_weight": mix.bits_per_weight, "expected_kld": mix.expected[0],
+            "expected_kld_reference": mix.expected[1], "measured": measured,
+        }));
+        return;
+    }
+    let mut weights: BTreeMap<(Role, QuantType), u64> = BTreeMap::new();
+    for (name, n, ty) in &mix.tensors {
+        *weights.entry((Role::of(name), *ty)).or_default() += n;
+    }
+    for ((role, ty), n) in weights {
+        println!("{:<16} {:<8} {:>10} weights", role.name(), ty.name(), units::count(n as f64));
+    }
+    let size = units::bytes(mix.bytes);
+    println!("{}: {size}, {:.3} bits per weight", output.display(), mix.bits_per_weight);
+    println!("expected KL divergence {:.5}", mix.expected[0]);
+    if mix.expected[0] != mix.expected[1] {
+        println!("rounded as the reference does {:.5}", mix.expected[1]);
+    }
+    if let Some((kld, error)) = proof {
+        println!("measured KL divergence {kld:.5} ± {error:.5}, on the second half of the text");
+    }
+}
+
+/// The recipe as it is written.
+fn written(mix: &Mix, proof: Option<(f64, f64)>, model: &Path, found: &Sensitivities) -> String {
+    let mut text = format!(
+        "# Found by requant mix for {}: {:.3} bits per weight, {} bytes.\n# Expected mean KL divergence {:.6}, \
+         from groups measured in {} on {} tokens.\n",
+        model.display(),
+        mix.bits_per_weight,
+        mix.bytes,
+        mix.expected[0],
+        found.probe,
+        found.tokens
+    );
+    if let Some((kld, error)) = proof {
+        let _ = writeln!(
+            text,
+            "# Rounded as the reference does: expected {:.6}, measured {kld:.6} ± {error:.6} on other text.",
+            mix.expected[1]
+        );
+    }
+    text + mix.recipe.text()
+}
+
+/// What was measured before, if it is of this model and these types.
+fn read(path: &Path, model: &Model, types: &[QuantType]) -> anyhow::Result<Sensitivities> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let found: Sensitivities =
+        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let source = model.source();
+    let other = found.tensors.iter().find(|tensor| {
+        source.find(&tensor.name).is_none_or(|i| source.tensors()[i].dims != tensor.dims)
+    });
+    if let Some(other) = other {
+        bail!(
+            "{}: measured on another model, this one has no such `{}`",
+            path.display(),
+            other.name
+        );
+    }
+    let known = |ty: &&QuantType| found.tensors.iter().all(|t| t.errors.contains_key(ty.name()));
+    if let Some(missing) = types.iter().find(|ty| !known(ty)) {
+        bail!("{}: has nothing about {missing}; give another file for these types", path.display());
+    }
+    Ok(found)
+}
+
+fn measured(
+    args: &Args,
+    subject: Subject,
+    text: Option<&[Text; 2]>,
+    importance: Option<&Importance>,
+    options: &Options,
+) -> anyhow::Result<Sensitivities> {
+    let Some([first, _]) = text else { bail!("no text") };
+    let options = Options { chunks: None, ..options.clone() };
+    let progress = Progress::start("mix", 0, "token-layers", 0);
+    let imatrix = importance.map(|importance| &*importance.imatrix);
+    let known = args.calibrate.errors(subject, &args.types.0, &options)?;
+    let types = measure::Types { all: &args.types.0, imatrix, known: &known };
+    let found = measure::sensitivities(subject, first, types, &options, &progress)?;
+    progress.finish();
+    if let Some(path) = &args.sensitivities {
+        let json = serde_json::to_string_pretty(&found)?;
+        crate::io::write(&LocalDisk, path, json.as_bytes())?;
+    }
+    Ok(found)
+}
+
+/// Sizes from the smallest to the largest, and what is expected of them.
+fn curve(search: &Search) -> anyhow::Result<()> {
+    let mut rows = Vec::new();
+    let weights: u64 = search.model.source().tensors().iter().map(|t| t.n_elements()).sum();
+    for step in 0..=32 {
+        let bits = 1.5 + f64::from(step) / 4.0;
+        if let Ok(mix) = search.mix((bits * weights as f64 / 8.0) as u64) {
+            rows.push(mix);
         }
     }
-    if args.json {
-        let tensors: Vec<Value> = plan
-            .tensors()
-            .iter()
-            .map(|t| json!({ "name": t.name, "type": t.ty.to_string(), "why": why(&plan, t.reason) }))
-            .collect();
-        let roles: serde_json::Map<String, Value> = roles
-            .iter()
-            .map(|(role, &(n, bytes))| {
-                (role.name().to_owned(), json!({ "weights": n, "bits_per_weight": bits(n, bytes) }))
-            })
-            .collect();
-        let json = json!({
-            "version": 1, "mix": args.mix.name(), "roles": roles,
-            "bits_per_weight": plan.bits_per_weight(), "tensors": tensors,
+    if search.args.run.json {
+        let row = |mix: &Mix| {
+            json!({ "file_bytes": mix.bytes, "bits_per_weight": mix.bits_per_weight,
+            "expected_kld": mix.expected[0] })
+        };
+        say::json(json!({ "version": 1, "curve": rows.iter().map(row).collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    println!("{:>8} {:>12} {:>12}", "bits", "size", "KLD");
+    for mix in rows {
+        println!(
+            "{:>8.3} {:>12} {:>12.6}",
+            mix.bits_per_weight,
+            units::bytes(mix.bytes),
+            mix.expected[0]
+        );
+    }
+    Ok(())
+}
+
+impl Search<'_> {
+    /// The size that is asked for.
+    fn size(&self) -> Option<u64> {
+        let weights: u64 = self.model.source().tensors().iter().map(|t| t.n_elements()).sum();
+        self.args.size.or(self.args.bpw.map(|bits| (bits * weights as f64 / 8.0) as u64))
+    }
+
+    /// The types that a tensor may have.
+    fn choices(&self, tensor: &measure::OfTensor) -> Vec<Choice> {
+        let n = tensor.dims.first().copied().unwrap_or(1);
+        let kept = self.keep.iter().find(|(pattern, _)| pattern.is_match(&tensor.name));
+        let role = Role::of(&tensor.name);
+        let floor = self.args.floor.iter().find(|(known, _)| *known == role).map(|(_, ty)| *ty);
+        let bits = |ty: QuantType| ty.format().bits_per_weight();
+        let types = self.args.types.0.iter().copied().filter(|&ty| match kept {
+            Some((_, kept)) => ty == *kept,
+            None => floor.is_none_or(|floor| bits(ty) >= bits(floor)),
         });
-        say::json(json);
-        return Ok(());
+        let choice = |ty: QuantType| {
+            let stored = fitting(ty, n)?;
+            let rows: u64 = tensor.dims.iter().skip(1).product();
+            let bytes = stored.row_bytes(n as usize)? as u64 * rows;
+            let errors =
+                if tensor.compensated.is_empty() { &tensor.errors } else { &tensor.compensated };
+            Some(Choice { ty: stored, bytes, cost: tensor.alpha * errors.get(ty.name())? })
+        };
+        types.filter_map(choice).collect()
     }
-    for ((ty, why), names) in groups {
-        for name in by_layer(&names) {
-            println!("{name:<40} {ty:<8} {why}");
+
+    /// The best mix of at most so many bytes.
+    fn mix(&self, size: u64) -> anyhow::Result<Mix> {
+        let choices: Vec<Vec<Choice>> =
+            self.found.tensors.iter().map(|tensor| self.choices(tensor)).collect();
+        if let Some(at) = choices.iter().position(Vec::is_empty) {
+            let name = &self.found.tensors[at].name;
+            bail!("no type is left for `{name}`; look at --types, --floor and --keep");
         }
-    }
-    println!("\n{:<16} {:>10} {:>8}", "role", "weights", "bits");
-    for (role, &(n, bytes)) in &roles {
-        println!("{:<16} {:>10} {:>8.3}", role.name(), units::count(n as f64), bits(n, bytes));
-    }
-    let n = plan.n_weights() as f64;
-    println!("{:<16} {:>10} {:>8.3}", "all", units::count(n), plan.bits_per_weight());
-    Ok(())
-}
-
-fn bits(weights: u64, bytes: u64) -> f64 {
-    bytes as f64 * 8.0 / weights.max(1) as f64
-}
-
-fn why(plan: &Plan, reason: Reason) -> String {
-    match reason {
-        Reason::Kept => "never quantized".to_owned(),
-        Reason::Default => "the mix's default".to_owned(),
-        Reason::Rule(rule) => plan.recipe().rule_name(rule).to_owned(),
-        Reason::Outside => "outside of the layers".to_owned(),
-        Reason::Requested => "asked for".to_owned(),
-        Reason::Unmeasured { wanted } => format!("no importances, which {wanted} needs"),
-        Reason::Fallback { wanted } => format!("rows do not fit {wanted}"),
-    }
-}
-
-fn from(args: &FromArgs) -> anyhow::Result<()> {
-    let file = GgufSource::open(&args.file)?;
-    if let Some(text) = file.metadata().str(RECIPE)? {
-        print!("{text}");
-        return Ok(());
-    }
-    let plan = |file_type, imatrix| {
-        let mut settings = Settings { allow_requantize: true, ..Settings::new(file_type) };
-        settings.options.imatrix = imatrix;
-        Plan::of_gguf(&file, &settings)
-    };
-    let given = file.metadata().u32("general.file_type")?;
-    let said = FileType::all().find(|ft| Some(ft.id()) == given);
-    let said = said.unwrap_or(FileType::Q4_K_M);
-    // The mix that the file claims to be, then all others.
-    let mixes = std::iter::once(said).chain(FileType::all().filter(|&ft| ft != said));
-    for (file_type, imatrix) in mixes.flat_map(|ft| [(ft, true), (ft, false)]) {
-        let Ok(plan) = plan(file_type, imatrix) else { continue };
-        if plan.tensors().iter().all(|t| t.reason == Reason::Kept || t.ty == t.stored) {
-            let with = if imatrix { "with" } else { "without" };
-            println!("# {}: the types of this mix {with} an imatrix.", args.file.display());
-            print!("{}", plan.recipe().text());
-            return Ok(());
+        let mut left = size;
+        // The header and what is never quantized are known once there is a plan.
+        let mut known = false;
+        for _ in 0..8 {
+            let Some(chosen) = choose(&choices, left) else { break };
+            let mix = self.planned(&chosen)?;
+            if known && mix.bytes <= size {
+                return Ok(mix);
+            }
+            let of_chosen: u64 = chosen.iter().map(|choice| choice.bytes).sum();
+            let others = mix.bytes.saturating_sub(of_chosen) + NOTES;
+            left = match known {
+                true => left.saturating_sub(mix.bytes - size),
+                false => size.saturating_sub(others),
+            };
+            known = true;
         }
+        let least: u64 = choices
+            .iter()
+            .filter_map(|choices| choices.iter().map(|choice| choice.bytes).min())
+            .sum();
+        bail!("{} are too few: the smallest types take {}", units::bytes(size), units::bytes(least))
     }
-    let plan = plan(said, true)?;
-    let quantized = plan.tensors().iter().filter(|t| t.reason != Reason::Kept);
-    let types: Vec<_> = quantized
-        .filter_map(|t| Some((t.name.as_str(), t.n_elements(), t.stored.known()?)))
-        .collect();
-    let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
-    print!("{}", crate::recipe::recover(&name, said, &types));
-    Ok(())
+
+    fn planned(&self, chosen: &[Choice]) -> anyhow::Result<Mix> {
+        let tensors: Vec<(String, u64, QuantType)> = (self.found.tensors.iter().zip(chosen))
+            .map(|(tensor, choice)| (tensor.name.clone(), tensor.dims.iter().product(), choice.ty))
+            .collect();
+        let mut weights: BTreeMap<QuantType, u64> = BTreeMap::new();
+        tensors.iter().for_each(|(_, n, ty)| *weights.entry(*ty).or_default() += n);
+        let most = weights.iter().max_by_key(|(_, n)| **n).map(|(ty, _)| *ty);
+        let file_type = most.and_then(FileType::of_type).unwrap_or(FileType::Q4_K_M);
+        let named: Vec<(&str, u64, QuantType)> =
+            tensors.iter().map(|(name, n, ty)| (name.as_str(), *n, *ty)).collect();
+        let recipe = Recipe::parse(&recover("measured mix", file_type, &named))?;
+        let mut settings = Settings {
+            recipe: Arc::new(recipe.clone()),
+            importance: self.importance.clone(),
+            allow_requantize: true,
+            ..Settings::new(file_type)
+        };
+        settings.options.imatrix = true;
+        let plan = match self.model {
+            Model::Checkpoint(model) => Plan::of_checkpoint(model, &settings)?,
+            Model::Gguf(_) => Plan::of_gguf(&GgufSource::open(&self.args.model)?, &settings)?,
+        };
+        let reference = self.found.tensors.iter().zip(&tensors).map(|(tensor, (_, _, ty))| {
+            // A fallback's error is known by the type that it stands for.
+            let n = tensor.dims.first().copied().unwrap_or(1);
+            let asked = self.args.types.0.iter().find(|&&asked| fitting(asked, n) == Some(*ty));
+            tensor.alpha * asked.and_then(|asked| tensor.errors.get(asked.name())).unwrap_or(&0.0)
+        });
+        let expected = [chosen.iter().map(|choice| choice.cost).sum(), reference.sum()];
+        let (bytes, bits_per_weight) = (plan.file_size(), plan.bits_per_weight());
+        Ok(Mix { tensors, recipe, bytes, bits_per_weight, expected })
+    }
+
+    /// The divergence of a mix on a text, with its error.
+    fn proof(&self, mix: &Mix, text: &Text, options: &Options) -> anyhow::Result<(f64, f64)> {
+        let options = Options { chunks: None, ..options.clone() };
+        let progress = Progress::start("proof", 0, "token-layers", 0);
+        let subject = Subject { path: &self.args.model, model: self.model };
+        let imatrix = self.importance.as_ref().map(|importance| &*importance.imatrix);
+        let types: Vec<(&str, QuantType)> =
+            mix.tensors.iter().map(|(name, _, ty)| (name.as_str(), *ty)).collect();
+        let found = measure::proof(subject, text, &types, imatrix, &options, &progress)?;
+        progress.finish();
+        let kld = found.kl_divergence;
+        Ok((kld.mean.value, kld.mean_error_by_chunk.unwrap_or(kld.mean.error)))
+    }
 }

@@ -31,9 +31,9 @@ mod plan;
 mod progress;
 mod quantize;
 mod recipe;
+mod recipes;
 mod report;
 mod say;
-mod search;
 mod tools;
 mod units;
 mod verify;
@@ -84,8 +84,8 @@ enum Command {
     Unset(edit::UnsetArgs),
     Hash(tools::HashArgs),
     Export(tools::ExportArgs),
-    Recipe(mix::Args),
-    Mix(Box<search::Args>),
+    Recipe(recipes::Args),
+    Mix(Box<mix::Args>),
     Formats(formats::Args),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  requant completions bash > /etc/bash_completion.d/requant")]
@@ -131,8 +131,8 @@ pub fn main() -> ExitCode {
         Command::Unset(args) => edit::unset(&args),
         Command::Hash(args) => tools::hash(&args),
         Command::Export(args) => tools::export(&args),
-        Command::Recipe(args) => mix::run(&args),
-        Command::Mix(args) => search::run(&args),
+        Command::Recipe(args) => recipes::run(&args),
+        Command::Mix(args) => mix::run(&args),
         Command::Formats(args) => {
             formats::run(&args);
             Ok(())
