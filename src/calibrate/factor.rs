@@ -9,7 +9,7 @@
 
 use crate::eval::gemm::{Panels, pack, packed_len};
 use crate::simd::Simd;
-use ndarray::{Array2, ArrayView2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -61,7 +61,7 @@ impl Factored {
             return None;
         }
         h.diag_mut().mapv_inplace(|x| x + (f64::from(damping) * mean) as f32);
-        mirror(&mut h);
+        mirror(h.view_mut());
         let ranges = || (0..n).step_by(BLOCK).map(|first| first..n.min(first + BLOCK));
         let rows = |columns: Range<usize>| {
             let metric = Metric::new(h.slice(s![columns.clone(), columns.clone()]))?;
@@ -168,21 +168,13 @@ fn eliminate(h: &mut Array2<f32>, columns: Range<usize>, simd: Simd) -> Option<B
             rest.slice_mut(s![.., ..upto]).zip_mut_with(&products, |a, b| *a -= b);
         },
     );
-    mirror_block(h, end);
+    let next = end..n.min(end + BLOCK);
+    mirror(h.slice_mut(s![next.clone(), next]));
     Some(Block { columns, feedback: panels(lower.t()), from: end, metric })
 }
 
-/// Copies the lower triangle of the next block to its upper one.
-fn mirror_block(h: &mut Array2<f32>, first: usize) {
-    let end = h.nrows().min(first + BLOCK);
-    for i in first..end {
-        for j in first..i {
-            h[[j, i]] = h[[i, j]];
-        }
-    }
-}
-
-fn mirror(h: &mut Array2<f32>) {
+/// Copies the lower triangle to the upper one.
+fn mirror(mut h: ArrayViewMut2<f32>) {
     for i in 0..h.nrows() {
         for j in 0..i {
             h[[j, i]] = h[[i, j]];

@@ -1,7 +1,6 @@
 //! One walk over a model: the text passes a layer, whose inputs are watched; the layer's tensors are rounded
 //! with what was seen and written; the text passes the rounded layer, and on to the next.
 
-use super::changed::Changed;
 use super::factor::Factored;
 use super::moments::{Kept, Moments, Watch, locked};
 use super::rows::{ROWS, Rounded, Rounder, Way};
@@ -12,7 +11,7 @@ use crate::model::{Hparams, Moe};
 use crate::monitor::Monitor;
 use crate::quant::{Guide, QuantType};
 use crate::simd::Simd;
-use crate::source::Source;
+use crate::source::{Overlay, Source};
 use crate::tensor::{Kind, Part, TensorName};
 use ndarray::ArrayView2;
 use rayon::prelude::*;
@@ -198,8 +197,15 @@ fn round_layers(
     }
     let written =
         all.iter().filter(|target| target.place.name.layer.is_some_and(|layer| layer < n_layer));
-    let written = written.chain(all.iter().filter(first)).map(|target| target.tensor);
-    let changed_source = Changed::new(source, begun, simd, written);
+    let written = written.chain(all.iter().filter(first));
+    // Whoever reads them sees to it that they are written.
+    let mut changed_source = Overlay::new(source, simd);
+    for target in written {
+        let read = |rows, out: &mut Vec<u8>| begun.read(target.tensor, rows, out);
+        changed_source.set_written(target.place.source, target.ty, move |rows, out| {
+            read(rows, out).map_err(std::io::Error::other)
+        });
+    }
     let watch = Watch { simd, kept: Mutex::default() };
     let (mut original, mut changed) = (
         Model::new(hparams, source).map_err(converted)?,

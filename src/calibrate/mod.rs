@@ -4,7 +4,6 @@
 //! This room stands between the pipeline and the forward pass. What it writes are ordinary blocks of the
 //! types that the plan has; how they are stored, and where, others know.
 
-mod changed;
 mod columns;
 mod errors;
 mod factor;

@@ -3,13 +3,11 @@
 
 use super::factor::{BLOCK, panels, times};
 use crate::eval::{EvalError, Observer};
-use crate::io::IoError;
+use crate::io::{IoError, Part, read_all, unnamed, write_all};
 use crate::simd::Simd;
 use ndarray::{Array2, ArrayView2, Axis, s};
 use rayon::prelude::*;
 use std::collections::HashMap;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -150,7 +148,7 @@ impl Moments {
 /// Inputs of the matrices of a stack, in a file.
 pub(crate) struct Spool {
     path: PathBuf,
-    file: File,
+    file: Box<dyn Part>,
     end: u64,
     columns: usize,
     /// Whether moments are to be of all columns with each other.
@@ -167,14 +165,14 @@ impl Spool {
         matrices: usize,
         whole: bool,
     ) -> Result<Self, IoError> {
-        let file = tempfile::tempfile_in(folder).map_err(|error| IoError::new(folder, error))?;
+        let file = unnamed(folder).map_err(|error| IoError::new(folder, error))?;
         let pieces = vec![Vec::new(); matrices];
         Ok(Self { path: folder.to_owned(), file, end: 0, columns, whole, pieces })
     }
 
     fn add(&mut self, matrix: usize, x: ArrayView2<f32>) -> Result<(), IoError> {
         let bytes: Vec<u8> = x.iter().flat_map(|x| x.to_le_bytes()).collect();
-        let written = self.file.write_all_at(&bytes, self.end);
+        let written = write_all(self.file.as_ref(), &bytes, self.end);
         written.map_err(|error| IoError::new(&self.path, error))?;
         self.pieces[matrix].push((self.end, x.nrows()));
         self.end += bytes.len() as u64;
@@ -205,7 +203,7 @@ impl Spool {
         let mut bytes = Vec::new();
         for &(at, rows) in &self.pieces[matrix] {
             bytes.resize(4 * rows * self.columns, 0);
-            let read = self.file.read_exact_at(&mut bytes, at);
+            let read = read_all(self.file.as_ref(), &mut bytes, at);
             read.map_err(|error| IoError::new(&self.path, error))?;
             values.extend(bytes.as_chunks().0.iter().map(|&x| f32::from_le_bytes(x)));
         }

@@ -14,6 +14,8 @@ pub(crate) mod small;
 
 pub(crate) use blob::read_exact_at;
 pub use blob::{Blob, LocalFile, physical_memory};
+#[cfg(feature = "eval")]
+pub(crate) use disk::unnamed;
 pub use disk::{Disk, LocalDisk, Part};
 pub(crate) use disk::{read_all, write_all};
 pub use error::IoError;

@@ -25,15 +25,25 @@ pub struct Overlay<'a> {
     base: &'a dyn Source,
     simd: Simd,
     metas: Vec<TensorMeta>,
-    others: HashMap<usize, Other>,
+    others: HashMap<usize, Other<'a>>,
 }
 
 /// A type that a tensor appears in.
-struct Other {
+struct Other<'a> {
     ty: QuantType,
-    /// Importances of the columns of each matrix.
-    importance: Option<Vec<f32>>,
+    rows: Rows<'a>,
 }
+
+/// Where the bytes of its rows come from.
+enum Rows<'a> {
+    /// They are encoded, with the importances of the columns of each matrix.
+    Encoded(Option<Vec<f32>>),
+    /// They are read.
+    Read(Box<Read<'a>>),
+}
+
+/// Reads the bytes of rows.
+type Read<'a> = dyn Fn(Range<u64>, &mut Vec<u8>) -> std::io::Result<()> + Send + Sync + 'a;
 
 impl<'a> Overlay<'a> {
     /// A source that is like another.
@@ -52,7 +62,7 @@ impl<'a> Overlay<'a> {
         ty: QuantType,
         importance: Option<Vec<f32>>,
     ) -> Result<(), QuantError> {
-        let meta = &mut self.metas[tensor];
+        let meta = &self.metas[tensor];
         let n_per_row = meta.n_per_row() as usize;
         if ty.row_bytes(n_per_row).is_none() {
             return Err(QuantError::RowLength { ty, n_per_row });
@@ -61,16 +71,52 @@ impl<'a> Overlay<'a> {
         if let Some(found) = importance.as_ref().map(Vec::len).filter(|&n| n != expected) {
             return Err(QuantError::BufferLength { what: "importance", expected, found });
         }
-        meta.dtype = Dtype::Gguf(ty);
-        self.others.insert(tensor, Other { ty, importance });
+        self.insert(tensor, ty, Rows::Encoded(importance));
         Ok(())
     }
 
-    /// Encodes whole rows.
-    fn encode(
+    /// Has a tensor appear as the blocks of a type that somebody else has, whose rows are read when they are
+    /// asked for.
+    #[cfg(feature = "eval")]
+    pub(crate) fn set_written(
+        &mut self,
+        tensor: usize,
+        ty: QuantType,
+        read: impl Fn(Range<u64>, &mut Vec<u8>) -> std::io::Result<()> + Send + Sync + 'a,
+    ) {
+        self.insert(tensor, ty, Rows::Read(Box::new(read)));
+    }
+
+    fn insert(&mut self, tensor: usize, ty: QuantType, rows: Rows<'a>) {
+        self.metas[tensor].dtype = Dtype::Gguf(ty);
+        self.others.insert(tensor, Other { ty, rows });
+    }
+
+    /// The bytes of whole rows.
+    fn bytes(
         &self,
         tensor: usize,
         other: &Other,
+        rows: Range<u64>,
+    ) -> Result<Vec<u8>, SourceError> {
+        let mut bytes = Vec::new();
+        match &other.rows {
+            Rows::Encoded(importance) => self.encode(tensor, other.ty, importance.as_deref(), rows),
+            Rows::Read(read) => match read(rows.clone(), &mut bytes) {
+                Ok(()) => Ok(bytes),
+                Err(error) => {
+                    let Origin { path, tensor } = self.base.origin(tensor, rows.start);
+                    Err(SourceError::Io { path, tensor, error })
+                }
+            },
+        }
+    }
+
+    fn encode(
+        &self,
+        tensor: usize,
+        ty: QuantType,
+        importance: Option<&[f32]>,
         rows: Range<u64>,
     ) -> Result<Vec<u8>, SourceError> {
         let meta = &self.metas[tensor];
@@ -78,7 +124,7 @@ impl<'a> Overlay<'a> {
         let per_matrix = meta.dims.get(1).copied().unwrap_or(1);
         let mut weights = vec![0.0; (rows.end - rows.start) as usize * n];
         self.base.read_rows(tensor, rows.start, &mut weights)?;
-        let row_bytes = other.ty.row_bytes(n).unwrap_or(0);
+        let row_bytes = ty.row_bytes(n).unwrap_or(0);
         let mut bytes = vec![0; weights.len() / n.max(1) * row_bytes];
         let mut row = rows.start;
         while row < rows.end {
@@ -86,17 +132,15 @@ impl<'a> Overlay<'a> {
             let end = rows.end.min((matrix + 1) * per_matrix);
             let [from, to] = [row, end].map(|row| (row - rows.start) as usize);
             let columns = matrix as usize * n..(matrix as usize + 1) * n;
-            let guide = Guide::from(other.importance.as_ref().map(|all| &all[columns]));
-            other
-                .ty
-                .encode_rows_with(
-                    self.simd,
-                    &weights[from * n..to * n],
-                    n,
-                    guide,
-                    &mut bytes[from * row_bytes..to * row_bytes],
-                )
-                .map_err(|error| self.error(tensor, row, error))?;
+            let guide = Guide::from(importance.map(|all| &all[columns]));
+            ty.encode_rows_with(
+                self.simd,
+                &weights[from * n..to * n],
+                n,
+                guide,
+                &mut bytes[from * row_bytes..to * row_bytes],
+            )
+            .map_err(|error| self.error(tensor, row, error))?;
             row = end;
         }
         Ok(bytes)
@@ -118,7 +162,7 @@ impl Source for Overlay<'_> {
         let Some(other) = self.others.get(&tensor).filter(|_| n > 0) else {
             return self.base.read_rows(tensor, first_row, out);
         };
-        let bytes = self.encode(tensor, other, first_row..first_row + (out.len() / n) as u64)?;
+        let bytes = self.bytes(tensor, other, first_row..first_row + (out.len() / n) as u64)?;
         other
             .ty
             .decode_rows_with(self.simd, &bytes, n, out)
@@ -134,7 +178,7 @@ impl Source for Overlay<'_> {
         let Some(other) = self.others.get(&tensor) else {
             return self.base.read_raw(tensor, rows, out);
         };
-        *out = self.encode(tensor, other, rows)?;
+        *out = self.bytes(tensor, other, rows)?;
         Ok(true)
     }
 
