@@ -87,6 +87,12 @@ pub(crate) fn few<T: AsRef<str>>(names: &[T]) -> String {
     }
 }
 
+/// The digits of a hash.
+#[cfg(feature = "convert")]
+pub(crate) fn hex(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

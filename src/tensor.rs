@@ -104,6 +104,13 @@ kinds! {
     NextnSharedHeadNorm = "nextn.shared_head_norm",
 }
 
+impl Kind {
+    /// Whether it stacks routed experts, of which each token passes some.
+    pub fn is_routed(self) -> bool {
+        matches!(self, Self::FfnGateExps | Self::FfnUpExps | Self::FfnDownExps)
+    }
+}
+
 /// Which of the tensors of one kind.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]

@@ -3,6 +3,8 @@
 
 #![cfg(feature = "cli")]
 
+mod common;
+
 use assert_cmd::cargo::CommandCargoExt;
 use requant::calibrate::{self, Calibration, InputsOf, Outcome};
 use requant::convert::{ConvertError, Plan, RunOptions, Settings};
@@ -15,7 +17,6 @@ use requant::quant::QuantType;
 use requant::recipe::FileType;
 use requant::simd::Simd;
 use requant::source::GgufSource;
-use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,21 +98,6 @@ fn quantize(
     )
 }
 
-/// Mean KL divergences on text that nothing was calibrated with.
-fn divergences(models: &[&Path]) -> Vec<f64> {
-    let mut command = requant("error");
-    command.args(["compare", "--json", "--chunks", "12", "--text"]).arg(text("heldout.txt"));
-    command.arg(original()).args(models);
-    let output = command.output().unwrap();
-    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
-    let json: Value = serde_json::from_slice(&output.stdout).unwrap();
-    let models = json["models"].as_array().unwrap();
-    models
-        .iter()
-        .map(|model| model["result"]["kl_divergence"]["mean"]["value"].as_f64().unwrap())
-        .collect()
-}
-
 #[test]
 fn files_are_closer_to_the_original_and_no_larger() {
     let folder = tempfile::tempdir().unwrap();
@@ -140,7 +126,7 @@ fn files_are_closer_to_the_original_and_no_larger() {
             command.arg("--imatrix").arg(reference("imatrix.gguf"));
         }
         assert!(command.status().unwrap().success());
-        let found = divergences(&[&path("reference.gguf"), &path("own.gguf")]);
+        let found = common::divergences(&original(), &[&path("reference.gguf"), &path("own.gguf")]);
         assert!(found[1] < 0.9 * found[0], "{file_type} {found:?}");
         let size = |name: &str| path(name).metadata().unwrap().len();
         assert!(size("own.gguf") <= size("reference.gguf"));

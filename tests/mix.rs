@@ -24,17 +24,6 @@ fn done(arguments: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_default()
 }
 
-/// Mean KL divergences on text that nothing was measured on.
-fn divergences(models: &[&str]) -> Vec<f64> {
-    let heldout = ["--text", common::HELDOUT, "--chunks", "12"];
-    let found = done(&[&["compare", "--json", MODEL][..], models, &heldout].concat());
-    let models = found["models"].as_array().unwrap();
-    models
-        .iter()
-        .map(|model| model["result"]["kl_divergence"]["mean"]["value"].as_f64().unwrap())
-        .collect()
-}
-
 #[test]
 fn bytes_go_where_they_save_most() {
     let folder = tempfile::tempdir().unwrap();
@@ -62,7 +51,7 @@ fn bytes_go_where_they_save_most() {
     let own_bytes = std::fs::metadata(&own).unwrap().len();
     assert_eq!(Some(own_bytes), found["file_bytes"].as_u64());
     assert!(own_bytes <= bytes && own_bytes > bytes / 100 * 95, "{own_bytes} of {bytes}");
-    let klds = divergences(&[&stock, &own]);
+    let klds = common::divergences(Path::new(MODEL), &[Path::new(&stock), Path::new(&own)]);
     assert!(klds[1] < 0.6 * klds[0], "{klds:?}");
 
     // Stock llama-quantize takes the list.
@@ -97,7 +86,8 @@ fn bytes_go_where_they_save_most() {
         assert!(name != "output.weight" || ty == "Q8_0", "{ty}");
         assert!(!name.contains("attn_v_b") || ty == "Q6_K", "{ty}");
     }
-    let bad: [(&[&str], &str); 5] = [
+    let bad: [(&[&str], &str); 6] = [
+        (&["--bpw", "4", "--no-proof", "-o", &path("none/a")], "none/a"),
         (&["--bpw", "1", "--no-proof", "-o", &path("a")], "too few"),
         (&["--bpw", "4", "--no-proof", "-o", &path("a"), "--types", "IQ"], "nothing about"),
         (&["--bpw", "4", "--no-proof", "-o", &other], "--force"),

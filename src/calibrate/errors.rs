@@ -2,7 +2,7 @@
 //! search for types asks this before any file is written.
 
 use super::layers::Calibration;
-use super::moments::{Kept, Moments, Watch, locked};
+use super::moments::{Kept, Watch, locked};
 use super::rows::{ROWS, Rounder};
 use super::watching::{Inputs, Place, Watching};
 use crate::eval::{EvalError, Model, Passage};
@@ -80,8 +80,7 @@ pub fn errors(
     let output = places.iter().find(|place| place.name.kind == Kind::Output);
     let output = output.or(places.iter().find(|place| place.name.kind == Kind::TokenEmbd));
     if let Some(output) = output {
-        let mut moments = Moments::new(hparams.n_embd as usize, true);
-        passage.last(|x| moments.add(x, simd, true))?;
+        let moments = watching.outputs(&passage)?;
         sample.add(output.source, 0, &watching.inputs(&moments, None), &mut found)?;
     }
     Ok(found.into_iter().map(|(tensor, sums)| sums.relative(source, tensor)).collect())

@@ -1,9 +1,8 @@
 //! One walk over a model: the text passes a layer, whose inputs are watched; the layer's tensors are rounded
 //! with what was seen and written; the text passes the rounded layer, and on to the next.
 
-use super::factor::Factored;
 use super::moments::{Kept, Moments, Watch, locked};
-use super::rows::{ROWS, Rounded, Rounder, Way};
+use super::rows::{ROWS, Rounded, Rounder, Way, encoded};
 use super::watching::{Inputs, Place, Watching, same_inputs};
 use crate::convert::{Begun, ConvertError, Plan, PlannedTensor, RunOptions};
 use crate::eval::{EvalError, Model, Passage, PerplexityOptions};
@@ -111,13 +110,14 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, passes: u64) -> [u64; 3
     for target in targets(plan) {
         let planned = &plan.tensors()[target.tensor];
         let (n, all) = (planned.n_per_row(), planned.n_elements());
-        let routed = |moe: &&Moe| planned.name.contains("_exps.") && moe.n_expert > 0;
+        let kind = target.place.name.kind;
+        let routed = |moe: &&Moe| kind.is_routed() && moe.n_expert > 0;
         let share = |all: u64| match hparams.moe.as_ref().filter(routed) {
             Some(moe) => all / u64::from(moe.n_expert) * u64::from(moe.n_used),
             None => all,
         };
         text += 2 * share(all) * tokens * passes;
-        if same_inputs(target.place.name.kind).is_empty() {
+        if same_inputs(kind).is_empty() {
             let matrices = planned.dims.get(2).copied().unwrap_or(1);
             moments += n * n * share(matrices) * tokens;
         }
@@ -248,10 +248,7 @@ fn round_layers(
     }
     for target in all.iter().filter(|target| is_output(begun.plan(), target)) {
         if !begun.is_complete(target.tensor)? {
-            let columns = hparams.n_embd as usize;
-            let whole = Factored::memory(columns as u64) <= calibration.memory;
-            let mut moments = Moments::new(columns, whole);
-            passage.last(|x| moments.add(x, simd, true)).map_err(converted)?;
+            let moments = layers.watching.outputs(&passage).map_err(converted)?;
             layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
         }
     }
@@ -281,10 +278,8 @@ impl Layers<'_> {
     ) -> Result<(), ConvertError> {
         let kept = std::mem::take(&mut *locked(&self.watching.watch.kept));
         let mut groups: BTreeMap<usize, Vec<&Target>> = BTreeMap::new();
-        let (routed, others): (Vec<&Target>, _) = targets.iter().partition(|target| {
-            let kind = target.place.name.kind;
-            matches!(kind, Kind::FfnGateExps | Kind::FfnUpExps | Kind::FfnDownExps)
-        });
+        let (routed, others): (Vec<&Target>, _) =
+            targets.iter().partition(|target| target.place.name.kind.is_routed());
         for target in others {
             groups.entry(self.watching.watched(target.place)).or_default().push(target);
         }
@@ -426,13 +421,10 @@ impl Layers<'_> {
         let Calibration { sweeps, simd, .. } = *self.calibration;
         let importances = &inputs.importances;
         let Some(moments) = &inputs.factored else {
-            let n = weights.ncols();
             let way = if importances.iter().any(|&x| x > 0.0) { Way::Weighed } else { Way::Plain };
             let guide =
                 if way == Way::Weighed { Guide::Columns(importances) } else { Guide::Plain };
-            let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0) * weights.nrows()];
-            let x = weights.as_slice().unwrap_or_default();
-            ty.encode_rows_with(simd, x, n, guide, &mut bytes)?;
+            let bytes = encoded(ty, weights, guide, simd)?;
             return Ok(Rounded { bytes, ways: vec![way; weights.nrows()], errors: [0.0; 2] });
         };
         Rounder { ty, moments, importances, sweeps, simd }.round(weights)

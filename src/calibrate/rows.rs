@@ -108,10 +108,7 @@ impl Rounder<'_> {
         way: Way,
     ) -> Result<Candidate, QuantError> {
         let n = weights.ncols();
-        let rows = weights.as_standard_layout();
-        let rows = rows.as_slice().unwrap_or_default();
-        let mut bytes = vec![0; self.ty.row_bytes(n).unwrap_or(0) * weights.nrows()];
-        self.ty.encode_rows_with(self.simd, rows, n, guide, &mut bytes)?;
+        let bytes = encoded(self.ty, weights, guide, self.simd)?;
         let mut delta = Array2::zeros(weights.raw_dim());
         let values = delta.as_slice_mut().unwrap_or_default();
         self.ty.decode_rows_with(self.simd, &bytes, n, values)?;
@@ -202,10 +199,14 @@ impl Rounder<'_> {
         Ok(())
     }
 
+    /// Bytes of so many columns of a row.
+    fn bytes_of(&self, columns: usize) -> usize {
+        columns / self.ty.block_len() * self.ty.block_bytes()
+    }
+
     /// Copies a row's bytes of some columns into those of the whole row.
     fn put(&self, bytes: &[u8], row: usize, columns: Range<usize>, to: &mut [u8]) {
-        let at = |column: usize| column / self.ty.block_len() * self.ty.block_bytes();
-        let to = &mut to[at(columns.start)..at(columns.end)];
+        let to = &mut to[self.bytes_of(columns.start)..self.bytes_of(columns.end)];
         to.copy_from_slice(&bytes[row * to.len()..][..to.len()]);
     }
 
@@ -221,8 +222,8 @@ impl Rounder<'_> {
         let (n_rows, n) = targets.dim();
         // Blocks of the type, where several follow each other in this one.
         let step = if self.ty.block_len() == 32 { 32 } else { n };
-        let bytes_of = |columns: usize| columns / self.ty.block_len() * self.ty.block_bytes();
-        let mut bytes = vec![0; n_rows * bytes_of(n)];
+        let (each, all) = (self.bytes_of(step), self.bytes_of(n));
+        let mut bytes = vec![0; n_rows * all];
         let mut values = Array2::zeros(targets.raw_dim());
         let mut errors = Array2::<f32>::zeros(targets.raw_dim());
         for first in (0..n).step_by(step).rev() {
@@ -250,9 +251,8 @@ impl Rounder<'_> {
             let mut errors = errors.slice_mut(s![.., own.clone()]);
             errors.assign(&(&targets.slice(s![.., own.clone()]) - &found));
             values.slice_mut(s![.., own.clone()]).assign(&found);
-            let (each, all) = (bytes_of(step), bytes_of(n));
             for (row, from) in encoded.chunks_exact(each).enumerate() {
-                bytes[row * all + bytes_of(first)..][..each].copy_from_slice(from);
+                bytes[row * all + self.bytes_of(first)..][..each].copy_from_slice(from);
             }
         }
         Ok((bytes, values))
@@ -310,6 +310,20 @@ impl Rounder<'_> {
             }
         }
     }
+}
+
+/// The bytes of rows as the encoder has them.
+pub(super) fn encoded(
+    ty: QuantType,
+    weights: ArrayView2<f32>,
+    guide: Guide,
+    simd: Simd,
+) -> Result<Vec<u8>, QuantError> {
+    let n = weights.ncols();
+    let rows = weights.as_standard_layout();
+    let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0) * weights.nrows()];
+    ty.encode_rows_with(simd, rows.as_slice().unwrap_or_default(), n, guide, &mut bytes)?;
+    Ok(bytes)
 }
 
 /// The mean square of each row, added up in order, as encoders do.

@@ -3,6 +3,7 @@
 use super::factor::Factored;
 use super::layers::Calibration;
 use super::moments::{Kept, Moments, Spool, Watch, locked};
+use crate::eval::{EvalError, Passage};
 use crate::io::IoError;
 use crate::source::Source;
 use crate::tensor::{Kind, TensorName};
@@ -59,11 +60,10 @@ impl Watching<'_> {
         };
         let watched: BTreeMap<usize, Kind> =
             places.map(|place| (self.watched(place), place.name.kind)).collect();
-        let routed = |kind| matches!(kind, Kind::FfnGateExps | Kind::FfnUpExps | Kind::FfnDownExps);
         // The widest are left out where all would not fit.
         let needed = |(&tensor, &kind): (&usize, &Kind)| {
             let (columns, matrices) = shape(tensor);
-            (columns, 4 * columns * columns * if routed(kind) { 2 } else { matrices as u64 })
+            (columns, 4 * columns * columns * if kind.is_routed() { 2 } else { matrices as u64 })
         };
         let mut sizes: Vec<_> = watched.iter().map(needed).collect();
         sizes.sort_unstable();
@@ -80,7 +80,7 @@ impl Watching<'_> {
             let (columns, matrices) = shape(tensor);
             let whole = columns <= limit;
             let moments = |_| Mutex::new(Moments::new(columns as usize, whole));
-            let of = match routed(kind) {
+            let of = match kind.is_routed() {
                 true => self.spool(tensor, whole)?,
                 false => Kept::Each((0..matrices).map(moments).collect()),
             };
@@ -95,6 +95,15 @@ impl Watching<'_> {
         }
         *locked(&self.watch.kept) = kept;
         Ok(())
+    }
+
+    /// What goes into the output matrix.
+    pub fn outputs(&self, passage: &Passage) -> Result<Moments, EvalError> {
+        let columns = self.calibration.hparams.n_embd;
+        let whole = Factored::memory(columns.into()) <= self.calibration.memory;
+        let mut moments = Moments::new(columns as usize, whole);
+        passage.last(|x| moments.add(x, self.calibration.simd, true))?;
+        Ok(moments)
     }
 
     fn spool(&self, tensor: usize, whole: bool) -> Result<Kept, IoError> {

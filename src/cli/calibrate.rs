@@ -9,13 +9,12 @@ use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, physical_memory};
 use crate::measure::{Options, PROBE, Subject, Text, Tokens};
-use crate::model::{CheckpointModel, Model, Mtp};
+use crate::model::{Hparams, Model};
 use crate::quant::QuantType;
 use crate::simd::Simd;
 use crate::source::Source;
 use anyhow::bail;
 use serde_json::{Value as Json, json};
-use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -23,8 +22,8 @@ use std::path::{Path, PathBuf};
 #[derive(clap::Args)]
 pub struct Args {
     /// Text that shows how much errors of weights count. Weights are then rounded so that they make up for
-    /// each other's errors in the model's products with this text, which takes a pass of the text through
-    /// the model; sizes and types stay
+    /// each other's errors in the model's products with this text, which passes the model twice; sizes and
+    /// types stay
     #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "prune_layers"])]
     calibrate: Option<PathBuf>,
     /// Use only the first N chunks of that text
@@ -79,25 +78,12 @@ impl ForMix {
         let n = n.min(self.calibrate_chunks.map_or(usize::MAX, |n| n as usize)) * options.ctx;
         let work = n as u64 * u64::from(hparams.n_layer);
         let progress = Progress::start("calibrate", work, "token-layers", 0);
-        let memory = options.memory.unwrap_or_else(default_memory);
         let folder = std::env::temp_dir();
-        let calibration = Calibration {
-            hparams,
-            tokens: &tokens.tokens,
-            text: PerplexityOptions {
-                ctx: options.ctx,
-                chunks: self.calibrate_chunks.map(|n| n as usize),
-                bos: tokens.bos,
-                memory: (memory / 4).min(1 << 30) as usize,
-                scratch: None,
-            },
-            folder: options.scratch.as_ref().map_or(&folder, |scratch| scratch.folder()),
-            inputs: InputsOf::Original,
-            memory: memory / 4 * 3,
-            damping: DAMPING,
-            sweeps: SWEEPS,
-            simd: options.simd,
-        };
+        let folder = options.scratch.as_ref().map_or(&*folder, |scratch| scratch.folder());
+        let mut calibration = calibration(hparams, &tokens, folder, options.memory, options.simd);
+        calibration.text.ctx = options.ctx;
+        calibration.text.chunks = self.calibrate_chunks.map(|n| n as usize);
+        calibration.inputs = InputsOf::Original;
         let mut all = types.to_vec();
         all.push(PROBE);
         all.sort_unstable();
@@ -106,6 +92,32 @@ impl ForMix {
         let found = pool.install(|| calibrate::errors(source, &calibration, &all, &progress))?;
         progress.finish();
         Ok(found)
+    }
+}
+
+/// Of so much memory, a quarter, and at most 1 GiB, is for the passes of the text, three quarters for moments.
+fn calibration<'a>(
+    hparams: &'a Hparams,
+    tokens: &'a Tokens,
+    folder: &'a Path,
+    memory: Option<u64>,
+    simd: Simd,
+) -> Calibration<'a> {
+    let memory = memory.unwrap_or_else(default_memory);
+    Calibration {
+        hparams,
+        tokens: &tokens.tokens,
+        text: PerplexityOptions {
+            bos: tokens.bos,
+            memory: (memory / 4).min(1 << 30) as usize,
+            ..PerplexityOptions::default()
+        },
+        folder,
+        inputs: InputsOf::default(),
+        memory: memory / 4 * 3,
+        damping: DAMPING,
+        sweeps: SWEEPS,
+        simd,
     }
 }
 
@@ -158,17 +170,11 @@ impl Args {
             (None, _) => return Ok(None),
             (Some(path), _) => path,
         };
-        let bytes = std::fs::read(path).map_err(|error| crate::io::IoError::new(path, error))?;
-        let sha256 = Sha256::digest(&bytes).iter().map(|byte| format!("{byte:02x}")).collect();
-        let model = match place.is_dir() || place.to_string_lossy().contains("://") {
-            true => {
-                let folder = super::place::folder(place)?;
-                Model::Checkpoint(Box::new(CheckpointModel::open_in(folder, Mtp::Drop)?))
-            }
-            false => Model::open(place, Mtp::Drop)?,
-        };
+        let text = Text::read(path)?;
+        let model = super::place::open(place)?;
         let subject = Subject { path: place, model: &model };
-        let tokens = Text::read(path)?.tokens(subject, pre, &())?;
+        let tokens = text.tokens(subject, pre, &())?;
+        let sha256 = text.sha256().to_owned();
         let ctx = self.calibrate_ctx as usize;
         if tokens.tokens.len() < ctx {
             let (found, name) = (tokens.tokens.len(), path.display());
@@ -217,24 +223,11 @@ impl Prepared {
         let passes = if self.inputs == InputsOf::Rounded { 2 } else { 1 };
         let work = passes * n * u64::from(hparams.n_layer);
         let passing = Progress::start("calibrate", work, "token-layers", 0);
-        let memory = output.memory.unwrap_or_else(default_memory);
-        let calibration = Calibration {
-            hparams,
-            tokens: &self.tokens.tokens,
-            text: PerplexityOptions {
-                ctx: self.ctx,
-                chunks: self.chunks,
-                bos: self.tokens.bos,
-                memory: (memory / 4).min(1 << 30) as usize,
-                scratch: Some(Scratch::new(folder)),
-            },
-            folder,
-            inputs: self.inputs,
-            memory: memory / 4 * 3,
-            damping: DAMPING,
-            sweeps: SWEEPS,
-            simd,
-        };
+        let mut calibration = calibration(hparams, &self.tokens, folder, output.memory, simd);
+        calibration.text.ctx = self.ctx;
+        calibration.text.chunks = self.chunks;
+        calibration.text.scratch = Some(Scratch::new(folder));
+        calibration.inputs = self.inputs;
         let [text, moments, rows] = calibrate::work(plan, hparams, n, passes).map(|n| n as f64);
         say::info(format!(
             "calibrate  {} tokens; about {}FLOP: {}FLOP for the text, {}FLOP for moments, {}FLOP for rows",

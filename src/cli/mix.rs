@@ -6,13 +6,12 @@ use super::progress::Progress;
 use super::recipe::Imatrix;
 use super::{calibrate, say, units};
 use crate::convert::{Importance, Plan, Settings};
-use crate::io::LocalDisk;
+use crate::io::{LocalDisk, folder};
 use crate::measure::{self, Options, Sensitivities, Subject, Text};
 use crate::model::Model;
 use crate::pattern::Pattern;
 use crate::quant::QuantType;
 use crate::recipe::{Choice, FileType, Recipe, Role, choose, fitting, recover};
-use crate::source::GgufSource;
 use anyhow::{Context, bail};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -163,6 +162,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         if path.exists() && !args.force {
             bail!("{} exists; choose another name or give --force", path.display());
         }
+    }
+    // A typo should not cost a measurement.
+    for path in args.output.iter().chain(&args.tensor_type_file).chain(&args.sensitivities) {
+        folder(path).metadata().with_context(|| path.display().to_string())?;
     }
     let keep = args.keep.iter().map(|(pattern, ty)| {
         Ok((Pattern::parse(pattern).with_context(|| format!("--keep {pattern}"))?, *ty))
@@ -411,7 +414,7 @@ impl Search<'_> {
         settings.options.imatrix = true;
         let plan = match self.model {
             Model::Checkpoint(model) => Plan::of_checkpoint(model, &settings)?,
-            Model::Gguf(_) => Plan::of_gguf(&GgufSource::open(&self.args.model)?, &settings)?,
+            Model::Gguf(model) => Plan::of_gguf(model.gguf(), &settings)?,
         };
         let reference = self.found.tensors.iter().zip(&tensors).map(|(tensor, (_, _, ty))| {
             // A fallback's error is known by the type that it stands for.

@@ -17,13 +17,19 @@ pub fn folder(place: &Path) -> anyhow::Result<Folder> {
     Ok(Folder::local(place))
 }
 
-/// The model that an argument names: a checkpoint, here or elsewhere, or a GGUF file.
-pub fn model(place: &Path) -> anyhow::Result<Model> {
+/// The model that an argument names: a checkpoint, here or elsewhere, or a GGUF file. What is odd about it
+/// is left to whoever plans with it.
+pub fn open(place: &Path) -> anyhow::Result<Model> {
     let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
-    let model = match elsewhere || place.is_dir() {
+    Ok(match elsewhere || place.is_dir() {
         true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Drop)?)),
         false => Model::open(place, Mtp::Drop)?,
-    };
+    })
+}
+
+/// As [`open`], and tells what is odd about it.
+pub fn model(place: &Path) -> anyhow::Result<Model> {
+    let model = open(place)?;
     super::say::warnings(model.warnings());
     Ok(model)
 }

@@ -8,6 +8,7 @@ use crate::inspect::{Difference, difference, hash_metadata, hash_tensor, same_by
 use crate::io::LocalDisk;
 use crate::model::{GgufModel, Model};
 use crate::monitor::Monitor;
+use crate::names::hex;
 use crate::quant::QuantType;
 use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source};
@@ -138,10 +139,6 @@ fn stop_if_asked(progress: &Progress) -> anyhow::Result<()> {
         true => bail!("interrupted"),
         false => Ok(()),
     }
-}
-
-fn hex(hash: &[u8]) -> String {
-    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Compare two models: metadata, tensors, types and values. Fails where they differ.

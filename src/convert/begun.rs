@@ -6,7 +6,6 @@ use super::encode::{Encoder, Unit, shift_row};
 use super::error::ConvertError;
 use super::plan::Plan;
 use super::run::Run;
-use crate::gguf::Writer;
 use crate::quant::{QuantError, QuantType};
 use std::ops::Range;
 use std::sync::PoisonError;
@@ -33,15 +32,6 @@ impl<'r> Begun<'r> {
         self.run.plan.units(tensor..tensor + 1)
     }
 
-    /// The file that a tensor goes into, its number there, and the bytes of a row.
-    fn place(&self, tensor: usize) -> Option<(&Writer, usize, u64)> {
-        let Run { plan, writers, first_file, .. } = self.run;
-        let file = plan.file_of(tensor);
-        let index = tensor - plan.files[file].tensors.start;
-        let row_bytes = plan.n_bytes(tensor) / plan.tensors[tensor].n_rows().max(1);
-        Some((writers.get(file - first_file)?.as_ref()?, index, row_bytes))
-    }
-
     /// Whether an earlier process has written and noted a whole tensor, and its bytes are still there.
     ///
     /// # Errors
@@ -60,7 +50,7 @@ impl<'r> Begun<'r> {
 
     /// The weights of some rows, as the pass would encode them.
     pub fn weights(&self, tensor: usize, rows: Range<u64>) -> Result<Vec<f32>, ConvertError> {
-        Ok(self.encoder().weights(tensor, rows)?.to_vec())
+        self.encoder().weights(tensor, rows)
     }
 
     fn encoder(&self) -> Encoder<'_> {
@@ -94,7 +84,7 @@ impl<'r> Begun<'r> {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, tensor: usize, first: u64, bytes: &[u8]) -> Result<(), ConvertError> {
-        let Some((writer, index, row_bytes)) = self.place(tensor) else { return Ok(()) };
+        let Some((writer, index, row_bytes)) = self.run.place(tensor) else { return Ok(()) };
         Ok(writer.write_at(index, first * row_bytes, bytes)?)
     }
 
@@ -108,7 +98,7 @@ impl<'r> Begun<'r> {
         rows: Range<u64>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
-        let Some((writer, index, row_bytes)) = self.place(tensor) else { return Ok(()) };
+        let Some((writer, index, row_bytes)) = self.run.place(tensor) else { return Ok(()) };
         out.resize(((rows.end - rows.start) * row_bytes) as usize, 0);
         Ok(writer.read_at(index, rows.start * row_bytes, out)?)
     }

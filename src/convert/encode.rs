@@ -86,11 +86,11 @@ impl<'a> Encoder<'a> {
     }
 
     /// The weights of some rows.
-    pub fn weights(&mut self, tensor: usize, rows: Range<u64>) -> Result<&[f32], ConvertError> {
+    pub fn weights(mut self, tensor: usize, rows: Range<u64>) -> Result<Vec<f32>, ConvertError> {
         let n_per_row = self.plan.tensors[tensor].n_per_row();
         self.weights.resize(((rows.end - rows.start) * n_per_row) as usize, 0.0);
         self.widen(tensor, rows)?;
-        Ok(&self.weights)
+        Ok(self.weights)
     }
 
     /// The bytes that a unit has in the output.

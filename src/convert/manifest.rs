@@ -4,6 +4,7 @@ use super::error::ConvertError;
 use crate::gguf::GgufFile;
 use crate::io::{Blob, Disk, IoError, LocalFile};
 use crate::monitor::Monitor;
+use crate::names::hex;
 use crate::source::Source;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -175,8 +176,4 @@ fn hash(
     parts.resize(ranges.len(), hex(&Sha256::digest([])));
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     Ok((HashedFile { name, bytes: file.size(), sha256: hex(&whole.finalize()) }, parts))
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -348,6 +348,16 @@ impl Run<'_> {
         }
     }
 
+    /// The file that a tensor goes into, its number there, and the bytes of a row; `None` where nothing is
+    /// left to do in the file.
+    pub fn place(&self, tensor: usize) -> Option<(&Writer, usize, u64)> {
+        let file = self.plan.file_of(tensor);
+        let planned = &self.plan.files[file];
+        let index = tensor - planned.tensors.start;
+        let row_bytes = planned.layout.n_bytes(index) / self.plan.tensors[tensor].n_rows().max(1);
+        Some((self.writers[file - self.first_file].as_ref()?, index, row_bytes))
+    }
+
     fn is_made(&self, unit: &Unit) -> bool {
         self.made.lock().unwrap_or_else(PoisonError::into_inner).contains(&unit.number)
     }
@@ -362,11 +372,7 @@ impl Run<'_> {
     ) -> Result<(), ConvertError> {
         let tensor = &self.plan.tensors[unit.tensor];
         let weights = tensor.weights(&unit.rows);
-        let file = self.plan.file_of(unit.tensor);
-        if let Some(writer) = &self.writers[file - self.first_file] {
-            let planned = &self.plan.files[file];
-            let index = unit.tensor - planned.tensors.start;
-            let row_bytes = planned.layout.n_bytes(index) / tensor.n_rows().max(1);
+        if let Some((writer, index, row_bytes)) = self.place(unit.tensor) {
             let at = unit.rows.start * row_bytes;
             let length = (unit.rows.end - unit.rows.start) * row_bytes;
             let done = match self.past.units.get(&unit.number) {

@@ -24,6 +24,7 @@ pub use text::{Text, Tokens};
 
 use crate::eval;
 use crate::model::Model;
+use crate::source::Source;
 use std::path::Path;
 
 /// An opened model, and what messages and results call it.
@@ -38,7 +39,19 @@ pub struct Subject<'a> {
 impl<'a> Subject<'a> {
     /// Its forward pass.
     fn runner(self, options: &Options) -> Result<eval::Model<'a>, MeasureError> {
-        let runner = eval::Model::new(self.model.hparams(), self.model.source());
+        self.runner_over(self.model.source(), options)
+    }
+
+    /// Its forward pass with other weights.
+    fn runner_over<'s>(
+        self,
+        source: &'s dyn Source,
+        options: &Options,
+    ) -> Result<eval::Model<'s>, MeasureError>
+    where
+        'a: 's,
+    {
+        let runner = eval::Model::new(self.model.hparams(), source);
         let mut runner = runner.map_err(|error| MeasureError::of(self.path, error))?;
         runner.set_activations(options.activations);
         runner.set_simd(options.simd);

@@ -89,6 +89,9 @@ pub struct Sensitivities {
     pub tensors: Vec<OfTensor>,
 }
 
+/// The errors of a tensor in some types.
+type ByType = BTreeMap<QuantType, f64>;
+
 /// Tensors that are measured together.
 struct Measured {
     name: &'static str,
@@ -147,68 +150,59 @@ pub fn sensitivities(
     let (source, hparams) = (subject.model.source(), subject.model.hparams());
     let groups = groups(source, hparams.n_layer);
     let weights = Weights { source, imatrix, simd: options.simd };
-    let errors = |of: &[QuantType]| weights.errors(&groups, of);
-    let mut all = types.to_vec();
-    all.push(PROBE);
-    let errors = options.on_threads(|| errors(&all))?;
-    let errors = errors.map_err(|error| MeasureError::of(subject.path, error))?;
     let reference = subject.runner(options)?;
+    let first = |group: &Measured| first_different(group, hparams.n_layer);
+    let own = |group: &Measured| u64::from(hparams.n_layer + 1 - first(group));
+    let each = settings.work(read.tokens.len(), hparams) / u64::from(hparams.n_layer + 1);
+    let references = groups.len().div_ceil(TOGETHER) as u64 * u64::from(hparams.n_layer + 1);
+    monitor.expect(each * (references + groups.iter().map(own).sum::<u64>()));
     let mut found = Vec::new();
-    let batches: Vec<&[Measured]> = groups.chunks(TOGETHER).collect();
-    let runs = |groups: &[Measured]| -> Result<u64, MeasureError> {
-        let models = groups.iter().map(|group| {
-            let mut model = subject.runner(options)?;
-            model.differs_from(first_different(group, hparams.n_layer));
+    for groups in groups.chunks(TOGETHER) {
+        let probed =
+            |group: &Measured| weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)));
+        let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
+        let models = groups.iter().zip(&overlays).map(|(group, overlay)| {
+            let mut model = subject.runner_over(overlay, options)?;
+            model.differs_from(first(group));
             Ok(model)
         });
         let models = models.collect::<Result<Vec<_>, MeasureError>>()?;
-        let together: Vec<&eval::Model> = std::iter::once(&reference).chain(&models).collect();
-        Ok(comparison_work(&together, read.tokens.len(), &settings))
-    };
-    let work = batches.iter().map(|groups| runs(groups)).sum::<Result<u64, _>>()?;
-    monitor.expect(work);
-    for groups in batches {
-        let comparisons = options.on_threads(|| -> Result<Vec<Comparison>, EvalError> {
-            let probed = |group: &Measured| {
-                weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)))
-            };
-            let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
-            let mut models = Vec::new();
-            for (group, overlay) in groups.iter().zip(&overlays) {
-                let mut model = eval::Model::new(hparams, overlay)?;
-                model.set_simd(options.simd);
-                model.set_activations(options.activations);
-                model.differs_from(first_different(group, hparams.n_layer));
-                models.push(model);
-            }
-            let models: Vec<&eval::Model> = models.iter().collect();
+        let models: Vec<&eval::Model> = models.iter().collect();
+        let comparisons = options.on_threads(|| {
             let reference = Reference::Model(&reference);
-            Ok(eval::compare(reference, &models, &read.tokens, &settings, None, monitor)?.1)
+            eval::compare(reference, &models, &read.tokens, &settings, None, monitor)
         })?;
-        found.extend(comparisons.map_err(|error| MeasureError::of(subject.path, error))?);
+        found.extend(comparisons.map_err(|error| MeasureError::of(subject.path, error))?.1);
     }
     let tokens = found.first().map_or(0, |found| found.tokens.len() as u64);
+    let probed_too: Vec<QuantType> =
+        types.iter().copied().filter(|&ty| ty != PROBE).chain([PROBE]).collect();
     let mut tensors = Vec::new();
-    for ((group, found), errors) in groups.iter().zip(&found).zip(&errors) {
+    for (group, found) in groups.iter().zip(&found) {
         let metas = || group.tensors.iter().map(|&tensor| &source.tensors()[tensor]);
         let known: Option<Vec<&Errors>> = metas().map(|meta| known.get(&meta.name)).collect();
-        let sum: f64 = match &known {
-            Some(known) => known.iter().map(|errors| errors[&PROBE][0]).sum(),
-            None => errors.iter().map(|errors| errors[&PROBE]).sum(),
+        // Of each tensor: in the reference's way, and compensated.
+        let errors: Vec<[ByType; 2]> = match known {
+            Some(known) => {
+                let way = |errors: &Errors, way: usize| {
+                    errors.iter().map(|(&ty, errors)| (ty, errors[way])).collect()
+                };
+                known.into_iter().map(|errors| [way(errors, 0), way(errors, 1)]).collect()
+            }
+            None => {
+                let errors = options.on_threads(|| weights.errors(group, &probed_too))?;
+                let errors = errors.map_err(|error| MeasureError::of(subject.path, error))?;
+                errors.into_iter().map(|errors| [errors, ByType::new()]).collect()
+            }
         };
+        let sum: f64 = errors.iter().filter_map(|[reference, _]| reference.get(&PROBE)).sum();
         let alpha = found.kl_divergence.mean.value.max(0.0) / sum.max(f64::MIN_POSITIVE);
-        for (i, meta) in metas().enumerate() {
-            let named = |error: &dyn Fn(&QuantType) -> Option<f64>| -> BTreeMap<String, f64> {
-                types.iter().filter_map(|ty| Some((ty.name().to_owned(), error(ty)?))).collect()
-            };
+        for (meta, errors) in metas().zip(errors) {
+            let [errors, compensated] = errors.map(|errors| {
+                let asked = errors.into_iter().filter(|(ty, _)| types.contains(ty));
+                asked.map(|(ty, error)| (ty.name().to_owned(), error)).collect()
+            });
             let TensorMeta { name, dims, .. } = meta.clone();
-            let (errors, compensated) = match &known {
-                Some(known) => {
-                    let of = |way: usize| named(&|ty| Some(known[i].get(ty)?[way]));
-                    (of(0), of(1))
-                }
-                None => (named(&|ty| errors[i].get(ty).copied()), BTreeMap::new()),
-            };
             tensors.push(OfTensor { name, dims, alpha, errors, compensated });
         }
     }
@@ -238,15 +232,12 @@ pub fn proof(
 ) -> Result<Comparison, MeasureError> {
     let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
     let settings = options.settings(&[subject, subject], &read)?;
-    let (source, hparams) = (subject.model.source(), subject.model.hparams());
+    let source = subject.model.source();
     let weights = Weights { source, imatrix, simd: options.simd };
     let tensors = types.iter().filter_map(|&(name, ty)| Some((source.find(name)?, ty)));
     let overlay = weights.overlay(tensors);
     let reference = subject.runner(options)?;
-    let model = eval::Model::new(hparams, &overlay);
-    let mut model = model.map_err(|error| MeasureError::of(subject.path, error))?;
-    model.set_simd(options.simd);
-    model.set_activations(options.activations);
+    let model = subject.runner_over(&overlay, options)?;
     monitor.expect(comparison_work(&[&reference, &model], read.tokens.len(), &settings));
     let found = options.on_threads(|| {
         let reference = Reference::Model(&reference);
@@ -320,26 +311,13 @@ impl<'a> Weights<'a> {
         overlay
     }
 
-    /// The errors of all groups' tensors in some types.
-    #[allow(clippy::type_complexity)]
-    fn errors(
-        &self,
-        groups: &[Measured],
-        types: &[QuantType],
-    ) -> Result<Vec<Vec<BTreeMap<QuantType, f64>>>, EvalError> {
-        let of_group = |group: &Measured| {
-            let tensors = group.tensors.par_iter().map(|&tensor| self.error(tensor, types));
-            tensors.collect::<Result<Vec<_>, _>>()
-        };
-        groups.iter().map(of_group).collect()
+    /// The errors of a group's tensors in some types.
+    fn errors(&self, group: &Measured, types: &[QuantType]) -> Result<Vec<ByType>, EvalError> {
+        group.tensors.par_iter().map(|&tensor| self.error(tensor, types)).collect()
     }
 
     /// Errors of a tensor relative to its weights, from some of its rows.
-    fn error(
-        &self,
-        tensor: usize,
-        types: &[QuantType],
-    ) -> Result<BTreeMap<QuantType, f64>, EvalError> {
+    fn error(&self, tensor: usize, types: &[QuantType]) -> Result<ByType, EvalError> {
         let meta = &self.source.tensors()[tensor];
         let (n, rows) = (meta.n_per_row() as usize, meta.n_rows());
         let per_matrix = meta.dims.get(1).copied().unwrap_or(1).max(1);

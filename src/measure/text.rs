@@ -5,14 +5,18 @@ use crate::eval::EvalError;
 use crate::io::IoError;
 use crate::model::Model;
 use crate::monitor::Monitor;
+use crate::names::hex;
 use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
 use crate::warning::Warning;
+use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 /// A text to measure on.
 #[derive(Clone, Debug)]
 pub struct Text {
     path: PathBuf,
+    /// Of the whole file.
+    sha256: String,
     content: Content,
 }
 
@@ -38,12 +42,13 @@ impl Text {
     /// A file that cannot be read, or is no UTF-8.
     pub fn read(path: &Path) -> Result<Self, MeasureError> {
         let bytes = std::fs::read(path).map_err(|error| IoError::new(path, error))?;
+        let sha256 = hex(&Sha256::digest(&bytes));
         let mut text = String::from_utf8(bytes).map_err(|error| MeasureError::NotUtf8 {
             path: path.to_owned(),
             at: error.utf8_error().valid_up_to(),
         })?;
         text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
-        Ok(Self { path: path.to_owned(), content: Content::Characters(text) })
+        Ok(Self { path: path.to_owned(), sha256, content: Content::Characters(text) })
     }
 
     /// Reads a file of numbers of tokens, separated by spaces, commas or lines.
@@ -59,7 +64,7 @@ impl Text {
             word.parse().map_err(|_| MeasureError::NoToken { path, word: word.to_owned() })
         });
         let tokens = tokens.collect::<Result<_, _>>()?;
-        Ok(Self { path: path.to_owned(), content: Content::Tokens(tokens) })
+        Ok(Self { content: Content::Tokens(tokens), ..text })
     }
 
     /// Two halves of the text, or of as many chunks of it, cut where a chunk begins.
@@ -75,15 +80,21 @@ impl Text {
         let tokens = self.tokens(subject, None, &())?.tokens;
         let n = (tokens.len() / ctx.max(1)).min(chunks.unwrap_or(usize::MAX));
         if n < 4 {
-            let (path, found) = (subject.path, tokens.len());
-            return Err(MeasureError::of(path, EvalError::TooShort { found, ctx: 2 * ctx }));
+            let found = tokens.len();
+            return Err(MeasureError::of(&self.path, EvalError::TooShort { found, ctx: 2 * ctx }));
         }
         let middle = n / 2 * ctx;
         let part = |tokens: &[u32]| Self {
             path: self.path.clone(),
+            sha256: self.sha256.clone(),
             content: Content::Tokens(tokens.to_vec()),
         };
         Ok([part(&tokens[..middle]), part(&tokens[middle..n * ctx])])
+    }
+
+    /// SHA-256 of the file.
+    pub fn sha256(&self) -> &str {
+        &self.sha256
     }
 
     /// The file.

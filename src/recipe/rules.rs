@@ -5,6 +5,7 @@
 use super::assign::{Cause, RecipeError, Shape, layer_of};
 use super::file_type::FileType;
 use super::role::Role;
+use crate::names::hex;
 use crate::pattern::Pattern;
 use crate::quant::QuantType;
 use minijinja::{Environment, Expression, UndefinedBehavior, context};
@@ -164,7 +165,7 @@ impl Recipe {
 
     /// SHA-256 of its text, in hexadecimal digits.
     pub fn sha256(&self) -> String {
-        Sha256::digest(&self.text).iter().map(|byte| format!("{byte:02x}")).collect()
+        hex(&Sha256::digest(&self.text))
     }
 
     /// Names of the rules whose `tensors`, `role` and `layers` fit none of these tensors.

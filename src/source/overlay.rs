@@ -35,6 +35,7 @@ struct Other<'a> {
 }
 
 /// Where the bytes of its rows come from.
+#[cfg_attr(not(feature = "eval"), allow(dead_code, reason = "calibration has rows that are read"))]
 enum Rows<'a> {
     /// They are encoded, with the importances of the columns of each matrix.
     Encoded(Option<Vec<f32>>),

@@ -1,6 +1,7 @@
 //! What several integration tests need.
 #![allow(dead_code)]
 
+use assert_cmd::cargo::CommandCargoExt;
 use requant::convert::{Plan, RunOptions, Settings};
 use requant::gguf::GgufFile;
 use requant::model::{CheckpointModel, Mtp};
@@ -33,6 +34,19 @@ pub fn hashes(path: &Path) -> Vec<(String, String, String)> {
             (info.name.clone(), info.ty.to_string(), hash)
         })
         .collect()
+}
+
+/// Mean KL divergences of models from a reference, on the first chunks of text that nothing was made with.
+pub fn divergences(reference: &Path, models: &[&Path]) -> Vec<f64> {
+    let mut command = std::process::Command::cargo_bin("requant").unwrap();
+    command.args(["--log-level", "error", "compare", "--json", "--chunks", "12"]);
+    let output = command.args(["--text", HELDOUT]).arg(reference).args(models).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let json: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let models = json["models"].as_array().unwrap();
+    let mean =
+        |model: &serde_json::Value| model["result"]["kl_divergence"]["mean"]["value"].as_f64();
+    models.iter().map(|model| mean(model).unwrap()).collect()
 }
 
 pub fn json(path: &str) -> serde_json::Value {
