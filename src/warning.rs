@@ -3,10 +3,10 @@
 //! The library neither prints nor decides whether to go on; it hands warnings to whoever called
 //! it, with what it made or through a [`crate::monitor::Monitor`].
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// What a warning is about; a word that scripts can filter by.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum Topic {
@@ -45,7 +45,7 @@ impl Topic {
 }
 
 /// Something that is not as one would expect. Its text names the file, key or tensor.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Warning {
     /// What it is about.
     pub topic: Topic,

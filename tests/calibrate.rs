@@ -214,14 +214,13 @@ fn what_is_written_is_what_the_walk_went_on_with() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("out.gguf");
     quantize(&output, FileType::Q8_0, InputsOf::Rounded, 2, u64::MAX).unwrap();
-    let model = Model::open(&output, Mtp::Drop).unwrap();
-    let text = Text::read(&text("heldout.txt")).unwrap();
+    let texts = [Text::read(&text("heldout.txt")).unwrap()];
     let options = Options { chunks: Some(2), ..Options::default() };
-    let own = measure::perplexity(Subject { path: &output, model: &model }, &text, &options, &())
-        .unwrap();
-    let path = original();
-    let model = Model::open(&path, Mtp::Drop).unwrap();
-    let other =
-        measure::perplexity(Subject { path: &path, model: &model }, &text, &options, &()).unwrap();
-    assert!((own.mean_nll - other.mean_nll).abs() < 2e-3, "{} {}", own.mean_nll, other.mean_nll);
+    let nll = |path: &Path| {
+        let model = Model::open(path, Mtp::Drop).unwrap();
+        let subject = Subject { path, model: &model };
+        measure::perplexity(subject, &texts, &options, &()).unwrap().own.mean_nll
+    };
+    let (own, other) = (nll(&output), nll(&original()));
+    assert!((own - other).abs() < 2e-3, "{own} {other}");
 }

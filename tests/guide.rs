@@ -17,6 +17,9 @@ fn every_command_of_the_guide_runs() {
     ] {
         symlink(fixtures.join(file), dir.path().join(name)).unwrap();
     }
+    let task =
+        "{\"context\": \"The sky is\", \"choices\": [\"blue.\", \"a fork.\"], \"answer\": 0}\n";
+    std::fs::write(dir.path().join("tasks.jsonl"), task.repeat(3)).unwrap();
     let program = Command::cargo_bin("requant").unwrap();
     let folder = Path::new(program.get_program()).parent().unwrap();
     let path = format!("{}:{}", folder.display(), std::env::var("PATH").unwrap());

@@ -3,12 +3,11 @@
 use super::evaluate::{Precision, Room};
 use super::instructions::Instructions;
 use super::progress::Progress;
-use super::{bad_usage, place, report, say, threads};
-use crate::eval::{Activations, Limits, Verdict};
-use crate::io::LocalDisk;
-use crate::measure::{self, Extras, Judgement, Options, Outcome, Subject, Text};
+use super::show::{self, Show};
+use super::{bad_usage, place, share, threads};
+use crate::eval::Limits;
+use crate::measure::{Against, Choices, Extras, Job, Options, Subject, Terms, Text, choices};
 use crate::model::Model;
-use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -30,17 +29,23 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "tokens", "ctx", "save_base"])]
     base: Option<PathBuf>,
     /// Save the reference's log-probabilities in llama-perplexity's format
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "until_error"])]
     save_base: Option<PathBuf>,
     /// Show the error of the hidden states after each layer
-    #[arg(long)]
+    #[arg(long, conflicts_with = "shard")]
     by_layer: bool,
     /// Measure the error of each tensor's output alone, on the reference's own activations
     #[arg(long, conflicts_with = "base")]
     by_tensor: bool,
     /// Write a page with tables and pictures
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    tasks: Tasks,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    share: share::Args,
     #[command(flatten)]
     room: Room,
     #[command(flatten)]
@@ -50,17 +55,17 @@ pub struct Args {
 /// The text, and how it is cut.
 #[derive(clap::Args)]
 pub struct TextArgs {
-    /// Text file
+    /// Text file; repeatable, for figures of each text beside those of all
     #[arg(long, short = 'f', value_name = "FILE")]
-    text: Option<PathBuf>,
+    text: Vec<PathBuf>,
     /// File of token numbers instead, separated by spaces, commas or lines
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
-    tokens: Option<PathBuf>,
+    tokens: Vec<PathBuf>,
     /// Tokens per chunk [default: 512]
     #[arg(long, short, value_name = "N",
           value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
     ctx: Option<u32>,
-    /// Use only the first N chunks
+    /// Use only the first N chunks of each text
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     chunks: Option<u32>,
 }
@@ -100,18 +105,91 @@ pub fn model(path: &Path, options: &Options) -> anyhow::Result<Model> {
 }
 
 impl TextArgs {
-    /// The text, or the numbers of its tokens.
-    pub fn read(&self) -> anyhow::Result<Text> {
-        match (&self.text, &self.tokens) {
-            (Some(path), _) => Ok(Text::read(path)?),
-            (None, Some(path)) => Ok(Text::read_tokens(path)?),
-            (None, None) => bad_usage("give a text with --text, or token numbers with --tokens"),
+    /// Whether there are any.
+    pub fn are_given(&self) -> bool {
+        !self.text.is_empty() || !self.tokens.is_empty()
+    }
+
+    /// The texts, or the numbers of their tokens.
+    pub fn read(&self) -> anyhow::Result<Vec<Text>> {
+        let texts = self.text.iter().map(|path| Text::read(path));
+        let tokens = self.tokens.iter().map(|path| Text::read_tokens(path));
+        let texts = texts.chain(tokens).collect::<Result<Vec<_>, _>>()?;
+        match texts.is_empty() {
+            true => bad_usage("give a text with --text, or token numbers with --tokens"),
+            false => Ok(texts),
+        }
+    }
+
+    /// The one text.
+    pub fn read_one(&self) -> anyhow::Result<Text> {
+        match <[Text; 1]>::try_from(self.read()?) {
+            Ok([text]) => Ok(text),
+            Err(_) => bad_usage("give one text"),
         }
     }
 }
 
+/// Tasks whose answers are given.
+#[derive(clap::Args)]
+pub struct Tasks {
+    /// Let models choose among given answers: a file of JSON lines ({"context": …, "choices": […],
+    /// "answer": 0}), or one of llama-perplexity --multiple-choice, --hellaswag or --winogrande
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    choices: Option<PathBuf>,
+    /// Use only N tasks, from all over the file
+    #[arg(long, value_name = "N", requires = "choices", value_parser = clap::value_parser!(u32).range(1..))]
+    tasks: Option<u32>,
+}
+
+impl Tasks {
+    /// Whether there are any.
+    pub fn are_given(&self) -> bool {
+        self.choices.is_some()
+    }
+
+    /// Has models answer.
+    pub fn ask(&self, subjects: &[Subject], options: &Options) -> anyhow::Result<Option<Choices>> {
+        let Some(file) = &self.choices else { return Ok(None) };
+        let progress = Progress::start("choices", 0, "token-layers", 0);
+        let most = self.tasks.map(|n| n as usize);
+        let found = choices(subjects, file, most, options, &progress)?;
+        progress.finish();
+        Ok(Some(found))
+    }
+}
+
+/// How many chunks are enough.
+#[derive(clap::Args)]
+pub struct Sampling {
+    /// Take chunks from all over the text, and stop as soon as the standard error of the mean KL divergence
+    /// (of the mean negative log-likelihood for perplexity) is this part of the mean, for example 2%
+    #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "shard")]
+    until_error: Option<f64>,
+    /// Which chunks come first where not all may be needed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl Sampling {
+    /// Sets these of the options.
+    pub fn apply(&self, options: Options) -> Options {
+        Options { until_error: self.until_error, seed: self.seed, ..options }
+    }
+}
+
+/// `2%` or `0.02`.
+fn percent(text: &str) -> Result<f64, String> {
+    let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 100.0));
+    let number: Option<f64> = number.trim().parse().ok();
+    number
+        .map(|x| x / scale)
+        .filter(|x| *x > 0.0 && *x < 1.0)
+        .ok_or("write for example 2%".to_owned())
+}
+
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let options = options(&args.text, &args.room, &args.run);
+    let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
     let candidates = match (&args.base, args.models.as_slice()) {
         (Some(_), models) => models,
         (None, [_, candidates @ ..]) if args.save_base.is_some() || !candidates.is_empty() => {
@@ -119,122 +197,45 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         _ => bad_usage("give a reference and at least one model to compare with it"),
     };
-    let opened = candidates.iter().map(|path| model(path, &options));
-    let opened = opened.collect::<anyhow::Result<Vec<_>>>()?;
+    let open = |path: &PathBuf| model(path, &options);
+    let opened = candidates.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
     let candidates: Vec<Subject> =
         candidates.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
-    let progress = Progress::start("compare", 0, "token-layers", 0);
-    let outcome = match &args.base {
-        Some(base) => measure::compare_with_base(base, &candidates, &options, &progress),
-        None => {
-            let path = args.models[0].as_path();
-            let model = model(path, &options)?;
-            let (text, reference) = (args.text.read()?, Subject { path, model: &model });
-            let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
-            measure::compare(reference, &candidates, &text, &options, extras, &progress)
-        }
+    let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
+    let path = &args.models[0];
+    let (model, texts) = match args.base {
+        Some(_) => (None, Vec::new()),
+        None if args.tasks.are_given() && !args.text.are_given() => (Some(open(path)?), Vec::new()),
+        None => (Some(open(path)?), args.text.read()?),
     };
-    let outcome = outcome?;
-    progress.finish();
-    if let Some(path) = &args.report {
-        crate::io::write(&LocalDisk, path, report::page(&outcome).as_bytes())?;
+    let reference = match (&model, &args.base) {
+        (Some(model), _) => Against::Model(Subject { path, model }),
+        (None, Some(base)) => Against::Base(base),
+        (None, None) => unreachable!("a model is opened where there is no base"),
+    };
+    let together: Vec<Subject> = match reference {
+        Against::Model(reference) => [&[reference], &candidates[..]].concat(),
+        Against::Base(_) => candidates.clone(),
+    };
+    if args.tasks.are_given() && args.base.is_none() && !args.text.are_given() {
+        if let Some(choices) = args.tasks.ask(&together, &options)? {
+            show::choices(&choices, args.run.json);
+        }
+        Room::finish(&options);
+        return Ok(());
     }
-    match args.run.json {
-        true => say::json(as_json(&outcome)),
-        false => print!("{}", table(&outcome, args.by_layer)),
+    let job = Job::Compare { reference, candidates: &candidates, extras };
+    if let Some(part) = args.share.measure("compare", job, &texts, &options, args.run.json)? {
+        let show = Show {
+            json: args.run.json,
+            by_layer: args.by_layer,
+            report: args.report.clone(),
+            choices: args.tasks.ask(&together, &options)?,
+        };
+        show::found(&part.result()?, &show)?;
     }
     Room::finish(&options);
     Ok(())
-}
-
-/// For people.
-fn table(outcome: &Outcome, by_layer: bool) -> String {
-    let mut out = format!(
-        "reference {}\n  perplexity {:.4} ± {:.4}, {} tokens scored in {} chunks of {}{}\n",
-        outcome.reference.display(),
-        outcome.own.perplexity,
-        outcome.own.perplexity_error,
-        outcome.own.tokens_scored,
-        outcome.own.nll_per_chunk.len(),
-        outcome.ctx,
-        match outcome.activations {
-            Activations::F32 => "",
-            Activations::Q8 => ", activations rounded as llama.cpp does",
-        },
-    );
-    for row in &outcome.rows {
-        let c = &row.comparison;
-        out += &format!("\n{} ({:.3} bits per weight)\n", row.path.display(), row.bits_per_weight);
-        let mut line = |name: &str, text: String| out += &format!("  {name:<24} {text}\n");
-        let p = &c.perplexity;
-        line("perplexity", format!("{:.4} ± {:.4}", p.perplexity, p.perplexity_error));
-        line(
-            "ln(PPL ratio), paired",
-            format!("{:+.6} ± {:.6}", c.paired.ln_ratio, c.paired.ln_ratio_error),
-        );
-        line("PPL ratio", format!("{:.6} ± {:.6}", c.paired.ratio, c.paired.ratio_error));
-        line("correlation of ln p", format!("{:.3} %", 100.0 * c.correlation));
-        let kl = &c.kl_divergence;
-        let chunk = kl.mean_error_by_chunk.map_or(String::new(), |e| format!(" (by chunk {e:.6})"));
-        line("mean KL divergence", format!("{:.6} ± {:.6}{chunk}", kl.mean.value, kl.mean.error));
-        let at = |d: &crate::eval::Distribution, wanted: f64| {
-            d.percentiles.iter().find(|p| p.0 == wanted).map_or(f64::NAN, |p| p.1)
-        };
-        let percentiles = [50.0, 90.0, 95.0, 99.0, 99.9].map(|p| format!("{:.6}", at(kl, p)));
-        line("  50 90 95 99 99.9 %", percentiles.join("  "));
-        line("  maximum", format!("{:.6}", kl.max));
-        let top = c.same_top;
-        line("same top token", format!("{:.3} ± {:.3} %", 100.0 * top.value, 100.0 * top.error));
-        let change = &c.p_change;
-        line(
-            "change of p, mean",
-            format!("{:+.3} ± {:.3} %", 100.0 * change.mean.value, 100.0 * change.mean.error),
-        );
-        let rms = c.p_change_rms;
-        line("change of p, RMS", format!("{:.3} ± {:.3} %", 100.0 * rms.value, 100.0 * rms.error));
-        let percentiles =
-            [1.0, 5.0, 50.0, 95.0, 99.0].map(|p| format!("{:+.3}", 100.0 * at(change, p)));
-        line("  1 5 50 95 99 %", percentiles.join("  "));
-        if by_layer {
-            for (layer, error) in c.layer_error.iter().enumerate() {
-                line(&format!("state after layer {layer}"), format!("{error:.3e} relative"));
-            }
-        }
-        for (name, error) in row.tensors.iter().flatten() {
-            line(name, format!("{error:.3e} relative, of its output"));
-        }
-    }
-    out
-}
-
-/// See docs/schema/compare.json.
-fn as_json(outcome: &Outcome) -> Value {
-    let rows: Vec<Value> = outcome
-        .rows
-        .iter()
-        .map(|row| {
-            let mut value = json!({
-                "model": row.path,
-                "bits_per_weight": row.bits_per_weight,
-                "result": row.comparison,
-            });
-            if let Some(tensors) = &row.tensors {
-                let list =
-                    tensors.iter().map(|(name, error)| json!({ "name": name, "error": error }));
-                value["tensors"] = list.collect();
-            }
-            value
-        })
-        .collect();
-    json!({
-        "version": 1,
-        "reference": outcome.reference,
-        "text": outcome.text,
-        "ctx": outcome.ctx,
-        "activations": outcome.activations,
-        "reference_perplexity": outcome.own,
-        "models": rows,
-    })
 }
 
 /// Decide whether a model's loss stays within limits, as early as the measurements allow.
@@ -265,6 +266,10 @@ pub struct GateArgs {
     #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = probability)]
     confidence: f64,
     #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    share: share::Args,
+    #[command(flatten)]
     room: Room,
     #[command(flatten)]
     run: RunArgs,
@@ -280,8 +285,8 @@ fn probability(text: &str) -> Result<f64, String> {
 }
 
 pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
-    let options = options(&args.text, &args.room, &args.run);
-    let text = args.text.read()?;
+    let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
+    let texts = args.text.read()?;
     let (reference, model) = (model(&args.reference, &options)?, model(&args.model, &options)?);
     let reference = Subject { path: &args.reference, model: &reference };
     let candidate = Subject { path: &args.model, model: &model };
@@ -290,48 +295,13 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
         perplexity_ratio: args.max_ppl_ratio,
         same_top: args.min_same_top,
     };
-    let progress = Progress::start("gate", 0, "token-layers", 0);
-    let judged =
-        measure::gate(reference, candidate, &text, limits, args.confidence, &options, &progress);
-    let Judgement { verdict, checks, chunks, chunks_available } = judged?;
-    progress.finish();
-    if args.run.json {
-        let json = json!({
-            "version": 1, "reference": args.reference, "model": args.model,
-            "activations": options.activations, "verdict": verdict,
-            "confidence": args.confidence, "chunks": chunks, "chunks_available": chunks_available,
-            "checks": checks,
-        });
-        say::json(json);
-    } else {
-        for check in &checks {
-            let verdict = match check.verdict {
-                Verdict::Pass => "pass".to_owned(),
-                Verdict::Fail => "FAIL".to_owned(),
-                Verdict::Undecided => match check.chunks_needed {
-                    Some(n) => format!("undecided, some {n} chunks would decide"),
-                    None => "undecided".to_owned(),
-                },
-            };
-            println!(
-                "{:<20} {:.6} ± {:.6}, limit {}: {verdict}",
-                check.what, check.value, check.error, check.limit
-            );
-        }
-        let name = match verdict {
-            Verdict::Pass => "PASS",
-            Verdict::Fail => "FAIL",
-            Verdict::Undecided => "UNDECIDED",
-        };
-        println!(
-            "{name} at confidence {} after {chunks} of {chunks_available} chunks",
-            args.confidence
-        );
+    let job =
+        Job::Gate { reference, candidate, terms: Terms { limits, confidence: args.confidence } };
+    let mut exit = ExitCode::SUCCESS;
+    if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
+        let show = Show { json: args.run.json, ..Show::default() };
+        exit = show::found(&part.result()?, &show)?;
     }
     Room::finish(&options);
-    Ok(ExitCode::from(match verdict {
-        Verdict::Pass => 0,
-        Verdict::Fail => 3,
-        Verdict::Undecided => 4,
-    }))
+    Ok(exit)
 }

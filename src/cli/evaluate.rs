@@ -87,7 +87,7 @@ pub fn compare(
 ) -> anyhow::Result<Evaluation> {
     let row = |what, (name, subject): (&str, Subject)| -> anyhow::Result<Row> {
         let progress = Progress::start(what, 0, "token-layers", 0);
-        let perplexity = perplexity(subject, text, options, &progress)?;
+        let perplexity = perplexity(subject, std::slice::from_ref(text), options, &progress)?.own;
         progress.finish();
         Ok(Row {
             name: name.to_owned(),

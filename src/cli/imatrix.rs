@@ -2,14 +2,76 @@
 
 use super::compare::{self, RunArgs, TextArgs};
 use super::evaluate::Room;
-use super::progress::Progress;
-use super::say;
+use super::{say, share};
 use crate::imatrix::Sums;
 use crate::io::LocalDisk;
-use crate::measure::{Subject, importances};
+use crate::measure::{Found, Job, Subject};
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
 use std::path::PathBuf;
+
+/// The file that is written.
+#[derive(clap::Args)]
+pub struct File {
+    /// File to write
+    #[arg(long, short, value_name = "FILE", default_value = "imatrix.gguf")]
+    output: PathBuf,
+    /// Format: gguf, or the legacy dat
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "gguf")]
+    output_format: Format,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Gguf,
+    Dat,
+}
+
+impl File {
+    /// Whether the file may be written.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.output.exists() && !self.force {
+            true => bail!("{} exists; choose another name or give --force", self.output.display()),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes it, and says what is in it.
+    pub fn write(&self, sums: &Sums, json: bool) -> anyhow::Result<()> {
+        match self.output_format {
+            Format::Gguf => sums.write_gguf(&LocalDisk, &self.output)?,
+            Format::Dat => sums.write_legacy(&LocalDisk, &self.output)?,
+        }
+        let unreached = sums.unreached();
+        for (name, experts) in &unreached {
+            let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
+            let text = format!("no token reached {name}: {}", experts.join(", "));
+            say::warning(&Warning::new(Topic::Imatrix, text));
+        }
+        if json {
+            let unreached: serde_json::Map<String, serde_json::Value> = unreached
+                .iter()
+                .map(|(name, experts)| ((*name).to_owned(), experts.clone().into()))
+                .collect();
+            say::json(serde_json::json!({
+                "version": 1, "output": self.output, "entries": sums.entries.len(),
+                "chunks": sums.chunk_count, "ctx": sums.chunk_size, "unreached_experts": unreached,
+            }));
+            return Ok(());
+        }
+        say::info(format!(
+            "{}: {} entries from {} chunks of {}",
+            self.output.display(),
+            sums.entries.len(),
+            sums.chunk_count,
+            sums.chunk_size
+        ));
+        Ok(())
+    }
+}
 
 /// Collect an importance matrix, as llama-imatrix does but with f32 activations.
 ///
@@ -24,37 +86,24 @@ pub struct Args {
     model: Option<PathBuf>,
     #[command(flatten)]
     text: TextArgs,
-    /// File to write
-    #[arg(long, short, value_name = "FILE", default_value = "imatrix.gguf")]
-    output: PathBuf,
-    /// Format: gguf, or the legacy dat
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "gguf")]
-    output_format: Format,
+    #[command(flatten)]
+    file: File,
     /// Add the sums of these files (either format); repeatable
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
     merge: Vec<PathBuf>,
-    /// Replace an existing output
-    #[arg(long)]
-    force: bool,
+    #[command(flatten)]
+    share: share::Args,
     #[command(flatten)]
     room: Room,
     #[command(flatten)]
     run: RunArgs,
 }
 
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Format {
-    Gguf,
-    Dat,
-}
-
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.model.is_none() && args.merge.is_empty() {
         bail!("give a model and a text, or files to --merge");
     }
-    if args.output.exists() && !args.force {
-        bail!("{} exists; choose another name or give --force", args.output.display());
-    }
+    args.file.check()?;
     let options = compare::options(&args.text, &args.room, &args.run);
     let mut sums = Sums::default();
     for path in &args.merge {
@@ -67,11 +116,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })?;
     }
     if let Some(path) = &args.model {
-        let (text, model) = (args.text.read()?, compare::model(path, &options)?);
-        let progress = Progress::start("imatrix", 0, "token-layers", 0);
-        let subject = Subject { path, model: &model };
-        let own = importances(subject, &text, &options, &progress)?;
-        progress.finish();
+        let (texts, model) = (args.text.read()?, compare::model(path, &options)?);
+        let job = Job::Importances(Subject { path, model: &model });
+        let Some(part) = args.share.measure("imatrix", job, &texts, &options, args.run.json)?
+        else {
+            Room::finish(&options);
+            return Ok(());
+        };
+        let Found::Importances(own) = part.result()? else { unreachable!("importances are sums") };
         sums.add(&own).map_err(|name| {
             anyhow::anyhow!(
                 "{}: `{name}` has another shape than in the files merged",
@@ -79,35 +131,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             )
         })?;
     }
-    match args.output_format {
-        Format::Gguf => sums.write_gguf(&LocalDisk, &args.output)?,
-        Format::Dat => sums.write_legacy(&LocalDisk, &args.output)?,
-    }
+    args.file.write(&sums, args.run.json)?;
     Room::finish(&options);
-    let unreached = sums.unreached();
-    for (name, experts) in &unreached {
-        let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
-        let text = format!("no token reached {name}: {}", experts.join(", "));
-        say::warning(&Warning::new(Topic::Imatrix, text));
-    }
-    if args.run.json {
-        let unreached: serde_json::Map<String, serde_json::Value> = unreached
-            .iter()
-            .map(|(name, experts)| ((*name).to_owned(), experts.clone().into()))
-            .collect();
-        let json = serde_json::json!({
-            "version": 1, "output": args.output, "entries": sums.entries.len(),
-            "chunks": sums.chunk_count, "ctx": sums.chunk_size, "unreached_experts": unreached,
-        });
-        say::json(json);
-        return Ok(());
-    }
-    say::info(format!(
-        "{}: {} entries from {} chunks of {}",
-        args.output.display(),
-        sums.entries.len(),
-        sums.chunk_count,
-        sums.chunk_size
-    ));
     Ok(())
 }

@@ -178,7 +178,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let known = args.sensitivities.as_deref().filter(|path| path.exists());
     let text = match (known, args.no_proof || args.output.is_none()) {
         (Some(_), true) => None,
-        _ => Some(args.text.read()?.halves(subject, options.ctx, options.chunks)?),
+        _ => Some(args.text.read_one()?.halves(subject, options.ctx, options.chunks)?),
     };
     let found = match known {
         Some(path) => read(path, &model, &args.types.0)?,

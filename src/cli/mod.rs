@@ -23,6 +23,7 @@ mod formats;
 mod imatrix;
 mod inspect;
 mod instructions;
+mod join;
 mod mix;
 mod output;
 mod perplexity;
@@ -34,6 +35,8 @@ mod recipe;
 mod recipes;
 mod report;
 mod say;
+mod share;
+mod show;
 mod tools;
 mod units;
 mod verify;
@@ -72,10 +75,11 @@ enum Command {
     Quantize(Box<quantize::Args>),
     Plan(Box<plan::Args>),
     Verify(Box<verify::Args>),
-    Perplexity(perplexity::Args),
+    Perplexity(Box<perplexity::Args>),
     Compare(Box<compare::Args>),
     Gate(Box<compare::GateArgs>),
     Imatrix(Box<imatrix::Args>),
+    Join(join::Args),
     Inspect(inspect::Args),
     Diff(tools::DiffArgs),
     Split(Box<tools::SplitArgs>),
@@ -122,6 +126,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args),
         Command::Gate(args) => compare::gate(&args).map(|code| exit = code),
         Command::Imatrix(args) => imatrix::run(&args),
+        Command::Join(args) => join::run(&args).map(|code| exit = code),
         Command::Diff(args) => tools::diff(&args).map(|equal| {
             exit = ExitCode::from(if equal { 0 } else { 3 });
         }),

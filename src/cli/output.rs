@@ -1,8 +1,8 @@
 //! Options on how and where files are written, which `convert` and `quantize` share.
 
 use super::progress::Progress;
-use super::{say, units};
-use crate::convert::{BadShard, Limit, Plan, RunOptions, Shard, SplitBy};
+use super::{say, share, units};
+use crate::convert::{Limit, Plan, RunOptions, SplitBy};
 use crate::io::LocalDisk;
 use crate::source::Source;
 use crate::warning::{Topic, Warning};
@@ -103,11 +103,7 @@ impl Args {
 
     /// How the plan is carried out.
     pub fn options(&self) -> anyhow::Result<RunOptions<'static>> {
-        let shard = match self.shard.as_deref() {
-            None => None,
-            Some("auto") => Some(shard_of_environment(|name| std::env::var(name).ok())?),
-            Some(text) => Some(text.parse().map_err(|error: BadShard| anyhow::anyhow!(error))?),
-        };
+        let shard = self.shard.as_deref().map(share::shard).transpose()?;
         Ok(RunOptions {
             force: self.force,
             restart: self.restart,
@@ -210,57 +206,6 @@ impl Output<'_> {
     }
 }
 
-/// The share that an engine gives to this process: a Slurm job array, a Kubernetes indexed job,
-/// an AWS Batch array, or the ranks of a distributed launcher.
-fn shard_of_environment(get: impl Fn(&str) -> Option<String>) -> anyhow::Result<Shard> {
-    let number = |name: &str| -> anyhow::Result<Option<u32>> {
-        match get(name) {
-            None => Ok(None),
-            Some(text) => match text.trim().parse() {
-                Ok(n) => Ok(Some(n)),
-                Err(_) => bail!("{name} is `{text}`, not a number"),
-            },
-        }
-    };
-    let of = |index: &str, first: u32, count: &str| -> anyhow::Result<Option<Shard>> {
-        let Some(index_value) = number(index)? else { return Ok(None) };
-        let Some(count_value) = number(count)? else {
-            bail!("{index} is set, but {count} is not; set it to the number of tasks")
-        };
-        let k = index_value.checked_sub(first).and_then(|k| k.checked_add(1));
-        match k.and_then(|k| Shard::new(k, count_value)) {
-            Some(shard) => Ok(Some(shard)),
-            None => bail!("{index} = {index_value} does not lie within {count} = {count_value}"),
-        }
-    };
-    if number("SLURM_ARRAY_TASK_ID")?.is_some() {
-        let (min, max) = (number("SLURM_ARRAY_TASK_MIN")?, number("SLURM_ARRAY_TASK_MAX")?);
-        let (min, count) = (min.unwrap_or(0), number("SLURM_ARRAY_TASK_COUNT")?);
-        if let (Some(max), Some(count)) = (max, count)
-            && max.checked_sub(min).and_then(|n| n.checked_add(1)) != Some(count)
-        {
-            bail!("the job array has gaps; use one without a step, such as --array=1-{count}");
-        }
-        if let Some(shard) = of("SLURM_ARRAY_TASK_ID", min, "SLURM_ARRAY_TASK_COUNT")? {
-            return Ok(shard);
-        }
-    }
-    let engines = [
-        ("JOB_COMPLETION_INDEX", "JOB_COMPLETIONS"),
-        ("AWS_BATCH_JOB_ARRAY_INDEX", "AWS_BATCH_JOB_ARRAY_SIZE"),
-        ("RANK", "WORLD_SIZE"),
-    ];
-    for (index, count) in engines {
-        if let Some(shard) = of(index, 0, count)? {
-            return Ok(shard);
-        }
-    }
-    bail!(
-        "--shard auto finds no engine: none of SLURM_ARRAY_TASK_ID, JOB_COMPLETION_INDEX, \
-         AWS_BATCH_JOB_ARRAY_INDEX and RANK is set; give K/N"
-    )
-}
-
 fn decimal_size(text: &str) -> Result<u64, String> {
     size(text, 1000)
 }
@@ -290,42 +235,6 @@ fn size(text: &str, base: u64) -> Result<u64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn shard(variables: &[(&str, &str)]) -> Result<String, String> {
-        let get = |name: &str| {
-            let found = variables.iter().find(|(known, _)| *known == name);
-            found.map(|(_, value)| (*value).to_owned())
-        };
-        match shard_of_environment(get) {
-            Ok(shard) => Ok(format!("{}/{}", shard.number(), shard.count())),
-            Err(error) => Err(error.to_string()),
-        }
-    }
-
-    #[test]
-    fn engines_say_which_share_is_meant() {
-        let slurm = |id, min, max, count| {
-            shard(&[
-                ("SLURM_ARRAY_TASK_ID", id),
-                ("SLURM_ARRAY_TASK_MIN", min),
-                ("SLURM_ARRAY_TASK_MAX", max),
-                ("SLURM_ARRAY_TASK_COUNT", count),
-                ("RANK", "9"),
-            ])
-        };
-        assert_eq!(slurm("3", "1", "4", "4").unwrap(), "3/4");
-        assert_eq!(slurm("0", "0", "3", "4").unwrap(), "1/4");
-        assert!(slurm("4", "0", "8", "3").unwrap_err().contains("gaps"));
-        assert!(slurm("x", "0", "3", "4").unwrap_err().contains("not a number"));
-        let index = [("JOB_COMPLETION_INDEX", "0"), ("JOB_COMPLETIONS", "8")];
-        assert_eq!(shard(&index).unwrap(), "1/8");
-        assert!(shard(&index[..1]).unwrap_err().contains("JOB_COMPLETIONS"));
-        let batch = [("AWS_BATCH_JOB_ARRAY_INDEX", "7"), ("AWS_BATCH_JOB_ARRAY_SIZE", "8")];
-        assert_eq!(shard(&batch).unwrap(), "8/8");
-        assert_eq!(shard(&[("RANK", "2"), ("WORLD_SIZE", "3")]).unwrap(), "3/3");
-        assert!(shard(&[("RANK", "3"), ("WORLD_SIZE", "3")]).is_err());
-        assert!(shard(&[]).unwrap_err().contains("K/N"));
-    }
 
     #[test]
     fn sizes_have_the_units_of_their_kind() {

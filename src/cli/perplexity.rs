@@ -1,10 +1,10 @@
 //! `requant perplexity`: how well a model predicts a text.
 
-use super::compare::{self, RunArgs, TextArgs};
+use super::compare::{self, RunArgs, Sampling, Tasks, TextArgs};
 use super::evaluate::Room;
-use super::progress::Progress;
-use super::say;
-use crate::measure::{Subject, perplexity};
+use super::share;
+use super::show::{self, Show};
+use crate::measure::{Job, Subject};
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -20,34 +20,35 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
+    tasks: Tasks,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    share: share::Args,
+    #[command(flatten)]
     room: Room,
     #[command(flatten)]
     run: RunArgs,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let text = args.text.read()?;
-    let options = compare::options(&args.text, &args.room, &args.run);
+    let options = args.sampling.apply(compare::options(&args.text, &args.room, &args.run));
+    let alone = args.tasks.are_given() && !args.text.are_given();
+    let texts = if alone { Vec::new() } else { args.text.read()? };
     let model = compare::model(&args.model, &options)?;
     let subject = Subject { path: &args.model, model: &model };
-    let progress = Progress::start("perplexity", 0, "token-layers", 0);
-    let result = perplexity(subject, &text, &options, &progress)?;
-    progress.finish();
-    if args.run.json {
-        let mut json = serde_json::to_value(&result)?;
-        json["model"] = serde_json::json!(args.model);
-        json["text"] = serde_json::json!(text.path());
-        json["ctx"] = serde_json::json!(options.ctx);
-        json["activations"] = serde_json::json!(options.activations);
-        say::json(json);
-    } else {
-        println!("perplexity = {:.4} ± {:.5}", result.perplexity, result.perplexity_error);
-        println!(
-            "mean NLL   = {:.6} over {} tokens in {} chunks",
-            result.mean_nll,
-            result.tokens_scored,
-            result.nll_per_chunk.len()
-        );
+    let ask = || args.tasks.ask(&[subject], &options);
+    if alone {
+        ask()?.iter().for_each(|choices| show::choices(choices, args.run.json));
+    } else if let Some(part) = args.share.measure(
+        "perplexity",
+        Job::Perplexity(subject),
+        &texts,
+        &options,
+        args.run.json,
+    )? {
+        let show = Show { json: args.run.json, choices: ask()?, ..Show::default() };
+        show::found(&part.result()?, &show)?;
     }
     Room::finish(&options);
     Ok(())

@@ -2,16 +2,19 @@
 
 use super::{convert, output, say, units};
 use crate::convert::{Plan, Shard, Weighing};
+use crate::io::{LocalDisk, read_rate, write_rate};
 use crate::recipe::Reason;
 use crate::source::Source;
 use anyhow::bail;
 use serde_json::{Value, json};
 use std::fmt::Write;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// Show what a conversion will write: every tensor with its type, file and offset.
 ///
-/// Reads headers alone, and a few weights to estimate the time. Fails where the disk of the
+/// Reads headers alone, and some weights to estimate the time; 64 MiB are written beside the output for it and
+/// removed. Fails where the disk of the
 /// output, or the memory, cannot suffice.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G")]
@@ -57,7 +60,7 @@ pub fn print(
     json: Option<Value>,
 ) -> anyhow::Result<()> {
     let files = plan.files_of(shard);
-    let seconds = plan.estimate(source, files.clone());
+    let time = Time::of(plan, source, files.clone(), output);
     let size: u64 = files.clone().map(|i| plan.files()[i].layout.file_size()).sum();
     let free = plan.free_disk(output);
     if let Some(beside) = json {
@@ -84,7 +87,11 @@ pub fn print(
             "peak_memory_bytes": plan.peak_memory(),
             "threads": plan.threads(),
             "disk_free_bytes": free,
-            "estimated_seconds": seconds,
+            "estimated_seconds": time.seconds(),
+            "processor_seconds": time.processor,
+            "read_bytes": time.read,
+            "read_bytes_per_second": time.read_rate,
+            "write_bytes_per_second": time.write_rate,
             "files": files,
             "tensors": tensors,
             "further_end_tokens":
@@ -95,7 +102,7 @@ pub fn print(
         say::json(plan_json);
     } else {
         print!("{}", table(plan, source, files, output));
-        say::info(format!("time       about {}, if the disk keeps up", duration(seconds)));
+        say::info(format!("time       {}", time.describe()));
     }
     match free {
         Some(free) if free < size => bail!(
@@ -108,7 +115,67 @@ pub fn print(
     }
 }
 
-fn table(plan: &Plan, source: &dyn Source, files: std::ops::Range<usize>, output: &Path) -> String {
+/// How long a run will take.
+struct Time {
+    /// Seconds of processor time, over all threads.
+    processor: f64,
+    threads: usize,
+    /// Bytes that are read and written.
+    read: u64,
+    written: u64,
+    /// Bytes a second, as far as they can be measured.
+    read_rate: Option<f64>,
+    write_rate: Option<f64>,
+}
+
+impl Time {
+    fn of(plan: &Plan, source: &dyn Source, files: Range<usize>, output: &Path) -> Self {
+        let stored = source.files();
+        let all: u64 = stored.iter().map(|file| file.size).sum();
+        let share = plan.weights_of(files.clone()) as f64 / plan.n_weights().max(1) as f64;
+        let stored: Vec<(PathBuf, u64)> =
+            stored.into_iter().map(|file| (file.path, file.size)).collect();
+        Self {
+            processor: plan.estimate(source, files.clone()),
+            threads: plan.threads(),
+            read: (all as f64 * share) as u64,
+            written: files.map(|i| plan.files()[i].layout.file_size()).sum(),
+            read_rate: read_rate(&stored),
+            write_rate: write_rate(&LocalDisk, output),
+        }
+    }
+
+    /// Reading, encoding and writing go on at the same time.
+    fn parts(&self) -> [(f64, &'static str); 3] {
+        let of = |bytes: u64, rate: Option<f64>| rate.map_or(0.0, |rate| bytes as f64 / rate);
+        [
+            (self.processor / self.threads as f64, "encoding"),
+            (of(self.read, self.read_rate), "reading"),
+            (of(self.written, self.write_rate), "writing"),
+        ]
+    }
+
+    fn seconds(&self) -> f64 {
+        self.parts().iter().fold(0.0, |most, part| part.0.max(most))
+    }
+
+    fn describe(&self) -> String {
+        let parts = self.parts().map(|(seconds, what)| {
+            format!(
+                "{what} {}",
+                if seconds > 0.0 { units::duration(seconds) } else { "?".to_owned() }
+            )
+        });
+        format!(
+            "about {}: {} on {} threads",
+            units::duration(self.seconds()),
+            parts.join(", "),
+            self.threads
+        )
+    }
+}
+
+fn table(plan: &Plan, source: &dyn Source, files: Range<usize>, output: &Path) -> String {
     let mut out = String::new();
     let width = plan.tensors().iter().map(|t| t.name.len()).max().unwrap_or(0);
     for i in files {
@@ -187,15 +254,5 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
     match (why, weighed) {
         (Some(why), Some(weighed)) => Some(format!("{why}; {weighed}")),
         (why, weighed) => why.or(weighed),
-    }
-}
-
-/// `3 min 20 s`.
-fn duration(seconds: f64) -> String {
-    let s = seconds.ceil() as u64;
-    match (s / 3600, s / 60 % 60, s % 60) {
-        (0, 0, s) => format!("{s} s"),
-        (0, m, s) => format!("{m} min {s} s"),
-        (h, m, _) => format!("{h} h {m} min"),
     }
 }

@@ -1,7 +1,7 @@
 //! The page that `requant compare --report` writes: one file without links to others.
 
 use crate::eval::Activations;
-use crate::measure::{Outcome, Row};
+use crate::measure::{Choices, Outcome, Row};
 use std::fmt::Write;
 
 /// Width and height of a picture, in its own units.
@@ -32,7 +32,7 @@ figure,tr{break-inside:avoid}h2{break-after:avoid}*{print-color-adjust:exact;-we
 details::details-content{content-visibility:visible;display:block}summary{display:none}details thead{display:none}}";
 
 /// The page.
-pub fn page(outcome: &Outcome) -> String {
+pub fn page(outcome: &Outcome, choices: Option<&Choices>) -> String {
     let mut out = String::new();
     let _ = write!(
         out,
@@ -41,10 +41,12 @@ pub fn page(outcome: &Outcome) -> String {
          <title>Cost of quantization</title><style>{STYLE}</style><h1>Cost of quantization</h1>"
     );
     let own = &outcome.own;
-    let text = outcome
-        .text
-        .as_ref()
-        .map_or("the text of the file".to_owned(), |path| escape(&path.display().to_string()));
+    let texts: Vec<String> =
+        outcome.texts.iter().map(|path| escape(&path.display().to_string())).collect();
+    let text = match texts.is_empty() {
+        true => "the text of the file".to_owned(),
+        false => texts.join(", "),
+    };
     let _ = write!(
         out,
         "<p>Reference {}: perplexity {:.4} ± {:.4} on {text}, {} tokens scored in {} chunks of {}{}.</p>",
@@ -59,13 +61,24 @@ pub fn page(outcome: &Outcome) -> String {
             Activations::Q8 => "; activations rounded as llama.cpp does on a CPU",
         }
     );
-    const COLUMNS: [&str; 7] = [
+    if let Some(s) = &outcome.sampling {
+        let _ = write!(
+            out,
+            "<p>{} of {} chunks, from all over the text, until the standard error of the mean KL divergence was \
+             {:.2} % of it.</p>",
+            s.chunks,
+            s.chunks_available,
+            100.0 * s.error
+        );
+    }
+    const COLUMNS: [&str; 8] = [
         "bits per weight",
         "perplexity",
         "PPL ratio",
         "mean KL divergence",
-        "99 % KL",
+        "99, 99.9 % KL",
         "same top token",
+        "top 5, 10 shared",
         "RMS change of p",
     ];
     out += "<table class=\"models\"><thead><tr><th>model";
@@ -73,7 +86,10 @@ pub fn page(outcome: &Outcome) -> String {
     out += "</tr></thead><tbody>";
     for row in &outcome.rows {
         let c = &row.comparison;
-        let p99 = c.kl_divergence.percentiles.iter().find(|p| p.0 == 99.0).map_or(0.0, |p| p.1);
+        let at = |percent: f64| {
+            c.kl_divergence.percentiles.iter().find(|p| p.0 == percent).map_or(0.0, |p| p.1)
+        };
+        let shared = c.top_k.iter().map(|top| format!("<span>{:.2} %</span>", 100.0 * top.value));
         let (p, kl) = (&c.perplexity, c.kl_divergence.mean);
         let [top, change] =
             [c.same_top, c.p_change_rms].map(|e| [100.0 * e.value, 100.0 * e.error]);
@@ -85,8 +101,9 @@ pub fn page(outcome: &Outcome) -> String {
                 c.paired.ratio, c.paired.ratio_error
             ),
             format!("<span>{:.6}</span> <span>± {:.6}</span>", kl.value, kl.error),
-            format!("<span>{p99:.4}</span>"),
+            format!("<span>{:.4}</span> <span>{:.4}</span>", at(99.0), at(99.9)),
             format!("<span>{:.2}</span> <span>± {:.2} %</span>", top[0], top[1]),
+            shared.collect::<Vec<_>>().join(" "),
             format!("<span>{:.3}</span> <span>± {:.3} %</span>", change[0], change[1]),
         ];
         let _ = write!(out, "<tr><td>{}", name(row));
@@ -96,8 +113,12 @@ pub fn page(outcome: &Outcome) -> String {
         out += "</tr>";
     }
     out += "</tbody></table><p class=\"soft\">± is one standard error. KL divergence in nats.</p>";
-    for row in &outcome.rows {
+    if let Some(choices) = choices {
+        answers(&mut out, choices);
+    }
+    for (i, row) in outcome.rows.iter().enumerate() {
         let _ = write!(out, "<h2>{}</h2>", escape(&row.path.display().to_string()));
+        domains(&mut out, outcome, i);
         let mut kl: Vec<f64> = row.comparison.tokens.iter().map(|t| t.kl.max(1e-9)).collect();
         kl.sort_by(f64::total_cmp);
         let n = kl.len().saturating_sub(1).max(1) as f64;
@@ -120,6 +141,60 @@ pub fn page(outcome: &Outcome) -> String {
     let _ = write!(out, "<p class=\"soft\">requant {}</p></html>", env!("CARGO_PKG_VERSION"));
     out.push('\n');
     out
+}
+
+/// How all models answer tasks.
+fn answers(out: &mut String, choices: &Choices) {
+    let _ = write!(
+        out,
+        "<h2>{} tasks of {}</h2><table><thead><tr><th>model<th>right<th>as the reference</tr></thead><tbody>",
+        choices.tasks,
+        escape(&choices.file.display().to_string())
+    );
+    for model in &choices.models {
+        let _ = write!(
+            out,
+            "<tr><td>{}<td>{:.2} ± {:.2} %<td>{:.2} %</tr>",
+            escape(&model.model.file_name().unwrap_or_default().to_string_lossy()),
+            100.0 * model.accuracy,
+            100.0 * model.error,
+            100.0 * model.same_as_first
+        );
+        for (domain, part) in &model.domains {
+            let (right, error) = (100.0 * part.accuracy, 100.0 * part.error);
+            let _ = write!(
+                out,
+                "<tr><td>&emsp;{}<td>{right:.2} ± {error:.2} %<td></tr>",
+                escape(domain)
+            );
+        }
+    }
+    *out += "</tbody></table>";
+}
+
+/// A model on each of several texts.
+fn domains(out: &mut String, outcome: &Outcome, model: usize) {
+    if outcome.domains.is_empty() {
+        return;
+    }
+    *out += "<table><thead><tr><th>text<th>reference's perplexity<th>PPL ratio<th>mean KL divergence\
+             <th>99 % KL<th>same top token</tr></thead><tbody>";
+    for domain in &outcome.domains {
+        let c = &domain.models[model];
+        let kl = c.kl_divergence.mean;
+        let p99 = c.kl_divergence.percentiles.iter().find(|p| p.0 == 99.0).map_or(0.0, |p| p.1);
+        let _ = write!(
+            out,
+            "<tr><td>{}<td>{:.4}<td>{:.5}<td>{:.6} ± {:.6}<td>{p99:.4}<td>{:.2} %</tr>",
+            escape(&domain.text.file_name().unwrap_or_default().to_string_lossy()),
+            domain.own.perplexity,
+            c.paired.ratio,
+            kl.value,
+            kl.error,
+            100.0 * c.same_top.value
+        );
+    }
+    *out += "</tbody></table>";
 }
 
 /// The errors of single tensors, as a picture and, largest first, as a table.

@@ -71,6 +71,11 @@ pub fn warnings<'a>(warnings: impl IntoIterator<Item = &'a Warning>) {
     warnings.into_iter().for_each(warning);
 }
 
+/// What was warned of so far.
+pub fn said() -> Vec<Warning> {
+    WARNINGS.lock().map_or_else(|_| Vec::new(), |said| said.clone())
+}
+
 /// With `--strict`, an error where anything was warned of: before work begins, and at the end.
 pub fn heed() -> anyhow::Result<()> {
     let n = WARNINGS.lock().map_or(0, |said| said.len());

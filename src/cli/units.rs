@@ -62,6 +62,16 @@ pub fn value(value: &Value) -> String {
     }
 }
 
+/// `3 min 20 s`.
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.ceil() as u64;
+    match (s / 3600, s / 60 % 60, s % 60) {
+        (0, 0, s) => format!("{s} s"),
+        (0, m, s) => format!("{m} min {s} s"),
+        (h, m, _) => format!("{h} h {m} min"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

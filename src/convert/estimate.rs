@@ -3,16 +3,17 @@
 use super::encode::Encoder;
 use super::plan::Plan;
 use crate::gguf::TensorType;
+use crate::io::{Clock, processor_time};
 use crate::source::{Origin, Source};
 use std::ops::Range;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Time spent on each kind of work, unless its first unit takes longer.
 const TRIAL: Duration = Duration::from_millis(60);
 
 impl Plan {
-    /// Seconds that reading and encoding some of the files will take, with all threads at work
-    /// and a disk that keeps up. Every kind of work, a source type on its way to an output type,
+    /// Seconds of processor time that reading and encoding some of the files will take, over all threads:
+    /// what else the machine does has no say in it. Every kind of work, a source type on its way to an output type,
     /// is tried on units from all over the model.
     pub fn estimate(&self, source: &dyn Source, files: Range<usize>) -> f64 {
         let (Some(first), Some(last)) = (self.files[files.clone()].first(), files.last()) else {
@@ -33,17 +34,17 @@ impl Plan {
             }
         }
         let mut encoder = Encoder::new(self, source);
-        let seconds: f64 = kinds
+        kinds
             .into_iter()
             .map(|(_, weights, of)| {
                 let (mut done, mut spent) = (0, Duration::ZERO);
                 // Every tenth of the tensors, the largest part of which is typical.
                 for &i in of.iter().rev().step_by(of.len().div_ceil(10)) {
                     let Some(unit) = self.units(i..i + 1).last() else { continue };
-                    let started = Instant::now();
                     // What is wrong with a weight is for the run to say.
-                    let _ = encoder.encode(&unit);
-                    spent += started.elapsed();
+                    let (_, time) = processor_time(Clock::Thread, || drop(encoder.encode(&unit)));
+                    // Where time is too short to be told, a trial still ends.
+                    spent += time.max(Duration::from_micros(1));
                     done += self.tensors[i].weights(&unit.rows);
                     if spent > TRIAL {
                         break;
@@ -51,8 +52,7 @@ impl Plan {
                 }
                 weights as f64 * spent.as_secs_f64() / (done.max(1) as f64)
             })
-            .sum();
-        seconds / self.threads as f64
+            .sum()
     }
 
     /// The stored tensors that a tensor of the output is made of, and where they lie.

@@ -1,4 +1,4 @@
-//! One machine's share of an output that many machines write.
+//! One machine's share of an output that many machines write, or of other work.
 //!
 //! Whole files are shared out, in order, so that machines never write into the same file; which
 //! machine gets which follows from the plan alone.
@@ -32,6 +32,12 @@ impl Shard {
     /// How many there are.
     pub fn count(self) -> u32 {
         self.count
+    }
+
+    /// Its range of `n` equal pieces of work.
+    pub fn of(self, n: usize) -> Range<usize> {
+        let begin = |k: u32| (n as u128 * u128::from(k) / u128::from(self.count)) as usize;
+        begin(self.number - 1)..begin(self.number)
     }
 }
 

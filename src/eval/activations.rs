@@ -6,10 +6,10 @@ use crate::simd::{Simd, compiled};
 use crate::source::Dtype;
 use ndarray::{Array2, ArrayView2, Axis};
 use rayon::prelude::*;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// In which precision activations meet weights.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Activations {
     /// As they are, in f32.

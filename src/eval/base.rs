@@ -12,7 +12,7 @@ use super::error::EvalError;
 use crate::io::{Disk, IoError, Output};
 use ndarray::{Array2, ArrayView2};
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 const MAGIC: &[u8; 8] = b"_logits_";
@@ -30,6 +30,10 @@ pub struct BaseReader {
     ctx: u32,
     n_vocab: u32,
     tokens: Vec<u32>,
+    /// The chunks whose rows are read, in this order.
+    chosen: Vec<usize>,
+    /// Rows of them that were read.
+    row: usize,
 }
 
 impl<'a> BaseWriter<'a> {
@@ -120,7 +124,19 @@ impl BaseReader {
         let mut tokens = vec![0; 4 * n_tokens as usize];
         file.read_exact(&mut tokens).map_err(io)?;
         let tokens = tokens.as_chunks::<4>().0.iter().map(|&b| u32::from_le_bytes(b)).collect();
-        Ok(Self { path: path.to_owned(), file, ctx, n_vocab, tokens })
+        let chosen = (0..n_chunk as usize).collect();
+        Ok(Self { path: path.to_owned(), file, ctx, n_vocab, tokens, chosen, row: 0 })
+    }
+
+    /// Has the rows of these chunks be read next, and of no others.
+    ///
+    /// # Panics
+    /// When the file has no such chunk.
+    pub fn choose(&mut self, chunks: &[usize]) {
+        let n_chunk = self.tokens.len() / self.ctx as usize;
+        assert!(chunks.iter().all(|&chunk| chunk < n_chunk), "chunks of the file");
+        self.chosen = chunks.to_vec();
+        self.row = 0;
     }
 
     /// Tokens of a chunk.
@@ -145,10 +161,11 @@ impl BaseReader {
     pub fn read(&mut self, rows: usize) -> Result<Array2<f32>, EvalError> {
         let n_vocab = self.n_vocab as usize;
         let mut out = Array2::zeros((rows, n_vocab));
-        let mut bytes = vec![0; 8 + 2 * n_vocab.next_multiple_of(2)];
+        let mut bytes = vec![0; self.row_bytes()];
         for mut row in out.rows_mut() {
-            let read = self.file.read_exact(&mut bytes);
+            let read = self.find_row().and_then(|()| self.file.read_exact(&mut bytes));
             read.map_err(|error| IoError::new(&self.path, error))?;
+            self.row += 1;
             let float =
                 |i: usize| f32::from_le_bytes([bytes[i], bytes[i + 1], bytes[i + 2], bytes[i + 3]]);
             let (scale, smallest) = (float(0), float(4));
@@ -157,6 +174,22 @@ impl BaseReader {
             }
         }
         Ok(out)
+    }
+
+    fn row_bytes(&self) -> usize {
+        8 + 2 * (self.n_vocab as usize).next_multiple_of(2)
+    }
+
+    /// Goes to the next row, where a chunk begins.
+    fn find_row(&mut self) -> io::Result<()> {
+        let per_chunk = self.ctx as usize - 1 - self.ctx as usize / 2;
+        if !self.row.is_multiple_of(per_chunk) {
+            return Ok(());
+        }
+        let chunk = self.chosen.get(self.row / per_chunk);
+        let chunk = chunk.ok_or(io::ErrorKind::UnexpectedEof)?;
+        let rows = (chunk * per_chunk * self.row_bytes()) as u64;
+        self.file.seek(SeekFrom::Start(20 + 4 * self.tokens.len() as u64 + rows)).map(|_| ())
     }
 }
 

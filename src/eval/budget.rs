@@ -8,20 +8,30 @@ use crate::model::{Attention, Hparams};
 /// that leave the caches do.
 const ENOUGH: usize = 2048;
 
-/// Chunks that a layer's experts are decoded for once. A token takes its normalised state and the
-/// sum of its experts' outputs, and its share of the experts that run at the same time.
+/// Chunks that a layer's experts are decoded for once.
 pub(super) fn batch(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
+    (memory / 4 / values_of_batch(hparams) / ctx).max(1)
+}
+
+/// A token takes its normalised state and the sum of its experts' outputs, and its share of the experts
+/// that run at the same time.
+fn values_of_batch(hparams: &Hparams) -> usize {
     let embd = hparams.n_embd as usize;
     let experts = hparams.moe.as_ref().map_or(0, |moe| {
         let share = moe.n_used as usize * WAVE.min(moe.n_expert as usize);
         (share * 2 * (embd + moe.n_ff as usize)).div_ceil(moe.n_expert as usize)
     });
-    (memory / 4 / (2 * embd + experts) / ctx).max(1)
+    2 * embd + experts
 }
 
-/// Tokens, in whole chunks, of a batch that take the rest of a layer together: attention with its
-/// queries and outputs of all heads, or a dense layer with its two hidden rows.
+/// Tokens, in whole chunks, of a batch that take the rest of a layer together.
 pub(super) fn part(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
+    ((memory / 4 / values_of_part(hparams)).min(ENOUGH) / ctx).max(1) * ctx
+}
+
+/// A token takes attention with its queries and outputs of all heads, or a dense layer with its two hidden
+/// rows.
+fn values_of_part(hparams: &Hparams) -> usize {
     let [embd, ff] = [hparams.n_embd, hparams.n_ff].map(|n| n as usize);
     let shared = hparams.moe.as_ref().map_or(0, |moe| moe.n_ff as usize * moe.n_shared as usize);
     let attention = 2 * embd
@@ -29,8 +39,15 @@ pub(super) fn part(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
             Attention::Latent(a) => a.n_head as usize * (a.qk_nope + a.qk_rope + a.v_head) as usize,
             Attention::Grouped(a) => 2 * (a.n_head + a.n_head_kv) as usize * a.head_dim as usize,
         };
-    let per_token = attention.max(2 * ff.max(shared)) + 2 * embd;
-    ((memory / 4 / per_token).min(ENOUGH) / ctx).max(1) * ctx
+    attention.max(2 * ff.max(shared)) + 2 * embd
+}
+
+/// Bytes that so many tokens take at most on their way through a layer, beside their states.
+pub(super) fn bytes(hparams: &Hparams, ctx: usize, memory: usize, n_tokens: usize) -> u64 {
+    let batch = batch(hparams, ctx, memory) * ctx;
+    let values = batch.min(n_tokens) * values_of_batch(hparams)
+        + part(hparams, ctx, memory).min(n_tokens) * values_of_part(hparams);
+    4 * values as u64
 }
 
 #[cfg(test)]

@@ -6,6 +6,7 @@
 
 use super::base::{BaseReader, BaseWriter};
 use super::error::EvalError;
+use super::exact::Apart;
 use super::model::Model;
 use super::perplexity::{Paired, Perplexity, PerplexityOptions, mean};
 use super::vocabulary::{self, Side};
@@ -34,6 +35,8 @@ pub struct Comparison {
     pub kl_divergence: Distribution,
     /// Share of tokens for which both find the same token most probable.
     pub same_top: Estimate,
+    /// Share of the most probable tokens of the reference that are among the model's, so many of each.
+    pub top_k: Vec<TopK>,
     /// Change of the true token's probability, model less reference.
     pub p_change: Distribution,
     /// Root of the mean square of that change.
@@ -41,6 +44,9 @@ pub struct Comparison {
     /// Norm of the difference of the hidden states after each layer, relative to that of the
     /// reference's; empty where the reference did not run.
     pub layer_error: Vec<f64>,
+    /// What these errors follow from, layer by layer.
+    #[serde(skip)]
+    pub layers: Vec<Apart>,
     /// Values of each token, in the order of the text.
     #[serde(skip)]
     pub tokens: Vec<TokenValues>,
@@ -50,6 +56,17 @@ pub struct Comparison {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct Estimate {
     /// The value.
+    pub value: f64,
+    /// Its standard error, tokens taken as independent.
+    pub error: f64,
+}
+
+/// How far the sets of most probable tokens agree.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct TopK {
+    /// Tokens of a set.
+    pub k: usize,
+    /// Share of the reference's that are in the model's, over all places.
     pub value: f64,
     /// Its standard error, tokens taken as independent.
     pub error: f64,
@@ -84,7 +101,12 @@ pub struct TokenValues {
     pub p_change: f64,
     /// Whether both models find the same token most probable there.
     pub same_top: bool,
+    /// How many of the reference's most probable tokens are among the model's, of so many as [`TOP`] says.
+    pub shared: [u8; TOP.len()],
 }
+
+/// Tokens of the sets whose agreement is looked at.
+pub const TOP: [usize; 2] = [5, 10];
 
 /// Percentages that are reported.
 const PERCENTILES: [f64; 11] = [0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9];
@@ -120,16 +142,17 @@ impl Distribution {
 }
 
 impl Comparison {
-    pub(super) fn new(
+    /// What follows from the values of each token, in chunks of equally many.
+    ///
+    /// # Errors
+    /// No tokens.
+    pub fn new(
         tokens: Vec<TokenValues>,
         n_chunks: usize,
-        layer_error: Vec<f64>,
+        layers: Vec<Apart>,
     ) -> Result<Self, EvalError> {
-        let per_chunk = tokens.len() / n_chunks.max(1);
         let result = |nll: fn(&TokenValues) -> f64| {
-            let nll: Vec<f64> = tokens.iter().map(nll).collect();
-            let sums = nll.chunks(per_chunk.max(1)).map(|chunk| chunk.iter().sum()).collect();
-            Perplexity::new(sums, nll)
+            Perplexity::new(tokens.iter().map(nll).collect(), n_chunks)
         };
         let (reference, perplexity) = (result(|t| t.nll_reference), result(|t| t.nll));
         let n = tokens.len() as f64;
@@ -142,6 +165,11 @@ impl Comparison {
             (p.nll.iter().map(|v| (v - p.mean_nll).powi(2)).sum::<f64>() / n).sqrt()
         };
         let same = tokens.iter().filter(|t| t.same_top).count() as f64 / n;
+        let top_k = TOP.iter().enumerate().map(|(i, &k)| {
+            let share = |t: &TokenValues| f64::from(t.shared[i]) / k as f64;
+            let (value, error) = mean(&tokens.iter().map(share).collect::<Vec<_>>());
+            TopK { k, value, error }
+        });
         let squares: Vec<f64> = tokens.iter().map(|t| t.p_change * t.p_change).collect();
         let (square, square_error) = mean(&squares);
         Ok(Self {
@@ -153,23 +181,16 @@ impl Comparison {
                 value: same,
                 error: (same * (1.0 - same) / (n - 1.0).max(1.0)).sqrt(),
             },
+            top_k: top_k.collect(),
             p_change: Distribution::new(tokens.iter().map(|t| t.p_change), n_chunks),
             p_change_rms: Estimate {
                 value: square.sqrt(),
                 error: if square > 0.0 { 0.5 / square.sqrt() * square_error } else { 0.0 },
             },
-            layer_error,
+            layer_error: layers.iter().map(|layer| layer.relative()).collect(),
+            layers,
             tokens,
         })
-    }
-
-    /// Joins the comparisons of a text's parts.
-    ///
-    /// # Errors
-    /// Parts without tokens.
-    pub fn join(parts: Vec<Self>) -> Result<Self, EvalError> {
-        let n_chunks = parts.iter().map(|p| p.perplexity.nll_per_chunk.len()).sum();
-        Self::new(parts.into_iter().flat_map(|p| p.tokens).collect(), n_chunks, Vec::new())
     }
 }
 
@@ -305,9 +326,7 @@ pub fn compare(
             return Err(EvalError::Cancelled);
         }
     }
-    let per_chunk = nll_reference.len() / n_chunks;
-    let sums = nll_reference.chunks(per_chunk.max(1)).map(|chunk| chunk.iter().sum()).collect();
-    let own = Perplexity::new(sums, nll_reference);
+    let own = Perplexity::new(nll_reference, n_chunks);
     let comparisons = values.into_iter().zip(layer_errors);
     let comparisons = comparisons.map(|(values, errors)| Comparison::new(values, n_chunks, errors));
     Ok((own, comparisons.collect::<Result<_, _>>()?))

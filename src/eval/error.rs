@@ -73,7 +73,7 @@ pub enum EvalError {
         token: usize,
     },
     /// A text too short.
-    #[error("{found} tokens are too few, two chunks of {ctx} are needed")]
+    #[error("{found} tokens are too few for a chunk of {ctx}")]
     TooShort {
         /// Tokens.
         found: usize,
@@ -121,6 +121,18 @@ impl EvalError {
             *token += first;
         }
         self
+    }
+
+    /// The error in a text of which the states were a selection: `place` has the place in it of each token.
+    pub(crate) fn placed(self, place: &dyn Fn(usize) -> usize) -> Self {
+        match self {
+            Self::NotFinite { layer, place: of, token } => {
+                Self::NotFinite { layer, place: of, token: place(token) }
+            }
+            Self::SavedNotFinite { token } => Self::SavedNotFinite { token: place(token) },
+            Self::Of { model, error } => Self::Of { model, error: Box::new(error.placed(place)) },
+            error => error,
+        }
     }
 
     /// The error as one of several models'.

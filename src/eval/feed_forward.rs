@@ -20,7 +20,7 @@ pub(super) struct Gated<'a> {
 
 impl<'a> Gated<'a> {
     /// Takes `part` rows of `x` at a time, each on all threads.
-    fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
+    pub fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
         let simd = self.gate.simd;
         let mut out = Rows::new(x.nrows(), x.ncols());
         let parts = x.axis_chunks_iter(Axis(0), part);
@@ -37,7 +37,7 @@ impl<'a> Gated<'a> {
     }
 
     /// All rows of `x` on the calling thread.
-    fn run_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
+    pub fn run_here(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         self.down.apply_here(self.hidden(x)?.view())
     }
 
@@ -92,8 +92,9 @@ impl FeedForward<'_> {
 }
 
 impl Experts<'_> {
-    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
-        let mut out = match &self.shared {
+    /// What all tokens pass: the shared experts, and the router.
+    pub fn run_shared(&self, x: ArrayView2<f32>, part: usize) -> Result<(Rows, Rows), EvalError> {
+        let out = match &self.shared {
             Some(shared) => shared.run_in_parts(x, part)?,
             None => {
                 let mut out = Rows::new(x.nrows(), x.ncols());
@@ -101,7 +102,11 @@ impl Experts<'_> {
                 out
             }
         };
-        let logits = self.router.apply(x)?;
+        Ok((out, self.router.apply(x)?))
+    }
+
+    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
+        let (mut out, logits) = self.run_shared(x, part)?;
         for (token, row) in logits.rows().into_iter().enumerate() {
             if !row.iter().all(|logit| logit.is_finite()) {
                 // An expert that is never chosen would hide it.

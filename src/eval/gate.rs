@@ -6,11 +6,11 @@
 
 use super::compare::Comparison;
 use super::perplexity::mean;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
 /// Limits on the loss.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct Limits {
     /// On the mean KL divergence, in nats.
     pub kl: Option<f64>,

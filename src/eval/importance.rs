@@ -1,7 +1,8 @@
 //! Importance matrices from activations: what llama-imatrix collects, with f32 activations and
-//! sums in f64.
+//! exact sums.
 
 use super::error::EvalError;
+use super::exact::Exact;
 use super::model::Model;
 use super::observe::{Observer, Words, of_layer};
 use super::perplexity::PerplexityOptions;
@@ -10,13 +11,51 @@ use crate::imatrix::{Entry, Sums};
 use crate::monitor::Monitor;
 use crate::source::{Source, TensorMeta};
 use ndarray::{ArrayView2, Axis};
+use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
 /// Collects sums of squares. Made before the model that it observes.
 pub struct Collector {
     tensors: Vec<TensorMeta>,
     names: Vec<String>,
-    entries: Vec<Mutex<Entry>>,
+    entries: Vec<Mutex<Squares>>,
+}
+
+/// The squares of a tensor's inputs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Squares {
+    /// Their sums: one a column, matrix after matrix for stacked tensors.
+    pub sums: Vec<Exact>,
+    /// Tokens that went into each sum: one number, or one for each matrix of experts.
+    pub counts: Vec<u64>,
+}
+
+impl Squares {
+    /// Adds those of another part of a text, if their numbers are the same.
+    pub fn add(&mut self, other: &Self) -> bool {
+        let lengths = |squares: &Self| (squares.sums.len(), squares.counts.len());
+        if lengths(self) != lengths(other) {
+            return false;
+        }
+        self.sums.iter_mut().zip(&other.sums).for_each(|(a, b)| *a += *b);
+        self.counts.iter_mut().zip(&other.counts).for_each(|(a, b)| *a += b);
+        true
+    }
+}
+
+/// The importance matrix that squares make, by tensor.
+pub fn importances(
+    squares: &BTreeMap<String, Squares>,
+    datasets: Vec<String>,
+    chunk_count: u32,
+    chunk_size: u32,
+) -> Sums {
+    let entry = |squares: &Squares| Entry {
+        sums: squares.sums.iter().map(|sum| sum.value()).collect(),
+        counts: squares.counts.clone(),
+    };
+    let entries = squares.iter().map(|(name, squares)| (name.clone(), entry(squares)));
+    Sums { entries: entries.collect(), datasets, chunk_count, chunk_size }
 }
 
 impl Collector {
@@ -28,14 +67,14 @@ impl Collector {
         Self { tensors, names, entries }
     }
 
-    /// What has been collected.
-    pub fn sums(&self, dataset: &str, chunk_count: u32, chunk_size: u32) -> Sums {
-        let entries = self.tensors.iter().zip(&self.entries).filter_map(|(tensor, entry)| {
-            let entry = entry.lock().unwrap_or_else(PoisonError::into_inner).clone();
-            (!entry.counts.is_empty()).then(|| (tensor.name.clone(), entry))
-        });
-        let datasets = vec![dataset.to_owned()];
-        Sums { entries: entries.collect(), datasets, chunk_count, chunk_size }
+    /// What has been collected, by tensor.
+    pub fn finish(self) -> BTreeMap<String, Squares> {
+        let all = self.names.into_iter().zip(self.entries);
+        all.filter_map(|(name, squares)| {
+            let squares = squares.into_inner().unwrap_or_else(PoisonError::into_inner);
+            (!squares.counts.is_empty()).then_some((name, squares))
+        })
+        .collect()
     }
 }
 
@@ -52,14 +91,13 @@ impl Observer for Collector {
         let matrices = meta.dims.get(2).map_or(1, |&n| n as usize);
         // Tokens choose their experts; every token passes every head.
         let routed = meta.name.contains("_exps.");
-        let mut sums = vec![0.0f64; columns];
+        let mut sums = vec![Exact::default(); columns];
         for row in x.axis_iter(Axis(0)) {
-            for (sum, &x) in sums.iter_mut().zip(row) {
-                *sum += f64::from(x) * f64::from(x);
-            }
+            // Squares of f32 are exact in f64.
+            sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += f64::from(x) * f64::from(x));
         }
         let mut entry = self.entries[tensor].lock().unwrap_or_else(PoisonError::into_inner);
-        entry.sums.resize(columns * matrices, 0.0);
+        entry.sums.resize(columns * matrices, Exact::default());
         entry.counts.resize(if routed { matrices } else { 1 }, 0);
         let own = &mut entry.sums[matrix * columns..][..columns];
         own.iter_mut().zip(sums).for_each(|(a, b)| *a += b);
@@ -74,7 +112,7 @@ impl Observer for Collector {
         for tensor in of_layer(&self.names, layer) {
             let entry = self.entries[tensor].lock().unwrap_or_else(PoisonError::into_inner);
             let lengths = [entry.sums.len() as u64, entry.counts.len() as u64];
-            let sums = entry.sums.iter().map(|sum| sum.to_bits());
+            let sums = entry.sums.iter().flat_map(|sum| sum.words());
             let words = lengths.into_iter().chain(sums).chain(entry.counts.iter().copied());
             bytes.extend(words.flat_map(u64::to_le_bytes));
         }
@@ -85,17 +123,17 @@ impl Observer for Collector {
         let mut words = Words::new(seen);
         for tensor in of_layer(&self.names, layer) {
             let [sums, counts] = [words.next()?, words.next()?];
-            let mut read = |n: u64| (0..n).map(|_| words.next()).collect::<Result<Vec<_>, _>>();
-            let sums = read(sums)?.into_iter().map(f64::from_bits).collect();
-            let entry = Entry { sums, counts: read(counts)? };
+            let sum = |words: &mut Words| Ok(Exact::from_words([words.next()?, words.next()?]));
+            let sums = (0..sums).map(|_| sum(&mut words)).collect::<Result<_, EvalError>>()?;
+            let counts = (0..counts).map(|_| words.next()).collect::<Result<_, _>>()?;
+            let entry = Squares { sums, counts };
             *self.entries[tensor].lock().unwrap_or_else(PoisonError::into_inner) = entry;
         }
         Ok(())
     }
 }
 
-/// Runs a text through the layers of a model that a [`Collector`] observes. Returns the number of
-/// chunks.
+/// Runs a text through the layers of a model that a [`Collector`] observes.
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -106,17 +144,13 @@ pub fn collect(
     tokens: &[u32],
     options: &PerplexityOptions,
     monitor: &dyn Monitor,
-) -> Result<u32, EvalError> {
-    let ctx = options.ctx;
-    let n_chunks = (tokens.len() / ctx.max(1)).min(options.chunks.unwrap_or(usize::MAX));
-    if ctx < 4 || n_chunks == 0 {
-        return Err(EvalError::TooShort { found: tokens.len(), ctx });
-    }
-    let identity = identity(&[model], &tokens[..n_chunks * ctx], options);
+) -> Result<(), EvalError> {
+    let n_chunks = options.checked_chunks(tokens)?;
+    let identity = identity(&[model], &tokens[..n_chunks * options.ctx], options);
     let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?;
     monitor.resume(walk.begin()?);
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;
     }
-    Ok(n_chunks as u32)
+    Ok(())
 }

@@ -11,7 +11,9 @@ mod block_sums;
 mod budget;
 mod buffers;
 mod compare;
+mod continuations;
 mod error;
+mod exact;
 mod exponential;
 mod feed_forward;
 mod gate;
@@ -28,20 +30,25 @@ mod rope;
 mod router;
 mod states;
 mod tensor_error;
+mod trial;
 mod vocabulary;
 mod walk;
 
 pub use activations::Activations;
 pub use base::{BaseReader, BaseWriter};
 pub use compare::{
-    Comparison, Distribution, Estimate, Reference, TokenValues, compare, comparison_work,
+    Comparison, Distribution, Estimate, Reference, TOP, TokenValues, TopK, compare, comparison_work,
 };
+pub use continuations::{Asked, Sequences, continuations};
 pub use error::EvalError;
+pub use exact::{Apart, Exact};
 pub use gate::{Check, Limits, Verdict, looks, verdict};
-pub use importance::{Collector, collect};
+pub use importance::{Collector, Squares, collect, importances};
 pub use model::Model;
 pub use observe::Observer;
 pub(crate) use passage::Passage;
+pub(crate) use perplexity::mean;
 pub use perplexity::{Paired, Perplexity, PerplexityOptions, perplexity};
 pub use states::Scratch;
 pub use tensor_error::TensorErrors;
+pub use trial::{memory, trial};

@@ -311,6 +311,48 @@ impl<'a> Model<'a> {
         Ok(())
     }
 
+    /// The first layer of each kind, with tensors of other shapes or types than those before, and how many
+    /// there are of it.
+    pub(super) fn kinds_of_layers(&self) -> Vec<(u32, u32)> {
+        let kind = |layer: u32| {
+            let of_layer = self.tensors.iter().filter(|(name, _)| name.layer == Some(layer));
+            let described = of_layer.map(|(name, &tensor)| {
+                let meta = &self.source.tensors()[tensor];
+                format!("{} {:?} {}", TensorName { layer: None, ..*name }, meta.dims, meta.dtype)
+            });
+            let mut described: Vec<String> = described.collect();
+            described.sort_unstable();
+            described
+        };
+        let mut kinds: Vec<(Vec<String>, u32, u32)> = Vec::new();
+        for layer in 0..self.hparams.n_layer {
+            let found = kind(layer);
+            match kinds.iter_mut().find(|(known, _, _)| *known == found) {
+                Some((_, _, count)) => *count += 1,
+                None => kinds.push((found, layer, 1)),
+            }
+        }
+        kinds.into_iter().map(|(_, layer, count)| (layer, count)).collect()
+    }
+
+    /// What attention adds to states.
+    pub(super) fn attention_of(
+        &self,
+        layer: u32,
+        states: ArrayView2<f32>,
+        ctx: usize,
+    ) -> Result<Rows, EvalError> {
+        let tensors = self.of_layer(layer);
+        let weight = tensors.vector(Kind::AttnNorm)?;
+        let x = rms_norm(self.simd, states, &weight, self.hparams.rms_eps);
+        tensors.attention()?.run(self.hparams, &self.rotary, x.view(), Chunks { ctx, first: 0 })
+    }
+
+    /// The feed-forward network of a layer.
+    pub(super) fn feed_forward_of(&self, layer: u32) -> Result<FeedForward<'_>, EvalError> {
+        self.of_layer(layer).feed_forward()
+    }
+
     /// What goes into the `down` of a routed expert, for normalised inputs.
     pub(crate) fn hidden(
         &self,

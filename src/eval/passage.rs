@@ -28,10 +28,7 @@ impl<'m, 'a> Passage<'m, 'a> {
         purpose: u64,
         layers: u32,
     ) -> Result<Self, EvalError> {
-        let n_chunks = options.n_chunks(tokens.len());
-        if options.ctx < 4 || n_chunks == 0 {
-            return Err(EvalError::TooShort { found: tokens.len(), ctx: options.ctx });
-        }
+        let n_chunks = options.checked_chunks(tokens)?;
         let identity = identity(&[changed], &tokens[..n_chunks * options.ctx], options) ^ purpose;
         let mut walk = Walk::new(changed, tokens, n_chunks, options, identity)?;
         walk.restart_beyond(layers)?;

@@ -36,15 +36,15 @@ impl PerplexityOptions {
         (n_tokens / self.ctx.max(1)).min(self.chunks.unwrap_or(usize::MAX))
     }
 
-    /// The chunks of a text that is long enough for them.
+    /// The chunks of a text that has one at least.
     pub(super) fn checked_chunks(&self, tokens: &[u32]) -> Result<usize, EvalError> {
         if self.ctx < 4 || self.chunks == Some(0) {
             return Err(EvalError::NothingToScore);
         }
-        if tokens.len() / 2 < self.ctx {
-            return Err(EvalError::TooShort { found: tokens.len(), ctx: self.ctx });
+        match self.n_chunks(tokens.len()) {
+            0 => Err(EvalError::TooShort { found: tokens.len(), ctx: self.ctx }),
+            n => Ok(n),
         }
-        Ok(self.n_chunks(tokens.len()))
     }
 
     /// The work that [`perplexity`] will report to its monitor: tokens times layers, the output
@@ -74,7 +74,10 @@ pub struct Perplexity {
 }
 
 impl Perplexity {
-    pub(super) fn new(nll_per_chunk: Vec<f64>, nll: Vec<f64>) -> Self {
+    /// What follows from the negative log-likelihoods of all scored tokens, in chunks of equally many.
+    pub fn new(nll: Vec<f64>, n_chunks: usize) -> Self {
+        let per_chunk = (nll.len() / n_chunks.max(1)).max(1);
+        let nll_per_chunk = nll.chunks(per_chunk).map(|chunk| chunk.iter().sum()).collect();
         let (mean_nll, error) = mean(&nll);
         let perplexity = mean_nll.exp();
         Self {
@@ -90,7 +93,7 @@ impl Perplexity {
 
 /// Mean and standard error of the mean, tokens taken as independent
 /// (`perplexity` in llama-perplexity; the variance there is the population's, divided by `n - 1`).
-pub(super) fn mean(values: &[f64]) -> (f64, f64) {
+pub(crate) fn mean(values: &[f64]) -> (f64, f64) {
     let n = values.len() as f64;
     let mean = values.iter().sum::<f64>() / n;
     let variance = values.iter().map(|v| (v - mean) * (v - mean)).sum::<f64>() / n;
@@ -103,7 +106,7 @@ pub(super) fn mean(values: &[f64]) -> (f64, f64) {
 /// The monitor counts tokens times layers.
 ///
 /// # Errors
-/// A text shorter than two chunks, options that leave nothing to score, weights that cannot be
+/// A text shorter than a chunk, options that leave nothing to score, weights that cannot be
 /// read, results that are not finite.
 pub fn perplexity(
     model: &Model,
@@ -133,9 +136,7 @@ pub fn perplexity(
             return Err(EvalError::Cancelled);
         }
     }
-    let per_chunk = nll.len() / n_chunks;
-    let nll_per_chunk = nll.chunks(per_chunk).map(|chunk| chunk.iter().sum()).collect();
-    Ok(Perplexity::new(nll_per_chunk, nll))
+    Ok(Perplexity::new(nll, n_chunks))
 }
 
 /// The difference between two models on the same tokens. Pairing token by token removes what the
@@ -191,7 +192,7 @@ mod tests {
     use super::*;
 
     fn result(nll: &[f64]) -> Perplexity {
-        Perplexity::new(vec![nll.iter().sum()], nll.to_vec())
+        Perplexity::new(nll.to_vec(), 1)
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! batch that was seen last are in one line of the journal.
 
 use super::error::EvalError;
+use super::exact::Apart;
 use crate::io::{Disk, IoError, Journal, LocalDisk, Part, read_all, write_all};
 use ndarray::{Array2, s};
 use std::borrow::Cow;
@@ -73,7 +74,7 @@ pub(super) struct States {
     columns: usize,
     batches: Vec<Batch>,
     place: Place,
-    notes: Vec<(u32, f64)>,
+    notes: Vec<(u32, Apart)>,
 }
 
 struct Batch {
@@ -151,15 +152,16 @@ impl States {
         self.batches.iter().map(of).sum()
     }
 
-    /// A number that was noted about a layer.
-    pub fn note(&self, layer: u32) -> Option<f64> {
+    /// The error that was noted of a layer.
+    pub fn note(&self, layer: u32) -> Option<Apart> {
         self.notes.iter().find(|note| note.0 == layer).map(|note| note.1)
     }
 
-    /// Notes a number about a layer, for the case that the evaluation is stopped.
-    pub fn set_note(&mut self, layer: u32, value: f64) -> Result<(), EvalError> {
-        self.notes.push((layer, value));
-        self.record(&format!("note {layer} {:016x}", value.to_bits()))
+    /// Notes the error of a layer, for the case that the evaluation is stopped.
+    pub fn set_note(&mut self, layer: u32, error: Apart) -> Result<(), EvalError> {
+        self.notes.push((layer, error));
+        let words = error.words().map(|word| format!("{word:016x}"));
+        self.record(&format!("note {layer} {}", words.join(" ")))
     }
 
     /// Has batches begin anew that have passed more layers than this; where an observer would see
@@ -267,9 +269,10 @@ impl States {
         let mut last: Vec<Option<(u32, u64, u64)>> = vec![None; n];
         for line in text.lines() {
             let words: Vec<&str> = line.split(' ').collect();
-            if let ["note", layer, value] = words[..] {
-                if let (Ok(layer), Some(bits)) = (layer.parse(), hex(value)) {
-                    self.notes.push((layer, f64::from_bits(bits)));
+            if let ["note", layer, a, b, c, d] = words[..] {
+                let words = [hex(a), hex(b), hex(c), hex(d)];
+                if let (Ok(layer), [Some(a), Some(b), Some(c), Some(d)]) = (layer.parse(), words) {
+                    self.notes.push((layer, Apart::from_words([a, b, c, d])));
                 }
                 continue;
             }
@@ -507,7 +510,8 @@ mod tests {
             let rows = first.take(1).unwrap() + 10.0;
             first.put(1, passed, rows, None).unwrap();
         }
-        first.set_note(2, 0.1).unwrap();
+        let error = Apart::from_words([1, 2, 3, u64::MAX]);
+        first.set_note(2, error).unwrap();
         assert_eq!(*first.rows(1, 1..2).unwrap(), [31.0; 3]);
         drop(first);
         // A line that was begun when the process ended: with what comes next it would be one.
@@ -518,7 +522,7 @@ mod tests {
         let (_, mut second) = states(dir.path(), false);
         assert_eq!(passed(&second), [Some(0), Some(3), Some(0)]);
         assert_eq!(second.work(), 6);
-        assert_eq!(second.note(2), Some(0.1));
+        assert_eq!(second.note(2), Some(error));
         assert_eq!(second.take(1).unwrap(), filled(2, 31.0));
         assert_eq!(second.take(2).unwrap(), filled(1, 2.0));
         second.put(0, 1, filled(2, 5.0), None).unwrap();

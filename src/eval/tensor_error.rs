@@ -3,6 +3,7 @@
 
 use super::activations::Activations;
 use super::error::EvalError;
+use super::exact::Apart;
 use super::linear::Matrix;
 use super::observe::{Observer, Words, of_layer};
 use crate::simd::Simd;
@@ -19,8 +20,7 @@ pub struct TensorErrors<'a> {
     activations: Activations,
     /// The other's tensor, for each of the reference's.
     partners: Vec<Option<usize>>,
-    /// Squared norms: of the difference, and of the reference's output.
-    sums: Vec<Mutex<(f64, f64)>>,
+    sums: Vec<Mutex<Apart>>,
 }
 
 impl<'a> TensorErrors<'a> {
@@ -43,14 +43,12 @@ impl<'a> TensorErrors<'a> {
         Self { names, other, simd, activations, partners, sums }
     }
 
-    /// Norm of the error of each tensor's output, relative to the output's norm, in the order of
-    /// the reference; tensors that took no part are left out.
-    pub fn relative(&self) -> Vec<(&str, f64)> {
+    /// The error of each tensor's output, in the order of the reference; tensors that took no part are
+    /// left out.
+    pub fn sums(&self) -> Vec<(String, Apart)> {
         let sums = self.sums.iter().map(|s| *s.lock().unwrap_or_else(PoisonError::into_inner));
-        let all = self.names.iter().map(String::as_str).zip(sums);
-        all.filter(|(_, (_, norm))| *norm > 0.0)
-            .map(|(name, (apart, norm))| (name, (apart / norm).sqrt()))
-            .collect()
+        let all = self.names.iter().cloned().zip(sums);
+        all.filter(|(_, sum)| *sum != Apart::default()).collect()
     }
 }
 
@@ -75,21 +73,15 @@ impl Observer for TensorErrors<'_> {
             observer: None,
         };
         let found = other.apply_here(x)?;
-        let (mut apart, mut norm) = (0.0, 0.0);
-        for (&a, &b) in y.iter().zip(found.iter()) {
-            apart += f64::from(b - a).powi(2);
-            norm += f64::from(a).powi(2);
-        }
-        let mut sums = self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner);
-        sums.0 += apart;
-        sums.1 += norm;
+        let mut sum = Apart::default();
+        y.rows().into_iter().zip(found.rows()).for_each(|(y, found)| sum.add(y, found));
+        *self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner) += sum;
         Ok(())
     }
 
     fn seen(&self, layer: u32) -> Vec<u8> {
         let words = of_layer(&self.names, layer).flat_map(|tensor| {
-            let sums = self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner);
-            [sums.0.to_bits(), sums.1.to_bits()]
+            self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner).words()
         });
         words.flat_map(u64::to_le_bytes).collect()
     }
@@ -97,8 +89,9 @@ impl Observer for TensorErrors<'_> {
     fn take_up(&self, layer: u32, seen: &[u8]) -> Result<(), EvalError> {
         let mut words = Words::new(seen);
         for tensor in of_layer(&self.names, layer) {
-            let sums = [words.next()?, words.next()?].map(f64::from_bits);
-            *self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner) = (sums[0], sums[1]);
+            let sum = [words.next()?, words.next()?, words.next()?, words.next()?];
+            *self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner) =
+                Apart::from_words(sum);
         }
         Ok(())
     }

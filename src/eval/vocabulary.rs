@@ -7,7 +7,7 @@
 //! far.
 
 use super::buffers::Rows;
-use super::compare::TokenValues;
+use super::compare::{TOP, TokenValues};
 use super::error::EvalError;
 use super::exponential::{exp, exp_sum, maximum};
 use super::linear::Matrix;
@@ -18,7 +18,7 @@ use ndarray::parallel::prelude::*;
 use ndarray::{ArrayView1, ArrayView2, s};
 
 /// Rows of states that are scored together.
-pub(super) const ROWS: usize = 2048;
+pub(super) const ROWS: usize = 1024;
 
 /// Tokens of the vocabulary that one task takes.
 const TILE: usize = 1024;
@@ -64,9 +64,9 @@ impl Bad {
 /// Sums over a part of the vocabulary.
 #[derive(Clone, Copy)]
 struct Sums {
-    /// The largest logit, and which it is.
+    /// The largest logit.
     max: f32,
-    top: u32,
+    best: Best,
     /// Sum of `e^(l - max)`.
     sum: f64,
     /// For a model: sum of `e^(a - max) (a - b)` with the reference's logits `a` and their `max`.
@@ -78,10 +78,9 @@ struct Sums {
 impl Sums {
     fn of(simd: Simd, logits: &[f32], first: usize, target: u32) -> Self {
         let max = maximum(simd, logits);
-        let top = logits.iter().position(|&l| l == max).unwrap_or(0);
         Self {
             max,
-            top: (first + top) as u32,
+            best: Best::of(logits, first),
             // Minus infinity would leave the sum finite.
             sum: match all_finite(simd, logits) {
                 true => exp_sum(simd, logits, max),
@@ -97,15 +96,59 @@ impl Sums {
         let max = self.max.max(other.max);
         let [own, others] = [self.max, other.max].map(|m| f64::from(m - max).exp());
         self.sum = self.sum * own + other.sum * others;
-        if other.max > self.max {
-            self.top = other.top;
-        }
+        self.best.add(&other.best);
         self.max = max;
         self.target = self.target.or(other.target);
     }
 
     fn log_sum(&self) -> f64 {
         f64::from(self.max) + self.sum.ln()
+    }
+}
+
+/// The tokens with the largest logits, largest first; of equal ones the first.
+#[derive(Clone, Copy)]
+struct Best([(f32, u32); MOST]);
+
+/// How many are looked at, at most.
+const MOST: usize = TOP[TOP.len() - 1];
+
+impl Best {
+    const NONE: Self = Self([(f32::NEG_INFINITY, u32::MAX); MOST]);
+
+    fn of(logits: &[f32], first: usize) -> Self {
+        /// Logits that are passed over together where none of them is large enough.
+        const STEP: usize = 16;
+        let mut best = Self::NONE;
+        for (i, part) in logits.chunks(STEP).enumerate() {
+            let largest = part.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+            if largest > best.0[MOST - 1].0 {
+                let tokens = (first + i * STEP) as u32..;
+                part.iter().zip(tokens).for_each(|(&logit, token)| best.put(logit, token));
+            }
+        }
+        best
+    }
+
+    fn put(&mut self, logit: f32, token: u32) {
+        let place = self.0.partition_point(|other| other.0 >= logit);
+        let after = &mut self.0[place..];
+        if !after.is_empty() {
+            after.rotate_right(1);
+            after[0] = (logit, token);
+        }
+    }
+
+    /// Adds those of tokens that come later.
+    fn add(&mut self, other: &Self) {
+        other.0.iter().for_each(|&(logit, token)| self.put(logit, token));
+    }
+
+    /// How many of the first `k` are among the first `k` of others.
+    fn shared(&self, other: &Self, k: usize) -> u8 {
+        let others = &other.0[..k];
+        let shared = |&&(_, token): &&(f32, u32)| others.iter().any(|other| other.1 == token);
+        self.0[..k].iter().filter(shared).count() as u8
     }
 }
 
@@ -144,6 +187,23 @@ impl Side<'_, '_> {
             }
         }
     }
+}
+
+/// Tiles of the vocabulary.
+pub(super) fn tiles(model: &Model) -> usize {
+    (model.hparams().n_vocab as usize).div_ceil(TILE)
+}
+
+/// Bytes that the sums of so many models take at a time, the reference's included.
+pub(super) fn bytes(model: &Model, sides: usize) -> u64 {
+    (tiles(model) * sides * ROWS * size_of::<Sums>()) as u64
+}
+
+/// What the first tile of the vocabulary adds to some rows, to see what it costs.
+pub(super) fn first_tile(model: &Model, states: ArrayView2<f32>) -> Result<f64, EvalError> {
+    let n = TILE.min(model.hparams().n_vocab as usize);
+    let logits = Side::Model(model, states).tile(0, n)?;
+    Ok(logits.rows().into_iter().map(|row| Sums::of(model.simd(), slice(&row), 0, 0).sum).sum())
 }
 
 /// Scores rows of a reference and of models, whose next tokens should be `targets`. All have the
@@ -237,7 +297,8 @@ fn join(
             nll,
             kl: finite(side, kl)?,
             p_change: (-nll).exp() - (-nll_reference).exp(),
-            same_top: a.top == b.top,
+            same_top: a.best.0[0].1 == b.best.0[0].1,
+            shared: TOP.map(|k| a.best.shared(&b.best, k)),
         })
     });
     Ok((nll_reference, values.collect::<Result<_, _>>()?))
@@ -297,6 +358,17 @@ mod tests {
             assert!((nll + p[613]).abs() < 1e-6 && (values[0].nll + q[613]).abs() < 1e-6);
             assert!((values[0].kl / kl - 1.0).abs() < 1e-5, "{} {kl}", values[0].kl);
             assert_eq!(values[0].same_top, top(&p) == top(&q));
+            for (k, shared) in TOP.into_iter().zip(values[0].shared) {
+                let first = |x: &[f64]| -> Vec<usize> {
+                    let mut order: Vec<usize> = (0..1000).collect();
+                    order.sort_by(|&i, &j| x[j].total_cmp(&x[i]));
+                    order[..k].to_vec()
+                };
+                let (p, q) = (first(&p), first(&q));
+                let expected = p.iter().filter(|token| q.contains(token)).count();
+                assert_eq!(usize::from(shared), expected);
+                assert!(shared > 0 && usize::from(shared) < k, "both differ: {shared} of {k}");
+            }
             let (_, same) = join(&tiles(&a, &a, n, 613), 0, 1, 2, false).unwrap();
             assert!(same[0].kl == 0.0 && same[0].same_top, "{same:?}");
         }

@@ -3,12 +3,13 @@
 
 use super::attention::QUERIES;
 use super::error::EvalError;
+use super::exact::Apart;
 use super::model::Model;
 use super::perplexity::PerplexityOptions;
 use super::states::States;
 use super::{budget, buffers};
 use crate::monitor::Monitor;
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, s};
 use std::borrow::Cow;
 use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
@@ -201,31 +202,37 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(all)
     }
 
+    /// The states of tokens at these places, normalised for the output matrix.
+    pub fn normed_at(&self, places: &[usize]) -> Result<Array2<f32>, EvalError> {
+        let mut all = Array2::zeros((places.len(), self.model.hparams().n_embd as usize));
+        for (mut row, &place) in all.rows_mut().into_iter().zip(places) {
+            row.assign(&ArrayView1::from(&*self.rows(place..place + 1)?));
+        }
+        self.model.output_norm(all.view())
+    }
+
     /// States of tokens that one batch holds.
     fn rows(&self, tokens: Range<usize>) -> Result<Cow<'_, [f32]>, EvalError> {
         let first = tokens.start % self.n_batch;
         self.states.rows(tokens.start / self.n_batch, first..first + tokens.len())
     }
 
-    /// Norm of the difference of all states, relative to the reference's, after a layer that both
-    /// have passed. `None` where the states have other widths.
-    pub fn error(&mut self, reference: &Self, layer: u32) -> Result<Option<f64>, EvalError> {
+    /// How far all states are from the reference's, after a layer that both have passed. `None` where the
+    /// states have other widths.
+    pub fn error(&mut self, reference: &Self, layer: u32) -> Result<Option<Apart>, EvalError> {
         if let Some(error) = self.states.note(layer) {
             return Ok(Some(error));
         }
         if self.model.hparams().n_embd != reference.model.hparams().n_embd {
             return Ok(None);
         }
-        let (mut apart, mut norm) = (0.0, 0.0);
+        let mut error = Apart::default();
+        let columns = self.model.hparams().n_embd as usize;
         for chunk in (0..self.tokens.len()).step_by(self.ctx) {
-            let rows = [reference, self].map(|walk| walk.rows(chunk..chunk + walk.ctx));
-            let [a, b] = rows;
-            for (&a, &b) in a?.iter().zip(b?.iter()) {
-                apart += f64::from(a - b).powi(2);
-                norm += f64::from(a).powi(2);
-            }
+            let [a, b] = [reference, &*self].map(|walk| walk.rows(chunk..chunk + walk.ctx));
+            let (a, b) = (a?, b?);
+            a.chunks(columns).zip(b.chunks(columns)).for_each(|(a, b)| error.add(a, b));
         }
-        let error = (apart / norm).sqrt();
         self.states.set_note(layer, error)?;
         Ok(Some(error))
     }

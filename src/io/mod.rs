@@ -11,6 +11,7 @@ mod mapping;
 mod output;
 #[cfg(test)]
 pub(crate) mod small;
+mod speed;
 
 pub(crate) use blob::read_exact_at;
 pub use blob::{Blob, LocalFile, physical_memory};
@@ -25,3 +26,4 @@ pub(crate) use mapping::{Mapping, open};
 pub(crate) use output::Sequence;
 pub use output::{Output, write};
 pub(crate) use output::{complete, folder, give_name, part_path};
+pub use speed::{Clock, processor_time, read_rate, write_rate};

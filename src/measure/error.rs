@@ -40,16 +40,74 @@ pub enum MeasureError {
     },
     /// A text too short to score.
     #[error(
-        "{}: {found} tokens, but chunks of {ctx} need at least {}; use a longer text or smaller \
-         chunks", path.display(), 2 * ctx
+        "{}: {found} tokens, but chunks of {ctx} need at least {needed}; use a longer text or smaller \
+         chunks", path.display()
     )]
     TooShort {
         /// The text.
         path: PathBuf,
         /// Tokens in it.
         found: usize,
+        /// Tokens that are needed.
+        needed: usize,
         /// Tokens per chunk.
         ctx: usize,
+    },
+    /// A file of tasks.
+    #[error("{}: {what}", path.display())]
+    Tasks {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// A file that holds no part of a measurement, or a damaged one.
+    #[error("{}: {what}", path.display())]
+    Part {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// Parts of different measurements.
+    #[error(
+        "{} and {} are not of the same measurement: {what} is {} there and {} here",
+        first.display(), path.display(), values[0], values[1]
+    )]
+    Unlike {
+        /// The first part.
+        first: PathBuf,
+        /// Another one.
+        path: PathBuf,
+        /// What they differ in.
+        what: String,
+        /// What it is in either.
+        values: [String; 2],
+    },
+    /// A part that is there twice.
+    #[error("{} and {} are the same share, {share}", first.display(), path.display())]
+    Twice {
+        /// One of them.
+        first: PathBuf,
+        /// The other.
+        path: PathBuf,
+        /// Which share.
+        share: String,
+    },
+    /// No parts at all.
+    #[error("there is no part to join")]
+    NoPart,
+    /// Log-probabilities of chunks that are not all of a text.
+    #[error("{}: log-probabilities are saved of whole texts, not of some chunks until an error is small", .0.display())]
+    Sampled(PathBuf),
+    /// Parts that are missing.
+    #[error("{}: {} of the measurement {} missing", first.display(), shares.join(", "),
+        if shares.len() == 1 { "is" } else { "are" })]
+    Missing {
+        /// A part that is there.
+        first: PathBuf,
+        /// The shares that are not.
+        shares: Vec<String>,
     },
     /// Too little memory.
     #[error(

@@ -1,33 +1,52 @@
 //! Whether a model's loss stays within limits, decided as early as the measurements allow.
 
-use super::{MeasureError, Options, Subject, Text};
-use crate::eval::{
-    self, Check, Comparison, Limits, PerplexityOptions, Reference, Verdict, comparison_work, looks,
-    verdict,
-};
+use super::order::spread;
+use super::part::Head;
+use super::values::Values;
+use super::{Found, Job, MeasureError, Options, Subject, Text, measure};
+use crate::eval::{Activations, Check, Limits, Verdict, looks, verdict};
 use crate::monitor::Monitor;
+use serde::{Deserialize, Serialize};
+use std::path::PathBuf;
+
+/// What a model is to keep within.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Terms {
+    /// The limits.
+    pub limits: Limits,
+    /// The probability that a verdict is right.
+    pub confidence: f64,
+}
 
 /// What a gate found.
 #[derive(Clone, Debug)]
 pub struct Judgement {
+    /// The reference.
+    pub reference: PathBuf,
+    /// The model.
+    pub model: PathBuf,
+    /// In which precision activations met weights.
+    pub activations: Activations,
     /// On all limits together.
     pub verdict: Verdict,
     /// On each.
     pub checks: Vec<Check>,
+    /// The probability that the verdict is right.
+    pub confidence: f64,
     /// Chunks that it took.
     pub chunks: usize,
     /// Chunks that there were.
     pub chunks_available: usize,
 }
 
-/// Compares a model with a reference, chunks upon chunks, until all limits are decided at this
-/// confidence or the text ends.
+/// Compares a model with a reference, chunks upon chunks from all over the texts, until all limits are decided
+/// at this confidence or the texts end.
 ///
 /// The monitor counts tokens times layers, as if all chunks were needed.
 ///
 /// ```
 /// use requant::eval::{Limits, Verdict};
-/// use requant::measure::{Options, Subject, Text, gate};
+/// use requant::measure::{Options, Subject, Terms, Text, gate};
 /// use requant::model::{Model, Mtp};
 /// use std::path::Path;
 ///
@@ -38,7 +57,8 @@ pub struct Judgement {
 /// let text = Text::read(Path::new("tests/fixtures/text/heldout.txt"))?;
 /// let options = Options { chunks: Some(4), ..Options::default() };
 /// let limits = Limits { kl: Some(0.1), ..Limits::default() };
-/// assert_eq!(gate(a, b, &text, limits, 0.99, &options, &())?.verdict, Verdict::Pass);
+/// let terms = Terms { limits, confidence: 0.99 };
+/// assert_eq!(gate(a, b, &[text], terms, &options, &())?.verdict, Verdict::Pass);
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -47,37 +67,40 @@ pub struct Judgement {
 pub fn gate(
     reference: Subject,
     candidate: Subject,
-    text: &Text,
-    limits: Limits,
-    confidence: f64,
+    texts: &[Text],
+    terms: Terms,
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Judgement, MeasureError> {
-    let read = text.tokens(reference, options.tokenizer_pre.as_deref(), monitor)?;
-    let settings = options.settings(&[reference, candidate], &read)?;
-    let settings = PerplexityOptions { chunks: None, ..settings };
-    let [own, other] = [reference, candidate].map(|s| s.runner(options));
-    let (own, other) = (own?, other?);
-    let chunks_available = options.n_chunks(read.tokens.len());
-    let used = &read.tokens[..chunks_available * options.ctx];
-    monitor.expect(comparison_work(&[&own, &other], used.len(), &settings));
-    let looks = looks(chunks_available);
-    let (mut parts, mut checks, mut chunks) = (Vec::new(), Vec::new(), 0);
-    for &look in &looks {
-        let part = &used[chunks * options.ctx..look * options.ctx];
-        let found = options.on_threads(|| {
-            eval::compare(Reference::Model(&own), &[&other], part, &settings, None, monitor)
-        })?;
-        let paths = [reference.path, candidate.path].into_iter();
-        let (_, found) = found.map_err(|error| MeasureError::of_several(error, paths))?;
-        // What a first part has shown is not thrown away: the parts are joined.
-        parts.extend(found);
+    let job = Job::Gate { reference, candidate, terms };
+    match measure(job, texts, options, monitor)?.result()? {
+        Found::Judgement(judgement) => Ok(judgement),
+        _ => unreachable!("a gate judges"),
+    }
+}
+
+/// Looks at chunks in the order in which a gate takes them, until the limits are decided.
+pub(super) fn judge(values: &Values, head: &Head, terms: Terms) -> Result<Judgement, MeasureError> {
+    let values = values.ordered(&spread(head.chunks, head.seed));
+    let looks = looks(head.chunks);
+    let (mut checks, mut chunks) = (Vec::new(), 0);
+    for &look in looks.iter().filter(|&&look| look <= values.chunks.len()) {
+        let places: Vec<usize> = (0..look).collect();
+        let found = values.pick(&places).comparisons()?;
         chunks = look;
-        let joined = Comparison::join(parts.clone())?;
-        checks = limits.check(&joined, confidence, looks.len() as u32);
+        checks = terms.limits.check(&found[0], terms.confidence, looks.len() as u32);
         if verdict(&checks) != Verdict::Undecided {
             break;
         }
     }
-    Ok(Judgement { verdict: verdict(&checks), checks, chunks, chunks_available })
+    Ok(Judgement {
+        reference: head.reference.clone(),
+        model: head.models[0].0.clone(),
+        activations: head.activations,
+        verdict: verdict(&checks),
+        checks,
+        confidence: terms.confidence,
+        chunks,
+        chunks_available: head.chunks,
+    })
 }

@@ -4,22 +4,37 @@
 //! This room joins what the others know, a model's tokenizer, its weights and the forward pass, and
 //! turns an amount of memory into settings. It neither prints nor knows any option's name.
 
+mod choices;
+mod chunks;
 mod compare;
 mod error;
+mod estimate;
 mod gate;
 mod importances;
+mod job;
 mod options;
+mod order;
+mod outcome;
+mod part;
 mod perplexity;
 mod sensitivity;
+mod tasks;
 mod text;
+mod values;
 
-pub use compare::{Extras, Outcome, Row, compare, compare_with_base};
+pub use choices::{Answers, Choices, Share, choices};
+pub use compare::{Against, Extras, compare};
 pub use error::MeasureError;
-pub use gate::{Judgement, gate};
+pub use estimate::{Estimate, estimate};
+pub use gate::{Judgement, Terms, gate};
 pub use importances::importances;
+pub use job::{Job, measure, measure_unless};
 pub use options::Options;
+pub use outcome::{Domain, Found, Outcome, Row, Sampling};
+pub use part::Part;
 pub use perplexity::perplexity;
 pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, Types, proof, sensitivities};
+pub use tasks::Format;
 pub use text::{Text, Tokens};
 
 use crate::eval;

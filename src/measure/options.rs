@@ -1,6 +1,7 @@
 //! How a text is cut and how models run over it, and what that means in memory.
 
-use super::{MeasureError, Subject, Tokens};
+use super::{MeasureError, Subject};
+use crate::convert::Shard;
 use crate::eval::{Activations, PerplexityOptions, Scratch};
 use crate::simd::Simd;
 
@@ -24,6 +25,14 @@ pub struct Options {
     pub scratch: Option<Scratch>,
     /// Memory to keep within, about, in bytes; by default some 2 GiB and the hidden states.
     pub memory: Option<u64>,
+    /// The share of one of several machines: a range of the chunks. All of them without.
+    pub share: Option<Shard>,
+    /// Take chunks from all over the text until the standard error of what is measured is this part of
+    /// its mean: of the KL divergence of each model, or of the negative log-likelihood where there is one
+    /// model alone.
+    pub until_error: Option<f64>,
+    /// Which chunks come first, where not all may be needed.
+    pub seed: u64,
 }
 
 impl Default for Options {
@@ -38,6 +47,9 @@ impl Default for Options {
             threads: 0,
             scratch: None,
             memory: None,
+            share: None,
+            until_error: None,
+            seed: 0,
         }
     }
 }
@@ -53,18 +65,19 @@ impl Options {
     pub(super) fn settings(
         &self,
         subjects: &[Subject],
-        text: &Tokens,
+        n_tokens: usize,
+        bos: Option<u32>,
     ) -> Result<PerplexityOptions, MeasureError> {
         self.check()?;
         let mut settings = PerplexityOptions {
             ctx: self.ctx,
             chunks: self.chunks,
-            bos: text.bos,
+            bos,
             scratch: self.scratch.clone(),
             ..PerplexityOptions::default()
         };
         if let Some(memory) = self.memory {
-            let n = self.n_chunks(text.tokens.len()) * self.ctx;
+            let n = self.n_chunks(n_tokens) * self.ctx;
             let widths = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd));
             let states = match self.scratch {
                 Some(_) => 0,

@@ -1,10 +1,9 @@
 //! Perplexity of one model.
 
-use super::{MeasureError, Options, Subject, Text};
-use crate::eval::{self, Perplexity};
+use super::{Found, Job, MeasureError, Options, Outcome, Subject, Text, measure};
 use crate::monitor::Monitor;
 
-/// How well a model predicts a text, by llama-perplexity's rules ([`eval::perplexity`]).
+/// How well a model predicts texts, by llama-perplexity's rules ([`crate::eval::perplexity`]).
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -17,8 +16,8 @@ use crate::monitor::Monitor;
 /// let model = Model::open(path, Mtp::Drop)?;
 /// let text = Text::read(Path::new("tests/fixtures/text/heldout.txt"))?;
 /// let options = Options { chunks: Some(2), ..Options::default() };
-/// let found = perplexity(Subject { path, model: &model }, &text, &options, &())?;
-/// assert!((60.0..120.0).contains(&found.perplexity));
+/// let found = perplexity(Subject { path, model: &model }, &[text], &options, &())?;
+/// assert!((60.0..120.0).contains(&found.own.perplexity));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
@@ -26,20 +25,12 @@ use crate::monitor::Monitor;
 /// A vocabulary or a forward pass that the model does not allow, a text too short, too little memory.
 pub fn perplexity(
     subject: Subject,
-    text: &Text,
+    texts: &[Text],
     options: &Options,
     monitor: &dyn Monitor,
-) -> Result<Perplexity, MeasureError> {
-    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
-    let found = read.tokens.len();
-    if found < 2 * options.ctx {
-        let path = text.path().to_owned();
-        return Err(MeasureError::TooShort { path, found, ctx: options.ctx });
+) -> Result<Outcome, MeasureError> {
+    match measure(Job::Perplexity(subject), texts, options, monitor)?.result()? {
+        Found::Perplexity(outcome) => Ok(*outcome),
+        _ => unreachable!("perplexity is an outcome"),
     }
-    let settings = options.settings(&[subject], &read)?;
-    let runner = subject.runner(options)?;
-    monitor.expect(settings.work(found, subject.model.hparams()));
-    options
-        .on_threads(|| eval::perplexity(&runner, &read.tokens, &settings, monitor))?
-        .map_err(|error| MeasureError::of(subject.path, error))
 }

@@ -146,7 +146,7 @@ pub fn sensitivities(
     monitor: &dyn Monitor,
 ) -> Result<Sensitivities, MeasureError> {
     let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
-    let settings = options.settings(&[subject; TOGETHER + 1], &read)?;
+    let settings = options.settings(&[subject; TOGETHER + 1], read.tokens.len(), read.bos)?;
     let (source, hparams) = (subject.model.source(), subject.model.hparams());
     let groups = groups(source, hparams.n_layer);
     let weights = Weights { source, imatrix, simd: options.simd };
@@ -231,7 +231,7 @@ pub fn proof(
     monitor: &dyn Monitor,
 ) -> Result<Comparison, MeasureError> {
     let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
-    let settings = options.settings(&[subject, subject], &read)?;
+    let settings = options.settings(&[subject, subject], read.tokens.len(), read.bos)?;
     let source = subject.model.source();
     let weights = Weights { source, imatrix, simd: options.simd };
     let tensors = types.iter().filter_map(|&(name, ty)| Some((source.find(name)?, ty)));

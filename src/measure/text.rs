@@ -1,7 +1,6 @@
 //! Texts, and the tokens that a model reads them as.
 
 use super::{MeasureError, Subject};
-use crate::eval::EvalError;
 use crate::io::IoError;
 use crate::model::Model;
 use crate::monitor::Monitor;
@@ -80,8 +79,8 @@ impl Text {
         let tokens = self.tokens(subject, None, &())?.tokens;
         let n = (tokens.len() / ctx.max(1)).min(chunks.unwrap_or(usize::MAX));
         if n < 4 {
-            let found = tokens.len();
-            return Err(MeasureError::of(&self.path, EvalError::TooShort { found, ctx: 2 * ctx }));
+            let (path, found) = (self.path.clone(), tokens.len());
+            return Err(MeasureError::TooShort { path, found, needed: 4 * ctx, ctx });
         }
         let middle = n / 2 * ctx;
         let part = |tokens: &[u32]| Self {
@@ -155,7 +154,7 @@ pub(super) fn bos(subject: Subject, monitor: &dyn Monitor) -> Result<Option<u32>
     }
 }
 
-fn tokenizer(model: &Model, pre: Option<&str>) -> Result<Tokenizer, TokenizerError> {
+pub(super) fn tokenizer(model: &Model, pre: Option<&str>) -> Result<Tokenizer, TokenizerError> {
     match model {
         Model::Checkpoint(model) => {
             let config = model.config().json();

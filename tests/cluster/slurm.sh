@@ -1,8 +1,9 @@
 #!/bin/bash
 # A Slurm cluster of one controller and two nodes, as processes on this machine, runs a job array
-# of four tasks; one is killed and requeued while it works. The result must equal a single run's.
+# of four tasks that convert and one of four that compare; one of each is killed and requeued while it
+# works. The results must equal those of single runs.
 #
-#   tests/cluster/slurm.sh CHECKPOINT [REQUANT]
+#   tests/cluster/slurm.sh CHECKPOINT [REQUANT [TEXT]]
 #
 # Needs root and slurm-wlm and munge (Debian: apt-get install slurm-wlm munge). Leaves nothing.
 set -euo pipefail
@@ -10,6 +11,7 @@ checkpoint=$(realpath "$1")
 here=$(realpath "$(dirname "$0")")
 REQUANT=$(realpath "${2:-$here/../../target/release/requant}")
 export REQUANT
+text=$(realpath "${3:-$here/../fixtures/text/heldout.txt}")
 dir=$(mktemp -d)
 export SLURM_CONF=$dir/slurm.conf
 pids=()
@@ -79,3 +81,24 @@ cat "$dir"/task-*.log
 "$REQUANT" convert "$checkpoint" "$dir/one/model.gguf" --type Q4_K_M --split-max-size "$size" -q
 diff -r "$dir/out" "$dir/one"
 echo "the array's files equal a single run's"
+
+first=$(find "$dir/one" -name '*.gguf' | sort | head -1)
+mkdir "$dir/scratch"
+measured=(compare "$checkpoint" "$first" --text "$text" --ctx 256 --by-tensor)
+job=$(sbatch --parsable --array=1-4 --chdir="$dir" --output="$dir/share-%a.log" \
+    "$here/measure.sbatch" "$dir/part" "${measured[@]}" --scratch "$dir/scratch")
+killed=no
+while squeue -h -j "$job" 2>/dev/null | grep -q .; do
+    if [ $killed = no ] && [ -n "$(find "$dir/scratch" -name '*.journal' -size +0)" ]; then
+        kill -KILL "$(pgrep -f -- "--part $dir/part" | head -1)" || true
+        task=$(squeue -h -j "$job" -t all -o %i | head -1)
+        scontrol requeue "$task" && killed=yes
+    fi
+    sleep 0.2
+done
+cat "$dir"/share-*.log
+[ $killed = yes ] || { echo "no share could be killed in time; use a longer text"; exit 1; }
+"$REQUANT" join "$dir"/part.*-of-4 --json -q > "$dir/joined.json"
+"$REQUANT" "${measured[@]}" --json -q > "$dir/single.json"
+cmp "$dir/joined.json" "$dir/single.json"
+echo "the joined shares equal a single run"

@@ -1,0 +1,53 @@
+//! `requant join`: the result of a measurement that several machines have shared.
+
+use super::imatrix::File;
+use super::say;
+use super::show::{self, Show};
+use crate::imatrix::Sums;
+use crate::measure::{Found, Part};
+use anyhow::Context;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Join the shares of a perplexity, compare, gate or imatrix that ran with --shard.
+///
+/// The result is that of a single run, digit for digit. Shares that do not belong together, are missing or
+/// appear twice are refused.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  requant join cost.1-of-3 cost.2-of-3 cost.3-of-3 --report cost.html"
+)]
+pub struct Args {
+    /// The files that --part named
+    #[arg(required = true, value_name = "PART")]
+    parts: Vec<PathBuf>,
+    /// Show the error of the hidden states after each layer
+    #[arg(long)]
+    by_layer: bool,
+    /// Write a page with tables and pictures
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    file: File,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));
+    let whole = Part::join(parts.collect::<anyhow::Result<_>>()?)?;
+    say::warnings(whole.warnings());
+    let found = whole.result()?;
+    if let Found::Importances(own) = &found {
+        args.file.check()?;
+        let mut sums = Sums::default();
+        sums.add(own).ok().context("importances join nothing")?;
+        args.file.write(&sums, args.json)?;
+    }
+    let Args { json, by_layer, report, .. } = args;
+    show::found(
+        &found,
+        &Show { json: *json, by_layer: *by_layer, report: report.clone(), ..Show::default() },
+    )
+}

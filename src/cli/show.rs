@@ -1,0 +1,328 @@
+//! What was measured, for people and for programs.
+
+use super::{report, say, units};
+use crate::eval::{Activations, Perplexity, Verdict};
+use crate::io::LocalDisk;
+use crate::measure::{Choices, Domain, Estimate, Found, Judgement, Outcome, Row};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// How it is shown.
+#[derive(Default)]
+pub struct Show {
+    /// As JSON.
+    pub json: bool,
+    /// With the error of the hidden states after each layer.
+    pub by_layer: bool,
+    /// With a page.
+    pub report: Option<PathBuf>,
+    /// And how tasks were answered.
+    pub choices: Option<Choices>,
+}
+
+/// Shows what was found, and gives the exit code that belongs to it. Importances are a file.
+pub fn found(found: &Found, show: &Show) -> anyhow::Result<ExitCode> {
+    if let (Some(path), Found::Comparison(outcome)) = (&show.report, found) {
+        let page = report::page(outcome, show.choices.as_ref());
+        crate::io::write(&LocalDisk, path, page.as_bytes())?;
+    }
+    let mut json = match found {
+        Found::Perplexity(outcome) => perplexity(outcome)?,
+        Found::Comparison(outcome) => comparison(outcome),
+        Found::Judgement(judged) => judgement(judged),
+        Found::Importances(_) => return Ok(ExitCode::SUCCESS),
+    };
+    if let Some(choices) = &show.choices {
+        json["choices"] = json!(choices);
+    }
+    match found {
+        _ if show.json => say::json(json),
+        Found::Perplexity(outcome) => print!("{}", perplexity_table(outcome)),
+        Found::Comparison(outcome) => print!("{}", table(outcome, show.by_layer)),
+        Found::Judgement(judged) => print!("{}", judgement_table(judged)),
+        Found::Importances(_) => {}
+    }
+    if let Some(choices) = show.choices.as_ref().filter(|_| !show.json) {
+        print!("\n{}", answers(choices));
+    }
+    Ok(match found {
+        Found::Judgement(judged) => ExitCode::from(match judged.verdict {
+            Verdict::Pass => 0,
+            Verdict::Fail => 3,
+            Verdict::Undecided => 4,
+        }),
+        _ => ExitCode::SUCCESS,
+    })
+}
+
+/// How tasks were answered, where nothing else was measured.
+pub fn choices(choices: &Choices, json: bool) {
+    match json {
+        true => say::json(json!({ "version": 1, "choices": choices })),
+        false => print!("{}", answers(choices)),
+    }
+}
+
+/// What a measurement will take. See docs/schema/estimate.json.
+pub fn estimate(estimate: &Estimate, json: bool) {
+    if json {
+        return say::json(json!({ "version": 1, "estimate": estimate }));
+    }
+    let processor = units::duration(estimate.processor_seconds);
+    let time = units::duration(estimate.seconds);
+    println!("tokens   {} for each model", estimate.tokens);
+    println!(
+        "time     about {time}: {processor} of processor time on {} threads",
+        estimate.threads
+    );
+    let bytes = units::bytes(estimate.read_bytes);
+    match estimate.read_bytes_per_second {
+        Some(rate) => println!("reading  {bytes}, at {}/s", units::bytes(rate as u64)),
+        None => println!("reading  {bytes}"),
+    }
+    println!("memory   about {}", units::bytes(estimate.memory_bytes));
+    if estimate.scratch_bytes > 0 {
+        println!("scratch  {}", units::bytes(estimate.scratch_bytes));
+    }
+}
+
+fn answers(choices: &Choices) -> String {
+    let mut out = format!("{} tasks of {}\n", choices.tasks, choices.file.display());
+    let several = choices.models.len() > 1;
+    for model in &choices.models {
+        let share = |accuracy: f64, error: f64| {
+            format!("{:.4} ± {:.4} % right", 100.0 * accuracy, 100.0 * error)
+        };
+        let same = match several {
+            true => format!(", {:.2} % as the first model", 100.0 * model.same_as_first),
+            false => String::new(),
+        };
+        out +=
+            &format!("  {:<24} {}{same}\n", name(&model.model), share(model.accuracy, model.error));
+        for (domain, part) in &model.domains {
+            let of = share(part.accuracy, part.error);
+            out += &format!("    {domain:<22} {of} of {} tasks\n", part.tasks);
+        }
+    }
+    out
+}
+
+/// The text, the list of them, or null where it is not known.
+fn texts(outcome: &Outcome) -> Value {
+    match outcome.texts.as_slice() {
+        [] => Value::Null,
+        [text] => json!(text),
+        texts => json!(texts),
+    }
+}
+
+/// Adds what only some measurements have.
+fn add_parts(value: &mut Value, outcome: &Outcome, domain: impl Fn(&Domain) -> Value) {
+    if !outcome.domains.is_empty() {
+        value["domains"] = outcome.domains.iter().map(domain).collect();
+    }
+    if let Some(sampling) = &outcome.sampling {
+        value["sampling"] = json!(sampling);
+    }
+}
+
+fn name(path: &Path) -> String {
+    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
+fn of_text(p: &Perplexity) -> String {
+    let n = p.tokens_scored;
+    format!("perplexity {:.4} ± {:.4}, {n} tokens scored", p.perplexity, p.perplexity_error)
+}
+
+/// How much of the texts was taken.
+fn sampled(outcome: &Outcome) -> String {
+    let Some(sampling) = &outcome.sampling else { return String::new() };
+    let [error, wanted] = [sampling.error, sampling.wanted].map(|x| 100.0 * x);
+    let (n, all) = (sampling.chunks, sampling.chunks_available);
+    let enough = match error <= wanted {
+        true => format!("within the {wanted} % asked for"),
+        false => format!("{wanted} % were asked for, but the text ends"),
+    };
+    format!("standard error {error:.2} % of the mean after {n} of {all} chunks, {enough}\n")
+}
+
+/// See docs/schema/perplexity.json.
+fn perplexity(outcome: &Outcome) -> anyhow::Result<Value> {
+    let mut value = serde_json::to_value(&outcome.own)?;
+    value["model"] = json!(outcome.reference);
+    value["text"] = texts(outcome);
+    value["ctx"] = json!(outcome.ctx);
+    value["activations"] = json!(outcome.activations);
+    add_parts(
+        &mut value,
+        outcome,
+        |domain| json!({ "text": domain.text, "perplexity": domain.own }),
+    );
+    Ok(value)
+}
+
+fn perplexity_table(outcome: &Outcome) -> String {
+    let own = &outcome.own;
+    let mut out = format!(
+        "perplexity = {:.4} ± {:.5}\nmean NLL   = {:.6} over {} tokens in {} chunks\n",
+        own.perplexity,
+        own.perplexity_error,
+        own.mean_nll,
+        own.tokens_scored,
+        own.nll_per_chunk.len()
+    );
+    for domain in &outcome.domains {
+        out += &format!("{:<24} {}\n", name(&domain.text), of_text(&domain.own));
+    }
+    out + &sampled(outcome)
+}
+
+/// See docs/schema/gate.json.
+fn judgement(judged: &Judgement) -> Value {
+    json!({
+        "version": 1,
+        "reference": judged.reference,
+        "model": judged.model,
+        "activations": judged.activations,
+        "verdict": judged.verdict,
+        "confidence": judged.confidence,
+        "chunks": judged.chunks,
+        "chunks_available": judged.chunks_available,
+        "checks": judged.checks,
+    })
+}
+
+fn judgement_table(judged: &Judgement) -> String {
+    let mut out = String::new();
+    for check in &judged.checks {
+        let verdict = match check.verdict {
+            Verdict::Pass => "pass".to_owned(),
+            Verdict::Fail => "FAIL".to_owned(),
+            Verdict::Undecided => match check.chunks_needed {
+                Some(n) => format!("undecided, some {n} chunks would decide"),
+                None => "undecided".to_owned(),
+            },
+        };
+        out += &format!(
+            "{:<20} {:.6} ± {:.6}, limit {}: {verdict}\n",
+            check.what, check.value, check.error, check.limit
+        );
+    }
+    let name = match judged.verdict {
+        Verdict::Pass => "PASS",
+        Verdict::Fail => "FAIL",
+        Verdict::Undecided => "UNDECIDED",
+    };
+    let (confidence, n, all) = (judged.confidence, judged.chunks, judged.chunks_available);
+    out + &format!("{name} at confidence {confidence} after {n} of {all} chunks\n")
+}
+
+/// Of models compared with a reference, for people.
+fn table(outcome: &Outcome, by_layer: bool) -> String {
+    let mut out = format!(
+        "reference {}\n  perplexity {:.4} ± {:.4}, {} tokens scored in {} chunks of {}{}\n",
+        outcome.reference.display(),
+        outcome.own.perplexity,
+        outcome.own.perplexity_error,
+        outcome.own.tokens_scored,
+        outcome.own.nll_per_chunk.len(),
+        outcome.ctx,
+        match outcome.activations {
+            Activations::F32 => "",
+            Activations::Q8 => ", activations rounded as llama.cpp does",
+        },
+    );
+    for domain in &outcome.domains {
+        out += &format!("  {:<24} {}\n", name(&domain.text), of_text(&domain.own));
+    }
+    out += &sampled(outcome);
+    for (i, row) in outcome.rows.iter().enumerate() {
+        let c = &row.comparison;
+        out += &format!("\n{} ({:.3} bits per weight)\n", row.path.display(), row.bits_per_weight);
+        let mut line = |name: &str, text: String| out += &format!("  {name:<24} {text}\n");
+        let p = &c.perplexity;
+        line("perplexity", format!("{:.4} ± {:.4}", p.perplexity, p.perplexity_error));
+        line(
+            "ln(PPL ratio), paired",
+            format!("{:+.6} ± {:.6}", c.paired.ln_ratio, c.paired.ln_ratio_error),
+        );
+        line("PPL ratio", format!("{:.6} ± {:.6}", c.paired.ratio, c.paired.ratio_error));
+        line("correlation of ln p", format!("{:.3} %", 100.0 * c.correlation));
+        let kl = &c.kl_divergence;
+        let chunk = kl.mean_error_by_chunk.map_or(String::new(), |e| format!(" (by chunk {e:.6})"));
+        line("mean KL divergence", format!("{:.6} ± {:.6}{chunk}", kl.mean.value, kl.mean.error));
+        let at = |d: &crate::eval::Distribution, wanted: f64| {
+            d.percentiles.iter().find(|p| p.0 == wanted).map_or(f64::NAN, |p| p.1)
+        };
+        let percentiles = [50.0, 90.0, 95.0, 99.0, 99.9].map(|p| format!("{:.6}", at(kl, p)));
+        line("  50 90 95 99 99.9 %", percentiles.join("  "));
+        line("  maximum", format!("{:.6}", kl.max));
+        let top = c.same_top;
+        line("same top token", format!("{:.3} ± {:.3} %", 100.0 * top.value, 100.0 * top.error));
+        for top in &c.top_k {
+            let share = format!("{:.3} ± {:.3} %", 100.0 * top.value, 100.0 * top.error);
+            line(&format!("  shared of the top {}", top.k), share);
+        }
+        let change = &c.p_change;
+        line(
+            "change of p, mean",
+            format!("{:+.3} ± {:.3} %", 100.0 * change.mean.value, 100.0 * change.mean.error),
+        );
+        let rms = c.p_change_rms;
+        line("change of p, RMS", format!("{:.3} ± {:.3} %", 100.0 * rms.value, 100.0 * rms.error));
+        let percentiles =
+            [1.0, 5.0, 50.0, 95.0, 99.0].map(|p| format!("{:+.3}", 100.0 * at(change, p)));
+        line("  1 5 50 95 99 %", percentiles.join("  "));
+        if by_layer {
+            for (layer, error) in c.layer_error.iter().enumerate() {
+                line(&format!("state after layer {layer}"), format!("{error:.3e} relative"));
+            }
+        }
+        for domain in &outcome.domains {
+            let c = &domain.models[i];
+            let (kl, top) = (c.kl_divergence.mean, c.same_top);
+            let kl = format!("KL divergence {:.6} ± {:.6}", kl.value, kl.error);
+            let top = format!("same top token {:.3} %", 100.0 * top.value);
+            line(&name(&domain.text), format!("{kl}, {top}, PPL ratio {:.6}", c.paired.ratio));
+        }
+        for (name, error) in row.tensors.iter().flatten() {
+            line(name, format!("{error:.3e} relative, of its output"));
+        }
+    }
+    out
+}
+
+/// See docs/schema/compare.json.
+fn comparison(outcome: &Outcome) -> Value {
+    let row = |row: &Row| {
+        let mut value = json!({
+            "model": row.path,
+            "bits_per_weight": row.bits_per_weight,
+            "result": row.comparison,
+        });
+        if let Some(tensors) = &row.tensors {
+            let list = tensors.iter().map(|(name, error)| json!({ "name": name, "error": error }));
+            value["tensors"] = list.collect();
+        }
+        value
+    };
+    let mut value = json!({
+        "version": 1,
+        "reference": outcome.reference,
+        "text": texts(outcome),
+        "ctx": outcome.ctx,
+        "activations": outcome.activations,
+        "reference_perplexity": outcome.own,
+        "models": outcome.rows.iter().map(row).collect::<Vec<_>>(),
+    });
+    add_parts(&mut value, outcome, |domain| {
+        json!({
+            "text": domain.text,
+            "reference_perplexity": domain.own,
+            "models": domain.models,
+        })
+    });
+    value
+}

@@ -1,0 +1,104 @@
+//! What a measurement will take, before it begins.
+
+use super::job::{Chosen, Job};
+use super::{MeasureError, Options, Text};
+use crate::eval::{self, Collector, Model, looks, memory, trial};
+use crate::io::read_rate;
+use crate::monitor::Monitor;
+use crate::source::SourceFile;
+use serde::Serialize;
+use std::path::PathBuf;
+
+/// What a measurement will take, if all of its chunks are needed.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Estimate {
+    /// Tokens that pass each model.
+    pub tokens: usize,
+    /// Threads at work.
+    pub threads: usize,
+    /// Seconds, with all threads at work and nothing else on the machine.
+    pub seconds: f64,
+    /// Seconds of processor time, over all threads.
+    pub processor_seconds: f64,
+    /// Bytes that are read, at most.
+    pub read_bytes: u64,
+    /// Bytes a second that they are read at, from the system's cache where they are in it now. Unknown for
+    /// what is elsewhere.
+    pub read_bytes_per_second: Option<f64>,
+    /// Bytes of memory, about and at most; pages of weights in the system's cache not counted.
+    pub memory_bytes: u64,
+    /// Bytes that hidden states take in a folder.
+    pub scratch_bytes: u64,
+}
+
+/// Estimates a measurement from a short trial on the models' own weights and the first chunk.
+///
+/// # Errors
+/// As the measurement itself.
+pub fn estimate(
+    job: Job,
+    texts: &[Text],
+    options: &Options,
+    monitor: &dyn Monitor,
+) -> Result<Estimate, MeasureError> {
+    let Chosen { chunks, own, options, settings, .. } = Chosen::new(&job, texts, options, monitor)?;
+    let n_tokens = own.len() * chunks.ctx;
+    let first = chunks.tokens(&[0]);
+    let subjects = job.subjects();
+    let watched = matches!(job, Job::Importances(_));
+    let collectors: Vec<Collector> =
+        subjects.iter().map(|subject| Collector::new(subject.model.source())).collect();
+    let mut runners: Vec<Model> = Vec::new();
+    for (subject, collector) in subjects.iter().zip(&collectors) {
+        let mut runner = subject.runner(&options)?;
+        if watched {
+            runner.keep_compressed();
+            runner.observe(collector);
+        }
+        runners.push(runner);
+    }
+    let seconds = |runner| trial(runner, &first, n_tokens, &settings, !watched);
+    let (seconds, threads, memory_bytes) = options.on_threads(|| {
+        let seconds: Result<Vec<f64>, eval::EvalError> = runners.iter().map(seconds).collect();
+        let together: Vec<&Model> = runners.iter().collect();
+        (seconds, rayon::current_num_threads(), memory(&together, n_tokens, &settings))
+    })?;
+    let paths = subjects.iter().map(|subject| subject.path);
+    let seconds = seconds.map_err(|error| MeasureError::of_several(error, paths))?;
+    // Each candidate multiplies the reference's inputs as well.
+    let again = if job.extras().by_tensor { subjects.len() as f64 - 1.0 } else { 0.0 };
+    let processor_seconds = seconds.iter().sum::<f64>() + again * seconds[0];
+    let passes = match job {
+        Job::Gate { .. } if options.share.is_none() => looks(chunks.len()).len(),
+        _ => 1,
+    };
+    let files: Vec<SourceFile> =
+        subjects.iter().flat_map(|subject| subject.model.source().files()).collect();
+    let weights: u64 = subjects.iter().map(|subject| subject.size().0).sum();
+    let read_bytes = weights * passes as u64;
+    let files: Vec<(PathBuf, u64)> = files.into_iter().map(|file| (file.path, file.size)).collect();
+    let rate = read_rate(&files);
+    let reading = rate.map_or(0.0, |rate| read_bytes as f64 / rate);
+    let widths: u64 = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd)).sum();
+    let columns: u64 = match watched {
+        true => subjects[0]
+            .model
+            .source()
+            .tensors()
+            .iter()
+            .map(|t| t.n_elements() / t.dims.get(1).copied().unwrap_or(1).max(1))
+            .sum(),
+        false => 0,
+    };
+    Ok(Estimate {
+        tokens: n_tokens,
+        threads,
+        seconds: (processor_seconds / threads as f64).max(reading),
+        processor_seconds,
+        read_bytes,
+        read_bytes_per_second: rate,
+        // Sums of squares take 16 bytes each.
+        memory_bytes: memory_bytes + 16 * columns,
+        scratch_bytes: options.scratch.as_ref().map_or(0, |_| 4 * n_tokens as u64 * widths),
+    })
+}

@@ -1,0 +1,460 @@
+//! What is measured, chunks upon chunks: all of them, a machine's share, or as many as it takes.
+
+use super::chunks::{Chunks, fingerprint, fingerprint_of_file};
+use super::order::spread;
+use super::part::{Head, Kind, Measured};
+use super::values::{OfModel, Values};
+use super::{Against, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
+use crate::eval::{
+    self, BaseReader, BaseWriter, Collector, EvalError, Model, Observer, PerplexityOptions,
+    Reference, TensorErrors, Verdict, collect, comparison_work, looks,
+};
+use crate::io::LocalDisk;
+use crate::monitor::Monitor;
+use ndarray::ArrayView2;
+use std::path::Path;
+
+/// A measurement.
+#[derive(Clone, Copy)]
+pub enum Job<'a> {
+    /// How well a model predicts texts.
+    Perplexity(Subject<'a>),
+    /// How far models are from a reference.
+    Compare {
+        /// The reference.
+        reference: Against<'a>,
+        /// The models.
+        candidates: &'a [Subject<'a>],
+        /// What is given beside the result.
+        extras: Extras<'a>,
+    },
+    /// Whether a model keeps within limits.
+    Gate {
+        /// The reference.
+        reference: Subject<'a>,
+        /// The model.
+        candidate: Subject<'a>,
+        /// The limits.
+        terms: Terms,
+    },
+    /// Sums of squares of a model's inputs.
+    Importances(Subject<'a>),
+}
+
+/// Chunks that are taken first, where an error decides how many are enough.
+const FIRST: usize = 8;
+
+impl<'a> Job<'a> {
+    /// The models that run, the reference first.
+    pub(super) fn subjects(&self) -> Vec<Subject<'a>> {
+        match *self {
+            Self::Perplexity(subject) | Self::Importances(subject) => vec![subject],
+            Self::Compare { reference: Against::Model(reference), candidates, .. } => {
+                [&[reference], candidates].concat()
+            }
+            Self::Compare { reference: Against::Base(_), candidates, .. } => candidates.to_vec(),
+            Self::Gate { reference, candidate, .. } => vec![reference, candidate],
+        }
+    }
+
+    fn base(&self) -> Option<&'a Path> {
+        match *self {
+            Self::Compare { reference: Against::Base(path), .. } => Some(path),
+            _ => None,
+        }
+    }
+
+    pub(super) fn extras(&self) -> Extras<'a> {
+        match *self {
+            Self::Compare { extras, .. } => extras,
+            _ => Extras::default(),
+        }
+    }
+
+    fn kind(&self) -> Kind {
+        match *self {
+            Self::Perplexity(_) => Kind::Perplexity,
+            Self::Compare { .. } => Kind::Compare,
+            Self::Gate { terms, .. } => Kind::Gate(terms),
+            Self::Importances(_) => Kind::Imatrix,
+        }
+    }
+
+    /// Chunks that a text must have.
+    fn least(&self) -> usize {
+        match self {
+            Self::Importances(_) => 1,
+            _ => 2,
+        }
+    }
+
+    /// What belongs to the values, before there are any.
+    fn head(&self, chunks: &Chunks, options: &Options) -> Result<Head, MeasureError> {
+        let subjects = self.subjects();
+        let compared = match self {
+            Self::Perplexity(_) | Self::Importances(_) => &[],
+            _ => &subjects[usize::from(self.base().is_none())..],
+        };
+        let reference = self.base().unwrap_or_else(|| subjects[0].path).to_owned();
+        let models = compared.iter().map(|s| (s.path.to_owned(), s.bits_per_weight())).collect();
+        let mut head = Head {
+            form: 1,
+            kind: self.kind(),
+            identity: Vec::new(),
+            share: options.share.map(|share| (share.number(), share.count())),
+            chunks: chunks.len(),
+            texts: chunks.texts.clone(),
+            reference,
+            models,
+            ctx: chunks.ctx,
+            activations: options.activations,
+            by_tensor: self.extras().by_tensor,
+            until_error: options.until_error,
+            seed: options.seed,
+            warnings: Vec::new(),
+        };
+        if options.share.is_some() {
+            head.identity = self.identity(chunks, options, &head)?;
+        }
+        Ok(head)
+    }
+
+    /// What shares of the same measurement have in common.
+    fn identity(
+        &self,
+        chunks: &Chunks,
+        options: &Options,
+        head: &Head,
+    ) -> Result<Vec<(String, String)>, MeasureError> {
+        let mut identity = Vec::new();
+        let mut is = |what: &str, value: String| identity.push((what.to_owned(), value));
+        let by_tensor = if head.by_tensor { " with tensors" } else { "" };
+        is("measurement", format!("{}{by_tensor}", self.kind().name()));
+        is("program", format!("requant {}", env!("CARGO_PKG_VERSION")));
+        is("number of shares", head.share.map_or(1, |(_, count)| count).to_string());
+        is("tokens per chunk", chunks.ctx.to_string());
+        is("number of chunks", chunks.len().to_string());
+        is("activations", format!("{:?}", options.activations).to_lowercase());
+        is("instructions", options.simd.name().to_owned());
+        if let Kind::Gate(Terms { limits, confidence }) = self.kind() {
+            is("limits", format!("{limits:?} at {confidence}, seed {}", options.seed));
+        }
+        is("text", chunks.fingerprint());
+        if let Some(base) = self.base() {
+            is("base", fingerprint_of_file(base)?);
+        }
+        for (i, subject) in (1..).zip(self.subjects()) {
+            is(&format!("model {i}"), fingerprint(subject)?);
+        }
+        Ok(identity)
+    }
+}
+
+impl Kind {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Perplexity => "perplexity",
+            Self::Compare => "comparison",
+            Self::Gate(_) => "gate",
+            Self::Imatrix => "importances",
+        }
+    }
+}
+
+/// Measures all chunks of texts, or the share that options ask for.
+///
+/// The monitor counts tokens times layers, as if all chunks were needed.
+///
+/// # Errors
+/// A vocabulary or a forward pass that a model does not allow, a text too short, too little memory,
+/// weights that cannot be read, results that are not finite.
+pub fn measure(
+    job: Job,
+    texts: &[Text],
+    options: &Options,
+    monitor: &dyn Monitor,
+) -> Result<Part, MeasureError> {
+    Ok(measure_unless(job, texts, options, |_| Ok(false), monitor)?.1)
+}
+
+/// As [`measure`], unless `done` finds that the part, in which there is nothing yet but what it is of, has been
+/// measured before. Says whether that is so.
+///
+/// # Errors
+/// As [`measure`], and what `done` finds.
+pub fn measure_unless(
+    job: Job,
+    texts: &[Text],
+    options: &Options,
+    done: impl FnOnce(&Part) -> Result<bool, MeasureError>,
+    monitor: &dyn Monitor,
+) -> Result<(bool, Part), MeasureError> {
+    let mut chosen = Chosen::new(&job, texts, options, monitor)?;
+    let head = job.head(&chosen.chunks, &chosen.options)?;
+    let measured = Measured::Values(Values::none(head.models.len()));
+    let mut part = Part { head, measured };
+    if done(&part)? {
+        return Ok((true, part));
+    }
+    part.measured = match job {
+        Job::Importances(subject) => squares(subject, &chosen, monitor)?,
+        _ => {
+            let base = chosen.base.take();
+            let pass = Pass { job, chosen: &chosen };
+            Measured::Values(pass.values(&part.head, base, monitor)?)
+        }
+    };
+    Ok((false, part))
+}
+
+/// Texts that were read, and what of them is this machine's.
+pub(super) struct Chosen {
+    pub chunks: Chunks,
+    pub own: Vec<usize>,
+    base: Option<BaseReader>,
+    /// Options that say nothing any more about how much of a text is taken.
+    pub options: Options,
+    pub settings: PerplexityOptions,
+}
+
+impl Chosen {
+    pub fn new(
+        job: &Job,
+        texts: &[Text],
+        options: &Options,
+        monitor: &dyn Monitor,
+    ) -> Result<Self, MeasureError> {
+        options.check()?;
+        let subjects = job.subjects();
+        let base = job.base().map(BaseReader::open).transpose()?;
+        let chunks = match (&base, subjects.first()) {
+            (None, Some(&first)) => Chunks::of_texts(texts, first, options, job.least(), monitor)?,
+            (Some(base), first) => Chunks::of_base(base, first.copied(), options, monitor)?,
+            (None, None) => return Err(EvalError::NothingToScore.into()),
+        };
+        let own: Vec<usize> = chunks.share(options.share).collect();
+        let options = Options { ctx: chunks.ctx, chunks: None, ..options.clone() };
+        let settings = options.settings(&subjects, own.len() * chunks.ctx, chunks.bos)?;
+        Ok(Self { chunks, own, base, options, settings })
+    }
+}
+
+/// Sums of squares over some chunks.
+fn squares(
+    subject: Subject,
+    chosen: &Chosen,
+    monitor: &dyn Monitor,
+) -> Result<Measured, MeasureError> {
+    let Chosen { chunks, own, options, settings, .. } = chosen;
+    let collector = Collector::new(subject.model.source());
+    let mut runner = subject.runner(options)?;
+    runner.keep_compressed();
+    runner.observe(&collector);
+    let tokens = chunks.tokens(own);
+    monitor.expect(settings.work(tokens.len(), subject.model.hparams()));
+    if !own.is_empty() {
+        options
+            .on_threads(|| collect(&runner, &tokens, settings, monitor))?
+            .map_err(|error| MeasureError::of(subject.path, chunks.placed(error, own)))?;
+    }
+    Ok(Measured::Squares(collector.finish()))
+}
+
+/// Models on their way through chunks.
+struct Pass<'p> {
+    job: Job<'p>,
+    chosen: &'p Chosen,
+}
+
+/// What runs, and where values go beside the result.
+struct Runners<'a> {
+    own: Option<Model<'a>>,
+    others: Vec<Model<'a>>,
+    base: Option<BaseReader>,
+    save: Option<BaseWriter<'static>>,
+}
+
+impl Pass<'_> {
+    /// Values of the chunks that are this machine's, or of as many as it takes.
+    fn values(
+        &self,
+        head: &Head,
+        base: Option<BaseReader>,
+        monitor: &dyn Monitor,
+    ) -> Result<Values, MeasureError> {
+        let Chosen { chunks, own, options, settings, .. } = self.chosen;
+        let subjects = self.job.subjects();
+        let extras = self.job.extras();
+        let (reference, candidates) = match self.job.base() {
+            None => (Some(subjects[0]), &subjects[1..]),
+            Some(_) => (None, &subjects[..]),
+        };
+        let errors = Together(match reference {
+            Some(reference) if extras.by_tensor => {
+                candidates.iter().map(|other| self.errors(reference, *other)).collect()
+            }
+            _ => Vec::new(),
+        });
+        let mut own_runner = reference.map(|subject| subject.runner(options)).transpose()?;
+        if let Some(runner) = own_runner.as_mut().filter(|_| extras.by_tensor) {
+            runner.keep_compressed();
+            runner.observe(&errors);
+        }
+        let others = candidates.iter().map(|subject| subject.runner(options));
+        let others = others.collect::<Result<Vec<_>, _>>()?;
+        let save = match (extras.save_base, reference) {
+            (Some(path), Some(_)) if options.until_error.is_some() => {
+                return Err(MeasureError::Sampled(path.to_owned()));
+            }
+            (Some(path), Some(reference)) => {
+                let (used, ctx) = (chunks.tokens(own), chunks.ctx as u32);
+                let n_vocab = reference.model.hparams().n_vocab;
+                Some(BaseWriter::create(&LocalDisk, path, ctx, n_vocab, &used)?)
+            }
+            _ => None,
+        };
+        let together: Vec<&Model> = own_runner.iter().chain(&others).collect();
+        let n_tokens = own.len() * chunks.ctx;
+        monitor.expect(comparison_work(&together, n_tokens, settings));
+        let mut runners = Runners { own: own_runner, others, base, save };
+        let mut values = self.looks(head, &mut runners, monitor)?;
+        runners.save.map(BaseWriter::finish).transpose()?;
+        for (model, errors) in values.models.iter_mut().zip(&errors.0) {
+            model.tensors = errors.sums();
+        }
+        Ok(values)
+    }
+
+    fn errors<'e>(&self, reference: Subject, other: Subject<'e>) -> TensorErrors<'e> {
+        let (reference, other) = (reference.model.source(), other.model.source());
+        let Options { simd, activations, .. } = self.chosen.options;
+        TensorErrors::new(reference, other, simd, activations)
+    }
+
+    /// Takes chunks until there are enough.
+    fn looks(
+        &self,
+        head: &Head,
+        runners: &mut Runners,
+        monitor: &dyn Monitor,
+    ) -> Result<Values, MeasureError> {
+        let own = &self.chosen.own;
+        let mut values = Values::none(head.models.len());
+        let gate = match head.kind {
+            Kind::Gate(terms) if head.share.is_none() => Some(terms),
+            _ => None,
+        };
+        let order = match gate.is_some() || head.until_error.is_some() {
+            true => spread(own.len(), head.seed),
+            false => own.clone(),
+        };
+        while values.chunks.len() < order.len() {
+            let done = values.chunks.len();
+            let next = match (gate, head.until_error) {
+                (Some(_), _) => looks(order.len()).into_iter().find(|&look| look > done),
+                (None, Some(wanted)) => Some(enough(done, values.relative_error(), wanted)),
+                (None, None) => None,
+            };
+            let next = next.unwrap_or(order.len()).min(order.len());
+            values.add(self.pass(&order[done..next], runners, monitor)?);
+            let decided = match gate {
+                Some(terms) => gate::judge(&values, head, terms)?.verdict != Verdict::Undecided,
+                None => false,
+            };
+            let small = |wanted| values.chunks.len() >= FIRST && values.relative_error() <= wanted;
+            if decided || head.until_error.is_some_and(small) {
+                break;
+            }
+        }
+        Ok(values)
+    }
+
+    /// Passes some chunks through all models.
+    fn pass(
+        &self,
+        chunks: &[usize],
+        runners: &mut Runners,
+        monitor: &dyn Monitor,
+    ) -> Result<Values, MeasureError> {
+        let Chosen { chunks: all, options, settings, .. } = self.chosen;
+        let tokens = all.tokens(chunks);
+        let others: Vec<&Model> = runners.others.iter().collect();
+        let alone = matches!(self.job, Job::Perplexity(_));
+        let found = options.on_threads(|| match (&runners.own, runners.base.as_mut()) {
+            (Some(own), None) if alone => {
+                Ok((eval::perplexity(own, &tokens, settings, monitor)?, Vec::new()))
+            }
+            (Some(own), None) => {
+                let (own, save) = (Reference::Model(own), runners.save.as_mut());
+                eval::compare(own, &others, &tokens, settings, save, monitor)
+            }
+            (_, Some(base)) => {
+                base.choose(chunks);
+                eval::compare(Reference::Base(base), &others, &tokens, settings, None, monitor)
+            }
+            (None, None) => Err(EvalError::NothingToScore),
+        })?;
+        let paths = self.job.base().into_iter();
+        let paths = paths.chain(self.job.subjects().into_iter().map(|subject| subject.path));
+        let (own, comparisons) = found.map_err(|error| match alone {
+            true => MeasureError::of(self.job.subjects()[0].path, all.placed(error, chunks)),
+            false => MeasureError::of_several(all.placed(error, chunks), paths),
+        })?;
+        let models = comparisons.into_iter().map(|comparison| OfModel {
+            tokens: comparison.tokens,
+            layers: comparison.layers,
+            tensors: Vec::new(),
+        });
+        Ok(Values { chunks: chunks.to_vec(), nll: own.nll, models: models.collect() })
+    }
+}
+
+/// Chunks that will probably be enough, with an error after so many: it falls with their root.
+fn enough(done: usize, error: f64, wanted: f64) -> usize {
+    /// Above what is expected, since errors are not known exactly.
+    const MARGIN: f64 = 1.1;
+    if done == 0 {
+        return FIRST;
+    }
+    let times = (error / wanted).powi(2) * MARGIN;
+    // An error that is known from few chunks is not trusted further.
+    (done as f64 * times.min(4.0)).ceil().max(done as f64 + 1.0) as usize
+}
+
+/// Several observers as one.
+struct Together<'a>(Vec<TensorErrors<'a>>);
+
+impl Observer for Together<'_> {
+    fn product(
+        &self,
+        tensor: usize,
+        matrix: usize,
+        x: ArrayView2<f32>,
+        y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        self.0.iter().try_for_each(|one| one.product(tensor, matrix, x, y))
+    }
+
+    fn seen(&self, layer: u32) -> Vec<u8> {
+        self.0.iter().flat_map(|one| one.seen(layer)).collect()
+    }
+
+    /// All have the reference's tensors, so each takes as many bytes.
+    fn take_up(&self, layer: u32, seen: &[u8]) -> Result<(), EvalError> {
+        let parts = seen.chunks((seen.len() / self.0.len().max(1)).max(1));
+        self.0.iter().zip(parts).try_for_each(|(one, seen)| one.take_up(layer, seen))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn as_many_chunks_are_taken_as_the_error_asks_for() {
+        assert_eq!(enough(0, f64::INFINITY, 0.02), FIRST);
+        assert_eq!(enough(8, f64::INFINITY, 0.02), 32);
+        assert_eq!(enough(32, 0.03, 0.02), 80);
+        assert_eq!(enough(32, 0.02, 0.02), 36);
+    }
+}

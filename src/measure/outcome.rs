@@ -1,0 +1,127 @@
+//! What follows from measured values.
+
+use super::part::Head;
+use super::values::Values;
+use super::{Judgement, MeasureError};
+use crate::eval::{Activations, Apart, Comparison, Perplexity};
+use crate::imatrix::Sums;
+use std::path::PathBuf;
+
+/// What was found.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Of one model.
+    Perplexity(Box<Outcome>),
+    /// Of models compared with a reference.
+    Comparison(Box<Outcome>),
+    /// Of a model that was to keep within limits.
+    Judgement(Judgement),
+    /// Sums of squares.
+    Importances(Sums),
+}
+
+/// What was found about one model.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// The model.
+    pub path: PathBuf,
+    /// Bits per weight.
+    pub bits_per_weight: f64,
+    /// How far it is from the reference.
+    pub comparison: Comparison,
+    /// Relative error of the output of each tensor, largest first, where it was asked for.
+    pub tensors: Option<Vec<(String, f64)>>,
+}
+
+/// How well a model predicts texts, and how far several models are from it.
+#[derive(Clone, Debug)]
+pub struct Outcome {
+    /// The reference, a model or a file of log-probabilities; or the one model.
+    pub reference: PathBuf,
+    /// The texts, where they are known.
+    pub texts: Vec<PathBuf>,
+    /// Tokens per chunk.
+    pub ctx: usize,
+    /// In which precision activations met weights.
+    pub activations: Activations,
+    /// The reference's own result.
+    pub own: Perplexity,
+    /// The models.
+    pub rows: Vec<Row>,
+    /// The same for each text, where there are several.
+    pub domains: Vec<Domain>,
+    /// What was to be reached with some of the chunks, and what was.
+    pub sampling: Option<Sampling>,
+}
+
+/// What was found on one of several texts.
+#[derive(Clone, Debug)]
+pub struct Domain {
+    /// The text.
+    pub text: PathBuf,
+    /// The reference's own result.
+    pub own: Perplexity,
+    /// Those of the models.
+    pub models: Vec<Comparison>,
+}
+
+/// Chunks that were taken from all over a text until an error was small enough.
+#[derive(Clone, Copy, Debug, serde::Serialize)]
+pub struct Sampling {
+    /// The relative standard error that was wanted.
+    pub wanted: f64,
+    /// What it is: the largest of all models.
+    pub error: f64,
+    /// Which chunks came first.
+    pub seed: u64,
+    /// Chunks that it took.
+    pub chunks: usize,
+    /// Chunks that there were.
+    pub chunks_available: usize,
+}
+
+impl Outcome {
+    pub(super) fn new(head: &Head, values: &Values) -> Result<Self, MeasureError> {
+        let values = values.sorted();
+        let models = head.models.iter().zip(values.comparisons()?).zip(&values.models);
+        let rows = models.map(|(((path, bits_per_weight), comparison), model)| Row {
+            path: path.clone(),
+            bits_per_weight: *bits_per_weight,
+            comparison,
+            tensors: head.by_tensor.then(|| largest_first(&model.tensors)),
+        });
+        let mut domains = Vec::new();
+        for (text, chunks) in head.texts.iter().filter(|_| head.texts.len() > 1) {
+            let part = values.within(chunks);
+            if !part.chunks.is_empty() {
+                let (own, models) = (part.own(), part.comparisons()?);
+                domains.push(Domain { text: text.clone(), own, models });
+            }
+        }
+        let sampling = head.until_error.map(|wanted| Sampling {
+            wanted,
+            error: values.relative_error(),
+            seed: head.seed,
+            chunks: values.chunks.len(),
+            chunks_available: head.chunks,
+        });
+        Ok(Self {
+            reference: head.reference.clone(),
+            texts: head.texts.iter().map(|(path, _)| path.clone()).collect(),
+            ctx: head.ctx,
+            activations: head.activations,
+            own: values.own(),
+            rows: rows.collect(),
+            domains,
+            sampling,
+        })
+    }
+}
+
+/// The tensors that differ.
+fn largest_first(errors: &[(String, Apart)]) -> Vec<(String, f64)> {
+    let errors = errors.iter().map(|(name, error)| (name.clone(), error.relative()));
+    let mut list: Vec<(String, f64)> = errors.filter(|(_, error)| *error > 0.0).collect();
+    list.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+    list
+}
