@@ -6,13 +6,18 @@ mod common;
 use common::settings;
 use requant::convert::{Mode, Plan, RunOptions, Settings};
 use requant::eval;
-use requant::model::{CheckpointModel, Model, Mtp};
+use requant::model::{CheckpointModel, Given, LeftOut, Model, Mtp};
+use requant::quant::{QuantType, float};
 use requant::recipe::FileType;
-use safetensors::SafeTensors;
+use requant::source::{Checkpoint, Dtype, Folder, GgufSource, Source};
+use requant::tokenizer::{Tokenizer, Vocab};
+use safetensors::tensor::{Dtype as StDtype, TensorView};
+use safetensors::{SafeTensors, serialize_to_file};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
 
 const FAMILY: &str = "tests/fixtures/family";
+const COMPRESSED: &str = "tests/fixtures/compressed";
 
 /// The largest difference to transformers' logits, at every sixteenth position.
 fn largest_error(opened: &Model, name: &str) -> f32 {
@@ -36,9 +41,8 @@ fn largest_error(opened: &Model, name: &str) -> f32 {
     errors.fold(0.0, f32::max)
 }
 
-/// Converts a checkpoint in all types of the reference converter, to `{outtype}.gguf` in a folder,
-/// and returns a copy of it that has a tokenizer.
-fn convert(fixtures: &str, name: &str, dir: &Path) -> PathBuf {
+/// A copy of a checkpoint that has a tokenizer, in a folder.
+fn prepare(fixtures: &str, name: &str, dir: &Path) -> PathBuf {
     // The model is named after its folder.
     let folder = dir.join(name);
     std::fs::create_dir(&folder).unwrap();
@@ -48,11 +52,25 @@ fn convert(fixtures: &str, name: &str, dir: &Path) -> PathBuf {
     for file in ["config.json", "model.safetensors"] {
         copy(&Path::new(fixtures).join(name).join(file));
     }
+    if fixtures == COMPRESSED {
+        write_embedding(&folder);
+    }
     copy(&Path::new(common::TINY_R1).join("tokenizer.json"));
     let mut tokenizer = common::json("tests/fixtures/tiny-r1/tokenizer_config.json");
     tokenizer["add_bos_token"] = false.into();
     std::fs::write(folder.join("tokenizer_config.json"), tokenizer.to_string()).unwrap();
+    folder
+}
 
+/// Converts a checkpoint in all types of the reference converter, to `{outtype}.gguf` in a folder,
+/// and returns a copy of it that has a tokenizer.
+fn convert(fixtures: &str, name: &str, dir: &Path) -> PathBuf {
+    let folder = prepare(fixtures, name, dir);
+    convert_all(&folder, fixtures, name, dir);
+    folder
+}
+
+fn convert_all(folder: &Path, fixtures: &str, name: &str, dir: &Path) {
     let goldens = common::json(&format!("{fixtures}/converted.json"));
     let types = [
         ("f32", FileType::F32),
@@ -62,17 +80,29 @@ fn convert(fixtures: &str, name: &str, dir: &Path) -> PathBuf {
     ];
     for (outtype, file_type) in types {
         let Some(golden) = goldens[name][outtype].as_str() else { continue };
-        let mut model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+        let mut model = CheckpointModel::open(folder, Mtp::Drop).unwrap();
         model.keep_blocks().unwrap();
         let settings = Settings { mode: Mode::Convert, ..settings(file_type) };
         let plan = Plan::of_checkpoint(&model, &settings).unwrap();
         let output = dir.join(format!("{outtype}.gguf"));
         plan.run(&model, &output, RunOptions::default(), &()).unwrap();
-        let hash = Sha256::digest(std::fs::read(&output).unwrap());
-        let hash: String = hash.iter().map(|b| format!("{b:02x}")).collect();
-        assert_eq!(golden, hash, "{outtype}");
+        assert_eq!(golden, sha256(&std::fs::read(&output).unwrap()), "{outtype}");
     }
-    folder
+}
+
+/// The embedding that `compressed/make.py` does not store.
+fn write_embedding(folder: &Path) {
+    let bits = (0..2048 * 64u32).map(|i| (i.wrapping_mul(40503) & 0xffff) as u16);
+    let bytes: Vec<u8> =
+        bits.flat_map(|h| (h & 0x8000 | 0x3f00 | h & 0x7f).to_le_bytes()).collect();
+    let tensor = TensorView::new(StDtype::BF16, vec![2048, 64], &bytes).unwrap();
+    let tensors = [("model.embed_tokens.weight", tensor)];
+    let path = folder.join("model-embedding.safetensors");
+    serialize_to_file(tensors, None, &path).unwrap();
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 /// Converts a checkpoint, and runs it before and after.
@@ -98,11 +128,182 @@ fn logits(path: &Path) -> Vec<f32> {
     model.logits(states.view()).unwrap().iter().copied().collect()
 }
 
+/// Every kind of weight that compressed-tensors stores, read as it decompresses them: products with one
+/// rounding, to the type of the scales.
+#[test]
+fn compressed_tensors_are_what_they_decompress_to() {
+    let folder = Folder::local(&Path::new(COMPRESSED).join("every"));
+    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    let goldens = common::json(&format!("{COMPRESSED}/values.json"));
+    let goldens = goldens.as_object().unwrap();
+    assert_eq!(goldens.len(), 35);
+    for (name, golden) in goldens {
+        let tensor = checkpoint.take(name).unwrap().expect(name);
+        let rows = checkpoint.tensors()[tensor].n_rows() as usize;
+        assert_eq!(checkpoint.tensors()[tensor].dims[0], 128, "{name}");
+        let mut values = vec![0.0; rows * 128];
+        checkpoint.read_rows(tensor, 0, &mut values).unwrap();
+        let bytes: Vec<u8> = match golden["dtype"].as_str().unwrap() {
+            "float32" => values.iter().flat_map(|x| x.to_le_bytes()).collect(),
+            "bfloat16" => {
+                values.iter().flat_map(|&x| float::f32_to_bf16(x).to_le_bytes()).collect()
+            }
+            "float16" => values.iter().flat_map(|&x| float::f32_to_f16(x).to_le_bytes()).collect(),
+            other => panic!("{other}"),
+        };
+        assert_eq!(golden["sha256"].as_str().unwrap(), sha256(&bytes), "{name}");
+        // Rows from the middle are the same.
+        for (first, n) in [(1, 1), (3, 37), (33, 11)] {
+            let Some(expected) = values.get(first * 128..(first + n) * 128) else { continue };
+            let mut some = vec![0.0; n * 128];
+            checkpoint.read_rows(tensor, first as u64, &mut some).unwrap();
+            assert_eq!(some, expected, "{name}, rows from {first}");
+        }
+    }
+    assert_eq!(checkpoint.left(), Vec::<String>::new());
+}
+
+/// Integers are blocks of the type that has their numbers, where F16 has their scales, value for value.
+#[test]
+fn blocks_hold_the_values_of_compressed_tensors() {
+    let folder = Folder::local(&Path::new(COMPRESSED).join("every"));
+    let mut checkpoint = Checkpoint::open(folder).unwrap();
+    for (name, ty) in [
+        ("packed.4.32.even", Some(QuantType::Q4_0)),
+        ("packed.4.64.even", Some(QuantType::Q4_0)),
+        ("packed.4.128.even", Some(QuantType::Q4_0)),
+        ("packed.4.channel.even", Some(QuantType::Q4_0)),
+        ("packed.4.32.odd", Some(QuantType::Q5_0)),
+        ("packed.4.channel.odd", Some(QuantType::Q5_0)),
+        ("packed.8.32.even", None),
+        ("packed.8.channel.odd", None),
+        ("packed.2.odd", None),
+        ("packed.tensor", None),
+        ("int.channel", Some(QuantType::Q8_0)),
+        ("naive.group", Some(QuantType::Q8_0)),
+        ("naive.narrow", None),
+        ("nvfp4", Some(QuantType::NVFP4)),
+        ("mxfp4", Some(QuantType::MXFP4)),
+        ("float.group", None),
+    ] {
+        let tensor = checkpoint.take(&format!("{name}.weight")).unwrap().expect(name);
+        checkpoint.settle(tensor).unwrap();
+        assert_eq!(checkpoint.blocks(tensor), ty, "{name}");
+        let Some(ty) = ty else { continue };
+        let rows = checkpoint.tensors()[tensor].n_rows();
+        let mut blocks = vec![0; ty.row_bytes(128).unwrap() * rows as usize];
+        assert!(checkpoint.read_blocks(tensor, 0..rows, &mut blocks).unwrap());
+        let (mut found, mut expected) =
+            (vec![0.0; 128 * rows as usize], vec![0.0; 128 * rows as usize]);
+        ty.decode_rows(&blocks, 128, &mut found).unwrap();
+        checkpoint.read_rows(tensor, 0, &mut expected).unwrap();
+        let factor = checkpoint.factors(tensor).unwrap().weights;
+        for (i, (found, expected)) in found.iter().zip(&expected).enumerate() {
+            // The scale of a tensor is applied in another order.
+            let near = if factor == 1.0 { 0.0 } else { 2e-7 * expected.abs() };
+            assert!((found * factor - expected).abs() <= near, "{name}: {i}: {found}, {expected}");
+        }
+    }
+}
+
+/// Files whose values are those of their checkpoints, and are found to be.
+#[test]
+fn lossless_files_hold_the_values_of_their_checkpoints() {
+    for (name, of_coded) in [
+        ("experts-int4", &[QuantType::Q4_0][..]),
+        // Where every zero point is such that F16 has what it comes to.
+        ("int4-offset", &[QuantType::Q4_1, QuantType::Q5_0]),
+        ("int8", &[QuantType::Q8_0]),
+        ("fp8-block", &[QuantType::F32]),
+        ("nvfp4", &[QuantType::NVFP4]),
+    ] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = prepare(COMPRESSED, name, dir.path());
+        let mut kept = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+        kept.keep_exact().unwrap();
+        let lossless = Settings { mode: Mode::Lossless, ..settings(FileType::F32) };
+        let plan = Plan::of_checkpoint(&kept, &lossless).unwrap();
+        let output = dir.path().join("lossless.gguf");
+        plan.run(&kept, &output, RunOptions::default(), &()).unwrap();
+        let file = GgufSource::open(&output).unwrap();
+        let plain = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+        let opened = Model::open(&output, Mtp::Drop).unwrap();
+        for (i, meta) in plain.tensors().iter().enumerate() {
+            let at = file.find(&meta.name).expect(&meta.name);
+            if plain.is_coded(i) {
+                let ty = file.tensors()[at].dtype;
+                let is_known = of_coded.iter().any(|&known| ty == Dtype::Gguf(known));
+                assert!(is_known, "{name}: {}: {ty}", meta.name);
+            }
+            let source = opened.source();
+            let n = meta.n_elements() as usize;
+            let (mut found, mut expected) = (vec![0.0; n], vec![0.0; n]);
+            source.read_rows(source.find(&meta.name).unwrap(), 0, &mut found).unwrap();
+            plain.read_rows(i, 0, &mut expected).unwrap();
+            let near = if name == "nvfp4" { 2e-7 } else { 0.0 };
+            let differs = |(f, e): (&f32, &f32)| (f - e).abs() > near * e.abs();
+            assert!(!found.iter().zip(&expected).any(differs), "{name}: {}", meta.name);
+        }
+        let again = Plan::like_file(&kept, &settings(FileType::BF16), &file).unwrap();
+        let comparison = again.compare(&kept, &file, 1.0, 0, &()).unwrap();
+        assert!(comparison.is_same() && comparison.keys.is_empty(), "{name}: {comparison:?}");
+    }
+}
+
+/// Options of the reference converter that change its file.
+#[test]
+fn options_of_the_converter() {
+    let (name, dir) = ("fp8-channel", tempfile::tempdir().unwrap());
+    let folder = prepare(COMPRESSED, name, dir.path());
+    let file = Path::new(COMPRESSED).join("metadata.json");
+    let options = Settings {
+        mode: Mode::Convert,
+        given: Given::read(Some("Some Model".to_owned()), Some(&file)).unwrap(),
+        fp8_as_q8: true,
+        ..settings(FileType::BF16)
+    };
+    let model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+    let plan = Plan::of_checkpoint(&model, &options).unwrap();
+    let output = dir.path().join("options.gguf");
+    plan.run(&model, &output, RunOptions::default(), &()).unwrap();
+    let golden = common::json(&format!("{COMPRESSED}/converted.json"));
+    let hash = sha256(&std::fs::read(&output).unwrap());
+    assert_eq!(golden[name]["options"].as_str().unwrap(), hash);
+    for (json, key) in [
+        (r#"{"general.nam": "x"}"#, "general.nam"),
+        (r#"{"general.author": 1}"#, "general.author"),
+        (r#"{"general.tags": "x"}"#, "general.tags"),
+        (r#"{"general.sampling.top_k": "x"}"#, "general.sampling.top_k"),
+        (r#"{"general.base_models": []}"#, "general.base_models"),
+    ] {
+        std::fs::write(dir.path().join("m.json"), json).unwrap();
+        let error = Given::read(None, Some(&dir.path().join("m.json"))).unwrap_err().to_string();
+        assert!(error.contains("m.json") && error.contains(key), "{error}");
+    }
+}
+
+macro_rules! compressed {
+    ($($test:ident: $name:literal,)*) => {$(
+        #[test]
+        fn $test() {
+            convert(COMPRESSED, $name, tempfile::tempdir().unwrap().path());
+        }
+    )*};
+}
+
+compressed! {
+    experts_in_int4: "experts-int4",
+    int4_with_zero_points: "int4-offset",
+    fp8_by_channel: "fp8-channel",
+    fp8_by_block: "fp8-block",
+    int8_by_channel: "int8",
+}
+
 /// Weights in NVFP4 stay as they are in a file of the reference converter's; the checkpoint with
 /// its factors multiplied in, and such a file, are one model.
-fn check_nvfp4(name: &str) {
+fn check_nvfp4(fixtures: &str, name: &str) {
     let dir = tempfile::tempdir().unwrap();
-    let folder = convert("tests/fixtures/nvfp4", name, dir.path());
+    let folder = convert(fixtures, name, dir.path());
     let model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
     let plan = Plan::of_checkpoint(&model, &settings(FileType::F32)).unwrap();
     let plain = dir.path().join("plain.gguf");
@@ -119,12 +320,14 @@ fn check_nvfp4(name: &str) {
 
 #[test]
 fn nvfp4_experts_of_deepseek() {
-    check_nvfp4("deepseek");
+    check_nvfp4("tests/fixtures/nvfp4", "deepseek");
+    check_nvfp4(COMPRESSED, "experts-nvfp4");
 }
 
 #[test]
 fn nvfp4_and_fp8_of_llama() {
-    check_nvfp4("llama");
+    check_nvfp4("tests/fixtures/nvfp4", "llama");
+    check_nvfp4(COMPRESSED, "nvfp4");
 }
 
 /// One test for each, so that a failure names it.
@@ -145,4 +348,101 @@ family! {
     llama3_rotates_neighbours_with_factors: "llama3",
     llama_with_biases: "llama-bias",
     deepseek_v2_has_a_softmax_router: "deepseek-v2",
+}
+
+const KIMI: &str = "tests/fixtures/kimi";
+
+/// A checkpoint of `kimi/make.py`, with weights.
+fn prepare_kimi(name: &str, dir: &Path) -> PathBuf {
+    let folder = dir.join(name);
+    std::fs::create_dir(&folder).unwrap();
+    for file in ["config.json", "tokenizer_config.json"] {
+        std::fs::copy(Path::new(KIMI).join(name).join(file), folder.join(file)).unwrap();
+    }
+    std::fs::copy(Path::new(KIMI).join("tiktoken.model"), folder.join("tiktoken.model")).unwrap();
+    let listed = common::json(&format!("{KIMI}/tensors.json"));
+    let mut tensors: Vec<(String, StDtype, Vec<usize>, Vec<u8>)> = Vec::new();
+    for of_name in listed[name].as_array().unwrap() {
+        let pattern = of_name[0].as_str().unwrap();
+        let shape: Vec<usize> = serde_json::from_value(of_name[3].clone()).unwrap();
+        for i in 0..of_name[1].as_u64().unwrap() {
+            let name = pattern.replace('#', &i.to_string());
+            let seed = tensors.len() as u32 + 1;
+            let dtype = of_name[2].as_str().unwrap();
+            let (dtype, shape, bytes) = match dtype {
+                "shape" => {
+                    let bytes = shape.iter().flat_map(|&n| (n as u64).to_le_bytes()).collect();
+                    (StDtype::I64, vec![2], bytes)
+                }
+                "F32" => (StDtype::F32, shape.clone(), values(dtype, &shape, seed)),
+                "I32" => (StDtype::I32, shape.clone(), values(dtype, &shape, seed)),
+                _ => (StDtype::BF16, shape.clone(), values(dtype, &shape, seed)),
+            };
+            tensors.push((name, dtype, shape, bytes));
+        }
+    }
+    let views = tensors.iter().map(|(name, dtype, shape, bytes)| {
+        (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
+    });
+    serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
+    folder
+}
+
+/// As `values()` in `kimi/make.py`.
+fn values(kind: &str, shape: &[usize], seed: u32) -> Vec<u8> {
+    let n = shape.iter().product::<usize>() as u32;
+    let h = |i: u32| i.wrapping_add(seed * 7919).wrapping_mul(40503) & 0xffff;
+    let bf16 = |of: &dyn Fn(u32) -> u32| {
+        (0..n).flat_map(|i| (of(h(i)) as u16).to_le_bytes()).collect::<Vec<u8>>()
+    };
+    let signed = |h: u32| h & 0x7f | 0x3c00 | h & 0x8000;
+    match kind {
+        "I32" => (0..2 * n).flat_map(|i| (h(i) as u16).to_le_bytes()).collect(),
+        "F32" => (0..n).flat_map(|i| (signed(h(i)) << 16).to_le_bytes()).collect(),
+        "norm" => bf16(&|h| h & 0x3f | 0x3f80),
+        "scale" => bf16(&|h| h & 0x7f | 0x3c00),
+        _ => bf16(&signed),
+    }
+}
+
+/// Vocabularies of tiktoken, experts without groups, parts for text behind a prefix.
+#[test]
+fn kimi_and_moonlight() {
+    for (name, vision) in [("moonlight", 0), ("k2.5", 2)] {
+        let dir = tempfile::tempdir().unwrap();
+        let folder = prepare_kimi(name, dir.path());
+        convert_all(&folder, KIMI, name, dir.path());
+        let model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+        assert_eq!(model.warnings(), &[], "{name}");
+        assert_eq!(model.left_out().get(&LeftOut::Vision).map_or(0, Vec::len), vision, "{name}");
+        let text = std::fs::read_to_string(common::HELDOUT).unwrap();
+        let vocab = Vocab::from_checkpoint(&folder, &model.config().json(), None).unwrap();
+        let of_folder = Tokenizer::from_checkpoint(&folder, &vocab).unwrap();
+        let file = GgufSource::open(&dir.path().join("f32.gguf")).unwrap();
+        let of_file = Tokenizer::from_metadata(file.metadata()).unwrap();
+        assert_eq!(of_folder.encode(&text).unwrap(), of_file.encode(&text).unwrap(), "{name}");
+        let recorded = common::json(&format!("{KIMI}/tokens.json"));
+        for (of, recorded) in recorded.as_object().unwrap() {
+            let expected: Vec<u32> = serde_json::from_value(recorded["tokens"].clone()).unwrap();
+            let mut found = of_file.encode(recorded["text"].as_str().unwrap()).unwrap();
+            found.drain(..usize::from(of_file.bos().is_some()));
+            assert_eq!(found, expected, "{name}: {of}");
+        }
+    }
+}
+
+/// Every expert of Kimi-K2.5 is Q4_0 as it is.
+#[test]
+fn experts_of_kimi_are_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = prepare_kimi("k2.5", dir.path());
+    let mut model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+    model.keep_exact().unwrap();
+    let kept = (0..model.tensors().len()).filter(|&i| model.kept(i) == Some(QuantType::Q4_0));
+    let kept: Vec<&str> = kept.map(|i| model.tensors()[i].name.as_str()).collect();
+    assert_eq!(kept, ["gate", "up", "down"].map(|name| format!("blk.1.ffn_{name}_exps.weight")));
+    let lossless = Settings { mode: Mode::Lossless, ..settings(FileType::F32) };
+    let plan = Plan::of_checkpoint(&model, &lossless).unwrap();
+    let file_type = plan.metadata().u32("general.file_type").unwrap();
+    assert_eq!(file_type, Some(FileType::Q4_0.id()), "that of most weights");
 }

@@ -293,6 +293,10 @@ fn joint_keys_and_values_of_older_files_are_split() {
     let (code, out, _) = requant(&["diff", &new, &split]);
     assert!(code == 0 && out.starts_with("0 of 52"), "{out}");
     assert_eq!(requant(&["verify", &legacy, "--against", TINY_R1, "-q"]).0, 0);
+    let joined = path("joined");
+    assert_eq!(requant(&["quantize", &new, &joined, "BF16", "--mla", "legacy", "-q"]).0, 0);
+    let (code, out, _) = requant(&["diff", &legacy, &joined]);
+    assert!(code == 0 && out.starts_with("0 of"), "{out}");
 
     // Values keep their blocks, keys are transposed and cannot.
     assert_eq!(requant(&["quantize", &legacy, &quantized, "Q4_K_M", "-q"]).0, 0);

@@ -3,9 +3,10 @@
 use super::evaluate::{Evaluation, Room};
 use super::recipe::{self, line};
 use super::{calibrate, evaluate, output, place, plan, say, units};
-use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings};
+use crate::convert::{Intermediate, Mode, Plan, RunOptions, Settings, is_lossless};
 use crate::measure::{Options, Subject, Text};
-use crate::model::{CheckpointModel, LeftOut, Mla, Mtp};
+use crate::model::{CheckpointModel, Given, LeftOut, Mla, Mtp};
+use crate::names::in_short;
 use crate::recipe::{FileType, Recipe};
 use anyhow::{Context, bail};
 use clap::ValueEnum;
@@ -16,7 +17,7 @@ use std::sync::Arc;
 
 /// Convert a checkpoint folder to a GGUF file in one streaming pass.
 ///
-/// The checkpoint's FP8, BF16, F16 or F32 weights are read once and written once, without an
+/// The checkpoint's weights, whatever they are stored as, are read once and written once, without an
 /// intermediate file; memory does not grow with the model. By default the output's tensors are
 /// those of convert_hf_to_gguf.py --outtype bf16 followed by llama-quantize, byte for byte.
 #[derive(clap::Args)]
@@ -56,16 +57,30 @@ pub struct Args {
 /// What the output is to be.
 #[derive(clap::Args)]
 pub struct Choices {
-    /// Type of the output, named as llama-quantize names it, or a recipe file (*.toml)
+    /// Type of the output, named as llama-quantize names it, a recipe file (*.toml), or lossless: each
+    /// tensor in the smallest type that keeps its values, such as Q4_0 for INT4 in groups of 32
     #[arg(long = "type", short = 't', value_name = "TYPE", required_unless_present = "outtype",
-        value_parser = recipe::recipe)]
-    ty: Option<Arc<Recipe>>,
+        value_parser = target)]
+    ty: Option<Target>,
     /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
     /// every matrix in this type, straight from the checkpoint's exact values
     #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["ty", "imatrix",
         "tensor_type", "tensor_type_file", "pure", "leave_output_tensor", "output_tensor_type",
         "token_embedding_type", "write_recipe"])]
     outtype: Option<Outtype>,
+    /// Store matrices that are FP8 in the checkpoint as Q8_0, as convert_hf_to_gguf.py does
+    #[arg(long, requires = "outtype")]
+    fp8_as_q8: bool,
+    /// Name of the model (general.name)
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// JSON file with metadata to write instead of what the checkpoint says: general.author and other
+    /// names, general.sampling.*, general.tags, general.languages
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// Of convert_hf_to_gguf.py, without effect: memory is bounded in any case
+    #[arg(long = "no-lazy", alias = "use-temp-file", action = clap::ArgAction::Count, hide = true)]
+    _lazy: u8,
     #[command(flatten)]
     recipe: recipe::Args,
     /// Precision on the way to a quantized type: bf16 gives the bytes of the two-step way, f32
@@ -83,6 +98,22 @@ pub struct Choices {
     #[arg(long, value_name = "NAME")]
     tokenizer_pre: Option<String>,
 }
+
+/// What `--type` may say.
+#[derive(Clone)]
+enum Target {
+    Recipe(Arc<Recipe>),
+    Lossless,
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    match text.eq_ignore_ascii_case(LOSSLESS) {
+        true => Ok(Target::Lossless),
+        false => recipe::recipe(text).map(Target::Recipe),
+    }
+}
+
+const LOSSLESS: &str = "lossless";
 
 /// Precision on the way to a quantized type.
 #[derive(Clone, Copy, ValueEnum)]
@@ -138,13 +169,22 @@ impl Choices {
         };
         let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
         model.set_simd(self.recipe.simd());
-        if self.outtype.is_some() {
-            model.keep_blocks()?;
-        }
         let importance = self.recipe.importance()?;
         let (recipe, mode) = match (self.outtype, &self.ty) {
-            (Some(outtype), _) => (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert),
-            (None, Some(recipe)) => (recipe.clone(), Mode::Quantize),
+            (Some(outtype), _) => {
+                model.keep_blocks()?;
+                (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert)
+            }
+            (None, Some(Target::Recipe(recipe))) => (recipe.clone(), Mode::Quantize),
+            (None, Some(Target::Lossless)) => {
+                if importance.is_some() || calibrated.is_some() || self.recipe.chooses_types() {
+                    bail!(
+                        "--type lossless takes no other types, and nothing that weighs or rounds"
+                    );
+                }
+                model.keep_exact()?;
+                (Arc::new(Recipe::of(FileType::F32)), Mode::Lossless)
+            }
             (None, None) => bail!("neither --type nor --outtype is given"),
         };
         let settings = Settings {
@@ -152,6 +192,8 @@ impl Choices {
             write_recipe: self.recipe.write_recipe,
             notes: calibrated.map(calibrate::Prepared::notes).unwrap_or_default(),
             mode,
+            given: Given::read(self.model_name.clone(), self.metadata.as_deref())?,
+            fp8_as_q8: self.fp8_as_q8,
             prune_layers: self.recipe.prune_layers(),
             override_kv: self.recipe.override_kv(),
             options: self.recipe.options(importance.is_some() || calibrated.is_some())?,
@@ -175,7 +217,8 @@ impl Choices {
     /// What was asked for.
     pub fn name(&self) -> String {
         match (&self.ty, self.outtype.and_then(|o| o.to_possible_value())) {
-            (Some(recipe), _) => recipe.name().to_owned(),
+            (Some(Target::Recipe(recipe)), _) => recipe.name().to_owned(),
+            (Some(Target::Lossless), _) => LOSSLESS.to_owned(),
             (None, Some(outtype)) => outtype.get_name().to_owned(),
             (None, None) => String::new(),
         }
@@ -214,7 +257,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let keep_journal = text.is_some();
     let options = RunOptions { keep_journal, ..args.output_options.options()? };
     if args.dry_run {
-        let beside = left_out(&model);
+        let beside = beside(&model, &plan);
         return plan::print(
             &plan,
             &model,
@@ -223,7 +266,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             args.json.then_some(beside),
         );
     }
-    let left_out = left_out(&model);
+    let beside = beside(&model, &plan);
     let rounding = match calibrated {
         None => {
             args.output_options.run("convert", &plan, &model, &args.output, options)?;
@@ -257,7 +300,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             "rounding": rounding,
             "evaluation": evaluation.as_ref().map(Evaluation::json),
         });
-        plan::merge(&mut json, left_out);
+        plan::merge(&mut json, beside);
         say::json(json);
     } else if let Some(evaluation) = &evaluation {
         println!("{}", evaluation.table());
@@ -339,6 +382,7 @@ pub fn describe(
     }
     let ends: Vec<String> =
         plan.further_ends().iter().map(|(id, text)| format!("{id} {text}")).collect();
+    lossless(&mut out, model, plan);
     if !ends.is_empty() {
         let ends = ends.join(", ");
         line(
@@ -354,9 +398,51 @@ pub fn describe(
     out
 }
 
-/// What of the checkpoint has no place in the output, for programs.
-pub fn left_out(model: &CheckpointModel) -> Json {
+/// Coded weights that are in the output as they are, and what of the rest has no such type, where values
+/// are to be kept.
+fn lossless(out: &mut String, model: &CheckpointModel, plan: &Plan) {
+    for (ty, (n, weights)) in kept(model, plan) {
+        let weights = units::count(weights as f64);
+        let text = format!("{n} tensors as {ty}, code for code, {weights} weights");
+        line(out, "lossless", &text);
+    }
+    let without = without_blocks(model, plan);
+    if !without.is_empty() {
+        let text = format!("no type has the codes of {}; kept as floats", in_short(&without));
+        line(out, "", &text);
+    }
+}
+
+/// Tensors and weights that are blocks of the checkpoint's own codes, by type.
+fn kept(model: &CheckpointModel, plan: &Plan) -> BTreeMap<String, (usize, u64)> {
+    let mut kept: BTreeMap<String, (usize, u64)> = BTreeMap::new();
+    for tensor in plan.tensors() {
+        let Some(ty) = model.kept(tensor.source).filter(|&ty| tensor.ty == ty) else { continue };
+        let (n, weights) = kept.entry(ty.to_string()).or_default();
+        (*n, *weights) = (*n + 1, *weights + tensor.n_elements());
+    }
+    kept
+}
+
+/// Coded tensors of which a lossless output has the values and not the codes.
+fn without_blocks<'a>(model: &CheckpointModel, plan: &'a Plan) -> Vec<&'a str> {
+    let lossless = is_lossless(plan.metadata()).unwrap_or(false);
+    let is_float = |i: usize| model.is_coded(i) && model.kept(i).is_none();
+    let tensors = plan.tensors().iter().filter(|tensor| lossless && is_float(tensor.source));
+    tensors.map(|tensor| tensor.name.as_str()).collect()
+}
+
+/// What of the checkpoint is in the output as it is, and what has no place there, for programs.
+pub fn beside(model: &CheckpointModel, plan: &Plan) -> Json {
     let counts = model.left_out().iter().map(|(kind, names)| (kind.name(), names.len()));
     let missing: Vec<&Path> = model.checkpoint().missing_files().collect();
-    json!({ "left_out": counts.collect::<BTreeMap<_, _>>(), "missing_files": missing })
+    let kept = kept(model, plan)
+        .into_iter()
+        .map(|(ty, (tensors, weights))| (ty, json!({ "tensors": tensors, "weights": weights })));
+    json!({
+        "left_out": counts.collect::<BTreeMap<_, _>>(),
+        "missing_files": missing,
+        "lossless": kept.collect::<BTreeMap<_, _>>(),
+        "without_lossless": without_blocks(model, plan),
+    })
 }

@@ -33,6 +33,7 @@ mod progress;
 mod quantize;
 mod recipe;
 mod recipes;
+mod reference;
 mod report;
 mod say;
 mod share;
@@ -163,7 +164,7 @@ pub fn main() -> ExitCode {
 
 /// The arguments; how much is said follows from them at once.
 fn parse() -> Cli {
-    let cli = Cli::parse();
+    let cli = Cli::try_parse().unwrap_or_else(|error| reference::explain(error).exit());
     if cli.strict {
         say::set_strict();
     }

@@ -3,6 +3,7 @@
 use super::{convert, output, say, units};
 use crate::convert::{Plan, Shard, Weighing};
 use crate::io::{LocalDisk, read_rate, write_rate};
+use crate::quant::QuantType;
 use crate::recipe::Reason;
 use crate::source::Source;
 use anyhow::bail;
@@ -39,7 +40,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     say::info(convert::describe(&model, &plan, &name, &args.checkpoint, &args.output));
     say::warnings(plan.warnings());
     say::heed()?;
-    let json = args.json.then(|| convert::left_out(&model));
+    let json = args.json.then(|| convert::beside(&model, &plan));
     print(&plan, &model, &args.output, args.output_options.options()?.shard, json)
 }
 
@@ -235,7 +236,10 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
     let planned = &plan.tensors()[tensor];
     let why = match planned.reason {
         Reason::Default => None,
-        Reason::Kept => Some("not quantized".to_owned()),
+        Reason::Kept => {
+            let is_quantized = planned.ty.known().is_some_and(QuantType::is_quantized);
+            (!is_quantized).then(|| "not quantized".to_owned())
+        }
         Reason::Rule(rule) => Some(format!("by rule: {}", plan.recipe().rule_name(rule))),
         Reason::Outside => Some("outside of the layers".to_owned()),
         Reason::Requested => Some("by an option".to_owned()),

@@ -3,7 +3,7 @@
 use super::recipe::{self, line};
 use super::{calibrate, output, plan, say, units};
 use crate::convert::{Mode, Plan, Settings};
-use crate::model::split_legacy_mla;
+use crate::model::{join_legacy_mla, split_legacy_mla};
 use crate::recipe::{FileType, Recipe};
 use crate::source::GgufSource;
 use std::path::PathBuf;
@@ -39,8 +39,9 @@ pub struct Args {
     /// Quantize tensors that are quantized already, through their f32 values
     #[arg(long)]
     allow_requantize: bool,
-    /// Split the joint attn_kv_b of older deepseek2 files into attn_k_b and attn_v_b. Keys are
-    /// transposed, so what is quantized goes through its f32 values (with COPY, to Q8_0)
+    /// Split the joint attn_kv_b of older deepseek2 files into attn_k_b and attn_v_b, or join these
+    /// (legacy). Keys are transposed, so what is quantized goes through its f32 values (with COPY, to
+    /// Q8_0)
     #[arg(long, value_enum, value_name = "LAYOUT")]
     mla: Option<MlaArg>,
     /// Memory for the rows of tensors, in MiB, as llama-quantize takes it; --memory limits the
@@ -64,6 +65,7 @@ pub struct Args {
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum MlaArg {
     Split,
+    Legacy,
 }
 
 /// A type, or none.
@@ -130,8 +132,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.operands().unwrap_or_else(|error| super::bad_usage(error));
     let mut source = GgufSource::open(&args.input)?;
     source.set_simd(args.recipe.simd());
-    if let Some(MlaArg::Split) = args.mla {
-        split_legacy_mla(&mut source)?;
+    match args.mla {
+        Some(MlaArg::Split) => split_legacy_mla(&mut source)?,
+        Some(MlaArg::Legacy) => join_legacy_mla(&mut source)?,
+        None => {}
     }
     let calibrated = args.calibrate.prepare(&args.input, None)?;
     let importance = args.recipe.importance()?;

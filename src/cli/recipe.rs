@@ -145,6 +145,16 @@ impl Args {
         })
     }
 
+    /// Whether types are asked for beside the mix's.
+    pub fn chooses_types(&self) -> bool {
+        self.pure
+            || self.leave_output_tensor
+            || self.write_recipe
+            || self.output_tensor_type.or(self.token_embedding_type).is_some()
+            || self.tensor_type_file.is_some()
+            || !self.tensor_type.is_empty()
+    }
+
     /// Layers to leave out.
     pub fn prune_layers(&self) -> Vec<u32> {
         self.prune_layers.clone()

@@ -2,7 +2,9 @@
 
 use super::progress::Progress;
 use super::{output, recipe, say, units};
-use crate::convert::{Comparison, Intermediate, Manifest, Plan, Settings, validate_blocks, zeros};
+use crate::convert::{
+    Comparison, Intermediate, Manifest, Plan, Settings, is_lossless, validate_blocks, zeros,
+};
 use crate::io::LocalDisk;
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::names::in_short;
@@ -188,6 +190,9 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
     };
     let mut model = CheckpointModel::open_as(super::place::folder(checkpoint)?, mtp, mla)?;
     model.set_simd(args.recipe.simd());
+    if is_lossless(file.metadata())? {
+        model.keep_exact()?;
+    }
     let importance = args.recipe.importance()?;
     let settings = Settings {
         intermediate: match args.intermediate {

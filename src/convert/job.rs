@@ -42,7 +42,7 @@ impl Job<'_> {
         Ok(match mode {
             Mode::Quantize => Self::Mix(facts()?),
             Mode::Convert => Self::Outtype,
-            Mode::Copy => Self::Copy,
+            Mode::Copy | Mode::Lossless => Self::Copy,
             Mode::Regroup => Self::Regroup,
         })
     }
@@ -90,7 +90,7 @@ impl Job<'_> {
         let shapes = || -> Result<Vec<Shape>, ConvertError> {
             tensors.iter().map(|tensor| tensor.shape(importances)).collect()
         };
-        let by_rule = |assigned: Vec<Assignment>| {
+        let by_rule = |assigned: Vec<Assignment>| -> Vec<(TensorType, Reason)> {
             assigned.into_iter().map(|given| (given.ty.into(), given.reason)).collect()
         };
         let recipe = &settings.recipe;
@@ -98,7 +98,18 @@ impl Job<'_> {
             Self::Mix(facts) => {
                 by_rule(recipe::assign(&shapes()?, recipe, facts, &settings.options)?)
             }
-            Self::Outtype => by_rule(recipe::assign_as_converter(&shapes()?, recipe.file_type())),
+            Self::Outtype => {
+                let mut types =
+                    by_rule(recipe::assign_as_converter(&shapes()?, recipe.file_type()));
+                for ((ty, why), tensor) in types.iter_mut().zip(tensors) {
+                    if settings.fp8_as_q8 && tensor.is_fp8() {
+                        let n = tensor.meta.n_per_row();
+                        let fitting = recipe::fitting(QuantType::Q8_0, n).unwrap_or(QuantType::F16);
+                        (*ty, *why) = (fitting.into(), Reason::Requested);
+                    }
+                }
+                types
+            }
             Self::Copy | Self::Regroup => {
                 tensors.iter().map(|tensor| (tensor.stored, Reason::Kept)).collect()
             }
@@ -112,6 +123,12 @@ impl Job<'_> {
 }
 
 impl Chosen<'_> {
+    /// Whether it is a matrix of FP8 in the checkpoint.
+    fn is_fp8(&self) -> bool {
+        let Dtype::Coded(coding) = self.meta.dtype else { return false };
+        coding.name.starts_with("F8_") && !self.name.ends_with("_norm.weight")
+    }
+
     /// The tensor as rules see it.
     fn shape(&self, importances: &Importances) -> Result<Shape<'_>, ConvertError> {
         let source = known(self.stored, &self.name)?;

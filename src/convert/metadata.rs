@@ -2,6 +2,7 @@
 //! llama-quantize hands it on.
 
 use super::error::ConvertError;
+use super::lossless;
 use super::prune::Pruned;
 use super::settings::{Importance, Mode, Settings};
 use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
@@ -16,7 +17,7 @@ use crate::warning::Warning;
 const QUANTIZATION_VERSION: u32 = 2;
 
 /// `general.file_type` of files that llama-quantize cannot make (`LLAMA_FTYPE_MOSTLY_NVFP4`).
-const MOSTLY_NVFP4: u32 = 39;
+pub(super) const MOSTLY_NVFP4: u32 = 39;
 
 /// The key that holds the text of a recipe.
 pub const RECIPE: &str = "requant.recipe";
@@ -30,24 +31,29 @@ pub(super) struct OfCheckpoint {
     pub further_ends: Vec<(u32, String)>,
 }
 
+/// `exact` has the tensors' types where those are what keeps values.
 pub(super) fn of_checkpoint(
     model: &CheckpointModel,
     settings: &Settings,
+    exact: Option<&[QuantType]>,
 ) -> Result<OfCheckpoint, ConvertError> {
     let config = model.config();
     let mut metadata = Metadata::new();
     let architecture = model.hparams().arch.name();
     let counts = param_counts(model);
     let json = config.json();
-    let mut warnings = general_metadata(model.dir(), architecture, &json, &counts, &mut metadata);
+    let given = &settings.given;
+    let mut warnings =
+        general_metadata(model.dir(), architecture, &json, &counts, given, &mut metadata);
     let keeps = |ty| (0..model.tensors().len()).any(|tensor| model.kept(tensor) == Some(ty));
     let of_converter = settings.recipe.file_type();
-    let file_type = match settings.mode {
-        Mode::Convert if keeps(QuantType::NVFP4) && !of_converter.default_type().is_quantized() => {
-            MOSTLY_NVFP4
-        }
-        Mode::Convert => of_converter.id(),
-        Mode::Quantize | Mode::Copy | Mode::Regroup => FileType::BF16.id(),
+    let is_float = !of_converter.default_type().is_quantized();
+    let file_type = match (settings.mode, exact) {
+        (_, Some(types)) => lossless::file_type(model, types),
+        (Mode::Convert, _) if is_float && keeps(QuantType::NVFP4) => MOSTLY_NVFP4,
+        (Mode::Convert, _) if is_float && keeps(QuantType::MXFP4) => FileType::MXFP4_MOE.id(),
+        (Mode::Convert, _) => of_converter.id(),
+        _ => FileType::BF16.id(),
     };
     model.hparams().write_keys(config, file_type, &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
@@ -59,6 +65,9 @@ pub(super) fn of_checkpoint(
     }
     vocab.write(&mut metadata);
     finish(&mut metadata, settings, FileType::BF16.id())?;
+    if exact.is_some() {
+        lossless::write_key(&mut metadata);
+    }
     warnings.append(&mut vocab.warnings);
     let ends = vocab.further_ends.iter();
     let further_ends = ends.map(|&id| (id, vocab.tokens[id as usize].clone())).collect();
@@ -124,7 +133,7 @@ pub(super) fn facts(
 fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) -> Result<(), ConvertError> {
     let layers = Pruned::new(&settings.prune_layers).apply(metadata)?;
     let file_type = match settings.mode {
-        Mode::Convert => None,
+        Mode::Convert | Mode::Lossless => None,
         Mode::Copy => Some(kept),
         Mode::Quantize | Mode::Regroup => Some(settings.recipe.file_type().id()),
     };

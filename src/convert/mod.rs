@@ -13,6 +13,7 @@ mod export;
 mod importance;
 mod job;
 mod journal;
+mod lossless;
 mod manifest;
 mod metadata;
 mod plan;
@@ -29,6 +30,7 @@ pub use error::ConvertError;
 #[cfg(feature = "eval")]
 pub use export::export;
 pub use importance::Weighing;
+pub use lossless::is_lossless;
 pub use manifest::{HashedFile, HashedTensor, Manifest};
 pub use metadata::RECIPE;
 pub use plan::{Plan, PlannedFile, PlannedTensor};

@@ -5,6 +5,7 @@ use super::error::ConvertError;
 use super::importance::{Importances, Weighing};
 use super::job::{Job, type_in};
 use super::journal::Identity;
+use super::lossless;
 use super::metadata::{self, OfCheckpoint};
 use super::prune::Pruned;
 use super::settings::{Intermediate, Mode, Settings};
@@ -125,8 +126,12 @@ impl Plan {
         model: &CheckpointModel,
         settings: &Settings,
     ) -> Result<Self, ConvertError> {
+        let exact = match settings.mode {
+            Mode::Lossless => Some(lossless::types(model, settings.threads)?),
+            _ => None,
+        };
         let OfCheckpoint { metadata, warnings, further_ends } =
-            metadata::of_checkpoint(model, settings)?;
+            metadata::of_checkpoint(model, settings, exact.as_deref())?;
         let hparams = model.hparams();
         let facts = Facts {
             n_layer: hparams.n_layer + hparams.n_nextn,
@@ -137,12 +142,15 @@ impl Plan {
         };
         let (intermediate, order) = match settings.mode {
             Mode::Convert => (Intermediate::F32, model.converter_order()),
-            Mode::Quantize | Mode::Copy | Mode::Regroup => (settings.intermediate, all(model)),
+            Mode::Quantize | Mode::Copy | Mode::Regroup | Mode::Lossless => {
+                (settings.intermediate, all(model))
+            }
         };
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
             let computed = || stored_type(&meta.name, &meta.dims, intermediate);
-            model.kept(i).unwrap_or_else(computed).into()
+            let exact = exact.as_ref().map(|types| types[i]);
+            exact.or_else(|| model.kept(i)).unwrap_or_else(computed).into()
         };
         let job = Job::of(settings.mode, || Ok(facts))?;
         let mut plan = Self::new(&job, model, order, &stored, metadata, settings)?;
@@ -153,7 +161,8 @@ impl Plan {
 
     /// Plans the conversion of a checkpoint that would give an existing file, whose types and
     /// pre-tokenizer it takes; tensors that the file does not have are left out. Where the metadata
-    /// cannot be made, the plan has the file's, and a warning.
+    /// cannot be made, the plan has the file's, and a warning. Of a file that keeps its checkpoint's values
+    /// ([`is_lossless`](super::is_lossless)), the model has to have kept its blocks as well.
     ///
     /// # Errors
     /// Types that this program does not know, or that need importances.
@@ -162,13 +171,17 @@ impl Plan {
         settings: &Settings,
         file: &GgufSource,
     ) -> Result<Self, ConvertError> {
+        let is_lossless = lossless::is_lossless(file.metadata())?;
         let stored = |i: usize| {
             let meta = &model.tensors()[i];
-            stored_type(&meta.name, &meta.dims, settings.intermediate).into()
+            match file.find(&meta.name).filter(|_| is_lossless) {
+                Some(found) => type_in(file, found),
+                None => stored_type(&meta.name, &meta.dims, settings.intermediate).into(),
+            }
         };
         let pre = file.metadata().str("tokenizer.ggml.pre")?.map(str::to_owned);
         let as_there = Settings { tokenizer_pre: pre, ..settings.clone() };
-        let (metadata, warning) = match metadata::of_checkpoint(model, &as_there) {
+        let (metadata, warning) = match metadata::of_checkpoint(model, &as_there, None) {
             Ok(described) => (described.metadata, None),
             Err(error) => {
                 let text = format!("metadata are not compared: {error}");
@@ -466,12 +479,16 @@ pub(super) fn unit_elements(tensor: &PlannedTensor) -> u64 {
 
 /// The type of a tensor in the reference converter's output (`ModelBase.prepare_tensors`).
 fn stored_type(name: &str, dims: &[u64], intermediate: Intermediate) -> QuantType {
-    let precise = dims.len() <= 1
-        || name.ends_with("_norm.weight")
-        || name.ends_with("ffn_gate_inp.weight")
-        || !name.ends_with(".weight");
     match intermediate {
-        Intermediate::Bf16 if !precise => QuantType::BF16,
+        Intermediate::Bf16 if !is_precise(name, dims) => QuantType::BF16,
         _ => QuantType::F32,
     }
+}
+
+/// Whether a tensor is F32 in every file.
+pub(super) fn is_precise(name: &str, dims: &[u64]) -> bool {
+    dims.len() <= 1
+        || name.ends_with("_norm.weight")
+        || name.ends_with("ffn_gate_inp.weight")
+        || !name.ends_with(".weight")
 }

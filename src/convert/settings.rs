@@ -2,6 +2,7 @@
 
 use crate::gguf::Value;
 use crate::imatrix::Imatrix;
+use crate::model::Given;
 use crate::recipe::{self, FileType, Recipe};
 use crate::simd::Simd;
 use std::sync::Arc;
@@ -32,6 +33,9 @@ pub enum Mode {
     /// That of convert_hf_to_gguf.py `--outtype`: one type for all matrices, tensors in the order
     /// of the checkpoint.
     Convert,
+    /// No program's: each tensor of a checkpoint in the smallest type that keeps its values, once
+    /// [`CheckpointModel::keep_exact`](crate::model::CheckpointModel::keep_exact) has been called.
+    Lossless,
 }
 
 /// What is asked of a conversion.
@@ -46,6 +50,11 @@ pub struct Settings {
     pub notes: Vec<(String, Value)>,
     /// What is done with it.
     pub mode: Mode,
+    /// What is said of the model, whatever a checkpoint's files say.
+    pub given: Given,
+    /// Whether [`Mode::Convert`] stores what is FP8 in the checkpoint as Q8_0
+    /// (convert_hf_to_gguf.py `--fp8-as-q8`).
+    pub fp8_as_q8: bool,
     /// Layers that are left out; those behind them move up (llama-quantize `--prune-layers`).
     pub prune_layers: Vec<u32>,
     /// Metadata that is set instead of what the source has (llama-quantize `--override-kv`).
@@ -82,6 +91,8 @@ impl Settings {
             write_recipe: false,
             notes: Vec::new(),
             mode: Mode::default(),
+            given: Given::default(),
+            fp8_as_q8: false,
             prune_layers: Vec::new(),
             override_kv: Vec::new(),
             options: recipe::Options::default(),

@@ -2,6 +2,7 @@
 
 use super::encode::{Encoder, Unit, by_place, shift_row};
 use super::error::ConvertError;
+use super::lossless::LOSSLESS;
 use super::metadata::RECIPE;
 use super::plan::Plan;
 use crate::monitor::Monitor;
@@ -37,8 +38,8 @@ impl Comparison {
 }
 
 /// Keys that say how a file was made rather than what it holds.
-const MAKING: [&str; 4] =
-    ["general.file_type", "general.quantization_version", "general.alignment", RECIPE];
+const MAKING: [&str; 5] =
+    ["general.file_type", "general.quantization_version", "general.alignment", RECIPE, LOSSLESS];
 
 impl Plan {
     /// Compares a file with what this plan, made with [`Plan::like_file`], would write: all of it,

@@ -302,7 +302,23 @@ impl CheckpointModel {
         self.pieces.push(piece);
     }
 
-    /// Shows coded weights that GGUF has blocks for (NVFP4) as these, with the factors of whole tensors
+    /// Shows coded weights that GGUF has the same blocks for as these, which takes reading the scales of
+    /// integers: [`CheckpointModel::keep_blocks`] where more than headers decides.
+    ///
+    /// # Errors
+    /// Scales that cannot be read, or are no numbers.
+    pub fn keep_exact(&mut self) -> Result<(), SourceError> {
+        (0..self.checkpoint.tensors().len()).try_for_each(|i| self.checkpoint.settle(i))?;
+        self.keep_blocks()
+    }
+
+    /// Whether a tensor is stored in a coding, shown as blocks or not.
+    pub fn is_coded(&self, tensor: usize) -> bool {
+        let first = self.pieces[tensor].parts().first();
+        first.is_some_and(|&i| matches!(self.checkpoint.tensors()[i].dtype, Dtype::Coded(_)))
+    }
+
+    /// Shows coded weights that GGUF has blocks for (NVFP4, MXFP4) as these, with the factors of whole tensors
     /// as tensors of their own (`.scale`, `.input_scale`), as convert_hf_to_gguf.py stores them.
     /// Without this, the factors are multiplied in and the weights seen as f32.
     ///
@@ -323,9 +339,10 @@ impl CheckpointModel {
                 from.iter().map(|&i| self.checkpoint.factors(i)).collect::<Result<_, _>>()?;
             let stacked = matches!(self.pieces[tensor], Resolved::Stack(_));
             // The factors of activations are kept with them.
-            let kept: Vec<String> = from.iter().map(|&i| self.checkpoint.input_scale(i)).collect();
+            let kept: Vec<&str> =
+                from.iter().filter_map(|&i| self.checkpoint.input_scale(i)).collect();
             if let Some(scales) = self.left_out.get_mut(&LeftOut::ActivationScales) {
-                scales.retain(|name| !kept.contains(name));
+                scales.retain(|name| !kept.contains(&name.as_str()));
             }
             self.metas[tensor].dtype = Dtype::Gguf(ty);
             let name = self.metas[tensor].name.clone();

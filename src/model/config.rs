@@ -23,7 +23,9 @@ impl Config {
     /// When the file cannot be read or is no JSON object.
     pub fn open(dir: &Path) -> Result<Self, ModelError> {
         let path = dir.join("config.json");
-        Ok(Self { json: crate::json::read(&path)?, path })
+        let mut json: Map<String, Value> = crate::json::read(&path)?;
+        with_text(&mut json);
+        Ok(Self { json, path })
     }
 
     /// The whole document.
@@ -187,6 +189,21 @@ impl Config {
             None => (ROTARY[1].to_owned(), None),
         };
         Ok(RopeConfig { config: self, key, nested })
+    }
+}
+
+/// Takes out the part for text of a model that also sees, as the reference converter does: what it says
+/// counts, but for ids of tokens, which are asked for outside of it first, and the class.
+fn with_text(json: &mut Map<String, Value>) {
+    if !json.contains_key("vision_config") {
+        return;
+    }
+    let Some(Value::Object(text)) = json.remove("text_config") else { return };
+    for (key, value) in text {
+        let outside = key.ends_with("_token_id") || key == "architectures";
+        if !(outside && json.get(&key).is_some_and(|known| !known.is_null())) {
+            json.insert(key, value);
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! (`gguf-py/gguf/metadata.py`, `ModelBase.prepare_metadata`).
 
 use super::card::{self, Node};
+use super::error::ModelError;
 use super::model_id::{self, ModelId, title};
 use crate::gguf::{Metadata, Value};
 use crate::warning::{Topic, Warning};
@@ -85,7 +86,7 @@ enum Kind {
 }
 
 /// Text fields in the order of their keys, each with the model card's names for it.
-const FIELDS: [(&str, &[&str]); 16] = [
+const FIELDS: [(&str, &[&str]); 20] = [
     ("name", &["name", "model_name"]),
     ("author", &["author", "model_author", "model_creator"]),
     ("version", &["version", "model_version"]),
@@ -98,6 +99,10 @@ const FIELDS: [(&str, &[&str]); 16] = [
     ("license", &["license"]),
     ("license.name", &["license_name"]),
     ("license.link", &["license_link"]),
+    ("url", &[]),
+    ("doi", &[]),
+    ("uuid", &[]),
+    ("repo_url", &[]),
     ("source.url", &["url", "model_url"]),
     ("source.doi", &["doi", "model_doi"]),
     ("source.uuid", &["uuid", "model_uuid"]),
@@ -117,6 +122,59 @@ const ORIGIN_FIELDS: [&str; 9] =
 const LISTS: [(&str, [&str; 2]); 2] =
     [("tags", ["tags", "pipeline_tag"]), ("languages", ["languages", "language"])];
 
+/// What is to be said of a model, whatever its files say (convert_hf_to_gguf.py `--model-name` and
+/// `--metadata`).
+#[derive(Clone, Debug, Default)]
+pub struct Given {
+    name: Option<String>,
+    keys: serde_json::Map<String, Json>,
+}
+
+impl Given {
+    /// A name, and a JSON file with values by key, such as `general.author`.
+    ///
+    /// # Errors
+    /// A file that cannot be read, keys that are none of a model's names, settings and lists of words,
+    /// values of another kind.
+    pub fn read(name: Option<String>, file: Option<&Path>) -> Result<Self, ModelError> {
+        let Some(path) = file else { return Ok(Self { name, ..Self::default() }) };
+        let keys: serde_json::Map<String, Json> = crate::json::read(path)?;
+        for (key, value) in &keys {
+            let (is_valid, expected) = expected(key, value);
+            if !is_valid {
+                return Err(ModelError::Config {
+                    path: path.to_owned(),
+                    key: key.clone(),
+                    found: value.to_string(),
+                    expected: expected.to_owned(),
+                });
+            }
+        }
+        Ok(Self { name, keys })
+    }
+
+    fn get(&self, key: &str) -> Option<&Json> {
+        self.keys.get(&format!("general.{key}"))
+    }
+}
+
+/// Whether a given key has a value that it can have, and what that would be.
+fn expected(key: &str, value: &Json) -> (bool, &'static str) {
+    let name = key.strip_prefix("general.").unwrap_or_default();
+    if FIELDS.iter().any(|(field, _)| *field == name && name != "license") {
+        return (value.is_string(), "a string");
+    }
+    if LISTS.iter().any(|(list, _)| *list == name) {
+        let words = value.as_array();
+        return (words.is_some_and(|words| words.iter().all(Json::is_string)), "a list of strings");
+    }
+    let sampling = name.strip_prefix("sampling.").unwrap_or_default();
+    match SAMPLING.iter().find(|(setting, ..)| *setting == sampling) {
+        Some((.., kind)) => (setting(value, *kind).is_some(), "a value of this setting"),
+        None => (false, "no such key: names, settings of sampling, tags and languages are taken"),
+    }
+}
+
 /// Writes `general.architecture`, `general.type` and everything that is known about the model's
 /// name and origin, in the reference converter's order. Returns what of it could not be read.
 pub fn general_metadata(
@@ -124,12 +182,13 @@ pub fn general_metadata(
     architecture: &str,
     config: &Json,
     counts: &ParamCounts,
+    given: &Given,
     metadata: &mut Metadata,
 ) -> Vec<Warning> {
     let mut warnings = Vec::new();
     metadata.set("general.architecture", architecture);
     metadata.set("general.type", "model");
-    sampling(dir, metadata, &mut warnings);
+    sampling(dir, given, metadata, &mut warnings);
     let card = card::read(dir, &mut warnings);
     let mut fields: HashMap<&str, String> = HashMap::new();
     for (field, names) in FIELDS {
@@ -158,6 +217,10 @@ pub fn general_metadata(
         fields.entry("size_label").or_insert_with(|| counts.size_label());
     }
     for (field, _) in FIELDS {
+        fields.extend(given.get(field).and_then(Json::as_str).map(|text| (field, text.to_owned())));
+    }
+    fields.extend(given.name.clone().map(|name| ("name", name)));
+    for (field, _) in FIELDS {
         if let Some(value) = fields.remove(field).filter(|value| !value.is_empty()) {
             metadata.set(&format!("general.{field}"), value);
         }
@@ -166,8 +229,10 @@ pub fn general_metadata(
         origins(key, names, &card, counts.total, metadata);
     }
     for (key, names) in LISTS {
-        let words: Vec<String> =
-            names.iter().filter_map(|name| card.get(name)).flat_map(Node::words).collect();
+        let words: Vec<String> = match given.get(key).and_then(Json::as_array) {
+            Some(words) => words.iter().filter_map(Json::as_str).map(str::to_owned).collect(),
+            None => names.iter().filter_map(|name| card.get(name)).flat_map(Node::words).collect(),
+        };
         if !words.is_empty() {
             metadata.set(&format!("general.{key}"), words.into_iter().collect::<Value>());
         }
@@ -175,38 +240,46 @@ pub fn general_metadata(
     warnings
 }
 
-fn sampling(dir: &Path, metadata: &mut Metadata, warnings: &mut Vec<Warning>) {
+fn sampling(dir: &Path, given: &Given, metadata: &mut Metadata, warnings: &mut Vec<Warning>) {
     let path = dir.join("generation_config.json");
     let mut warn = |what: String| {
         let text = format!("{}: {what}", path.display());
         warnings.push(Warning::new(Topic::Config, text));
     };
     let config: serde_json::Map<String, Json> = match std::fs::read(&path) {
-        // Not every model has settings to hand on.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return,
-        Err(error) => return warn(format!("cannot be read, and is left out: {error}")),
-        Ok(bytes) => match serde_json::from_slice(&bytes) {
-            Ok(config) => config,
-            Err(error) => return warn(format!("not a JSON object, and left out: {error}")),
-        },
+        Ok(bytes) => serde_json::from_slice(&bytes).unwrap_or_else(|error| {
+            warn(format!("not a JSON object, and left out: {error}"));
+            serde_json::Map::new()
+        }),
+        Err(error) => {
+            // Not every model has settings to hand on.
+            if error.kind() != std::io::ErrorKind::NotFound {
+                warn(format!("cannot be read, and is left out: {error}"));
+            }
+            serde_json::Map::new()
+        }
     };
     for (key, names, kind) in SAMPLING {
-        let Some((name, found)) = names
-            .iter()
-            .find_map(|name| Some((name, config.get(*name).filter(|value| !value.is_null())?)))
-        else {
-            continue;
+        let given = given.get(&format!("sampling.{key}")).map(|value| (&key, value));
+        let in_file = || {
+            let value = |name| config.get(name).filter(|value| !value.is_null());
+            names.iter().find_map(|name| Some((name, value(*name)?)))
         };
-        let value: Option<Value> = match kind {
-            Kind::Text => found.as_str().map(Value::from),
-            Kind::Int => found.as_i64().and_then(|n| i32::try_from(n).ok()).map(Value::from),
-            Kind::Float => found.as_f64().map(|x| Value::from(x as f32)),
-        };
-        match value {
+        let Some((name, found)) = given.or_else(in_file) else { continue };
+        match setting(found, kind) {
             Some(Value::String(text)) if text.is_empty() => {}
             Some(value) => metadata.set(&format!("general.sampling.{key}"), value),
             None => warn(format!("`{name}` is {found}, which is left out")),
         }
+    }
+}
+
+/// A setting as GGUF has it; `None` where it is of another kind.
+fn setting(found: &Json, kind: Kind) -> Option<Value> {
+    match kind {
+        Kind::Text => found.as_str().map(Value::from),
+        Kind::Int => found.as_i64().and_then(|n| i32::try_from(n).ok()).map(Value::from),
+        Kind::Float => found.as_f64().map(|x| Value::from(x as f32)),
     }
 }
 

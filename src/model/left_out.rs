@@ -20,6 +20,8 @@ pub enum LeftOut {
     ActivationScales,
     /// Other buffers that exporters store and no model needs.
     Buffers,
+    /// What a model sees with.
+    Vision,
 }
 
 impl LeftOut {
@@ -32,6 +34,7 @@ impl LeftOut {
             Self::CacheScales => "cache_scales",
             Self::ActivationScales => "activation_scales",
             Self::Buffers => "buffers",
+            Self::Vision => "vision",
         }
     }
 
@@ -46,6 +49,7 @@ impl LeftOut {
             Self::CacheScales => ("cache scale", "cache scales"),
             Self::ActivationScales => ("activation scale", "activation scales"),
             Self::Buffers => ("buffer", "buffers"),
+            Self::Vision => ("tensor of the vision tower", "tensors of the vision tower"),
         };
         format!("{n} {}", if n == 1 { one } else { many })
     }
@@ -127,10 +131,17 @@ const ENDS: [(LeftOut, &[&str]); 4] = [
     ),
 ];
 
+/// How names of what a model sees with begin.
+const VISION: [&str; 4] =
+    ["vision_tower.", "mm_projector.", "multi_modal_projector.", "model.vision_tower."];
+
 /// Why a tensor that no wanted one is made of is left out; `None` for one that is not known.
 pub(super) fn kind(name: &str, rules: &Rules) -> Option<LeftOut> {
     if rules.names.layer_of(name).is_some_and(|layer| rules.mtp.contains(&layer)) {
         return Some(LeftOut::Mtp);
+    }
+    if VISION.iter().any(|start| name.starts_with(start)) {
+        return Some(LeftOut::Vision);
     }
     if rules.tied && name.starts_with(rules.names.output) {
         return Some(LeftOut::TiedOutput);
@@ -179,6 +190,8 @@ mod tests {
             ("model.layers.0.self_attn.q_proj.bias", None),
             ("model.layers.0.self_attn.o_proj.scale", None),
             ("visual.patch_embed.weight", None),
+            ("vision_tower.encoder.blocks.0.wqkv.weight", Some(LeftOut::Vision)),
+            ("mm_projector.proj.0.weight", Some(LeftOut::Vision)),
         ] {
             assert_eq!(kind(name, &rules), expected, "{name}");
         }

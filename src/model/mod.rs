@@ -28,7 +28,7 @@ pub use error::ModelError;
 pub use export::Exported;
 #[cfg(feature = "eval")]
 pub use general::sampling_settings;
-pub use general::{ParamCounts, general_metadata};
+pub use general::{Given, ParamCounts, general_metadata};
 pub use hparams::{
     Attention, Gating, Grouped, Hparams, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
 };
@@ -118,6 +118,53 @@ pub fn split_legacy_mla(source: &mut GgufSource) -> Result<(), ModelError> {
     split_mla(source, &hparams)
 }
 
+/// Shows today's `attn_k_b` and `attn_v_b` as the joint `attn_kv_b` of files from before April 2025, and
+/// the metadata that belongs to it. Does nothing to other files.
+///
+/// # Errors
+/// Metadata that does not describe a model, and tensors of other shapes than it says.
+pub fn join_legacy_mla(source: &mut GgufSource) -> Result<(), ModelError> {
+    let Attention::Latent(latent) = hparams_of(source)?.attention else { return Ok(()) };
+    let [heads, nope, v] = [latent.n_head, latent.qk_nope, latent.v_head].map(u64::from);
+    let rank = u64::from(latent.kv_lora_rank);
+    let keys = (0..source.tensors().len())
+        .filter(|&i| source.tensors()[i].name.ends_with(".attn_k_b.weight"));
+    let pair = |keys: usize| {
+        let values = source.tensors()[keys].name.replace("attn_k_b", "attn_v_b");
+        let missing = || ModelError::MissingTensor {
+            path: source.file().path().to_owned(),
+            tensor: values.clone(),
+        };
+        let values = source.find(&values).ok_or_else(missing)?;
+        for (tensor, expected) in [(keys, [nope, rank, heads]), (values, [rank, v, heads])] {
+            check_dims(source, tensor, &expected)?;
+        }
+        Ok([keys, values])
+    };
+    let pairs: Vec<[usize; 2]> = keys.map(pair).collect::<Result<_, ModelError>>()?;
+    if !pairs.is_empty() {
+        source.join_heads(&pairs);
+        let latent = Latent { mla: Mla::Legacy, ..latent };
+        arch::deepseek2::write_mla_keys(&latent, source.metadata_mut());
+    }
+    Ok(())
+}
+
+/// Refuses a tensor of other extents.
+fn check_dims(source: &GgufSource, tensor: usize, expected: &[u64]) -> Result<(), ModelError> {
+    let meta = &source.tensors()[tensor];
+    let wide = |dims: &[u64], i: usize| dims.get(i).copied().unwrap_or(1);
+    if (0..meta.dims.len().max(expected.len())).all(|i| wide(&meta.dims, i) == wide(expected, i)) {
+        return Ok(());
+    }
+    Err(ModelError::Shape {
+        path: source.file().path().to_owned(),
+        tensor: meta.name.clone(),
+        found: meta.dims.iter().rev().copied().collect(),
+        expected: expected.iter().rev().copied().collect(),
+    })
+}
+
 fn split_mla(source: &mut GgufSource, hparams: &Hparams) -> Result<(), ModelError> {
     let Attention::Latent(latent) = &hparams.attention else { return Ok(()) };
     let [head, nope, v] = [latent.n_head, latent.qk_nope, latent.v_head].map(u64::from);
@@ -128,16 +175,7 @@ fn split_mla(source: &mut GgufSource, hparams: &Hparams) -> Result<(), ModelErro
         return Ok(());
     }
     for &tensor in &joint {
-        let meta = &source.tensors()[tensor];
-        let expected = [u64::from(latent.kv_lora_rank), head * (nope + v)];
-        if meta.dims != expected {
-            return Err(ModelError::Shape {
-                path: source.file().path().to_owned(),
-                tensor: meta.name.clone(),
-                found: meta.dims.iter().rev().copied().collect(),
-                expected: expected.into_iter().rev().collect(),
-            });
-        }
+        check_dims(source, tensor, &[u64::from(latent.kv_lora_rank), head * (nope + v)])?;
     }
     source.split_heads(&joint, nope, v);
     arch::deepseek2::write_mla_keys(latent, source.metadata_mut());

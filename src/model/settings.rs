@@ -21,12 +21,16 @@ pub(super) enum Class {
 }
 
 impl Class {
-    pub const ALL: [(&str, Self); 5] = [
+    /// By name; the first of a class is its own.
+    pub const ALL: [(&str, Self); 7] = [
         ("DeepseekV3ForCausalLM", Self::DeepseekV3),
         ("DeepseekV2ForCausalLM", Self::DeepseekV2),
         ("Qwen2ForCausalLM", Self::Qwen2),
         ("Qwen3ForCausalLM", Self::Qwen3),
         ("LlamaForCausalLM", Self::Llama),
+        // Their part for text.
+        ("KimiK25ForConditionalGeneration", Self::DeepseekV3),
+        ("KimiVLForConditionalGeneration", Self::DeepseekV3),
     ];
 
     /// Its name.
@@ -84,7 +88,7 @@ const SETTINGS: &[(u8, Meaning, &str)] = &[
         "kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim \
          n_routed_experts num_experts_per_tok n_shared_experts n_group topk_group \
          moe_intermediate_size first_k_dense_replace norm_topk_prob routed_scaling_factor \
-         scoring_func topk_method num_nextn_predict_layers",
+         scoring_func topk_method num_nextn_predict_layers model_type",
     ),
     (PLAIN, Used, "num_key_value_heads head_dim"),
     (Class::Llama as u8 | Class::Qwen3 as u8, Used, "attention_bias"),
@@ -149,6 +153,13 @@ const SETTINGS: &[(u8, Meaning, &str)] = &[
          use_parallel_residual parallel_attn",
     ),
     (ALL, Only(|_, value| value == &Value::Bool(true), "true"), "is_causal"),
+    // What beside the text, in a model that also sees.
+    (
+        DEEPSEEK,
+        Harmless,
+        "vision_config ignore_index media_placeholder_token_id use_unified_vision_chunk \
+         video_placeholder unfreeze",
+    ),
     // Derived from others, in the classes that write them.
     (DEEPSEEK, Harmless, "head_dim"),
     // How to train.

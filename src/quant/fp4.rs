@@ -240,16 +240,31 @@ impl Grouped<16, 36> for Nv {
     }
 }
 
-/// Packs whole rows of a ModelOpt checkpoint into NVFP4 blocks (`_nvfp4_pack` in the reference
-/// converter's `base.py`). There a byte holds two neighbours, the first in its low bits, and every
-/// 16 elements have an E4M3 scale; signs of scales are dropped.
+/// The values of a byte of a checkpoint, which holds two neighbours, the first in its low bits.
+pub fn fp4_pair(byte: u8) -> [f32; 2] {
+    const HALVES: [f32; 8] = [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0];
+    [byte & 15, byte >> 4].map(|code| {
+        let magnitude = HALVES[usize::from(code & 7)];
+        if code & 8 == 0 { magnitude } else { -magnitude }
+    })
+}
+
+/// The code of an element of such bytes.
+#[inline(always)]
+fn code(packed: &[u8], i: usize) -> u8 {
+    packed[i / 2] >> (4 * (i % 2)) & 15
+}
+
+/// Packs whole rows of a checkpoint into NVFP4 blocks (`_nvfp4_pack` in the reference converter's
+/// `base.py`). There a byte holds two neighbours ([`fp4_pair`]), and every 16 elements have an E4M3
+/// scale; signs of scales are dropped.
 ///
 /// # Errors
 /// The index of the first scale that is NaN. What is in `out` then is unspecified.
 ///
 /// # Panics
 /// When the lengths do not belong together: 8 bytes for each scale, 36 for each four.
-pub fn nvfp4_from_modelopt(packed: &[u8], scales: &[u8], out: &mut [u8]) -> Result<(), usize> {
+pub fn nvfp4_from_pairs(packed: &[u8], scales: &[u8], out: &mut [u8]) -> Result<(), usize> {
     assert!(packed.len() == 8 * scales.len() && out.len() == 9 * scales.len());
     if let Some(nan) = scales.iter().position(|d| d & 0x7f == 0x7f) {
         return Err(nan);
@@ -258,17 +273,36 @@ pub fn nvfp4_from_modelopt(packed: &[u8], scales: &[u8], out: &mut [u8]) -> Resu
     for ((scales, packed), out) in groups.zip(out.as_chunks_mut::<36>().0) {
         for g in 0..4 {
             out[g] = scales[g] & 0x7f;
-            let element = |i: usize| packed[8 * g + i / 2] >> (4 * (i % 2)) & 15;
-            for j in 0..8 {
-                out[4 + 8 * g + j] = element(j) | element(j + 8) << 4;
-            }
         }
+        Nv::pack(&std::array::from_fn(|i| code(packed, i)), out);
+    }
+    Ok(())
+}
+
+/// Packs whole rows of a checkpoint into MXFP4 blocks (`repack_mxfp4_blocks` in the reference
+/// converter's `base.py`): bytes as in [`nvfp4_from_pairs`], and an exponent for every 32 elements.
+///
+/// # Errors
+/// The index of the first scale that is NaN. What is in `out` then is unspecified.
+///
+/// # Panics
+/// When the lengths do not belong together: 16 bytes for each scale, 17 for each block.
+pub fn mxfp4_from_pairs(packed: &[u8], scales: &[u8], out: &mut [u8]) -> Result<(), usize> {
+    assert!(packed.len() == 16 * scales.len() && out.len() == 17 * scales.len());
+    if let Some(nan) = scales.iter().position(|&e| e == 0xff) {
+        return Err(nan);
+    }
+    let groups = scales.iter().zip(packed.as_chunks::<16>().0);
+    for ((scale, packed), out) in groups.zip(out.as_chunks_mut::<17>().0) {
+        out[0] = *scale;
+        Mx::pack(&std::array::from_fn(|i| code(packed, i)), out);
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::fp8::power_of_two;
     use super::*;
 
     /// All scales that weights lead to (the largest finite ones have the exponent 252), and weights on,
@@ -288,5 +322,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn pairs_are_packed_without_change() {
+        let bytes: Vec<u8> = (0..64u8).map(|i| i.wrapping_mul(73)).collect();
+        let expected = |scales: &[f32]| -> Vec<f32> {
+            let group = 128 / scales.len();
+            let values = bytes.iter().flat_map(|&byte| fp4_pair(byte)).enumerate();
+            values.map(|(i, value)| value * scales[i / group]).collect()
+        };
+        let (mut out, mut blocks) = ([0.0; 128], [0; 72]);
+        let scales = [0x38, 0x01, 0xb9, 0x7e, 0x40, 0x08, 0x3c, 0x44];
+        assert_eq!(nvfp4_from_pairs(&bytes, &scales, &mut blocks), Ok(()));
+        QuantType::NVFP4.decode_rows(&blocks, 128, &mut out).unwrap();
+        assert_eq!(out.to_vec(), expected(&scales.map(|byte| 2.0 * ue4m3_half(byte & 0x7f))));
+        assert_eq!(nvfp4_from_pairs(&bytes[..32], &[0, 0, 0xff, 0], &mut blocks[..36]), Err(2));
+        let scales = [127, 0, 250, 120];
+        assert_eq!(mxfp4_from_pairs(&bytes, &scales, &mut blocks[..68]), Ok(()));
+        QuantType::MXFP4.decode_rows(&blocks[..68], 128, &mut out).unwrap();
+        assert_eq!(out.to_vec(), expected(&scales.map(power_of_two)));
+        assert_eq!(mxfp4_from_pairs(&bytes[..32], &[0, 0xff], &mut blocks[..34]), Err(1));
     }
 }

@@ -324,3 +324,65 @@ impl Grouped<N, 34> for Q8 {
         Group { codes, scale: f16(b), offset: 0.0 }
     }
 }
+
+/// Integers in a block.
+pub const INTEGERS: usize = N;
+
+/// Writes a block of integers times a scale: what Q4_0, Q5_0 and Q8_0 are, and Q4_1 from `least` on. The
+/// same values, as long as F16 has the scale, and for Q4_1 `least` times it, and the type the integers.
+///
+/// # Panics
+/// When the type is another, or `out` no block of it.
+pub fn block_of_integers(
+    ty: QuantType,
+    scale: f32,
+    least: i16,
+    integers: &[i16; INTEGERS],
+    out: &mut [u8],
+) {
+    let above = |zero: i16| integers.map(|integer| (integer - zero) as u8);
+    match ty {
+        QuantType::Q4_0 => Small::<15, false, 18>::write(scale, 0.0, &above(-8), out),
+        QuantType::Q5_0 => Small::<31, false, 22>::write(scale, 0.0, &above(-16), out),
+        QuantType::Q4_1 => {
+            Small::<15, true, 20>::write(scale, scale * f32::from(least), &above(least), out);
+        }
+        QuantType::Q8_0 => {
+            let out: &mut [u8; 34] = out.try_into().expect("a block");
+            put_f16(out, scale);
+            Q8::pack(&above(-128), out);
+        }
+        other => panic!("{other} has no integers"),
+    }
+}
+
+impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Small<NMAX, MIN, BYTES> {
+    /// Writes a block.
+    fn write(scale: f32, min: f32, codes: &[u8; N], out: &mut [u8]) {
+        let out: &mut [u8; BYTES] = out.try_into().expect("a block");
+        Self::snap(scale, min, out);
+        Self::pack(codes, out);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_stay_what_they_are() {
+        for (ty, least, most) in [
+            (QuantType::Q4_0, -8, 7),
+            (QuantType::Q4_1, -11, 4),
+            (QuantType::Q5_0, -16, 15),
+            (QuantType::Q8_0, -128, 127),
+        ] {
+            let integers: [i16; N] =
+                std::array::from_fn(|i| least + (i as i16 * 37) % (most - least + 1));
+            let (mut block, mut out) = (vec![0; ty.block_bytes()], [0.0; N]);
+            block_of_integers(ty, 0.0625, least, &integers, &mut block);
+            ty.decode_rows(&block, N, &mut out).unwrap();
+            assert_eq!(out, integers.map(|integer| f32::from(integer) * 0.0625), "{ty}");
+        }
+    }
+}

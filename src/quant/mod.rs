@@ -30,10 +30,11 @@ mod types;
 
 pub use error::QuantError;
 pub use format::{Activation, Format, Importance, Kind, Numbers};
-pub use fp4::nvfp4_from_modelopt;
+pub use fp4::{fp4_pair, mxfp4_from_pairs, nvfp4_from_pairs};
 #[cfg(feature = "eval")]
 pub(crate) use groups::{Group, Groups};
 pub use guide::Guide;
+pub use legacy::{INTEGERS, block_of_integers};
 #[cfg(feature = "eval")]
 pub(crate) use rounding::{Grid, Rounding, Scale};
 #[cfg(feature = "convert")]

@@ -5,7 +5,7 @@
 //! one, as they are asked for: everything that headers can tell of them is checked then, and what
 //! nobody asks for may be missing or stored in any way. Only values remain for reading.
 
-use super::coding::scaled_fp8;
+use super::coding::scale;
 use super::coding::unread;
 use super::coding::{self, CODINGS, Coded, Factors, Part, Tensors};
 use super::declared::Declared;
@@ -71,7 +71,7 @@ impl Checkpoint {
             Ok(Some(claimed)) => claimed,
             Err(CheckpointError::MissingScale { path, tensor, scale }) => {
                 // It may be in a file that is not here.
-                let names = scaled_fp8::names(name).into_iter();
+                let names = scale::names(name).into_iter();
                 let absent = names.into_iter().find_map(|n| self.shards.why_missing(&n));
                 let missing = CheckpointError::MissingScale { path, tensor, scale };
                 return Err(absent.unwrap_or(missing));
@@ -80,6 +80,7 @@ impl Checkpoint {
         };
         let coding::Claimed { dtype, dims, coded } = claimed;
         self.taken.insert(name.to_owned());
+        self.taken.insert(coded.values().name.clone());
         self.taken.extend(coded.beside().into_iter().map(|part| part.name.clone()));
         self.taken.extend(coded.without_use());
         self.by_name.insert(name.to_owned(), self.metas.len());
@@ -132,8 +133,7 @@ impl Checkpoint {
             return self.shards.why_missing(name);
         };
         let path = self.shards.path_of(stored).to_owned();
-        let weight =
-            scaled_fp8::scaled(name).filter(|weight| self.shards.stored.contains_key(weight));
+        let weight = scale::scaled(name).filter(|weight| self.shards.stored.contains_key(weight));
         weight.map(|_| CheckpointError::StrayScale { path, tensor: name.to_owned() })
     }
 
@@ -231,10 +231,11 @@ impl Checkpoint {
         first.map(|(.., ty)| ty)
     }
 
-    /// A tensor's place in the order of the reference converter: the number of its shard, and its
-    /// name.
-    pub fn position(&self, tensor: usize) -> (usize, &str) {
-        (self.file_of(tensor), &self.metas[tensor].name)
+    /// A tensor's place in the order of the reference converter: whether it gets another name there, the
+    /// number of its shard, and its name.
+    pub fn position(&self, tensor: usize) -> (bool, usize, &str) {
+        let coded = &self.coded[tensor];
+        (coded.is_moved(), coded.values().shard, &coded.values().name)
     }
 
     /// Bytes of all shards together.
@@ -278,9 +279,19 @@ impl Checkpoint {
         blocks.map_or(Ok(Factors::default()), |blocks| blocks.factors(&self.shards))
     }
 
-    /// The name of the factor of the activations that a tensor is multiplied with.
-    pub fn input_scale(&self, tensor: usize) -> String {
-        coding::input_scale(&self.metas[tensor].name)
+    /// The name of the factor of the activations that a tensor is multiplied with, where blocks have it
+    /// beside them.
+    pub fn input_scale(&self, tensor: usize) -> Option<&str> {
+        self.coded[tensor].blocks()?.of_activations()
+    }
+
+    /// Finds out whether a tensor's values are those of blocks, where its headers do not tell: what
+    /// [`Checkpoint::blocks`] says then.
+    ///
+    /// # Errors
+    /// When scales cannot be read, or are no numbers.
+    pub fn settle(&self, tensor: usize) -> Result<(), SourceError> {
+        self.coded[tensor].settle(&self.shards)
     }
 
     /// How many shards there are.

@@ -220,7 +220,7 @@ pub enum CheckpointError {
     /// A dtype that has no reader.
     #[error(
         "{}: tensor `{tensor}` has dtype {dtype}; readable are F32, F16, BF16, F8_E4M3 and F8_E5M2 with \
-         their scales, and NVFP4 as ModelOpt stores it",
+         their scales, and the integers and 4-bit floats of compressed-tensors and ModelOpt",
         path.display()
     )]
     Dtype {
@@ -282,19 +282,17 @@ pub enum CheckpointError {
         /// The scale.
         scale: String,
     },
-    /// An NVFP4 tensor whose rows are no whole number of blocks.
-    #[error(
-        "{}: NVFP4 tensor `{tensor}` has shape {shape:?} in bytes, expected a matrix with rows of a \
-         multiple of 32 bytes (64 weights)",
-        path.display()
-    )]
-    NvFp4Shape {
+    /// A tensor that does not fit what it belongs to.
+    #[error("{}: `{tensor}` is {found}, expected {expected}", path.display())]
+    Unfit {
         /// The shard.
         path: PathBuf,
         /// The tensor.
         tensor: String,
-        /// Its shape as stored, outermost first.
-        shape: Vec<usize>,
+        /// What it is.
+        found: String,
+        /// What would fit.
+        expected: String,
     },
     /// A scale without a quantized tensor.
     #[error(

@@ -31,6 +31,20 @@ enum Part {
     Columns {
         of: u64,
     },
+    /// To a head of `of` rows, the `first` columns of its matrix, and the rows of its matrix in another
+    /// tensor.
+    Joint {
+        of: u64,
+        first: u64,
+        values: Stored,
+    },
+}
+
+/// A tensor in a file: the file's number, and its own.
+#[derive(Clone, Copy)]
+struct Stored {
+    file: usize,
+    index: usize,
 }
 
 /// An opened GGUF model whose tensors can be read as `f32` whatever their type.
@@ -149,6 +163,89 @@ impl GgufSource {
         self.by_name = self.metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
     }
 
+    /// Sees each of these pairs, `X.attn_k_b.weight` and `X.attn_v_b.weight` of as many heads, as one
+    /// `X.attn_kv_b.weight`, as [`GgufSource::split_heads`] would split it. Keys are transposed, so what is
+    /// quantized becomes Q8_0.
+    pub fn join_heads(&mut self, pairs: &[[usize; 2]]) {
+        for &[keys, values] in pairs {
+            let [of_keys, of_values] = [keys, values].map(|tensor| self.metas[tensor].clone());
+            let dtype = match (of_keys.dtype, of_values.dtype) {
+                (Dtype::Gguf(k), Dtype::Gguf(v)) if k.is_quantized() || v.is_quantized() => {
+                    Dtype::Gguf(QuantType::Q8_0)
+                }
+                (k, v) if k == v => k,
+                _ => Dtype::Gguf(QuantType::F32),
+            };
+            let [nope, rank, heads] = [0, 1, 2].map(|i| of_keys.dims.get(i).copied().unwrap_or(1));
+            let of = nope + of_values.dims.get(1).copied().unwrap_or(1);
+            let name = of_keys.name.replace("attn_k_b", "attn_kv_b");
+            self.metas[keys] = TensorMeta { name, dims: vec![rank, heads * of], dtype };
+            let Place { file, index, .. } = self.places[values];
+            let values = Stored { file, index };
+            self.places[keys].part = Part::Joint { of, first: nope, values };
+        }
+        let is_joined = |i: usize| pairs.iter().any(|[_, values]| *values == i);
+        let kept: Vec<usize> = (0..self.metas.len()).filter(|&i| !is_joined(i)).collect();
+        self.metas = kept.iter().map(|&i| self.metas[i].clone()).collect();
+        self.places = kept.iter().map(|&i| self.places[i]).collect();
+        self.by_name = self.metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
+    }
+
+    /// Reads rows of a joint tensor whose keys are stored so: heads of `of` rows, `first` of keys.
+    fn read_joint(
+        &self,
+        [keys, values]: [Stored; 2],
+        [of, first]: [u64; 2],
+        rows: Range<u64>,
+        out: &mut [f32],
+    ) -> Result<(), SourceError> {
+        let rank = out.len() / (rows.end - rows.start).max(1) as usize;
+        let (mut head, mut held) = (Vec::new(), None);
+        for (row, out) in rows.zip(out.chunks_exact_mut(rank)) {
+            let (of_head, in_head) = (row / of, row % of);
+            if in_head >= first {
+                self.decode(values, of_head * (of - first) + in_head - first, out)?;
+                continue;
+            }
+            if held != Some(of_head) {
+                head.resize(first as usize * rank, 0.0);
+                self.decode(keys, of_head * rank as u64, &mut head)?;
+                held = Some(of_head);
+            }
+            for (value, stored) in out.iter_mut().zip(head.chunks_exact(first as usize)) {
+                *value = stored[in_head as usize];
+            }
+        }
+        Ok(())
+    }
+
+    /// Decodes whole rows of a stored tensor, as many as `out` holds.
+    fn decode(&self, of: Stored, first: u64, out: &mut [f32]) -> Result<(), SourceError> {
+        let stored = &self.files[of.file].tensors()[of.index];
+        let path = || self.files[of.file].path().to_owned();
+        let ty = match stored.ty {
+            TensorType::Known(ty) => ty,
+            TensorType::Unknown(Opaque { id, .. }) => {
+                return Err(SourceError::UnknownType {
+                    path: path(),
+                    tensor: stored.name.clone(),
+                    id,
+                });
+            }
+        };
+        let n = stored.dims[0] as usize;
+        let range = self.stored_bytes(of, first..first + (out.len() / n) as u64);
+        let mut bytes = vec![0; (range.end - range.start) as usize];
+        self.data[of.file]
+            .read_at(range.start, &mut bytes)
+            .map_err(|error| SourceError::reading(path(), &stored.name, error))?;
+        ty.decode_rows_with(self.simd, &bytes, n, out).map_err(|error| SourceError::Decode {
+            path: path(),
+            tensor: stored.name.clone(),
+            error,
+        })
+    }
+
     /// Calls `each` with runs of stored rows and the rows of the tensor that they are; for what is
     /// transposed, the stored rows of the whole head.
     fn runs(
@@ -161,6 +258,8 @@ impl GgufSource {
             Part::Whole => return each(rows.clone(), rows),
             Part::Rows { of, first } => (of, first, None),
             Part::Columns { of } => (of, 0, Some(self.metas[tensor].dims[0])),
+            // Read by heads, from two places.
+            Part::Joint { .. } => return Ok(()),
         };
         let per_head = self.metas[tensor].dims[1];
         let mut row = rows.start;
@@ -219,13 +318,17 @@ impl GgufSource {
     /// Where stored rows lie in their file.
     fn bytes_of(&self, tensor: usize, rows: Range<u64>) -> Range<u64> {
         let Place { file, index, .. } = self.places[tensor];
-        let file = &self.files[file];
-        let stored = &file.tensors()[index];
+        self.stored_bytes(Stored { file, index }, rows)
+    }
+
+    fn stored_bytes(&self, of: Stored, rows: Range<u64>) -> Range<u64> {
+        let file = &self.files[of.file];
+        let stored = &file.tensors()[of.index];
         let row = match stored.ty {
             TensorType::Unknown(_) => 1,
             known => known.n_bytes(&stored.dims[..stored.dims.len().min(1)]).unwrap_or(0),
         };
-        let start = file.tensor_range(index).start as u64;
+        let start = file.tensor_range(of.index).start as u64;
         start + rows.start * row..start + rows.end * row
     }
 
@@ -245,6 +348,10 @@ impl Source for GgufSource {
             return Ok(());
         }
         let Place { file, index, part } = self.places[tensor];
+        if let Part::Joint { of, first, values } = part {
+            let rows = first_row..first_row + (out.len() / n) as u64;
+            return self.read_joint([Stored { file, index }, values], [of, first], rows, out);
+        }
         let stored = &self.files[file].tensors()[index];
         let ty = match stored.ty {
             TensorType::Known(ty) => ty,
@@ -301,7 +408,8 @@ impl Source for GgufSource {
         rows: Range<u64>,
         out: &mut Vec<u8>,
     ) -> Result<bool, SourceError> {
-        let transposed = matches!(self.places[tensor].part, Part::Columns { .. });
+        let transposed =
+            matches!(self.places[tensor].part, Part::Columns { .. } | Part::Joint { .. });
         if transposed || self.factors.contains_key(&tensor) {
             return Ok(false);
         }
@@ -322,6 +430,7 @@ impl Storage for GgufSource {
     fn granule(&self, tensor: usize) -> u64 {
         match self.places[tensor].part {
             Part::Columns { .. } => self.metas[tensor].dims[1],
+            Part::Joint { of, .. } => of,
             Part::Whole | Part::Rows { .. } => 1,
         }
     }

@@ -36,6 +36,7 @@ const DESCRIPTIONS: [&str; 12] = [
     "generation_config.json",
     "hf_quant_config.json",
     "tokenizer.json",
+    "tiktoken.model",
     "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",

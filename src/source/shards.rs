@@ -164,7 +164,7 @@ impl Shards {
             let (start, end) = info.data_offsets;
             let bytes = data + start as u64..data + end as u64;
             let stored = Stored { shard: number, info: info.clone(), bytes };
-            self.stored.entry(name).or_default().push(stored);
+            self.stored.entry(of_text(&name)).or_default().push(stored);
         }
         number
     }
@@ -258,6 +258,23 @@ impl Shards {
         Ok(stored.bytes.is_empty() || is_zero(&**blob, stored.bytes.clone()).map_err(io)?)
     }
 
+    /// The values of a tensor of a few integers; none of one that is another.
+    pub fn integers(&self, stored: &Stored) -> Result<Vec<u64>, CheckpointError> {
+        let width = match stored.info.dtype {
+            Dtype::I64 | Dtype::U64 => 8,
+            Dtype::I32 | Dtype::U32 => 4,
+            _ => return Ok(Vec::new()),
+        };
+        let mut bytes = [0; 32];
+        let Some(bytes) = bytes.get_mut(..(stored.bytes.end - stored.bytes.start) as usize) else {
+            return Ok(Vec::new());
+        };
+        let Shard { path, blob } = &self.files[stored.shard];
+        blob.read_at(stored.bytes.start, bytes).map_err(|error| IoError::new(path, error))?;
+        let number = |bytes: &[u8]| bytes.iter().rev().fold(0, |n, &b| n << 8 | u64::from(b));
+        Ok(bytes.chunks_exact(width).map(number).collect())
+    }
+
     /// Fills `out` with bytes of a part's file.
     ///
     /// # Errors
@@ -321,6 +338,12 @@ impl Shards {
     }
 }
 
+/// A tensor's name without what tells the part for text of a model that also sees, as the reference
+/// converter has it.
+fn of_text(name: &str) -> String {
+    name.replace("language_model.", "")
+}
+
 /// Whether all of these bytes are 0. Reads the last ones first, which tell of nearly every file.
 fn is_zero(blob: &dyn Blob, bytes: Range<u64>) -> std::io::Result<bool> {
     let mut buffer = Vec::new();
@@ -364,7 +387,7 @@ impl Index {
             if file.is_empty() || !Path::new(file).components().all(within) {
                 return Err(malformed("names a file outside of the checkpoint's folder"));
             }
-            files_of.insert(tensor.clone(), file.to_owned());
+            files_of.insert(of_text(tensor), file.to_owned());
         }
         Ok(Some(Self { path, files_of }))
     }

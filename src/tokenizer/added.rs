@@ -112,6 +112,15 @@ pub(super) struct Merged<'a> {
     pub stated: Vec<(&'static str, u64, String)>,
 }
 
+impl<'a> Merged<'a> {
+    /// No tokens at all.
+    pub fn nothing(files: &'a Files) -> Self {
+        let table =
+            Table { model: &files.added_tokens, added: BTreeMap::new(), ids: HashMap::new() };
+        Self { table, names: Vec::new(), stated: Vec::new() }
+    }
+}
+
 /// All added tokens, and the special ones by role.
 pub(super) fn merge<'a>(
     files: &'a Files,

@@ -6,7 +6,7 @@ use super::error::TokenizerError;
 use super::files::{Files, read_text};
 use super::pre::Pre;
 use super::vocab::{TokenType, Vocab};
-use super::{damage, special, templates};
+use super::{damage, special, templates, tiktoken};
 use crate::warning::{Topic, Warning};
 use serde_json::Value;
 use std::path::Path;
@@ -25,6 +25,9 @@ impl Vocab {
         pre: Option<&str>,
     ) -> Result<Self, TokenizerError> {
         let files = Files::read(dir, config)?;
+        if files.is_tiktoken() {
+            return tiktoken::vocab(&files, config, pre);
+        }
         damage::check_kind(&files)?;
         let mut warnings = Vec::new();
         let merged = added::merge(&files, &mut warnings)?;
@@ -163,13 +166,24 @@ fn decoded(text: &str) -> String {
     bytes.map_or_else(|| text.to_owned(), |b| String::from_utf8_lossy(&b).into_owned())
 }
 
+/// Whether a byte stands for itself in GPT-2's alphabet.
+fn is_shown(byte: u8) -> bool {
+    matches!(byte, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff)
+}
+
 /// The byte that a character stands for in GPT-2's alphabet.
 fn byte_of(c: char) -> Option<u8> {
-    let shown = |b: &u8| matches!(b, b'!'..=b'~' | 0xa1..=0xac | 0xae..=0xff);
     match u8::try_from(c).ok() {
-        Some(byte) => Some(byte).filter(shown),
-        None => (0..=255).filter(|b| !shown(b)).nth((c as usize).checked_sub(256)?),
+        Some(byte) => Some(byte).filter(|&byte| is_shown(byte)),
+        None => (0..=255).filter(|&b| !is_shown(b)).nth((c as usize).checked_sub(256)?),
     }
+}
+
+/// The character that stands for a byte there.
+pub(super) fn char_of(byte: u8) -> char {
+    let hidden = (0..byte).filter(|&b| !is_shown(b)).count() as u32;
+    let shown = is_shown(byte).then_some(char::from(byte));
+    shown.or_else(|| char::from_u32(256 + hidden)).unwrap_or_default()
 }
 
 /// Tokens that steer the model although their tokenizer does not mark them so

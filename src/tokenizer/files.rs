@@ -14,7 +14,7 @@ pub(super) struct Files {
     pub dir: PathBuf,
     /// The file that holds the vocabulary.
     pub path: PathBuf,
-    /// tokenizer.json, or what vocab.json and merges.txt stand for.
+    /// tokenizer.json, or what vocab.json and merges.txt stand for; nothing beside tiktoken.model.
     pub tokenizer: Value,
     /// tokenizer_config.json.
     pub config: Object,
@@ -27,6 +27,7 @@ pub(super) struct Files {
 }
 
 pub(super) const TOKENIZER: &str = "tokenizer.json";
+const TIKTOKEN: &str = "tiktoken.model";
 pub(super) const CONFIG: &str = "tokenizer_config.json";
 pub(super) const SPECIAL_TOKENS_MAP: &str = "special_tokens_map.json";
 pub(super) const ADDED_TOKENS: &str = "added_tokens.json";
@@ -99,8 +100,9 @@ impl Files {
     pub fn read(dir: &Path, model: &Value) -> Result<Self, TokenizerError> {
         let config = read_object(&dir.join(CONFIG))?;
         let class = Class::of(&config, model);
-        let path = dir.join(TOKENIZER);
+        let (path, tiktoken) = (dir.join(TOKENIZER), dir.join(TIKTOKEN));
         let (path, tokenizer) = match class.skeleton().filter(|_| !path.is_file()) {
+            _ if !path.is_file() && tiktoken.is_file() => (tiktoken, Value::Null),
             Some(mut skeleton) if dir.join("vocab.json").is_file() => {
                 let path = dir.join("vocab.json");
                 skeleton["model"]["vocab"] = read_json(&path)?;
@@ -124,6 +126,11 @@ impl Files {
             config,
             class,
         })
+    }
+
+    /// Whether the vocabulary is tiktoken's.
+    pub fn is_tiktoken(&self) -> bool {
+        self.tokenizer.is_null()
     }
 
     /// The tokens of the model itself.

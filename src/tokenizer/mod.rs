@@ -1,4 +1,4 @@
-//! Vocabularies: tokenizer.json and its companions to `tokenizer.ggml.*` keys and back, and text to
+//! Vocabularies: tokenizer.json or tiktoken.model and their companions to `tokenizer.ggml.*` keys and back, and text to
 //! tokens.
 //!
 //! It knows GGUF's keys; it does not know what model the tokens are for.
@@ -17,6 +17,7 @@ mod special;
 #[cfg(feature = "eval")]
 mod spm;
 mod templates;
+mod tiktoken;
 mod vocab;
 
 #[cfg(feature = "eval")]

@@ -26,13 +26,15 @@ const QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N
 const LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// As Mistral's Tekken lists letters; llama.cpp tells cases apart in ASCII alone.
 const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))*((?=[\p{L}])([^A-Z]))+|[^\r\n\p{L}\p{N}]?((?=[\p{L}])([^a-z]))+((?=[\p{L}])([^A-Z]))*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Kimi's rules as llama.cpp has them, which tells no cases of letters apart, and marks from letters.
+const KIMI: &str = r"[\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}]+|[^\r\n\p{L}\p{N}]?(?:(?![\x{4E00}-\x{9FFF}\x{3400}-\x{4DBF}\x{20000}-\x{2A6DF}\x{2A700}-\x{2EBEF}\x{F900}-\x{FAFF}\x{2F800}-\x{2FA1F}])\p{L})+(?:'(?:[sStTmMdD]|[rR][eE]|[vV][eE]|[lL][lL]))?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 /// What a step for individual digits splits off.
 const DIGIT: &str = r"\p{N}";
 /// The regular expression that the ByteLevel step applies by itself.
 const GPT2: &str = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+";
 
 /// The first that fits is taken, so the more particular ones come first.
-const KNOWN: [Pre; 10] = [
+const KNOWN: [Pre; 11] = [
     Pre {
         name: "deepseek-v3",
         splits: &[r"\p{N}{1,3}", HAN, DEEPSEEK_V3],
@@ -68,6 +70,7 @@ const KNOWN: [Pre; 10] = [
         marker: None,
         ignore_merges: false,
     },
+    Pre { name: "kimi-k2", splits: &[KIMI], marker: None, ignore_merges: false },
     Pre { name: "tekken", splits: &[TEKKEN], marker: None, ignore_merges: true },
     Pre {
         name: "default",

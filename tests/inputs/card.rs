@@ -3,7 +3,7 @@
 
 use crate::raw::{Bench, Gguf, Rng, Value};
 use requant::gguf::{Array, Metadata, Value as Meta};
-use requant::model::{ParamCounts, general_metadata};
+use requant::model::{Given, ParamCounts, general_metadata};
 use requant::warning::{Topic, Warning};
 use serde_json::{Map, Value as Json, json};
 use std::path::Path;
@@ -12,7 +12,8 @@ use std::path::Path;
 fn general(dir: &Path, config: &Json) -> (Map<String, Json>, Vec<Warning>) {
     let mut metadata = Metadata::new();
     let counts = ParamCounts::default();
-    let warnings = general_metadata(dir, "llama", config, &counts, &mut metadata);
+    let given = Given::default();
+    let warnings = general_metadata(dir, "llama", config, &counts, &given, &mut metadata);
     let json = |value: &Meta| match value {
         Meta::String(text) => json!(text.to_string()),
         Meta::U32(n) => json!(n),

@@ -83,13 +83,18 @@ fn packed_weights_are_named_with_their_format() {
         (&[("weight", "I8"), ("SCB", "F32"), ("weight_format", "U8")], None, "bitsandbytes"),
         (
             &[("weight_packed", "I32"), ("weight_scale", "BF16"), ("weight_shape", "I64")],
-            Some("compressed-tensors"),
-            "compressed-tensors",
+            Some("compressed-tensors/marlin-24"),
+            "compressed-tensors (marlin-24)",
         ),
         (
-            &[("weight_packed", "U8"), ("weight_scale", "F8_E4M3"), ("weight_global_scale", "F32")],
-            None,
-            "compressed-tensors",
+            &[("weight_packed", "U8"), ("weight_scale", "U8")],
+            Some("compressed-tensors/mxfp6-pack-quantized"),
+            "compressed-tensors (mxfp6-pack-quantized)",
+        ),
+        (
+            &[("weight_packed", "I32"), ("weight_scale", "BF16"), ("weight_g_idx", "I32")],
+            Some("compressed-tensors"),
+            "weight_g_idx",
         ),
         (&[("W_q", "U8"), ("meta", "F32")], None, "HQQ"),
         (&[("weight._data", "I8"), ("weight._scale", "BF16")], None, "quanto"),
@@ -112,10 +117,70 @@ fn packed_weights_are_named_with_their_format() {
             }
         });
         copy.edit("config.json", |json| {
-            json["quantization_config"] = method.map_or(Json::Null, |m| json!({"quant_method": m}));
+            json["quantization_config"] = method.map_or(Json::Null, |method| {
+                let (method, format) = method.split_once('/').unwrap_or((method, ""));
+                match format {
+                    "" => json!({"quant_method": method}),
+                    _ => json!({"quant_method": method, "format": format}),
+                }
+            });
         });
         refused(&bench, "c", &[SINGLE, stem, words]);
     }
+}
+
+#[test]
+fn packed_integers_that_do_not_fit_are_named() {
+    let bench = Bench::new();
+    let mut rng = Rng(9);
+    let mut case = |declared: Json, edit: &dyn Fn(&mut St, [u64; 2]), words: &[&str]| {
+        let copy = bench.checkpoint("family/qwen2", "c");
+        copy.edit_shard(SINGLE, |st| {
+            let (_, shape, _) = st.get(UP).unwrap().clone();
+            let [rows, columns] = shape[..] else { panic!("{UP}") };
+            st.remove(UP);
+            let n = (rows * columns / 2) as usize;
+            st.set(&format!("{UP}_packed"), "I32", &[rows, columns / 8], rng.bytes(n));
+            st.set(&format!("{UP}_scale"), "BF16", &[rows, 1], bf16(0.5).repeat(rows as usize));
+            let numbers = [rows, columns].map(u64::to_le_bytes).concat();
+            st.set(&format!("{UP}_shape"), "I64", &[2], numbers);
+            edit(st, [rows, columns]);
+        });
+        let groups = json!({"group_0": {"targets": ["Linear"], "weights": declared}});
+        copy.edit("config.json", |json| {
+            json["quantization_config"] = json!({
+                "quant_method": "compressed-tensors", "format": "pack-quantized",
+                "config_groups": groups,
+            });
+        });
+        match words {
+            [] => drop(convert(&bench, "c", &["--strict"]).0.ok()),
+            words => refused(&bench, "c", &[&[SINGLE], words].concat()),
+        }
+    };
+    let int4 = || json!({"num_bits": 4, "type": "int", "strategy": "channel", "symmetric": true});
+    case(int4(), &|_, _| {}, &[]);
+    case(json!({"strategy": "channel"}), &|_, _| {}, &[]);
+    let shape = format!("{UP}_shape");
+    case(int4(), &|st, _| st.remove(&shape), &["weight_shape", "missing"]);
+    let other = |st: &mut St, [rows, columns]: [u64; 2]| {
+        st.set(&shape, "I64", &[2], [rows + 1, columns].map(u64::to_le_bytes).concat());
+    };
+    case(int4(), &other, &["weight_shape", "expected"]);
+    let narrow = |st: &mut St, [rows, columns]: [u64; 2]| {
+        st.set(&shape, "I64", &[2], [rows, columns - 8].map(u64::to_le_bytes).concat());
+    };
+    case(int4(), &narrow, &["weight_packed", "words a row"]);
+    case(json!({"num_bits": 8, "strategy": "channel"}), &|_, _| {}, &["integers of 8 bits"]);
+    case(json!({"num_bits": 4, "symmetric": false}), &|_, _| {}, &["weight_zero_point", "missing"]);
+    let zero = format!("{UP}_zero_point");
+    let zeros = |st: &mut St, _: [u64; 2]| st.set(&zero, "I32", &[1, 1], vec![0; 4]);
+    case(int4(), &zeros, &["weight_zero_point", "expected"]);
+    let floats = |st: &mut St, _: [u64; 2]| st.set(&zero, "F32", &[1, 1], vec![0; 4]);
+    case(int4(), &floats, &["weight_zero_point", "F32"]);
+    let scale = format!("{UP}_scale");
+    let nan = |st: &mut St, _: [u64; 2]| st.get_mut(&scale).2[..2].copy_from_slice(&[0xc0, 0x7f]);
+    case(int4(), &nan, &["weight_scale", "NaN"]);
 }
 
 #[test]

@@ -210,8 +210,16 @@ fn write_keys(
         }
     }
     let [key_length, value_length] = head_lengths(a);
-    keys.set("attention.key_length", key_length);
-    keys.set("attention.value_length", value_length);
+    let lengths = |keys: &mut Keys| {
+        keys.set("attention.key_length", key_length);
+        keys.set("attention.value_length", value_length);
+    };
+    // The reference knows a width of heads where transformers has the class of the configuration.
+    let known =
+        ["deepseek_v3", "deepseek_v2"].contains(&config.str_opt("model_type")?.unwrap_or(""));
+    if known || config.get("head_dim").is_some() {
+        lengths(&mut keys);
+    }
     keys.general("general.file_type", file_type);
     let leading = hparams.moe.as_ref().map_or(hparams.n_layer, |moe| moe.leading_dense);
     keys.set("leading_dense_block_count", leading);
@@ -223,6 +231,7 @@ fn write_keys(
         None => {}
     }
     keys.set("attention.kv_lora_rank", a.kv_lora_rank);
+    lengths(&mut keys);
     if a.mla == Mla::Split {
         keys.set("attention.key_length_mla", a.qk_nope + a.qk_rope);
         keys.set("attention.value_length_mla", a.v_head);
@@ -257,13 +266,20 @@ fn head_lengths(a: &Latent) -> [u32; 2] {
 
 /// Sets the keys in which today's files differ from those with a joint `attn_kv_b`.
 pub(in crate::model) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
-    let mut keys = Keys::new(Arch::DeepSeek2, metadata);
+    let of_split = ["attention.key_length_mla", "attention.value_length_mla"];
+    let arch = Arch::DeepSeek2;
+    if a.mla == Mla::Legacy {
+        of_split.iter().for_each(|key| drop(metadata.remove(&format!("{}.{key}", arch.name()))));
+    }
+    let mut keys = Keys::new(arch, metadata);
     let [key_length, value_length] = head_lengths(a);
-    keys.set("attention.head_count_kv", 1u32);
+    keys.set("attention.head_count_kv", if a.mla == Mla::Split { 1 } else { a.n_head });
     keys.set("attention.key_length", key_length);
     keys.set("attention.value_length", value_length);
-    keys.set("attention.key_length_mla", a.qk_nope + a.qk_rope);
-    keys.set("attention.value_length_mla", a.v_head);
+    if a.mla == Mla::Split {
+        keys.set(of_split[0], a.qk_nope + a.qk_rope);
+        keys.set(of_split[1], a.v_head);
+    }
 }
 
 /// Reads the keys that [`write_keys`] writes.

@@ -4,12 +4,12 @@
 //! claimed a dtype, extents, and a way to read rows. It checks everything that headers can tell; only
 //! values remain for reading. Formats that are known by their names alone are in [`unread`].
 
-mod modelopt;
+mod fp4;
+mod integers;
 mod plain;
-pub(super) mod scaled_fp8;
+pub(super) mod scale;
+mod scaled_fp8;
 pub(super) mod unread;
-
-pub(super) use modelopt::input_scale;
 
 use super::declared::Declared;
 use super::error::{CheckpointError, SourceError};
@@ -19,7 +19,8 @@ use crate::quant::QuantType;
 use std::ops::Range;
 
 /// All of them. Where two might claim a tensor, the first does.
-pub(super) const CODINGS: [Claim; 3] = [plain::claim, scaled_fp8::claim, modelopt::claim];
+pub(super) const CODINGS: [Claim; 4] =
+    [plain::claim, scaled_fp8::claim, fp4::claim, integers::claim];
 
 /// Finds out whether a tensor is stored in a coding, by its name and what is stored under it.
 ///
@@ -44,6 +45,12 @@ impl<'a> Tensors<'a> {
     /// A tensor of any dtype; see [`Shards::find`].
     pub fn find(&self, name: &str) -> Result<Option<&'a Stored>, CheckpointError> {
         self.shards.find(name)
+    }
+
+    /// Says that a tensor is not as what it belongs to has it.
+    fn unfit(&self, name: &str, stored: &Stored, found: String, expected: &str) -> CheckpointError {
+        let (path, tensor) = (self.shards.path_of(stored).to_owned(), name.to_owned());
+        CheckpointError::Unfit { path, tensor, found, expected: expected.to_owned() }
     }
 }
 
@@ -90,13 +97,26 @@ pub(super) trait Coded: Send + Sync {
         Vec::new()
     }
 
+    /// Whether the reference converter, which gives it another name, has it behind all that keep theirs.
+    fn is_moved(&self) -> bool {
+        false
+    }
+
     /// Reads whole rows as `f32`.
     ///
     /// # Errors
     /// When the system cannot read them, and values that are no numbers.
     fn read(&self, shards: &Shards, rows: Range<u64>, out: &mut [f32]) -> Result<(), SourceError>;
 
-    /// Its rows as blocks, where GGUF has a type for them.
+    /// Finds out whether GGUF has a type for its rows, where that is a matter of values.
+    ///
+    /// # Errors
+    /// When the system cannot read them, and scales that are no numbers.
+    fn settle(&self, _shards: &Shards) -> Result<(), SourceError> {
+        Ok(())
+    }
+
+    /// Its rows as blocks, where GGUF is known to have a type for them.
     fn blocks(&self) -> Option<&dyn InBlocks> {
         None
     }
@@ -124,6 +144,11 @@ pub(super) trait InBlocks {
     /// When the system cannot read them.
     fn factors(&self, _shards: &Shards) -> Result<Factors, SourceError> {
         Ok(Factors::default())
+    }
+
+    /// The name of the factor of the activations that it is multiplied with, if that is kept.
+    fn of_activations(&self) -> Option<&str> {
+        None
     }
 }
 

@@ -1,4 +1,5 @@
-//! Formats that pack weights into integers, which are not read: how to recognise them, for messages.
+//! Formats that pack weights into integers, as far as they are not read: how to recognise them, for
+//! messages.
 
 use crate::source::declared::Declared;
 
@@ -33,5 +34,11 @@ const ENDS: [(&str, &str); 23] = [
 pub(in crate::source) fn format(name: &str, declared: &Declared) -> Option<String> {
     let named = ENDS.iter().find(|(end, _)| name.ends_with(end)).map(|(_, format)| *format);
     let named = named.or(name.contains(".quant_state.").then_some("bitsandbytes"))?;
-    Some(declared.method.clone().unwrap_or_else(|| named.to_owned()))
+    let method = declared.method.as_deref().unwrap_or(named);
+    // Of its formats, some are read.
+    let format = name.rfind(".weight").and_then(|at| declared.format(&name[..at + 7]));
+    Some(match format {
+        Some(format) if method == "compressed-tensors" => format!("{method} ({format})"),
+        _ => method.to_owned(),
+    })
 }

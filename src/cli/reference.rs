@@ -1,0 +1,45 @@
+//! Options of the reference's programs that this one does not have: what to do instead.
+
+use super::Cli;
+use clap::CommandFactory;
+use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+
+const OPTIONS: [(&str, &str); 15] = [
+    ("--bigendian", "files are little-endian"),
+    (
+        "--disable-mistral-community-chat-template",
+        "Mistral's own format is not read; convert a folder as transformers writes it",
+    ),
+    ("--dspark", "DeepSeek-V4 is not known here"),
+    ("--fuse-gate-up-exps", "gate and up of experts stay tensors of their own"),
+    ("--fuse-qkv", "queries, keys and values stay tensors of their own"),
+    (
+        "--mistral-format",
+        "Mistral's own format (params.json, consolidated*.safetensors) is not read; convert a folder as \
+         transformers writes it",
+    ),
+    ("--mmproj", "what a model sees with is left out; convert_hf_to_gguf.py makes that file"),
+    ("--no-mtp", "--mtp drop, the default, leaves the layer out"),
+    ("--no-nextn", "--mtp drop, the default, leaves the layer out"),
+    ("--outfile", "the output follows the checkpoint without a word before it"),
+    ("--print-supported-models", "the error for a class that is not known names those that are"),
+    ("--remote", "give the place itself: hf://organization/name"),
+    ("--sentence-transformers-dense-modules", "models that embed sentences are not known here"),
+    ("--target-model-dir", "draft models of their own are not known here"),
+    ("--vocab-only", "a file has its tensors; `requant inspect` shows the vocabulary"),
+];
+
+/// Says of an option that is not known what it is in the reference's programs, if it is one.
+pub fn explain(error: Error) -> Error {
+    let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else {
+        return error;
+    };
+    let known = OPTIONS.iter().find(|(option, _)| given == option);
+    match known.filter(|_| error.kind() == ErrorKind::UnknownArgument) {
+        Some((option, instead)) => {
+            let text = format!("{option} of the reference's program is not taken: {instead}");
+            Cli::command().error(ErrorKind::UnknownArgument, text)
+        }
+        None => error,
+    }
+}
