@@ -66,6 +66,14 @@ kinds! {
     AttnKB = "attn_k_b",
     /// Values from compressed ones.
     AttnVB = "attn_v_b",
+    /// Queries of the indexer, which chooses the tokens that are attended to, from compressed ones.
+    IndexerAttnQB = "indexer.attn_q_b",
+    /// Its keys.
+    IndexerAttnK = "indexer.attn_k",
+    /// Norm of these.
+    IndexerKNorm = "indexer.k_norm",
+    /// What each of its heads counts.
+    IndexerProj = "indexer.proj",
     /// Norm before the feed-forward network.
     FfnNorm = "ffn_norm",
     /// Gate of a dense layer.

@@ -6,6 +6,7 @@ mod common;
 use common::settings;
 use requant::convert::{Mode, Plan, RunOptions, Settings};
 use requant::eval;
+use requant::measure::{Options, Subject, Text, perplexity};
 use requant::model::{CheckpointModel, Given, LeftOut, Model, Mtp};
 use requant::quant::{QuantType, float};
 use requant::recipe::FileType;
@@ -360,7 +361,13 @@ fn prepare_kimi(name: &str, dir: &Path) -> PathBuf {
         std::fs::copy(Path::new(KIMI).join(name).join(file), folder.join(file)).unwrap();
     }
     std::fs::copy(Path::new(KIMI).join("tiktoken.model"), folder.join("tiktoken.model")).unwrap();
-    let listed = common::json(&format!("{KIMI}/tensors.json"));
+    write_listed(KIMI, name, &folder);
+    folder
+}
+
+/// Writes the weights that a fixture lists.
+fn write_listed(fixtures: &str, name: &str, folder: &Path) {
+    let listed = common::json(&format!("{fixtures}/tensors.json"));
     let mut tensors: Vec<(String, StDtype, Vec<usize>, Vec<u8>)> = Vec::new();
     for of_name in listed[name].as_array().unwrap() {
         let pattern = of_name[0].as_str().unwrap();
@@ -385,7 +392,6 @@ fn prepare_kimi(name: &str, dir: &Path) -> PathBuf {
         (name, TensorView::new(*dtype, shape.clone(), bytes).unwrap())
     });
     serialize_to_file(views, None, &folder.join("model.safetensors")).unwrap();
-    folder
 }
 
 /// As `values()` in `kimi/make.py`.
@@ -445,4 +451,51 @@ fn experts_of_kimi_are_kept() {
     let plan = Plan::of_checkpoint(&model, &lossless).unwrap();
     let file_type = plan.metadata().u32("general.file_type").unwrap();
     assert_eq!(file_type, Some(FileType::Q4_0.id()), "that of most weights");
+}
+
+const V32: &str = "tests/fixtures/v32";
+
+/// DeepSeek-V3.2, with its prediction layer and without.
+#[test]
+fn deepseek_v3_2_has_an_indexer() {
+    let dir = tempfile::tempdir().unwrap();
+    let folder = dir.path().join("v32");
+    std::fs::create_dir(&folder).unwrap();
+    std::fs::copy(Path::new(V32).join("config.json"), folder.join("config.json")).unwrap();
+    let mut tokenizer = common::json("tests/fixtures/tiny-r1/tokenizer.json");
+    tokenizer["post_processor"] = serde_json::Value::Null;
+    std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
+    let config = Path::new(common::TINY_R1).join("tokenizer_config.json");
+    std::fs::copy(config, folder.join("tokenizer_config.json")).unwrap();
+    write_listed(V32, "v32", &folder);
+    let goldens = common::json(&format!("{V32}/converted.json"));
+    for (key, file_type, mtp) in [
+        ("f32", FileType::F32, Mtp::Usual),
+        ("q8_0", FileType::Q8_0, Mtp::Usual),
+        ("bf16", FileType::BF16, Mtp::Keep),
+        ("drop", FileType::BF16, Mtp::Drop),
+    ] {
+        let model = CheckpointModel::open(&folder, mtp).unwrap();
+        assert_eq!(model.warnings(), &[], "{key}");
+        let settings = Settings { mode: Mode::Convert, ..settings(file_type) };
+        let plan = Plan::of_checkpoint(&model, &settings).unwrap();
+        let output = dir.path().join(format!("{key}.gguf"));
+        plan.run(&model, &output, RunOptions::default(), &()).unwrap();
+        assert_eq!(
+            goldens["v32"][key].as_str().unwrap(),
+            sha256(&std::fs::read(&output).unwrap()),
+            "{key}"
+        );
+    }
+    // Contexts on both sides of the 128 tokens that the indexer chooses.
+    let text = [Text::read(Path::new(common::HELDOUT)).unwrap()];
+    for (ctx, expected) in common::json(&format!("{V32}/perplexity.json")).as_object().unwrap() {
+        let options = Options { ctx: ctx.parse().unwrap(), chunks: Some(6), ..Options::default() };
+        for path in [&folder, &dir.path().join("f32.gguf")] {
+            let model = Model::open(path, Mtp::Drop).unwrap();
+            let found = perplexity(Subject { path, model: &model }, &text, &options, &()).unwrap();
+            let ratio = found.own.perplexity / expected.as_f64().unwrap();
+            assert!((ratio - 1.0).abs() < 1e-5, "{}, {ctx}: {ratio}", path.display());
+        }
+    }
 }

@@ -87,9 +87,10 @@ pub struct Choices {
     /// quantizes the exact FP8 x scale products
     #[arg(long, value_enum, default_value = "bf16")]
     intermediate: Precision,
-    /// Multi-token-prediction layers: drop them, as the reference converter does, or keep them
-    #[arg(long, value_enum, default_value = "drop")]
-    mtp: MtpArg,
+    /// Multi-token-prediction layers: drop or keep them [default: as the reference converter does,
+    /// which keeps DeepSeek-V3.2's and drops others]
+    #[arg(long, value_enum)]
+    mtp: Option<MtpArg>,
     /// Latent attention: split into attn_k_b and attn_v_b, as today's files have it, or legacy, the
     /// joint attn_kv_b of files from before April 2025
     #[arg(long, value_enum, default_value = "split")]
@@ -160,8 +161,9 @@ impl Choices {
         calibrated: Option<&calibrate::Prepared>,
     ) -> anyhow::Result<(CheckpointModel, Plan)> {
         let mtp = match self.mtp {
-            MtpArg::Drop => Mtp::Drop,
-            MtpArg::Keep => Mtp::Keep,
+            Some(MtpArg::Drop) => Mtp::Drop,
+            Some(MtpArg::Keep) => Mtp::Keep,
+            None => Mtp::Usual,
         };
         let mla = match self.mla {
             MlaArg::Split => Mla::Split,

@@ -490,5 +490,6 @@ pub(super) fn is_precise(name: &str, dims: &[u64]) -> bool {
     dims.len() <= 1
         || name.ends_with("_norm.weight")
         || name.ends_with("ffn_gate_inp.weight")
+        || name.ends_with("indexer.proj.weight")
         || !name.ends_with(".weight")
 }

@@ -5,6 +5,7 @@ use super::buffers::Rows;
 use super::error::EvalError;
 use super::exponential::softmax;
 use super::gemm::{Panels, packed};
+use super::indexer::{Hidden, Indexer, fill};
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::rope::{Rotary, rotate, score_scale};
@@ -55,6 +56,8 @@ pub(super) struct Latent<'a> {
     /// `[v, kv_lora]` for each head.
     pub v_b: Matrix<'a>,
     pub output: Matrix<'a>,
+    /// What chooses the tokens that are attended to, if not all are.
+    pub indexer: Option<Box<Indexer<'a>>>,
     /// Whether keys and values stay compressed, so that queries and mixed latents pass the matrices
     /// instead, which costs more here.
     pub compressed: bool,
@@ -120,13 +123,19 @@ impl Latent<'_> {
             [a.qk_nope, a.qk_rope, a.kv_lora_rank, a.v_head].map(|n| n as usize);
         let simd = self.output.simd;
         let asking = chunks.tails(x);
+        let mut hidden = None;
         let mut q = match &self.query {
             Query::Direct(matrix) => matrix.apply(asking.view())?,
             Query::LowRank { a, norm, b } => {
                 let low = a.apply(asking.view())?;
-                b.apply(rms_norm(simd, low.view(), norm, hparams.rms_eps).view())?
+                let low = rms_norm(simd, low.view(), norm, hparams.rms_eps);
+                if let Some(indexer) = &self.indexer {
+                    hidden = indexer.hidden(rotary, x, low.view(), chunks)?;
+                }
+                b.apply(low.view())?
             }
         };
+        let hidden = hidden.as_ref();
         let all = Chunks { first: 0, ..chunks };
         let kv = self.kv_a.apply(x)?;
         let latent = rms_norm(simd, kv.slice(s![.., ..kv_lora]), &self.kv_a_norm, hparams.rms_eps);
@@ -152,7 +161,8 @@ impl Latent<'_> {
                     let q = side_by_side(q.view(), q_pe);
                     let values = cached.slice(s![.., ..kv_lora]);
                     let mut mixed = Rows::new(q.nrows(), values.ncols());
-                    attend(simd, q.view(), cached.view(), values, mixed.view_mut(), chunks, scale);
+                    let mixing = mixed.view_mut();
+                    attend(simd, q.view(), cached.view(), values, mixing, chunks, scale, hidden);
                     out.assign(&self.v_b.matrix(h).apply_here(mixed.view())?);
                     return Ok(());
                 }
@@ -167,7 +177,7 @@ impl Latent<'_> {
                     .observed_transposed(latent.view(), keys.slice(s![.., ..nope]))?;
                 self.v_b.matrix(h).observed(latent.view(), values.view())?;
                 keys.slice_mut(s![.., nope..]).assign(&k_pe);
-                attend(simd, q, keys.view(), values.view(), out, chunks, scale);
+                attend(simd, q, keys.view(), values.view(), out, chunks, scale, hidden);
                 Ok(())
             })?;
         self.output.apply(heads.view())
@@ -218,7 +228,8 @@ impl Grouped<'_> {
             .enumerate()
             .for_each(|(h, (out, q))| {
                 let of_head = s![.., h * width..(h + 1) * width];
-                attend(simd, q, k.slice(of_head), values.slice(of_head), out, chunks, scale);
+                let (keys, values) = (k.slice(of_head), values.slice(of_head));
+                attend(simd, q, keys, values, out, chunks, scale, None);
             });
         self.output.apply(heads.view())
     }
@@ -250,7 +261,8 @@ fn product(simd: Simd, x: ArrayView2<f32>, weights: ArrayView2<f32>, out: ArrayV
 }
 
 /// Heads that share keys and values, side by side in `q` and `out`: `softmax(scale q kᵀ) v` over
-/// each chunk. Rows of `q` are the tokens that ask.
+/// each chunk, `hidden` left out. Rows of `q` are the tokens that ask.
+#[expect(clippy::too_many_arguments, reason = "one call for each head, with what all have")]
 fn attend(
     simd: Simd,
     q: ArrayView2<f32>,
@@ -259,6 +271,7 @@ fn attend(
     mut out: ArrayViewMut2<f32>,
     Chunks { ctx, first }: Chunks,
     scale: f32,
+    hidden: Option<&Hidden>,
 ) {
     let (width, width_out) = (keys.ncols(), values.ncols());
     out.axis_chunks_iter_mut(Axis(0), ctx - first)
@@ -266,7 +279,9 @@ fn attend(
         .zip(q.axis_chunks_iter(Axis(0), ctx - first))
         .zip(keys.axis_chunks_iter(Axis(0), ctx))
         .zip(values.axis_chunks_iter(Axis(0), ctx))
-        .for_each(|(((mut out, q), keys), values)| {
+        .enumerate()
+        .for_each(|(chunk, (((mut out, q), keys), values))| {
+            let hidden = hidden.map(|hidden| (hidden, chunk * (ctx - first)));
             let n = keys.nrows();
             let (key_panels, value_panels) = (packed(keys), packed(values.t()));
             let keys = Panels { values: key_panels.values(), columns: width, simd };
@@ -274,18 +289,18 @@ fn attend(
             out.axis_chunks_iter_mut(Axis(1), width_out)
                 .into_par_iter()
                 .zip(q.axis_chunks_iter(Axis(1), width))
-                .for_each(|(out, q)| attend_head(q, first, keys, values, out, scale));
+                .for_each(|(out, q)| attend_head(q, first, keys, values, out, (scale, hidden)));
         });
 }
 
-/// One head and chunk. The first query is at position `first`.
+/// One head and chunk. The first query is at position `first`, and of this number among those that ask.
 fn attend_head(
     q: ArrayView2<f32>,
     first: usize,
     keys: Panels,
     values: Panels,
     mut out: ArrayViewMut2<f32>,
-    scale: f32,
+    (scale, hidden): (f32, Option<(&Hidden, usize)>),
 ) {
     let mut scores = Array2::zeros((QUERIES, first + q.nrows()));
     let outs = out.axis_chunks_iter_mut(Axis(0), QUERIES);
@@ -293,7 +308,16 @@ fn attend_head(
         let first = first + block * QUERIES;
         let mut scores = scores.slice_mut(s![..q.nrows(), ..first + q.nrows()]);
         keys.multiply_here(q, scores.view_mut());
+        let hide = |scores: &mut ArrayViewMut2<f32>, value| {
+            let Some((hidden, before)) = hidden else { return };
+            let hidden = hidden.from(before + block * QUERIES);
+            for (mut row, hidden) in scores.axis_iter_mut(Axis(0)).zip(hidden) {
+                fill(row.as_slice_mut().expect("rows are contiguous"), hidden, value);
+            }
+        };
+        hide(&mut scores, f32::NEG_INFINITY);
         causal_softmax(keys.simd, scores.view_mut(), first, scale);
+        hide(&mut scores, 0.0);
         values.multiply_here(scores.view(), out);
     }
 }

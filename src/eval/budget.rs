@@ -26,17 +26,20 @@ fn values_of_batch(hparams: &Hparams) -> usize {
 
 /// Tokens, in whole chunks, of a batch that take the rest of a layer together.
 pub(super) fn part(hparams: &Hparams, ctx: usize, memory: usize) -> usize {
-    ((memory / 4 / values_of_part(hparams)).min(ENOUGH) / ctx).max(1) * ctx
+    ((memory / 4 / values_of_part(hparams, ctx)).min(ENOUGH) / ctx).max(1) * ctx
 }
 
 /// A token takes attention with its queries and outputs of all heads, or a dense layer with its two hidden
-/// rows.
-fn values_of_part(hparams: &Hparams) -> usize {
+/// rows, and a bit for each token of its chunk where an indexer chooses.
+fn values_of_part(hparams: &Hparams, ctx: usize) -> usize {
     let [embd, ff] = [hparams.n_embd, hparams.n_ff].map(|n| n as usize);
     let shared = hparams.moe.as_ref().map_or(0, |moe| moe.n_ff as usize * moe.n_shared as usize);
     let attention = 2 * embd
         + match &hparams.attention {
-            Attention::Latent(a) => a.n_head as usize * (a.qk_nope + a.qk_rope + a.v_head) as usize,
+            Attention::Latent(a) => {
+                let chosen = a.indexer.map_or(0, |_| ctx.div_ceil(32));
+                a.n_head as usize * (a.qk_nope + a.qk_rope + a.v_head) as usize + chosen
+            }
             Attention::Grouped(a) => 2 * (a.n_head + a.n_head_kv) as usize * a.head_dim as usize,
         };
     attention.max(2 * ff.max(shared)) + 2 * embd
@@ -46,7 +49,7 @@ fn values_of_part(hparams: &Hparams) -> usize {
 pub(super) fn bytes(hparams: &Hparams, ctx: usize, memory: usize, n_tokens: usize) -> u64 {
     let batch = batch(hparams, ctx, memory) * ctx;
     let values = batch.min(n_tokens) * values_of_batch(hparams)
-        + part(hparams, ctx, memory).min(n_tokens) * values_of_part(hparams);
+        + part(hparams, ctx, memory).min(n_tokens) * values_of_part(hparams, ctx);
     4 * values as u64
 }
 
@@ -67,6 +70,7 @@ mod tests {
             n_vocab: 129_280,
             rms_eps: 1e-6,
             attention: Attention::Latent(Latent {
+                indexer: None,
                 mla: Default::default(),
                 n_head: 128,
                 q_lora_rank: Some(1536),

@@ -19,6 +19,7 @@ mod feed_forward;
 mod gate;
 pub(crate) mod gemm;
 mod importance;
+mod indexer;
 mod linear;
 mod model;
 mod norm;

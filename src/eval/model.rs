@@ -6,6 +6,7 @@ use super::budget;
 use super::buffers::Rows;
 use super::error::EvalError;
 use super::feed_forward::{Experts, FeedForward, Gated};
+use super::indexer::Indexer;
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::observe::Observer;
@@ -459,7 +460,7 @@ impl<'m, 'a> Layer<'m, 'a> {
         })
     }
 
-    fn latent(&self, a: &model::Latent) -> Result<Latent<'a>, EvalError> {
+    fn latent(&self, a: &'a model::Latent) -> Result<Latent<'a>, EvalError> {
         let query = match a.q_lora_rank {
             None => Query::Direct(self.matrix(Kind::AttnQ)?),
             Some(_) => Query::LowRank {
@@ -475,6 +476,17 @@ impl<'m, 'a> Layer<'m, 'a> {
             k_b: self.matrix(Kind::AttnKB)?,
             v_b: self.matrix(Kind::AttnVB)?,
             output: self.matrix(Kind::AttnOutput)?,
+            indexer: match &a.indexer {
+                Some(of) => Some(Box::new(Indexer {
+                    of,
+                    queries: self.matrix(Kind::IndexerAttnQB)?,
+                    keys: self.matrix(Kind::IndexerAttnK)?,
+                    norm: self.vector(Kind::IndexerKNorm)?,
+                    bias: self.bias(Kind::IndexerKNorm)?,
+                    counts: self.matrix(Kind::IndexerProj)?,
+                })),
+                None => None,
+            },
             compressed: self.model.keeps_compressed(),
         })
     }
@@ -518,6 +530,8 @@ fn check(hparams: &Hparams) -> Result<(), EvalError> {
             ("width of keys", a.qk_nope.saturating_add(a.qk_rope)),
             ("width of values", a.v_head),
             ("rank of queries", a.q_lora_rank.unwrap_or(1)),
+            ("number of the indexer's heads", a.indexer.map_or(1, |indexer| indexer.n_head)),
+            ("tokens that the indexer chooses", a.indexer.map_or(1, |indexer| indexer.top_k)),
         ]),
         model::Attention::Grouped(a) => {
             widths.extend([("number of key heads", a.n_head_kv), ("width of heads", a.head_dim)]);

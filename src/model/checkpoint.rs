@@ -143,8 +143,9 @@ impl CheckpointModel {
         };
         hparams.n_nextn = match mtp {
             Mtp::Drop => 0,
+            Mtp::Usual if hparams.arch != Arch::DeepSeek32 => 0,
             // Checkpoints that were stored anew may not say that they have one.
-            Mtp::Keep => hparams.n_nextn.max(rules.mtp.len() as u32),
+            Mtp::Usual | Mtp::Keep => hparams.n_nextn.max(rules.mtp.len() as u32),
         };
         rules.mtp.retain(|&layer| layer >= hparams.n_layer + hparams.n_nextn);
         let mut model = Self {
@@ -218,7 +219,8 @@ impl CheckpointModel {
         // The reference keeps an output matrix that is there, although it is tied, except for
         // this family.
         specs.retain(|spec| {
-            spec.name.kind != Kind::Output || !tied || self.hparams.arch != Arch::DeepSeek2
+            let is_latent = matches!(self.hparams.attention, Attention::Latent(_));
+            spec.name.kind != Kind::Output || !tied || !is_latent
         });
         let output = specs.iter_mut().filter(|spec| spec.name.kind == Kind::Output);
         output.for_each(|spec| spec.optional = tied);

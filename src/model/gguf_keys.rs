@@ -74,8 +74,8 @@ const KEYS: Known = &[
     ),
 ];
 
-/// Keys of `deepseek2` alone; these go first.
-pub(super) const LATENT: Known = &[
+/// Keys of `deepseek2` and `deepseek32` alone; these go first.
+const OF_LATENT: [(Meaning, &str); 2] = [
     (
         Used,
         "attention.q_lora_rank attention.kv_lora_rank attention.key_length_mla \
@@ -85,6 +85,16 @@ pub(super) const LATENT: Known = &[
          nextn_predict_layers rope.scaling.yarn_log_multiplier",
     ),
     (FACTOR, "rope.scaling.yarn_attn_factor"),
+];
+
+/// Keys of `deepseek2`.
+pub(super) const LATENT: Known = &OF_LATENT;
+
+/// Keys of `deepseek32`.
+pub(super) const SPARSE: Known = &[
+    OF_LATENT[0],
+    OF_LATENT[1],
+    (Used, "attention.indexer.head_count attention.indexer.key_length attention.indexer.top_k"),
 ];
 
 /// Keys of the others.

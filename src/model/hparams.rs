@@ -87,7 +87,7 @@ pub struct Hparams {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum Attention {
-    /// Multi-head latent attention (`deepseek2`).
+    /// Multi-head latent attention (`deepseek2`, `deepseek32`).
     Latent(Latent),
     /// Grouped-query attention (`qwen2`, `qwen3`, `llama`).
     Grouped(Grouped),
@@ -167,6 +167,19 @@ pub struct Latent {
     pub v_head: u32,
     /// How keys and values are stored.
     pub mla: Mla,
+    /// What chooses the tokens that are attended to; `None` where all are.
+    pub indexer: Option<Indexer>,
+}
+
+/// DeepSeek-V3.2's lightning indexer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Indexer {
+    /// Query heads.
+    pub n_head: u32,
+    /// Width of a head.
+    pub head: u32,
+    /// Tokens that each chooses; where there are no more, attention is that of V3.
+    pub top_k: u32,
 }
 
 /// How GGUF files store the matrix that unpacks compressed keys and values.

@@ -30,7 +30,7 @@ pub use export::Exported;
 pub use general::sampling_settings;
 pub use general::{Given, ParamCounts, general_metadata};
 pub use hparams::{
-    Attention, Gating, Grouped, Hparams, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
+    Attention, Gating, Grouped, Hparams, Indexer, Latent, Mla, Moe, Pairs, Rope, Yarn, mscale,
 };
 pub use inventory::TensorSpec;
 pub use left_out::LeftOut;
@@ -45,8 +45,10 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mtp {
-    /// Leave them out, as the reference converter does.
+    /// As the reference converter has it: keep DeepSeek-V3.2's, leave out others.
     #[default]
+    Usual,
+    /// Leave them out.
     Drop,
     /// Keep them as `blk.N.nextn.*`.
     Keep,
@@ -124,7 +126,8 @@ pub fn split_legacy_mla(source: &mut GgufSource) -> Result<(), ModelError> {
 /// # Errors
 /// Metadata that does not describe a model, and tensors of other shapes than it says.
 pub fn join_legacy_mla(source: &mut GgufSource) -> Result<(), ModelError> {
-    let Attention::Latent(latent) = hparams_of(source)?.attention else { return Ok(()) };
+    let hparams = hparams_of(source)?;
+    let Attention::Latent(latent) = hparams.attention else { return Ok(()) };
     let [heads, nope, v] = [latent.n_head, latent.qk_nope, latent.v_head].map(u64::from);
     let rank = u64::from(latent.kv_lora_rank);
     let keys = (0..source.tensors().len())
@@ -145,7 +148,7 @@ pub fn join_legacy_mla(source: &mut GgufSource) -> Result<(), ModelError> {
     if !pairs.is_empty() {
         source.join_heads(&pairs);
         let latent = Latent { mla: Mla::Legacy, ..latent };
-        arch::deepseek2::write_mla_keys(&latent, source.metadata_mut());
+        arch::deepseek2::write_mla_keys(hparams.arch, &latent, source.metadata_mut());
     }
     Ok(())
 }
@@ -178,7 +181,7 @@ fn split_mla(source: &mut GgufSource, hparams: &Hparams) -> Result<(), ModelErro
         check_dims(source, tensor, &[u64::from(latent.kv_lora_rank), head * (nope + v)])?;
     }
     source.split_heads(&joint, nope, v);
-    arch::deepseek2::write_mla_keys(latent, source.metadata_mut());
+    arch::deepseek2::write_mla_keys(hparams.arch, latent, source.metadata_mut());
     Ok(())
 }
 

@@ -18,13 +18,15 @@ pub(super) enum Class {
     Qwen2 = 4,
     Qwen3 = 8,
     Llama = 16,
+    DeepseekV32 = 32,
 }
 
 impl Class {
     /// By name; the first of a class is its own.
-    pub const ALL: [(&str, Self); 7] = [
+    pub const ALL: [(&str, Self); 8] = [
         ("DeepseekV3ForCausalLM", Self::DeepseekV3),
         ("DeepseekV2ForCausalLM", Self::DeepseekV2),
+        ("DeepseekV32ForCausalLM", Self::DeepseekV32),
         ("Qwen2ForCausalLM", Self::Qwen2),
         ("Qwen3ForCausalLM", Self::Qwen3),
         ("LlamaForCausalLM", Self::Llama),
@@ -63,8 +65,8 @@ enum Meaning {
     Idle,
 }
 
-const ALL: u8 = 31;
-const DEEPSEEK: u8 = Class::DeepseekV3 as u8 | Class::DeepseekV2 as u8;
+const ALL: u8 = 63;
+const DEEPSEEK: u8 = Class::DeepseekV3 as u8 | Class::DeepseekV2 as u8 | Class::DeepseekV32 as u8;
 const PLAIN: u8 = ALL - DEEPSEEK;
 const QWEN: u8 = Class::Qwen2 as u8 | Class::Qwen3 as u8;
 
@@ -90,6 +92,7 @@ const SETTINGS: &[(u8, Meaning, &str)] = &[
          moe_intermediate_size first_k_dense_replace norm_topk_prob routed_scaling_factor \
          scoring_func topk_method num_nextn_predict_layers model_type",
     ),
+    (Class::DeepseekV32 as u8, Used, "index_n_heads index_head_dim index_topk"),
     (PLAIN, Used, "num_key_value_heads head_dim"),
     (Class::Llama as u8 | Class::Qwen3 as u8, Used, "attention_bias"),
     // The function itself.

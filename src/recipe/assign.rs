@@ -293,6 +293,7 @@ pub fn assign_as_converter(tensors: &[Shape], file_type: FileType) -> Vec<Assign
         t.dims.len() <= 1
             || t.name.ends_with("_norm.weight")
             || t.name.ends_with("ffn_gate_inp.weight")
+            || t.name.ends_with("indexer.proj.weight")
             || !t.name.ends_with(".weight")
     };
     let choose = |t: &Shape| {

@@ -31,7 +31,7 @@ const AT_A_TIME: usize = 16;
 const SMALL: u64 = 256 << 20;
 
 /// The files that describe a model, where they exist.
-const DESCRIPTIONS: [&str; 12] = [
+const DESCRIPTIONS: [&str; 13] = [
     "config.json",
     "generation_config.json",
     "hf_quant_config.json",

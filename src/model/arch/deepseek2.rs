@@ -1,4 +1,5 @@
-//! The `deepseek2` architecture: DeepSeek V2, V3 and R1.
+//! The `deepseek2` architecture, DeepSeek V2, V3 and R1, and `deepseek32`, V3.2, which is V3 with an
+//! indexer that chooses the tokens that are attended to.
 //!
 //! Three translations of one model: config.json to [`Hparams`], hyper-parameters to GGUF keys and
 //! back, and GGUF tensors to the checkpoint tensors they are made of.
@@ -9,7 +10,9 @@ use crate::model::config::Config;
 use crate::model::error::ModelError;
 use crate::model::export::short;
 use crate::model::gguf_keys;
-use crate::model::hparams::{Attention, Gating, Hparams, Latent, Mla, Moe, Rope, Yarn, mscale};
+use crate::model::hparams::{
+    Attention, Gating, Hparams, Indexer, Latent, Mla, Moe, Rope, Yarn, mscale,
+};
 use crate::model::inventory::{From, Layer, TensorSpec};
 use crate::model::keys::{Keys, Reader};
 use crate::model::settings::Class;
@@ -24,12 +27,41 @@ pub(in crate::model) const DEEPSEEK2: Architecture = Architecture {
         Class::DeepseekV2 => hparams(config, Gating::Softmax),
         _ => hparams(config, Gating::Sigmoid),
     },
-    from_keys: |keys, _| from_keys(keys),
+    from_keys,
     write_keys,
     keys: gguf_keys::LATENT,
     layer,
     describe,
 };
+
+pub(in crate::model) const DEEPSEEK32: Architecture = Architecture {
+    name: "deepseek32",
+    classes: &[Class::DeepseekV32],
+    hparams: sparse,
+    keys: gguf_keys::SPARSE,
+    ..DEEPSEEK2
+};
+
+/// Reads the hyper-parameters of a `DeepseekV32ForCausalLM`.
+fn sparse(config: &Config, _: Class) -> Result<Hparams, ModelError> {
+    let mut hparams = hparams(config, Gating::Sigmoid)?;
+    hparams.arch = Arch::DeepSeek32;
+    if let Attention::Latent(latent) = &mut hparams.attention {
+        if latent.q_lora_rank.is_none() {
+            return Err(config.bad("q_lora_rank", "a positive whole number"));
+        }
+        let indexer = Indexer {
+            n_head: config.u32("index_n_heads")?,
+            head: config.u32("index_head_dim")?,
+            top_k: config.u32("index_topk")?,
+        };
+        if indexer.head < latent.qk_rope {
+            return Err(config.bad("index_head_dim", "at least `qk_rope_head_dim`"));
+        }
+        latent.indexer = Some(indexer);
+    }
+    Ok(hparams)
+}
 
 /// Reads the hyper-parameters of a `DeepseekV3ForCausalLM`, whose router has a sigmoid, or of a
 /// `DeepseekV2ForCausalLM`, whose router has a softmax. Defaults for absent settings are those of
@@ -91,6 +123,7 @@ fn hparams(config: &Config, gating: Gating) -> Result<Hparams, ModelError> {
             qk_rope: config.u32("qk_rope_head_dim")?,
             v_head: config.u32("v_head_dim")?,
             mla: Mla::default(),
+            indexer: None,
         }),
         rope: rope(config)?,
         moe,
@@ -249,8 +282,14 @@ fn write_keys(
     if let Some(all_dim) = rope.f64_opt("mscale_all_dim")? {
         keys.set("rope.scaling.yarn_log_multiplier", (0.1 * all_dim) as f32);
     }
-    if hparams.n_nextn > 0 {
+    let nextn = a.indexer.is_some() && config.u32_opt("num_nextn_predict_layers")? == Some(0);
+    if hparams.n_nextn > 0 || nextn {
         keys.set("nextn_predict_layers", hparams.n_nextn);
+    }
+    if let Some(indexer) = &a.indexer {
+        keys.set("attention.indexer.head_count", indexer.n_head);
+        keys.set("attention.indexer.key_length", indexer.head);
+        keys.set("attention.indexer.top_k", indexer.top_k);
     }
     Ok(())
 }
@@ -265,9 +304,8 @@ fn head_lengths(a: &Latent) -> [u32; 2] {
 }
 
 /// Sets the keys in which today's files differ from those with a joint `attn_kv_b`.
-pub(in crate::model) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
+pub(in crate::model) fn write_mla_keys(arch: Arch, a: &Latent, metadata: &mut Metadata) {
     let of_split = ["attention.key_length_mla", "attention.value_length_mla"];
-    let arch = Arch::DeepSeek2;
     if a.mla == Mla::Legacy {
         of_split.iter().for_each(|key| drop(metadata.remove(&format!("{}.{key}", arch.name()))));
     }
@@ -283,7 +321,7 @@ pub(in crate::model) fn write_mla_keys(a: &Latent, metadata: &mut Metadata) {
 }
 
 /// Reads the keys that [`write_keys`] writes.
-fn from_keys(keys: &Reader) -> Result<Hparams, ModelError> {
+fn from_keys(keys: &Reader, arch: Arch) -> Result<Hparams, ModelError> {
     let n_nextn = keys.u32_or("nextn_predict_layers", 0)?;
     let blocks = keys.u32("block_count")?;
     let qk_rope = keys.u32("rope.dimension_count")?;
@@ -330,8 +368,19 @@ fn from_keys(keys: &Reader) -> Result<Hparams, ModelError> {
             })
         })
         .transpose()?;
+    let indexer = match arch {
+        Arch::DeepSeek32 => Some(Indexer {
+            n_head: keys.u32("attention.indexer.head_count")?,
+            head: keys.u32("attention.indexer.key_length")?,
+            top_k: keys.u32("attention.indexer.top_k")?,
+        }),
+        _ => None,
+    };
+    if indexer.is_some_and(|indexer| indexer.head < qk_rope) {
+        return Err(keys.bad("attention.indexer.key_length"));
+    }
     Ok(Hparams {
-        arch: Arch::DeepSeek2,
+        arch,
         n_layer: blocks.checked_sub(n_nextn).ok_or_else(|| keys.bad("nextn_predict_layers"))?,
         n_nextn,
         context_length: keys.u32("context_length")?,
@@ -347,6 +396,7 @@ fn from_keys(keys: &Reader) -> Result<Hparams, ModelError> {
             qk_rope,
             v_head: keys.u32(value)?,
             mla: Mla::Split,
+            indexer,
         }),
         rope: Rope { freq_base: keys.f32_or("rope.freq_base", 10000.0)?, yarn },
         moe,
@@ -395,6 +445,15 @@ fn layer(hparams: &Hparams, number: u32) -> Vec<TensorSpec> {
         Mla::Legacy => {
             kv_b(Kind::AttnKvB, &[kv_lora, heads.saturating_mul(head_rows)], From::Whole(from))
         }
+    }
+    if let (Some(indexer), Some(rank)) = (&a.indexer, a.q_lora_rank) {
+        let [heads, head, rank] = [indexer.n_head, indexer.head, rank].map(u64::from);
+        let queries = [rank, heads.saturating_mul(head)];
+        layer.weight(Kind::IndexerAttnQB, "self_attn.indexer.wq_b", &queries);
+        layer.weight(Kind::IndexerAttnK, "self_attn.indexer.wk", &[embd, head]);
+        layer.weight(Kind::IndexerKNorm, "self_attn.indexer.k_norm", &[head]);
+        layer.bias(Kind::IndexerKNorm, "self_attn.indexer.k_norm", head);
+        layer.weight(Kind::IndexerProj, "self_attn.indexer.weights_proj", &[embd, heads]);
     }
     if number >= hparams.n_layer {
         predicting(&mut layer, embd, u64::from(hparams.n_vocab));
@@ -478,6 +537,12 @@ fn describe(h: &Hparams, config: &mut Value) -> [&'static str; 2] {
     if let Some(yarn) = h.rope.yarn.as_ref().filter(|yarn| yarn.mscale_all_dim != 0.0) {
         config["rope_scaling"]["mscale"] = short(yarn.mscale_all_dim);
         config["rope_scaling"]["mscale_all_dim"] = short(yarn.mscale_all_dim);
+    }
+    if let Some(indexer) = &a.indexer {
+        config["index_n_heads"] = indexer.n_head.into();
+        config["index_head_dim"] = indexer.head.into();
+        config["index_topk"] = indexer.top_k.into();
+        return ["DeepseekV32ForCausalLM", "deepseek_v32"];
     }
     match h.moe.as_ref().map(|moe| moe.gating) {
         Some(Gating::Softmax) => ["DeepseekV2ForCausalLM", "deepseek_v2"],

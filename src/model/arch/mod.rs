@@ -23,6 +23,8 @@ use serde_json::Value;
 pub enum Arch {
     /// DeepSeek V2, V3 and R1: multi-head latent attention, mixture of experts.
     DeepSeek2,
+    /// DeepSeek V3.2: the same with sparse attention.
+    DeepSeek32,
     /// Qwen 2 and 2.5.
     Qwen2,
     /// Qwen 3, dense.
@@ -79,11 +81,13 @@ impl Names {
 
 impl Arch {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::DeepSeek2, Self::Qwen2, Self::Qwen3, Self::Llama];
+    pub const ALL: [Self; 5] =
+        [Self::DeepSeek2, Self::DeepSeek32, Self::Qwen2, Self::Qwen3, Self::Llama];
 
     pub(super) fn row(self) -> &'static Architecture {
         match self {
             Self::DeepSeek2 => &deepseek2::DEEPSEEK2,
+            Self::DeepSeek32 => &deepseek2::DEEPSEEK32,
             Self::Qwen2 => &decoder::QWEN2,
             Self::Qwen3 => &decoder::QWEN3,
             Self::Llama => &decoder::LLAMA,
