@@ -24,6 +24,8 @@ pub enum Topic {
     Imatrix,
     /// Types asked for.
     Recipe,
+    /// What is measured on.
+    Text,
     /// Where results go.
     Output,
 }
@@ -39,6 +41,7 @@ impl Topic {
             Self::Values => "values",
             Self::Imatrix => "imatrix",
             Self::Recipe => "recipe",
+            Self::Text => "text",
             Self::Output => "output",
         }
     }

@@ -190,6 +190,14 @@ fn the_command_says_what_it_did_and_refuses_what_it_cannot() {
     assert_eq!(metadata.str("requant.calibration.file").unwrap(), Some("calibration.txt"));
     assert_eq!(metadata.u32("requant.calibration.chunks").unwrap(), Some(2));
     assert_eq!(metadata.str("requant.calibration.sha256").unwrap().map(str::len), Some(64));
+    // Who measures it on that text is told.
+    for (name, is_told) in [("calibration.txt", true), ("heldout.txt", false)] {
+        let mut command = requant("warn");
+        command.arg("perplexity").arg(&output).arg("--text").arg(text(name));
+        let done = command.args(["--ctx", "32", "--chunks", "2"]).output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr);
+        assert!(done.status.success() && said.contains("calibrated with") == is_told, "{said}");
+    }
     std::fs::remove_file(&output).unwrap();
     let short = folder.path().join("short.txt");
     std::fs::write(&short, "too short").unwrap();

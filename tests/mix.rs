@@ -86,7 +86,29 @@ fn bytes_go_where_they_save_most() {
         assert!(name != "output.weight" || ty == "Q8_0", "{ty}");
         assert!(!name.contains("attn_v_b") || ty == "Q6_K", "{ty}");
     }
-    let bad: [(&[&str], &str); 6] = [
+    // Parts of the model have their own sizes: here, experts almost nothing and the rest what it likes.
+    let parted = path("parted.toml");
+    let budgets = ["--budget", "expert=2200K", "--budget", "rest=9MiB"];
+    done(&[&common[..], &budgets, &["--no-proof", "-o", &parted]].concat());
+    let shown = done(&["recipe", "show", &parted, "--model", MODEL, "--json"]);
+    let bits = |role: &str| shown["roles"][role]["bits_per_weight"].as_f64().unwrap();
+    assert!((2.6..2.865).contains(&bits("expert")), "{}", bits("expert"));
+    assert_eq!(["embedding", "attention", "output"].map(bits), [8.5; 3]);
+
+    // What the context takes is no room for weights: 3 layers, 256 + 64 numbers a token, in F16.
+    let fitted = |context: &str| {
+        let to = path("fitted.toml");
+        let fit = ["--fit", "519MiB", "--fit-ctx", context, "--no-proof", "--force", "-o", &to];
+        done(&[&common[..], &fit].concat())["file_bytes"].as_u64().unwrap()
+    };
+    let (short, long) = (fitted("64"), fitted("1024"));
+    assert!(short <= 7 << 20 && short > (7 << 20) - (500 << 10), "{short}");
+    assert!((1600 << 10..2000 << 10).contains(&(short - long)), "{short} {long}");
+
+    let bad: [(&[&str], &str); 9] = [
+        (&["--budget", "expert=2M", "--no-proof", "-o", &path("a")], "rest"),
+        (&["--bpw", "4", "--budget", "rest=2M", "--no-proof", "-o", &path("a")], "contradict"),
+        (&["--fit", "100M", "--no-proof", "-o", &path("a")], "do not even hold"),
         (&["--bpw", "4", "--no-proof", "-o", &path("none/a")], "none/a"),
         (&["--bpw", "1", "--no-proof", "-o", &path("a")], "too few"),
         (&["--bpw", "4", "--no-proof", "-o", &path("a"), "--types", "IQ"], "nothing about"),
@@ -108,4 +130,32 @@ fn bytes_go_where_they_save_most() {
         "the checkpoint has the same tensors: {}",
         String::from_utf8_lossy(&told.stderr)
     );
+}
+
+/// What a mix is chosen by must not be what weights are rounded with.
+#[test]
+fn texts_have_nothing_in_common() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let text = std::fs::read_to_string(TEXT).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    let part = |name: &str, lines: &[&str]| {
+        std::fs::write(path(name), lines.join("\n")).unwrap();
+        path(name)
+    };
+    let [first, second] = [part("first.txt", &lines[..400]), part("second.txt", &lines[400..800])];
+    let overlapping = part("overlapping.txt", &lines[300..700]);
+    let mix = |text: &str, calibration: &str, to: &str| {
+        let common = ["mix", MODEL, "--ctx", "64", "--chunks", "9", "--bpw", "4", "--no-proof"];
+        let with = ["--types", "Q3_K,Q8_0", "--calibrate-chunks", "2"];
+        let own = ["--text", text, "--calibrate", calibration, "-o", to];
+        requant(&[&common[..], &with, &own].concat())
+    };
+    let told = mix(&first, &overlapping, &path("a.toml"));
+    let said = String::from_utf8_lossy(&told.stderr);
+    assert!(!told.status.success() && said.contains("stands in"), "{said}");
+    assert!(mix(&first, &second, &path("b.toml")).status.success());
+    // One text for both is cut.
+    assert!(mix(&first, &first, &path("c.toml")).status.success());
+    assert_ne!(std::fs::read(path("b.toml")).unwrap(), std::fs::read(path("c.toml")).unwrap());
 }

@@ -195,6 +195,20 @@ fn round_layers(
             todo.insert(layer, of_this);
         }
     }
+    let mut outputs = Vec::new();
+    for target in all.iter().filter(|target| is_output(begun.plan(), target)) {
+        if !begun.is_complete(target.tensor)? {
+            outputs.push(target);
+        }
+    }
+    // Beyond the last tensor that is still to be rounded, nobody asks for states.
+    let end = match outputs.is_empty() {
+        true => todo.keys().last().map_or(0, |layer| layer + 1),
+        false => n_layer,
+    };
+    if end == 0 {
+        return Ok(());
+    }
     let written =
         all.iter().filter(|target| target.place.name.layer.is_some_and(|layer| layer < n_layer));
     let written = written.chain(all.iter().filter(first));
@@ -229,7 +243,7 @@ fn round_layers(
     .map_err(converted)?;
     let watching = Watching { source, calibration, watch: &watch };
     let layers = Layers { begun, calibration, changed: &changed, watching };
-    for layer in 0..n_layer {
+    for layer in 0..end {
         let targets = todo.get(&layer).map_or(&[][..], Vec::as_slice);
         if !targets.is_empty() {
             layers.watching.watch(layer, targets.iter().map(|target| target.place))?;
@@ -242,15 +256,13 @@ fn round_layers(
         if !targets.is_empty() {
             layers.round(layer, targets, monitor, outcome)?;
         }
-        if rounded {
+        if rounded && (layer + 1 < end || !outputs.is_empty()) {
             passage.pass(layer, monitor).map_err(converted)?;
         }
     }
-    for target in all.iter().filter(|target| is_output(begun.plan(), target)) {
-        if !begun.is_complete(target.tensor)? {
-            let moments = layers.watching.outputs(&passage).map_err(converted)?;
-            layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
-        }
+    for target in outputs {
+        let moments = layers.watching.outputs(&passage).map_err(converted)?;
+        layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
     }
     Ok(())
 }

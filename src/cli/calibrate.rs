@@ -8,7 +8,7 @@ use crate::convert::Plan;
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, physical_memory};
-use crate::measure::{Options, PROBE, Subject, Text, Tokens};
+use crate::measure::{CALIBRATED_WITH, Options, PROBE, Subject, Text, Tokens};
 use crate::model::{Hparams, Model};
 use crate::quant::QuantType;
 use crate::simd::Simd;
@@ -54,9 +54,10 @@ pub struct Args {
 #[derive(clap::Args)]
 pub struct ForMix {
     /// Choose for compensated rounding with this text (convert --calibrate): errors are those of products with
-    /// it, as they will be rounded
+    /// it, as they will be rounded. Where it is the text of --text, that is cut into three parts instead of
+    /// two, and this is the first
     #[arg(long, value_name = "FILE")]
-    calibrate: Option<PathBuf>,
+    pub calibrate: Option<PathBuf>,
     /// Use only the first N chunks of that text
     #[arg(long, value_name = "N", requires = "calibrate",
           value_parser = clap::value_parser!(u32).range(1..))]
@@ -68,11 +69,11 @@ impl ForMix {
     pub fn errors(
         &self,
         subject: Subject,
+        text: &Text,
         types: &[QuantType],
         options: &Options,
     ) -> anyhow::Result<BTreeMap<String, Errors>> {
-        let Some(path) = &self.calibrate else { return Ok(BTreeMap::new()) };
-        let tokens = Text::read(path)?.tokens(subject, None, &())?;
+        let tokens = text.tokens(subject, None, &())?;
         let (hparams, source) = (subject.model.hparams(), subject.model.source());
         let n = tokens.tokens.len() / options.ctx;
         let n = n.min(self.calibrate_chunks.map_or(usize::MAX, |n| n as usize)) * options.ctx;
@@ -201,7 +202,7 @@ impl Prepared {
         vec![
             ("requant.rounding".to_owned(), "compensated".into()),
             ("requant.calibration.file".to_owned(), name.as_str().into()),
-            ("requant.calibration.sha256".to_owned(), self.sha256.as_str().into()),
+            (CALIBRATED_WITH.to_owned(), self.sha256.as_str().into()),
             ("requant.calibration.chunks".to_owned(), Value::U32(self.n_chunks() as u32)),
             ("requant.calibration.ctx".to_owned(), Value::U32(self.ctx as u32)),
             ("requant.calibration.inputs".to_owned(), inputs.into()),

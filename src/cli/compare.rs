@@ -9,7 +9,6 @@ use crate::eval::Limits;
 use crate::measure::{Against, Choices, Extras, Job, Options, Subject, Terms, Text, choices};
 use crate::model::Model;
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// Compare models with a reference on a text: perplexity, KL divergence, agreement.
 ///
@@ -284,7 +283,8 @@ fn probability(text: &str) -> Result<f64, String> {
     text.parse().ok().filter(inside).ok_or("not between 0.5 and 1".to_owned())
 }
 
-pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
+/// The exit code of the verdict.
+pub fn gate(args: &GateArgs) -> anyhow::Result<u8> {
     let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
     let texts = args.text.read()?;
     let (reference, model) = (model(&args.reference, &options)?, model(&args.model, &options)?);
@@ -297,7 +297,7 @@ pub fn gate(args: &GateArgs) -> anyhow::Result<ExitCode> {
     };
     let job =
         Job::Gate { reference, candidate, terms: Terms { limits, confidence: args.confidence } };
-    let mut exit = ExitCode::SUCCESS;
+    let mut exit = 0;
     if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
         let show = Show { json: args.run.json, ..Show::default() };
         exit = show::found(&part.result()?, &show)?;

@@ -19,12 +19,11 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) {
-    let formats = QuantType::all().map(QuantType::format);
     if args.json {
-        let formats: Vec<Value> = formats.map(json).collect();
-        say::json(json!({ "version": 1, "formats": formats }));
+        say::json(all());
         return;
     }
+    let formats = QuantType::all().map(QuantType::format);
     println!(
         "{:>2}  {:<8}{:>8}{:>7}{:>7}  {:<18}{:<13}{:<10}mixes",
         "id", "type", "bits", "block", "bytes", "importances", "activations", "fallback"
@@ -42,6 +41,12 @@ pub fn run(args: &Args) {
         );
         println!("{}", row.trim_end());
     }
+}
+
+/// What is known of all types, as `--json` prints it.
+pub fn all() -> Value {
+    let formats: Vec<Value> = QuantType::all().map(QuantType::format).map(json).collect();
+    json!({ "version": 1, "formats": formats })
 }
 
 /// The mixes that most tensors of have this type.

@@ -7,7 +7,6 @@ use crate::imatrix::Sums;
 use crate::measure::{Found, Part};
 use anyhow::Context;
 use std::path::PathBuf;
-use std::process::ExitCode;
 
 /// Join the shares of a perplexity, compare, gate or imatrix that ran with --shard.
 ///
@@ -34,7 +33,7 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub fn run(args: &Args) -> anyhow::Result<u8> {
     let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));
     let whole = Part::join(parts.collect::<anyhow::Result<_>>()?)?;
     say::warnings(whole.warnings());

@@ -23,7 +23,7 @@ use std::sync::Arc;
 ///
 /// How much each group of tensors matters is measured once, on the first half of the text: the KL divergence
 /// that it causes alone. Bytes then go where they save most. What is expected of the mix, and what is
-/// measured on the second half of the text, stands in the recipe.
+/// measured on the last part of the text, stands in the recipe.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  requant mix model-BF16.gguf --text wiki.train.raw --bpw 4.5 -o mix.toml\n  \
@@ -36,11 +36,23 @@ pub struct Args {
     text: TextArgs,
     /// Size of the file: N bytes, or N followed by M or G (binary)
     #[arg(long, value_name = "SIZE", value_parser = super::output::binary_size,
-          conflicts_with = "bpw", required_unless_present_any = ["bpw", "curve"])]
+          conflicts_with = "bpw", required_unless_present_any = ["bpw", "fit", "budget", "curve"])]
     size: Option<u64>,
     /// Bits per weight of the file, over all tensors
     #[arg(long, value_name = "BITS")]
     bpw: Option<f64>,
+    /// Size of the memory that the model runs in: what --fit-ctx tokens of context take, and 512 MiB for
+    /// what llama.cpp computes with, are taken off
+    #[arg(long, value_name = "SIZE", value_parser = super::output::binary_size,
+          conflicts_with_all = ["size", "bpw"])]
+    fit: Option<u64>,
+    /// Tokens of context for --fit
+    #[arg(long, value_name = "N", requires = "fit", default_value = "4096")]
+    fit_ctx: u32,
+    /// Size of the tensors of a role, apart from all others: expert=300G; repeatable. `rest` is the size of
+    /// everything else, in the place of --size
+    #[arg(long, value_name = "ROLE=SIZE", value_parser = budget)]
+    budget: Vec<(Option<Role>, u64)>,
     /// Print what is expected of all sizes
     #[arg(long)]
     curve: bool,
@@ -121,11 +133,21 @@ fn types(text: &str) -> Result<Types, String> {
 }
 
 fn floor(text: &str) -> Result<(Role, QuantType), String> {
-    let (role, ty) = text.split_once('=').ok_or("write for example output=Q6_K")?;
-    let found = Role::ALL.into_iter().find(|known| known.name() == role);
+    let (name, ty) = text.split_once('=').ok_or("write for example output=Q6_K")?;
+    Ok((role(name)?, ty.parse().map_err(|error: crate::quant::UnknownType| error.to_string())?))
+}
+
+/// A role's bytes; those of everything else without one.
+fn budget(text: &str) -> Result<(Option<Role>, u64), String> {
+    let (name, size) = text.split_once('=').ok_or("write for example expert=300G")?;
+    let role = if name == "rest" { None } else { Some(role(name)?) };
+    Ok((role, super::output::binary_size(size)?))
+}
+
+fn role(name: &str) -> Result<Role, String> {
     let names = || Role::ALL.map(Role::name).join(", ");
-    let role = found.ok_or_else(|| format!("no role `{role}`: {}", names()))?;
-    Ok((role, ty.parse().map_err(|error: crate::quant::UnknownType| error.to_string())?))
+    let found = Role::ALL.into_iter().find(|known| known.name() == name);
+    found.ok_or_else(|| format!("no role `{name}`: {}", names()))
 }
 
 fn keep(text: &str) -> Result<(String, QuantType), String> {
@@ -134,8 +156,50 @@ fn keep(text: &str) -> Result<(String, QuantType), String> {
     Ok((pattern.to_owned(), ty))
 }
 
+/// What llama.cpp computes a batch with, roughly: logits of 512 tokens and a layer's products.
+const COMPUTE: u64 = 512 << 20;
+
 /// Bytes that are left for what files say about how they were rounded.
 const NOTES: u64 = 512;
+
+/// Texts that have nothing in common.
+struct Texts {
+    calibration: Option<Text>,
+    /// What groups are measured on.
+    search: Text,
+    /// What the mix is measured on.
+    proof: Text,
+}
+
+/// Of two texts, what may stand in both: licences, headings.
+const SHARED: f64 = 0.02;
+
+impl Texts {
+    fn read(args: &Args, subject: Subject, options: &Options) -> anyhow::Result<Self> {
+        let text = args.text.read_one()?;
+        let calibration = args.calibrate.calibrate.as_deref().map(Text::read).transpose()?;
+        if calibration.as_ref().is_some_and(|other| other.sha256() == text.sha256()) {
+            let [first, search, proof] = text.parts(subject, options.ctx, options.chunks)?;
+            return Ok(Self { calibration: Some(first), search, proof });
+        }
+        if let Some(other) = &calibration {
+            let of = |text: &Text| text.tokens(subject, None, &());
+            let shared = of(&text)?.shared_with(&of(other)?);
+            if shared > SHARED {
+                bail!(
+                    "{:.0} % of {} stands in {} as well: a mix that is chosen by the text that weights are \
+                     rounded with is good on that text alone. Give texts that have nothing in common, or one \
+                     text for both, which is cut into parts",
+                    100.0 * shared,
+                    text.path().display(),
+                    other.path().display()
+                );
+            }
+        }
+        let [search, proof] = text.parts(subject, options.ctx, options.chunks)?;
+        Ok(Self { calibration, search, proof })
+    }
+}
 
 /// A mix for a size.
 struct Mix {
@@ -176,22 +240,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let importance = args.weights.importance()?;
     let subject = Subject { path: &args.model, model: &model };
     let known = args.sensitivities.as_deref().filter(|path| path.exists());
-    let text = match (known, args.no_proof || args.output.is_none()) {
+    let texts = match (known, args.no_proof || args.output.is_none()) {
         (Some(_), true) => None,
-        _ => Some(args.text.read_one()?.halves(subject, options.ctx, options.chunks)?),
+        _ => Some(Texts::read(args, subject, &options)?),
     };
-    let found = match known {
-        Some(path) => read(path, &model, &args.types.0)?,
-        None => measured(args, subject, text.as_ref(), importance.as_ref(), &options)?,
+    let found = match (known, &texts) {
+        (None, Some(texts)) => measured(args, subject, texts, importance.as_ref(), &options)?,
+        (Some(path), _) => read(path, &model, &args.types.0)?,
+        (None, None) => unreachable!("what is not known is measured on a text"),
     };
     let search = Search { args, model: &model, found: &found, importance, keep };
     if args.curve {
         curve(&search)?;
     }
-    let (Some(output), Some(size)) = (&args.output, search.size()) else { return Ok(()) };
+    let (Some(output), Some(size)) = (&args.output, search.size()?) else { return Ok(()) };
     let mix = search.mix(size)?;
-    let proof = match &text {
-        Some([_, second]) if !args.no_proof => Some(search.proof(&mix, second, &options)?),
+    let proof = match &texts {
+        Some(texts) if !args.no_proof => Some(search.proof(&mix, &texts.proof, &options)?),
         _ => None,
     };
     let text = written(&mix, proof, &args.model, &found);
@@ -232,7 +297,7 @@ fn report(args: &Args, output: &Path, mix: &Mix, proof: Option<(f64, f64)>) {
         println!("rounded as the reference does {:.5}", mix.expected[1]);
     }
     if let Some((kld, error)) = proof {
-        println!("measured KL divergence {kld:.5} ± {error:.5}, on the second half of the text");
+        println!("measured KL divergence {kld:.5} ± {error:.5}, on the last part of the text");
     }
 }
 
@@ -284,17 +349,19 @@ fn read(path: &Path, model: &Model, types: &[QuantType]) -> anyhow::Result<Sensi
 fn measured(
     args: &Args,
     subject: Subject,
-    text: Option<&[Text; 2]>,
+    texts: &Texts,
     importance: Option<&Importance>,
     options: &Options,
 ) -> anyhow::Result<Sensitivities> {
-    let Some([first, _]) = text else { bail!("no text") };
     let options = Options { chunks: None, ..options.clone() };
     let progress = Progress::start("mix", 0, "token-layers", 0);
     let imatrix = importance.map(|importance| &*importance.imatrix);
-    let known = args.calibrate.errors(subject, &args.types.0, &options)?;
+    let known = match &texts.calibration {
+        Some(text) => args.calibrate.errors(subject, text, &args.types.0, &options)?,
+        None => BTreeMap::new(),
+    };
     let types = measure::Types { all: &args.types.0, imatrix, known: &known };
-    let found = measure::sensitivities(subject, first, types, &options, &progress)?;
+    let found = measure::sensitivities(subject, &texts.search, types, &options, &progress)?;
     progress.finish();
     if let Some(path) = &args.sensitivities {
         let json = serde_json::to_string_pretty(&found)?;
@@ -335,9 +402,63 @@ fn curve(search: &Search) -> anyhow::Result<()> {
 
 impl Search<'_> {
     /// The size that is asked for.
-    fn size(&self) -> Option<u64> {
+    fn size(&self) -> anyhow::Result<Option<u64>> {
         let weights: u64 = self.model.source().tensors().iter().map(|t| t.n_elements()).sum();
-        self.args.size.or(self.args.bpw.map(|bits| (bits * weights as f64 / 8.0) as u64))
+        let of_bits = |bits: f64| (bits * weights as f64 / 8.0) as u64;
+        let budgets = self.args.budget.iter();
+        let all: u64 = budgets.clone().map(|(_, bytes)| bytes).sum();
+        let rest = budgets.clone().any(|(role, _)| role.is_none());
+        let size = self.args.size.or(self.args.bpw.map(of_bits));
+        let of_role = |role| budgets.clone().filter(|(known, _)| *known == role).count();
+        if let Some((role, _)) = budgets.clone().find(|(role, _)| of_role(*role) > 1) {
+            bail!("--budget names {} twice", role.map_or("rest", Role::name));
+        }
+        match (size.or(self.fitting()?), all > 0) {
+            (None, true) if !rest => {
+                bail!("--budget says nothing about the rest; give --budget rest=SIZE or --size")
+            }
+            (None, true) => Ok(Some(all)),
+            (Some(_), _) if rest => {
+                bail!("--budget rest=SIZE and the size of all contradict each other")
+            }
+            (size, _) => Ok(size),
+        }
+    }
+
+    /// What the context, in F16, and a batch's products leave of the memory.
+    fn fitting(&self) -> anyhow::Result<Option<u64>> {
+        let Some(memory) = self.args.fit else { return Ok(None) };
+        let hparams = self.model.hparams();
+        let context = 2
+            * u64::from(self.args.fit_ctx)
+            * u64::from(hparams.n_layer)
+            * u64::from(hparams.attention.n_cached());
+        let left = memory.checked_sub(context + COMPUTE).with_context(|| {
+            let [all, context] = [memory, context].map(units::bytes);
+            format!("{all} do not even hold the context, which takes {context}, and what is computed with")
+        })?;
+        Ok(Some(left))
+    }
+
+    /// The best choice of types of at most so many bytes, each role that has a budget within its own.
+    fn within(&self, choices: &[Vec<Choice>], bytes: u64) -> Option<Vec<Choice>> {
+        let roles: Vec<Role> = self.found.tensors.iter().map(|t| Role::of(&t.name)).collect();
+        let own = || self.args.budget.iter().filter_map(|&(role, bytes)| Some((role?, bytes)));
+        let rest = bytes.checked_sub(own().map(|(_, bytes)| bytes).sum())?;
+        let mut chosen = vec![None; choices.len()];
+        for (role, bytes) in own().map(|(role, bytes)| (Some(role), bytes)).chain([(None, rest)]) {
+            let is_own = |found| own().any(|(role, _)| role == found);
+            let of_part = |&i: &usize| match role {
+                Some(role) => roles[i] == role,
+                None => !is_own(roles[i]),
+            };
+            let part: Vec<usize> = (0..choices.len()).filter(of_part).collect();
+            let choices: Vec<_> = part.iter().map(|&i| choices[i].clone()).collect();
+            for (i, choice) in part.into_iter().zip(choose(&choices, bytes)?) {
+                chosen[i] = Some(choice);
+            }
+        }
+        chosen.into_iter().collect()
     }
 
     /// The types that a tensor may have.
@@ -374,7 +495,7 @@ impl Search<'_> {
         // The header and what is never quantized are known once there is a plan.
         let mut known = false;
         for _ in 0..8 {
-            let Some(chosen) = choose(&choices, left) else { break };
+            let Some(chosen) = self.within(&choices, left) else { break };
             let mix = self.planned(&chosen)?;
             if known && mix.bytes <= size {
                 return Ok(mix);
@@ -391,7 +512,9 @@ impl Search<'_> {
             .iter()
             .filter_map(|choices| choices.iter().map(|choice| choice.bytes).min())
             .sum();
-        bail!("{} are too few: the smallest types take {}", units::bytes(size), units::bytes(least))
+        let [size, least] = [size, least].map(units::bytes);
+        let each = if self.args.budget.is_empty() { "" } else { "; --budget holds for each part" };
+        bail!("{size} are too few: the smallest types take {least}{each}")
     }
 
     fn planned(&self, chosen: &[Choice]) -> anyhow::Result<Mix> {

@@ -44,6 +44,7 @@ mod verify;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -106,65 +107,75 @@ enum Command {
     },
 }
 
+pub use formats::all as formats_json;
+
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
     // A reader that has seen enough, such as head, ends the program quietly.
     sigpipe::reset();
+    ExitCode::from(run(std::env::args_os()))
+}
+
+/// Runs the program on arguments, of which the first is its own name; its exit code. Where they do not parse, the
+/// process ends.
+pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     // A second Ctrl-C ends the process at once: the output has not got its name yet.
     let handler = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
     });
-    let mut exit = ExitCode::SUCCESS;
-    let result = handler.map_err(anyhow::Error::from).and_then(|()| match parse().command {
-        Command::Convert(args) => convert::run(&args),
-        Command::Quantize(args) => quantize::run(&args),
-        Command::Plan(args) => plan::run(&args),
-        Command::Verify(args) => verify::run(&args),
-        Command::Perplexity(args) => perplexity::run(&args),
-        Command::Inspect(args) => inspect::run(&args),
-        Command::Compare(args) => compare::run(&args),
-        Command::Gate(args) => compare::gate(&args).map(|code| exit = code),
-        Command::Imatrix(args) => imatrix::run(&args),
-        Command::Join(args) => join::run(&args).map(|code| exit = code),
-        Command::Diff(args) => tools::diff(&args).map(|equal| {
-            exit = ExitCode::from(if equal { 0 } else { 3 });
-        }),
-        Command::Split(args) => tools::split(&args),
-        Command::Merge(args) => tools::merge(&args),
-        Command::Set(args) => edit::set(&args),
-        Command::Unset(args) => edit::unset(&args),
-        Command::Hash(args) => tools::hash(&args),
-        Command::Export(args) => tools::export(&args),
-        Command::Recipe(args) => recipes::run(&args),
-        Command::Mix(args) => mix::run(&args),
-        Command::Formats(args) => {
-            formats::run(&args);
-            Ok(())
-        }
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "requant", &mut script);
-            print!("{}", String::from_utf8_lossy(&script));
-            Ok(())
-        }
-        Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
-            .with_context(|| folder.display().to_string()),
-    });
+    let mut exit = 0;
+    let result =
+        handler.map_err(anyhow::Error::from).and_then(|()| match parse(arguments).command {
+            Command::Convert(args) => convert::run(&args),
+            Command::Quantize(args) => quantize::run(&args),
+            Command::Plan(args) => plan::run(&args),
+            Command::Verify(args) => verify::run(&args),
+            Command::Perplexity(args) => perplexity::run(&args),
+            Command::Inspect(args) => inspect::run(&args),
+            Command::Compare(args) => compare::run(&args),
+            Command::Gate(args) => compare::gate(&args).map(|code| exit = code),
+            Command::Imatrix(args) => imatrix::run(&args),
+            Command::Join(args) => join::run(&args).map(|code| exit = code),
+            Command::Diff(args) => tools::diff(&args).map(|equal| {
+                exit = if equal { 0 } else { 3 };
+            }),
+            Command::Split(args) => tools::split(&args),
+            Command::Merge(args) => tools::merge(&args),
+            Command::Set(args) => edit::set(&args),
+            Command::Unset(args) => edit::unset(&args),
+            Command::Hash(args) => tools::hash(&args),
+            Command::Export(args) => tools::export(&args),
+            Command::Recipe(args) => recipes::run(&args),
+            Command::Mix(args) => mix::run(&args),
+            Command::Formats(args) => {
+                formats::run(&args);
+                Ok(())
+            }
+            Command::Completions { shell } => {
+                let mut script = Vec::new();
+                clap_complete::generate(shell, &mut Cli::command(), "requant", &mut script);
+                print!("{}", String::from_utf8_lossy(&script));
+                Ok(())
+            }
+            Command::Man { folder } => clap_mangen::generate_to(Cli::command(), &folder)
+                .with_context(|| folder.display().to_string()),
+        });
     match result.and_then(|()| say::heed()) {
         Ok(()) => exit,
         Err(error) => {
             say::error(errors::describe(&error));
             let interrupted = INTERRUPTED.load(Ordering::Relaxed);
-            ExitCode::from(if interrupted { 130 } else { 1 })
+            if interrupted { 130 } else { 1 }
         }
     }
 }
 
 /// The arguments; how much is said follows from them at once.
-fn parse() -> Cli {
-    let cli = Cli::try_parse().unwrap_or_else(|error| reference::explain(error).exit());
+fn parse(arguments: impl IntoIterator<Item = OsString>) -> Cli {
+    let cli = Cli::try_parse_from(arguments);
+    let cli = cli.unwrap_or_else(|error| reference::explain(error).exit());
     if cli.strict {
         say::set_strict();
     }

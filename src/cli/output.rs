@@ -214,10 +214,16 @@ pub fn binary_size(text: &str) -> Result<u64, String> {
     size(text, 1024)
 }
 
-/// `40G`, `512M`, `1000`; units are powers of `base`.
+/// `40G`, `512M`, `1000`; units are powers of `base`, those of `40GiB` of 1024, those of `40GB` of 1000.
 fn size(text: &str, base: u64) -> Result<u64, String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let power = match text[digits.len()..].to_ascii_uppercase().as_str() {
+    let unit = text[digits.len()..].to_ascii_uppercase();
+    let (unit, base) = match (unit.strip_suffix("IB"), unit.strip_suffix('B')) {
+        (Some(unit), _) => (unit, 1024),
+        (None, Some(unit)) => (unit, if unit.is_empty() { base } else { 1000 }),
+        (None, None) => (&*unit, base),
+    };
+    let power = match unit {
         "" => 0,
         "K" => 1,
         "M" => 2,

@@ -6,7 +6,6 @@ use crate::io::LocalDisk;
 use crate::measure::{Choices, Domain, Estimate, Found, Judgement, Outcome, Row};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
-use std::process::ExitCode;
 
 /// How it is shown.
 #[derive(Default)]
@@ -22,7 +21,7 @@ pub struct Show {
 }
 
 /// Shows what was found, and gives the exit code that belongs to it. Importances are a file.
-pub fn found(found: &Found, show: &Show) -> anyhow::Result<ExitCode> {
+pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
     if let (Some(path), Found::Comparison(outcome)) = (&show.report, found) {
         let page = report::page(outcome, show.choices.as_ref());
         crate::io::write(&LocalDisk, path, page.as_bytes())?;
@@ -31,7 +30,7 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<ExitCode> {
         Found::Perplexity(outcome) => perplexity(outcome)?,
         Found::Comparison(outcome) => comparison(outcome),
         Found::Judgement(judged) => judgement(judged),
-        Found::Importances(_) => return Ok(ExitCode::SUCCESS),
+        Found::Importances(_) => return Ok(0),
     };
     if let Some(choices) = &show.choices {
         json["choices"] = json!(choices);
@@ -47,12 +46,12 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<ExitCode> {
         print!("\n{}", answers(choices));
     }
     Ok(match found {
-        Found::Judgement(judged) => ExitCode::from(match judged.verdict {
+        Found::Judgement(judged) => match judged.verdict {
             Verdict::Pass => 0,
             Verdict::Fail => 3,
             Verdict::Undecided => 4,
-        }),
-        _ => ExitCode::SUCCESS,
+        },
+        _ => 0,
     })
 }
 

@@ -226,6 +226,12 @@ impl Chosen {
     ) -> Result<Self, MeasureError> {
         options.check()?;
         let subjects = job.subjects();
+        if !matches!(job, Job::Importances(_)) {
+            for (text, &subject) in texts.iter().flat_map(|t| subjects.iter().map(move |s| (t, s)))
+            {
+                text.heed_calibration(subject, monitor)?;
+            }
+        }
         let base = job.base().map(BaseReader::open).transpose()?;
         let chunks = match (&base, subjects.first()) {
             (None, Some(&first)) => Chunks::of_texts(texts, first, options, job.least(), monitor)?,

@@ -35,7 +35,7 @@ pub use part::Part;
 pub use perplexity::perplexity;
 pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, Types, proof, sensitivities};
 pub use tasks::Format;
-pub use text::{Text, Tokens};
+pub use text::{CALIBRATED_WITH, Text, Tokens};
 
 use crate::eval;
 use crate::model::Model;

@@ -6,8 +6,9 @@ use crate::model::Model;
 use crate::monitor::Monitor;
 use crate::names::hex;
 use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
-use crate::warning::Warning;
+use crate::warning::{Topic, Warning};
 use sha2::{Digest, Sha256};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// A text to measure on.
@@ -66,29 +67,27 @@ impl Text {
         Ok(Self { content: Content::Tokens(tokens), ..text })
     }
 
-    /// Two halves of the text, or of as many chunks of it, cut where a chunk begins.
+    /// Parts of equal length of the text, or of as many chunks of it, cut where a chunk begins.
     ///
     /// # Errors
-    /// As [`Text::tokens`], and a text of fewer than four chunks.
-    pub fn halves(
+    /// As [`Text::tokens`], and a text of fewer than two chunks for each part.
+    pub fn parts<const N: usize>(
         &self,
         subject: Subject,
         ctx: usize,
         chunks: Option<usize>,
-    ) -> Result<[Self; 2], MeasureError> {
+    ) -> Result<[Self; N], MeasureError> {
         let tokens = self.tokens(subject, None, &())?.tokens;
         let n = (tokens.len() / ctx.max(1)).min(chunks.unwrap_or(usize::MAX));
-        if n < 4 {
+        if n < 2 * N {
             let (path, found) = (self.path.clone(), tokens.len());
-            return Err(MeasureError::TooShort { path, found, needed: 4 * ctx, ctx });
+            return Err(MeasureError::TooShort { path, found, needed: 2 * N * ctx, ctx });
         }
-        let middle = n / 2 * ctx;
-        let part = |tokens: &[u32]| Self {
+        Ok(std::array::from_fn(|i| Self {
             path: self.path.clone(),
             sha256: self.sha256.clone(),
-            content: Content::Tokens(tokens.to_vec()),
-        };
-        Ok([part(&tokens[..middle]), part(&tokens[middle..n * ctx])])
+            content: Content::Tokens(tokens[n * i / N * ctx..n * (i + 1) / N * ctx].to_vec()),
+        }))
     }
 
     /// SHA-256 of the file.
@@ -99,6 +98,21 @@ impl Text {
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Warns of a model whose weights were rounded with this very text: it is better on it than elsewhere.
+    pub(super) fn heed_calibration(
+        &self,
+        subject: Subject,
+        monitor: &dyn Monitor,
+    ) -> Result<(), MeasureError> {
+        let Model::Gguf(model) = subject.model else { return Ok(()) };
+        if model.metadata().str(CALIBRATED_WITH).ok().flatten() != Some(&*self.sha256) {
+            return Ok(());
+        }
+        let (model, text) = (subject.path.display(), self.path.display());
+        let warning = format!("{model} was calibrated with {text}; other text shows what it costs");
+        heed(&[Warning::new(Topic::Text, warning)], monitor)
     }
 
     /// The text as a model reads it. `pre` names the pre-tokenizer of a checkpoint, where its user
@@ -127,6 +141,21 @@ impl Text {
         }
     }
 }
+
+impl Tokens {
+    /// The share of this text that stands in another one as well: of its pieces of 64 tokens, those that
+    /// are found anywhere in the other.
+    pub fn shared_with(&self, other: &Self) -> f64 {
+        const PIECE: usize = 64;
+        let known: HashSet<&[u32]> = other.tokens.windows(PIECE).collect();
+        let pieces = self.tokens.chunks_exact(PIECE);
+        let (n, shared) = (pieces.len(), pieces.filter(|piece| known.contains(piece)).count());
+        shared as f64 / n.max(1) as f64
+    }
+}
+
+/// Where a file says with which text its weights were rounded: SHA-256 of the text.
+pub const CALIBRATED_WITH: &str = "requant.calibration.sha256";
 
 /// Ends the work where the monitor takes a warning for an error.
 fn heed(warnings: &[Warning], monitor: &dyn Monitor) -> Result<(), MeasureError> {

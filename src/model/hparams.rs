@@ -112,6 +112,17 @@ impl Attention {
         }
     }
 
+    /// Numbers that are kept for each token of the context in each layer.
+    pub fn n_cached(&self) -> u32 {
+        match self {
+            Self::Latent(Latent { mla: Mla::Split, kv_lora_rank, qk_rope, .. }) => {
+                kv_lora_rank + qk_rope
+            }
+            Self::Latent(a) => a.n_head * (a.qk_nope + a.qk_rope + a.v_head),
+            Self::Grouped(a) => 2 * a.n_head_kv * a.head_dim,
+        }
+    }
+
     /// Dimensions of a head that rotate.
     pub fn n_rot(&self) -> u32 {
         match self {
