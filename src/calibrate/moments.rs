@@ -15,8 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 const TOKENS: usize = 2048;
 
 /// What is kept of products of different columns at most: other text has others, however many inputs were
-/// seen. Measured on SmolLM2-135M in IQ4_NL with 6,144 tokens, mean KL divergence on other text: all .099,
-/// 0.85 .094, 0.7 .084, 0.5 .092.
+/// seen. The best of five values on a real model (docs/quality.md).
 const KEPT: f64 = 0.75;
 
 /// Second moments of one matrix's inputs.
