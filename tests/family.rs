@@ -283,6 +283,31 @@ fn options_of_the_converter() {
     }
 }
 
+/// ModelOpt's weights for activations of 16 bits are named in the metadata.
+#[test]
+fn weights_for_16_bits_are_named() {
+    let (fixtures, dir) = ("tests/fixtures/nvfp4", tempfile::tempdir().unwrap());
+    let folder = prepare(fixtures, "llama", dir.path());
+    let path = folder.join("config.json");
+    let mut config = common::json(path.to_str().unwrap());
+    let of = &mut config["quantization_config"];
+    of["quant_algo"] = "W4A16_NVFP4".into();
+    of["quantized_layers"] = serde_json::json!({
+        "model.layers.0.mlp": {"quant_algo": "NVFP4"},
+        "model.layers.1.self_attn.q_proj": {"quant_algo": "NVFP4"},
+    });
+    std::fs::write(&path, config.to_string()).unwrap();
+    let mut model = CheckpointModel::open(&folder, Mtp::Drop).unwrap();
+    model.keep_blocks().unwrap();
+    let settings = Settings { mode: Mode::Convert, ..settings(FileType::BF16) };
+    let plan = Plan::of_checkpoint(&model, &settings).unwrap();
+    let output = dir.path().join("w4a16.gguf");
+    plan.run(&model, &output, RunOptions::default(), &()).unwrap();
+    let golden = common::json(&format!("{fixtures}/converted.json"));
+    let hash = sha256(&std::fs::read(&output).unwrap());
+    assert_eq!(golden["llama"]["w4a16"].as_str().unwrap(), hash);
+}
+
 macro_rules! compressed {
     ($($test:ident: $name:literal,)*) => {$(
         #[test]
@@ -474,6 +499,7 @@ fn deepseek_v3_2_has_an_indexer() {
         ("q8_0", FileType::Q8_0, Mtp::Usual),
         ("bf16", FileType::BF16, Mtp::Keep),
         ("drop", FileType::BF16, Mtp::Drop),
+        ("only", FileType::BF16, Mtp::Only),
     ] {
         let model = CheckpointModel::open(&folder, mtp).unwrap();
         assert_eq!(model.warnings(), &[], "{key}");

@@ -87,8 +87,8 @@ pub struct Choices {
     /// quantizes the exact FP8 x scale products
     #[arg(long, value_enum, default_value = "bf16")]
     intermediate: Precision,
-    /// Multi-token-prediction layers: drop or keep them [default: as the reference converter does,
-    /// which keeps DeepSeek-V3.2's and drops others]
+    /// Multi-token-prediction layers: drop or keep them, or only them, for a file to draft with
+    /// [default: as the reference converter does, which keeps DeepSeek-V3.2's and drops others]
     #[arg(long, value_enum)]
     mtp: Option<MtpArg>,
     /// Latent attention: split into attn_k_b and attn_v_b, as today's files have it, or legacy, the
@@ -144,6 +144,7 @@ enum Outtype {
 enum MtpArg {
     Drop,
     Keep,
+    Only,
 }
 
 #[derive(Clone, Copy, ValueEnum)]
@@ -163,6 +164,7 @@ impl Choices {
         let mtp = match self.mtp {
             Some(MtpArg::Drop) => Mtp::Drop,
             Some(MtpArg::Keep) => Mtp::Keep,
+            Some(MtpArg::Only) => Mtp::Only,
             None => Mtp::Usual,
         };
         let mla = match self.mla {

@@ -11,7 +11,10 @@ const OPTIONS: [(&str, &str); 15] = [
         "Mistral's own format is not read; convert a folder as transformers writes it",
     ),
     ("--dspark", "DeepSeek-V4 is not known here"),
-    ("--fuse-gate-up-exps", "gate and up of experts stay tensors of their own"),
+    (
+        "--fuse-gate-up-exps",
+        "that program fails with it for every class with experts that is known here",
+    ),
     ("--fuse-qkv", "queries, keys and values stay tensors of their own"),
     (
         "--mistral-format",
@@ -19,8 +22,8 @@ const OPTIONS: [(&str, &str); 15] = [
          transformers writes it",
     ),
     ("--mmproj", "what a model sees with is left out; convert_hf_to_gguf.py makes that file"),
-    ("--no-mtp", "--mtp drop, the default, leaves the layer out"),
-    ("--no-nextn", "--mtp drop, the default, leaves the layer out"),
+    ("--no-mtp", "--mtp drop leaves the layer out"),
+    ("--no-nextn", "--mtp drop leaves the layer out"),
     ("--outfile", "the output follows the checkpoint without a word before it"),
     ("--print-supported-models", "the error for a class that is not known names those that are"),
     ("--remote", "give the place itself: hf://organization/name"),

@@ -183,7 +183,11 @@ fn candidates(model: &Path) -> Vec<PathBuf> {
 
 fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<Comparison> {
     let kept = file.tensors().iter().any(|t| t.name.contains(".nextn."));
-    let mtp = if kept { Mtp::Keep } else { Mtp::Drop };
+    let mtp = match (kept, file.find("blk.0.attn_norm.weight")) {
+        (false, _) => Mtp::Drop,
+        (true, Some(_)) => Mtp::Keep,
+        (true, None) => Mtp::Only,
+    };
     let mla = match file.find("blk.0.attn_kv_b.weight") {
         Some(_) => Mla::Legacy,
         None => Mla::Split,

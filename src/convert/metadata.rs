@@ -57,6 +57,14 @@ pub(super) fn of_checkpoint(
     };
     model.hparams().write_keys(config, file_type, &mut metadata)?;
     metadata.set("general.quantization_version", QUANTIZATION_VERSION);
+    let wide = (0..model.tensors().len()).filter(|&i| model.is_for_16_bits(i));
+    let mut wide: Vec<String> = wide.map(|i| model.tensors()[i].name.clone()).collect();
+    if !wide.is_empty() {
+        wide.sort_unstable();
+        let none = vec![false; wide.len()];
+        metadata.set("general.tensor_extra.name", wide.into_iter().collect::<Value>());
+        metadata.set("general.tensor_extra.prec_a4", none);
+    }
     let pre = settings.tokenizer_pre.as_deref();
     let mut vocab = Vocab::from_checkpoint(model.dir(), &json, pre)?;
     if model.hparams().arch != Arch::Llama {

@@ -140,13 +140,21 @@ impl CheckpointModel {
             // transformers' default is untied for every class served here, but that leaves a model
             // without an output.
             tied: tied.unwrap_or(headless),
+            trunk: 0,
         };
         hparams.n_nextn = match mtp {
             Mtp::Drop => 0,
             Mtp::Usual if hparams.arch != Arch::DeepSeek32 => 0,
             // Checkpoints that were stored anew may not say that they have one.
-            Mtp::Usual | Mtp::Keep => hparams.n_nextn.max(rules.mtp.len() as u32),
+            _ => hparams.n_nextn.max(rules.mtp.len() as u32),
         };
+        if mtp == Mtp::Only {
+            if hparams.n_nextn == 0 {
+                let expected = "at least 1, where that layer alone is wanted";
+                return Err(config.bad("num_nextn_predict_layers", expected));
+            }
+            rules.trunk = hparams.n_layer;
+        }
         rules.mtp.retain(|&layer| layer >= hparams.n_layer + hparams.n_nextn);
         let mut model = Self {
             config,
@@ -161,7 +169,7 @@ impl CheckpointModel {
         for spec in model.outer_tensors(rules.tied)? {
             model.add(spec)?;
         }
-        for layer in 0..model.hparams.n_layer + model.hparams.n_nextn {
+        for layer in rules.trunk..model.hparams.n_layer + model.hparams.n_nextn {
             for spec in model.hparams.layer_tensors(layer) {
                 model.add(spec)?;
             }
@@ -312,6 +320,23 @@ impl CheckpointModel {
     pub fn keep_exact(&mut self) -> Result<(), SourceError> {
         (0..self.checkpoint.tensors().len()).try_for_each(|i| self.checkpoint.settle(i))?;
         self.keep_blocks()
+    }
+
+    /// Whether a tensor's blocks are said to be for activations of 16 bits: ModelOpt's W4A16, which
+    /// convert_hf_to_gguf.py hands on.
+    pub fn is_for_16_bits(&self, tensor: usize) -> bool {
+        let first = self.pieces[tensor].by_rows().first();
+        let Some(&first) = first.filter(|_| self.kept(tensor) == Some(QuantType::NVFP4)) else {
+            return false;
+        };
+        let name = &self.checkpoint.tensors()[first].name;
+        // Experts are asked for together.
+        let module = match self.pieces[tensor] {
+            Resolved::Stack(_) => name.replace(".experts.0.", ".experts."),
+            _ => name.clone(),
+        };
+        let module = module.strip_suffix(".weight").unwrap_or(&module);
+        self.checkpoint.algorithm(module) == Some("W4A16_NVFP4")
     }
 
     /// Whether a tensor is stored in a coding, shown as blocks or not.

@@ -22,6 +22,8 @@ pub enum LeftOut {
     Buffers,
     /// What a model sees with.
     Vision,
+    /// It belongs to another layer than those for multi-token prediction, which alone are wanted.
+    Trunk,
 }
 
 impl LeftOut {
@@ -35,6 +37,7 @@ impl LeftOut {
             Self::ActivationScales => "activation_scales",
             Self::Buffers => "buffers",
             Self::Vision => "vision",
+            Self::Trunk => "trunk",
         }
     }
 
@@ -50,6 +53,7 @@ impl LeftOut {
             Self::ActivationScales => ("activation scale", "activation scales"),
             Self::Buffers => ("buffer", "buffers"),
             Self::Vision => ("tensor of the vision tower", "tensors of the vision tower"),
+            Self::Trunk => ("tensor of another layer", "tensors of other layers"),
         };
         format!("{n} {}", if n == 1 { one } else { many })
     }
@@ -63,6 +67,8 @@ pub(super) struct Rules {
     pub mtp: BTreeSet<u32>,
     /// Whether the embedding serves as the output matrix.
     pub tied: bool,
+    /// Layers before this one are left out.
+    pub trunk: u32,
 }
 
 /// Ends of names that tell what a tensor is, whatever it belongs to.
@@ -140,6 +146,9 @@ pub(super) fn kind(name: &str, rules: &Rules) -> Option<LeftOut> {
     if rules.names.layer_of(name).is_some_and(|layer| rules.mtp.contains(&layer)) {
         return Some(LeftOut::Mtp);
     }
+    if rules.names.layer_of(name).is_some_and(|layer| layer < rules.trunk) {
+        return Some(LeftOut::Trunk);
+    }
     if VISION.iter().any(|start| name.starts_with(start)) {
         return Some(LeftOut::Vision);
     }
@@ -169,7 +178,7 @@ mod tests {
 
     #[test]
     fn what_is_left_out_has_a_kind() {
-        let rules = Rules { names: &USUAL, mtp: BTreeSet::from([3]), tied: true };
+        let rules = Rules { names: &USUAL, mtp: BTreeSet::from([3]), tied: true, trunk: 0 };
         for (name, expected) in [
             ("model.layers.3.mlp.experts.7.down_proj.weight_scale_inv", Some(LeftOut::Mtp)),
             ("model.layers.4.mlp.up_proj.weight", None),

@@ -52,6 +52,8 @@ pub enum Mtp {
     Drop,
     /// Keep them as `blk.N.nextn.*`.
     Keep,
+    /// Keep nothing else but what they share with the model: embedding, last norm and output.
+    Only,
 }
 
 /// A model opened for reading, whatever it is stored as.

@@ -285,6 +285,11 @@ impl Checkpoint {
         self.coded[tensor].blocks()?.of_activations()
     }
 
+    /// How ModelOpt quantized a module, as far as it is said.
+    pub fn algorithm(&self, module: &str) -> Option<&str> {
+        self.declared.algorithm(module)
+    }
+
     /// Finds out whether a tensor's values are those of blocks, where its headers do not tell: what
     /// [`Checkpoint::blocks`] says then.
     ///

@@ -8,6 +8,7 @@ use super::error::CheckpointError;
 use crate::json;
 use crate::pattern::Pattern;
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::path::Path;
 
 /// What is declared.
@@ -23,6 +24,9 @@ pub(super) struct Declared {
     schemes: Vec<Scheme>,
     /// Modules that are in none.
     ignored: Vec<Target>,
+    /// ModelOpt's way to quantize, and that of modules with another.
+    algorithm: Option<String>,
+    algorithms: BTreeMap<String, String>,
 }
 
 /// How the weights of a group of modules are quantized.
@@ -48,6 +52,20 @@ enum Target {
 impl Declared {
     /// Reads it.
     pub fn of(dir: &Path) -> Result<Self, CheckpointError> {
+        let mut declared = Self::of_config(dir)?;
+        let beside = dir.join("hf_quant_config.json");
+        if beside.is_file() && (declared.algorithm.is_none() || declared.algorithms.is_empty()) {
+            let beside: Value = json::read(&beside)?;
+            if declared.method.is_none() {
+                declared.method = beside["producer"]["name"].as_str().map(str::to_owned);
+            }
+            declared.read_algorithms(&beside["quantization"]);
+        }
+        Ok(declared)
+    }
+
+    /// What config.json says.
+    fn of_config(dir: &Path) -> Result<Self, CheckpointError> {
         let path = dir.join("config.json");
         let config: Value = json::read(&path)?;
         // A model for images and text may have it in the part for text.
@@ -56,16 +74,7 @@ impl Declared {
             let keys = ["quantization_config", "compression_config"].into_iter();
             keys.filter_map(|key| place.get(key)).find(|value| value.is_object())
         });
-        let Some(declared) = declared else {
-            let beside = dir.join("hf_quant_config.json");
-            let producer = match beside.is_file() {
-                true => {
-                    json::read::<Value>(&beside)?["producer"]["name"].as_str().map(str::to_owned)
-                }
-                false => None,
-            };
-            return Ok(Self { method: producer, ..Self::default() });
-        };
+        let Some(declared) = declared else { return Ok(Self::default()) };
         let refuse = |key, found: &Value, expected| CheckpointError::Quantization {
             path: path.clone(),
             key,
@@ -94,13 +103,36 @@ impl Declared {
                 block: pair(&weights["block_structure"]).or(width.map(|n| [1, n as usize])),
             })
         };
-        Ok(Self {
+        let mut found = Self {
             method: Some(declared["quant_method"].as_str().unwrap_or("unnamed").to_owned()),
             format: declared["format"].as_str().map(str::to_owned),
             block,
             schemes: groups.map(scheme).collect::<Result<_, CheckpointError>>()?,
             ignored: targets("ignore", &declared["ignore"])?,
-        })
+            ..Self::default()
+        };
+        found.read_algorithms(declared);
+        Ok(found)
+    }
+
+    fn read_algorithms(&mut self, section: &Value) {
+        if let Some(algorithm) = section["quant_algo"].as_str() {
+            self.algorithm = Some(algorithm.to_owned());
+        }
+        for (module, how) in section["quantized_layers"].as_object().into_iter().flatten() {
+            if let Some(algorithm) = how["quant_algo"].as_str() {
+                let module = module.replace("language_model.", "");
+                self.algorithms.insert(module, algorithm.to_owned());
+            }
+        }
+    }
+
+    /// ModelOpt's way to quantize a module: that of the innermost one around it that has its own.
+    pub fn algorithm(&self, module: &str) -> Option<&str> {
+        let mut around =
+            std::iter::successors(Some(module), |module| Some(module.rsplit_once('.')?.0));
+        let own = around.find_map(|module| self.algorithms.get(module));
+        own.or(self.algorithm.as_ref()).map(String::as_str)
     }
 
     /// How a weight is quantized by what is declared: as the group says that names its module, or else
