@@ -104,11 +104,6 @@ pub fn model(path: &Path, options: &Options) -> anyhow::Result<Model> {
 }
 
 impl TextArgs {
-    /// Whether there are any.
-    pub fn are_given(&self) -> bool {
-        !self.text.is_empty() || !self.tokens.is_empty()
-    }
-
     /// The texts, or the numbers of their tokens.
     pub fn read(&self) -> anyhow::Result<Vec<Text>> {
         let texts = self.text.iter().map(|path| Text::read(path));
@@ -134,7 +129,7 @@ impl TextArgs {
 pub struct Tasks {
     /// Let models choose among given answers: a file of JSON lines ({"context": …, "choices": […],
     /// "answer": 0}), or one of llama-perplexity --multiple-choice, --hellaswag or --winogrande
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "dry_run"])]
     choices: Option<PathBuf>,
     /// Use only N tasks, from all over the file
     #[arg(long, value_name = "N", requires = "choices", value_parser = clap::value_parser!(u32).range(1..))]
@@ -142,9 +137,9 @@ pub struct Tasks {
 }
 
 impl Tasks {
-    /// Whether there are any.
-    pub fn are_given(&self) -> bool {
-        self.choices.is_some()
+    /// Whether there are some, and no text.
+    pub fn are_alone(&self, text: &TextArgs) -> bool {
+        self.choices.is_some() && text.text.is_empty() && text.tokens.is_empty()
     }
 
     /// Has models answer.
@@ -200,36 +195,30 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let opened = candidates.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
     let candidates: Vec<Subject> =
         candidates.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
-    let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
+    let alone = args.base.is_none() && args.tasks.are_alone(&args.text);
     let path = &args.models[0];
-    let (model, texts) = match args.base {
-        Some(_) => (None, Vec::new()),
-        None if args.tasks.are_given() && !args.text.are_given() => (Some(open(path)?), Vec::new()),
-        None => (Some(open(path)?), args.text.read()?),
-    };
-    let reference = match (&model, &args.base) {
-        (Some(model), _) => Against::Model(Subject { path, model }),
-        (None, Some(base)) => Against::Base(base),
-        (None, None) => unreachable!("a model is opened where there is no base"),
-    };
-    let together: Vec<Subject> = match reference {
-        Against::Model(reference) => [&[reference], &candidates[..]].concat(),
-        Against::Base(_) => candidates.clone(),
-    };
-    if args.tasks.are_given() && args.base.is_none() && !args.text.are_given() {
-        if let Some(choices) = args.tasks.ask(&together, &options)? {
-            show::choices(&choices, args.run.json);
+    let of_reference;
+    let (reference, texts) = match &args.base {
+        Some(base) => (Against::Base(base), Vec::new()),
+        None => {
+            of_reference = open(path)?;
+            let texts = if alone { Vec::new() } else { args.text.read()? };
+            (Against::Model(Subject { path, model: &of_reference }), texts)
         }
-        Room::finish(&options);
-        return Ok(());
-    }
+    };
+    let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
     let job = Job::Compare { reference, candidates: &candidates, extras };
-    if let Some(part) = args.share.measure("compare", job, &texts, &options, args.run.json)? {
+    let ask = || args.tasks.ask(&job.subjects(), &options);
+    if alone {
+        ask()?.iter().for_each(|choices| show::choices(choices, args.run.json));
+    } else if let Some(part) =
+        args.share.measure("compare", job, &texts, &options, args.run.json)?
+    {
         let show = Show {
             json: args.run.json,
             by_layer: args.by_layer,
             report: args.report.clone(),
-            choices: args.tasks.ask(&together, &options)?,
+            choices: ask()?,
         };
         show::found(&part.result()?, &show)?;
     }

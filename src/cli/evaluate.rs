@@ -40,8 +40,8 @@ impl Room {
         if n > 0 {
             // No fault of what was asked for, so no warning.
             say::info(format!(
-                "{}: {n} other evaluations left {} here; delete requant-* if nothing of them is to \
-                 go on",
+                "{}: {n} other evaluations, running or stopped, have {} here; delete requant-* of those \
+                 that are not to go on",
                 scratch.folder().display(),
                 units::bytes(bytes)
             ));

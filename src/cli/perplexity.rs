@@ -33,7 +33,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.sampling.apply(compare::options(&args.text, &args.room, &args.run));
-    let alone = args.tasks.are_given() && !args.text.are_given();
+    let alone = args.tasks.are_alone(&args.text);
     let texts = if alone { Vec::new() } else { args.text.read()? };
     let model = compare::model(&args.model, &options)?;
     let subject = Subject { path: &args.model, model: &model };

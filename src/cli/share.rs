@@ -54,7 +54,7 @@ impl Args {
             let there = path.exists();
             let same = there && Part::open(&path).is_ok_and(|old| old.is_same(part));
             other = there && !same;
-            Ok(there)
+            there
         };
         let (done, mut part) = measure_unless(job, texts, &options, done, &progress)?;
         if other {

@@ -93,12 +93,16 @@ fn answers(choices: &Choices) -> String {
         let share = |accuracy: f64, error: f64| {
             format!("{:.4} ± {:.4} % right", 100.0 * accuracy, 100.0 * error)
         };
+        let nll = format!(", {:.4} ± {:.4} nats a token", model.nll, model.nll_error);
         let same = match several {
             true => format!(", {:.2} % as the first model", 100.0 * model.same_as_first),
             false => String::new(),
         };
-        out +=
-            &format!("  {:<24} {}{same}\n", name(&model.model), share(model.accuracy, model.error));
+        out += &format!(
+            "  {:<24} {}{nll}{same}\n",
+            name(&model.model),
+            share(model.accuracy, model.error)
+        );
         for (domain, part) in &model.domains {
             let of = share(part.accuracy, part.error);
             out += &format!("    {domain:<22} {of} of {} tasks\n", part.tasks);

@@ -27,9 +27,13 @@ impl Exact {
     }
 }
 
-/// A term in the unit of the sums.
+/// A term in the unit of the sums. Most are small, and 64 bits are cut in less time.
+#[inline]
 fn steps(term: f64) -> u128 {
-    (term * ONE) as u128
+    match term < 8.0 {
+        true => u128::from((term * ONE) as i64 as u64),
+        false => (term * ONE) as u128,
+    }
 }
 
 impl AddAssign<f64> for Exact {

@@ -52,4 +52,4 @@ pub(crate) use perplexity::mean;
 pub use perplexity::{Paired, Perplexity, PerplexityOptions, perplexity};
 pub use states::Scratch;
 pub use tensor_error::TensorErrors;
-pub use trial::{memory, trial};
+pub use trial::{memory_of, trial};

@@ -41,7 +41,7 @@ pub fn trial(
             FeedForward::Experts(experts) => {
                 let of_all = least(|| experts.run_shared(states.view(), ctx).map(drop))?;
                 let batch = budget::batch(model.hparams(), ctx, options.memory) * ctx;
-                let batch = batch.min(n_tokens);
+                let batch = batch.min(n_tokens).max(1);
                 let (used, n) = (experts.moe.n_used as usize, experts.moe.n_expert as usize);
                 let rows = (batch * used / n).max(1);
                 let tried = rows.min(EXPERT_ROWS);
@@ -64,7 +64,7 @@ pub fn trial(
 
 /// Bytes of memory that so many tokens take at most on their way through models that run together, the
 /// weights' pages in the system's cache not counted.
-pub fn memory(models: &[&Model], n_tokens: usize, options: &PerplexityOptions) -> u64 {
+pub fn memory_of(models: &[&Model], n_tokens: usize, options: &PerplexityOptions) -> u64 {
     /// Code and tables, buffers that wait, and the panels of the weights of each thread.
     const ANYWAY: u64 = 128 << 20;
     const THREAD: u64 = 16 << 20;

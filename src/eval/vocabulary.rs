@@ -118,24 +118,26 @@ impl Best {
 
     fn of(logits: &[f32], first: usize) -> Self {
         /// Logits that are passed over together where none of them is large enough.
-        const STEP: usize = 16;
+        const STEP: usize = 32;
         let mut best = Self::NONE;
-        for (i, part) in logits.chunks(STEP).enumerate() {
-            let largest = part.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
-            if largest > best.0[MOST - 1].0 {
-                let tokens = (first + i * STEP) as u32..;
-                part.iter().zip(tokens).for_each(|(&logit, token)| best.put(logit, token));
+        let (parts, rest) = logits.as_chunks::<STEP>();
+        for (part, first) in parts.iter().zip((first as u32..).step_by(STEP)) {
+            let least = best.0[MOST - 1].0;
+            // Without a branch for each, so that many are looked at in one instruction.
+            if part.iter().fold(false, |any, &logit| any | (logit > least)) {
+                part.iter().zip(first..).for_each(|(&logit, token)| best.put(logit, token));
             }
         }
+        let tokens = (first + logits.len() - rest.len()) as u32..;
+        rest.iter().zip(tokens).for_each(|(&logit, token)| best.put(logit, token));
         best
     }
 
     fn put(&mut self, logit: f32, token: u32) {
-        let place = self.0.partition_point(|other| other.0 >= logit);
-        let after = &mut self.0[place..];
-        if !after.is_empty() {
-            after.rotate_right(1);
-            after[0] = (logit, token);
+        if logit > self.0[MOST - 1].0 {
+            let place = self.0.partition_point(|other| other.0 >= logit);
+            self.0.copy_within(place..MOST - 1, place + 1);
+            self.0[place] = (logit, token);
         }
     }
 

@@ -4,7 +4,7 @@ use super::order::spread;
 use super::tasks::{self, Format, Task};
 use super::text::tokenizer;
 use super::{MeasureError, Options, Subject};
-use crate::eval::{Asked, Sequences, continuations};
+use crate::eval::{Asked, Sequences, continuations, mean};
 use crate::monitor::Monitor;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -32,6 +32,10 @@ pub struct Answers {
     pub accuracy: f64,
     /// Its standard error, tasks taken as independent.
     pub error: f64,
+    /// Mean negative log-likelihood of a token of the right answers, in nats: the mean over tasks.
+    pub nll: f64,
+    /// Its standard error, tasks taken as independent.
+    pub nll_error: f64,
     /// Share of tasks that it answers as the first model does.
     pub same_as_first: f64,
     /// The same in parts, where the file names them.
@@ -92,28 +96,43 @@ pub fn choices(
     monitor.expect(work.sum());
     let mut models: Vec<Answers> = Vec::new();
     for (subject, questions) in subjects.iter().zip(&asked) {
-        let answers = questions.answers(*subject, options, monitor)?;
-        let right: Vec<bool> =
-            tasks.iter().zip(&answers).map(|(task, &answer)| task.right[answer]).collect();
-        let mut parts: BTreeMap<String, Vec<bool>> = BTreeMap::new();
-        for (task, &right) in tasks.iter().zip(&right) {
-            if let Some(domain) = &task.domain {
-                parts.entry(domain.clone()).or_default().push(right);
-            }
-        }
-        let Share { accuracy, error, .. } = Share::of(&right);
-        let first = models.first().map_or(&answers, |first| &first.answers);
-        let same = first.iter().zip(&answers).filter(|(a, b)| a == b).count();
-        models.push(Answers {
-            model: subject.path.to_owned(),
-            accuracy,
-            error,
-            same_as_first: same as f64 / tasks.len() as f64,
-            domains: parts.into_iter().map(|(name, right)| (name, Share::of(&right))).collect(),
-            answers,
-        });
+        let nll = questions.ask(*subject, options, monitor)?;
+        let first = models.first().map(|first| first.answers.as_slice());
+        models.push(Answers::new(subject.path, &tasks, &nll, first));
     }
     Ok(Choices { file: file.to_owned(), format, tasks: tasks.len(), models })
+}
+
+impl Answers {
+    /// From how improbable a token of each answer of each task is.
+    fn new(model: &Path, tasks: &[Task], nll: &[Vec<f64>], first: Option<&[usize]>) -> Self {
+        let answers: Vec<usize> = nll.iter().map(|of_answers| least(of_answers)).collect();
+        let pairs = tasks.iter().zip(&answers);
+        let right: Vec<bool> = pairs.map(|(task, &answer)| task.right[answer]).collect();
+        let mut domains: BTreeMap<String, Vec<bool>> = BTreeMap::new();
+        for (task, &right) in tasks.iter().zip(&right) {
+            if let Some(domain) = &task.domain {
+                domains.entry(domain.clone()).or_default().push(right);
+            }
+        }
+        let of_right = tasks.iter().zip(nll).filter_map(|(task, nll)| {
+            let right = task.right.iter().zip(nll).filter(|(right, _)| **right);
+            right.map(|(_, nll)| *nll).reduce(f64::min)
+        });
+        let (nll, nll_error) = mean(&of_right.collect::<Vec<_>>());
+        let Share { accuracy, error, .. } = Share::of(&right);
+        let same = first.unwrap_or(&answers).iter().zip(&answers).filter(|(a, b)| a == b).count();
+        Self {
+            model: model.to_owned(),
+            accuracy,
+            error,
+            nll,
+            nll_error,
+            same_as_first: same as f64 / tasks.len() as f64,
+            domains: domains.into_iter().map(|(name, right)| (name, Share::of(&right))).collect(),
+            answers,
+        }
+    }
 }
 
 /// Tasks as a model reads them.
@@ -165,13 +184,13 @@ impl Questions {
         Ok(all)
     }
 
-    /// What the model answers.
-    fn answers(
+    /// How improbable a token of each answer of each task is to the model: the mean over its tokens.
+    fn ask(
         &self,
         subject: Subject,
         options: &Options,
         monitor: &dyn Monitor,
-    ) -> Result<Vec<usize>, MeasureError> {
+    ) -> Result<Vec<Vec<f64>>, MeasureError> {
         let options = Options { chunks: None, ctx: 1, ..options.clone() };
         let settings = options.settings(&[subject], self.sequences.n_tokens(), None)?;
         let runner = subject.runner(&options)?;
@@ -179,14 +198,14 @@ impl Questions {
             .on_threads(|| continuations(&runner, &self.sequences, &settings, monitor))?
             .map_err(|error| MeasureError::of(subject.path, error))?;
         let mut nll = nll.into_iter();
-        let answer = |decide: &Vec<usize>| {
-            let means = decide.iter().map(|&n| nll.by_ref().take(n).sum::<f64>() / n as f64);
-            let least =
-                |best: (usize, f64), next: (usize, f64)| if next.1 < best.1 { next } else { best };
-            means.enumerate().reduce(least).map_or(0, |best| best.0)
-        };
-        Ok(self.decide.iter().map(answer).collect())
+        let mut mean = |&n: &usize| nll.by_ref().take(n).sum::<f64>() / n as f64;
+        Ok(self.decide.iter().map(|decide| decide.iter().map(&mut mean).collect()).collect())
     }
+}
+
+/// The first of the least.
+fn least(values: &[f64]) -> usize {
+    (1..values.len()).fold(0, |best, i| if values[i] < values[best] { i } else { best })
 }
 
 /// Tokens that all answers begin with.

@@ -2,12 +2,11 @@
 
 use super::job::{Chosen, Job};
 use super::{MeasureError, Options, Text};
-use crate::eval::{self, Collector, Model, looks, memory, trial};
+use crate::eval::{Collector, Exact, Model, looks, memory_of, trial};
 use crate::io::read_rate;
 use crate::monitor::Monitor;
-use crate::source::SourceFile;
+use crate::source::{Source, TensorMeta};
 use serde::Serialize;
-use std::path::PathBuf;
 
 /// What a measurement will take, if all of its chunks are needed.
 #[derive(Clone, Copy, Debug, Serialize)]
@@ -57,39 +56,29 @@ pub fn estimate(
         }
         runners.push(runner);
     }
-    let seconds = |runner| trial(runner, &first, n_tokens, &settings, !watched);
-    let (seconds, threads, memory_bytes) = options.on_threads(|| {
-        let seconds: Result<Vec<f64>, eval::EvalError> = runners.iter().map(seconds).collect();
-        let together: Vec<&Model> = runners.iter().collect();
-        (seconds, rayon::current_num_threads(), memory(&together, n_tokens, &settings))
+    let together: Vec<&Model> = runners.iter().collect();
+    let (seconds, threads, memory) = options.on_threads(|| {
+        let seconds = subjects.iter().zip(&runners).map(|(subject, runner)| {
+            let seconds = trial(runner, &first, n_tokens, &settings, !watched);
+            seconds.map_err(|error| MeasureError::of(subject.path, error))
+        });
+        let seconds = seconds.collect::<Result<Vec<f64>, _>>();
+        (seconds, rayon::current_num_threads(), memory_of(&together, n_tokens, &settings))
     })?;
-    let paths = subjects.iter().map(|subject| subject.path);
-    let seconds = seconds.map_err(|error| MeasureError::of_several(error, paths))?;
+    let seconds = seconds?;
     // Each candidate multiplies the reference's inputs as well.
     let again = if job.extras().by_tensor { subjects.len() as f64 - 1.0 } else { 0.0 };
     let processor_seconds = seconds.iter().sum::<f64>() + again * seconds[0];
     let passes = match job {
-        Job::Gate { .. } if options.share.is_none() => looks(chunks.len()).len(),
+        Job::Gate { .. } if options.share.is_none() => looks(chunks.len()).len() as u64,
         _ => 1,
     };
-    let files: Vec<SourceFile> =
-        subjects.iter().flat_map(|subject| subject.model.source().files()).collect();
-    let weights: u64 = subjects.iter().map(|subject| subject.size().0).sum();
-    let read_bytes = weights * passes as u64;
-    let files: Vec<(PathBuf, u64)> = files.into_iter().map(|file| (file.path, file.size)).collect();
-    let rate = read_rate(&files);
+    let read_bytes = passes * subjects.iter().map(|subject| subject.size().0).sum::<u64>();
+    let files = subjects.iter().flat_map(|subject| subject.model.source().files());
+    let rate = read_rate(&files.map(|file| (file.path, file.size)).collect::<Vec<_>>());
     let reading = rate.map_or(0.0, |rate| read_bytes as f64 / rate);
     let widths: u64 = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd)).sum();
-    let columns: u64 = match watched {
-        true => subjects[0]
-            .model
-            .source()
-            .tensors()
-            .iter()
-            .map(|t| t.n_elements() / t.dims.get(1).copied().unwrap_or(1).max(1))
-            .sum(),
-        false => 0,
-    };
+    let squares = if watched { bytes_of_squares(subjects[0].model.source()) } else { 0 };
     Ok(Estimate {
         tokens: n_tokens,
         threads,
@@ -97,8 +86,14 @@ pub fn estimate(
         processor_seconds,
         read_bytes,
         read_bytes_per_second: rate,
-        // Sums of squares take 16 bytes each.
-        memory_bytes: memory_bytes + 16 * columns,
+        memory_bytes: memory + squares,
         scratch_bytes: options.scratch.as_ref().map_or(0, |_| 4 * n_tokens as u64 * widths),
     })
+}
+
+/// What sums of squares of all columns take.
+fn bytes_of_squares(source: &dyn Source) -> u64 {
+    let columns =
+        |tensor: &TensorMeta| tensor.n_per_row() * tensor.dims.iter().skip(2).product::<u64>();
+    source.tensors().iter().map(columns).sum::<u64>() * size_of::<Exact>() as u64
 }

@@ -2,7 +2,7 @@
 
 use super::chunks::{Chunks, fingerprint, fingerprint_of_file};
 use super::order::spread;
-use super::part::{Head, Kind, Measured};
+use super::part::{FORM, Head, Kind, Measured};
 use super::values::{OfModel, Values};
 use super::{Against, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
 use crate::eval::{
@@ -46,7 +46,7 @@ const FIRST: usize = 8;
 
 impl<'a> Job<'a> {
     /// The models that run, the reference first.
-    pub(super) fn subjects(&self) -> Vec<Subject<'a>> {
+    pub fn subjects(&self) -> Vec<Subject<'a>> {
         match *self {
             Self::Perplexity(subject) | Self::Importances(subject) => vec![subject],
             Self::Compare { reference: Against::Model(reference), candidates, .. } => {
@@ -98,7 +98,7 @@ impl<'a> Job<'a> {
         let reference = self.base().unwrap_or_else(|| subjects[0].path).to_owned();
         let models = compared.iter().map(|s| (s.path.to_owned(), s.bits_per_weight())).collect();
         let mut head = Head {
-            form: 1,
+            form: FORM,
             kind: self.kind(),
             identity: Vec::new(),
             share: options.share.map(|share| (share.number(), share.count())),
@@ -151,7 +151,7 @@ impl<'a> Job<'a> {
 }
 
 impl Kind {
-    fn name(self) -> &'static str {
+    pub(super) fn name(self) -> &'static str {
         match self {
             Self::Perplexity => "perplexity",
             Self::Compare => "comparison",
@@ -174,26 +174,26 @@ pub fn measure(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Part, MeasureError> {
-    Ok(measure_unless(job, texts, options, |_| Ok(false), monitor)?.1)
+    Ok(measure_unless(job, texts, options, |_| false, monitor)?.1)
 }
 
 /// As [`measure`], unless `done` finds that the part, in which there is nothing yet but what it is of, has been
 /// measured before. Says whether that is so.
 ///
 /// # Errors
-/// As [`measure`], and what `done` finds.
+/// As [`measure`].
 pub fn measure_unless(
     job: Job,
     texts: &[Text],
     options: &Options,
-    done: impl FnOnce(&Part) -> Result<bool, MeasureError>,
+    done: impl FnOnce(&Part) -> bool,
     monitor: &dyn Monitor,
 ) -> Result<(bool, Part), MeasureError> {
     let mut chosen = Chosen::new(&job, texts, options, monitor)?;
     let head = job.head(&chosen.chunks, &chosen.options)?;
     let measured = Measured::Values(Values::none(head.models.len()));
     let mut part = Part { head, measured };
-    if done(&part)? {
+    if done(&part) {
         return Ok((true, part));
     }
     part.measured = match job {

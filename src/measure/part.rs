@@ -10,16 +10,19 @@ use crate::convert::Shard;
 use crate::eval::{Activations, Apart, Exact, Squares, TOP, TokenValues, importances};
 use crate::io::{Disk, IoError, write};
 use crate::warning::Warning;
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, SafeTensors, View};
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The version of this form.
-const FORM: u32 = 1;
+pub(super) const FORM: u32 = 1;
 /// The key of the metadata.
 const HEAD: &str = "requant.part";
+/// Missing shares that are named, at most.
+const MOST_NAMED: usize = 32;
 /// Words of a token of a model that is compared: four values, and agreement.
 const TOKEN_WORDS: usize = 5;
 
@@ -79,6 +82,17 @@ impl Head {
         self.share.and_then(|(number, count)| Shard::new(number, count))
     }
 
+    /// Whether what it says can be.
+    fn is_sound(&self) -> bool {
+        let compared = match self.kind {
+            Kind::Perplexity | Kind::Imatrix => self.models.is_empty(),
+            Kind::Compare => true,
+            Kind::Gate(_) => self.models.len() == 1,
+        };
+        let share = self.share.is_some() == self.shard().is_some();
+        compared && share && self.chunks > 0 && self.ctx >= 4
+    }
+
     /// The chunks that belong to it.
     fn own_chunks(&self) -> Range<usize> {
         match self.shard() {
@@ -111,18 +125,9 @@ impl Part {
     pub fn write(&self, disk: &dyn Disk, path: &Path) -> Result<(), MeasureError> {
         let bad = |what: String| MeasureError::Part { path: path.to_owned(), what };
         let head = serde_json::to_string(&self.head).map_err(|error| bad(error.to_string()))?;
-        let arrays = self.arrays().into_iter().map(|(name, words)| {
-            (name, words.into_iter().flat_map(u64::to_le_bytes).collect::<Vec<u8>>())
-        });
-        let arrays: Vec<(String, Vec<u8>)> = arrays.collect();
-        let views = arrays.iter().map(|(name, bytes)| {
-            Ok((name, TensorView::new(Dtype::U64, vec![bytes.len() / 8], bytes)?))
-        });
         let metadata = Some(HashMap::from([(HEAD.to_owned(), head)]));
-        let bytes = views
-            .collect::<Result<Vec<_>, _>>()
-            .and_then(|views| safetensors::serialize(views, metadata))
-            .map_err(|error| bad(error.to_string()))?;
+        let bytes = safetensors::serialize(self.arrays(), metadata);
+        let bytes = bytes.map_err(|error| bad(error.to_string()))?;
         Ok(write(disk, path, &bytes)?)
     }
 
@@ -138,44 +143,46 @@ impl Part {
         let head = metadata.metadata().as_ref().and_then(|all| all.get(HEAD)).ok_or_else(other)?;
         let head: Head = serde_json::from_str(head)
             .map_err(|_| bad("a part of another version of this program"))?;
-        if head.form != FORM || head.share.is_some() != head.shard().is_some() {
+        if head.form != FORM || !head.is_sound() {
             return Err(bad("a part of another version of this program"));
         }
         let tensors = SafeTensors::deserialize(&bytes).map_err(|_| bad("cut short or damaged"))?;
-        let words = |view: &TensorView| -> Vec<u64> {
-            view.data().as_chunks::<8>().0.iter().map(|&word| u64::from_le_bytes(word)).collect()
-        };
-        let arrays = tensors.tensors();
-        let mut arrays: HashMap<String, Vec<u64>> =
-            arrays.iter().map(|(name, view)| (name.clone(), words(view))).collect();
-        let measured = Measured::read(&head, &mut arrays);
+        let measured = Measured::read(&head, &Arrays(tensors));
         let measured = measured.ok_or_else(|| bad("a part that is damaged"))?;
         Ok(Self { head, measured })
     }
 
-    fn arrays(&self) -> Vec<(String, Vec<u64>)> {
+    fn arrays(&self) -> Vec<(String, Array<'_>)> {
+        let mut all = Vec::new();
         match &self.measured {
-            Measured::Squares(squares) => (squares.iter())
-                .flat_map(|(name, of)| {
-                    let sums = of.sums.iter().flat_map(|sum| sum.words()).collect();
-                    [(format!("{name}.sums"), sums), (format!("{name}.counts"), of.counts.clone())]
-                })
-                .collect(),
-            Measured::Values(values) => {
-                let bits = |values: &[f64]| values.iter().map(|value| value.to_bits()).collect();
-                let mut all = vec![("nll".to_owned(), bits(&values.nll))];
-                for (i, model) in values.models.iter().enumerate() {
-                    let tokens = model.tokens.iter().flat_map(token_words).collect();
-                    let layers = model.layers.iter().flat_map(|layer| layer.words()).collect();
-                    all.push((format!("{i}.tokens"), tokens));
-                    all.push((format!("{i}.layers"), layers));
-                    all.extend(model.tensors.iter().map(|(name, error)| {
-                        (format!("{i}.tensor.{name}"), error.words().to_vec())
-                    }));
+            Measured::Squares(squares) => {
+                for (name, of) in squares {
+                    let sums = || of.sums.iter().flat_map(|sum| sum.words());
+                    all.push((format!("{name}.sums"), Array::new(2 * of.sums.len(), sums)));
+                    let counts = || of.counts.iter().copied();
+                    all.push((format!("{name}.counts"), Array::new(of.counts.len(), counts)));
                 }
-                all
+            }
+            Measured::Values(values) => {
+                let nll = || values.nll.iter().map(|value| value.to_bits());
+                all.push(("nll".to_owned(), Array::new(values.nll.len(), nll)));
+                for (i, model) in values.models.iter().enumerate() {
+                    let OfModel { tokens, layers, tensors } = model;
+                    let words = || tokens.iter().flat_map(token_words);
+                    all.push((
+                        format!("{i}.tokens"),
+                        Array::new(TOKEN_WORDS * tokens.len(), words),
+                    ));
+                    let words = || layers.iter().flat_map(|layer| layer.words());
+                    all.push((format!("{i}.layers"), Array::new(4 * layers.len(), words)));
+                    for (name, error) in tensors {
+                        let words = || error.words().into_iter();
+                        all.push((format!("{i}.tensor.{name}"), Array::new(4, words)));
+                    }
+                }
             }
         }
+        all
     }
 
     /// Joins the shares of a measurement, which come with their files' names.
@@ -200,7 +207,12 @@ impl Part {
             whole.add(part, &path)?;
         }
         let missing = (1..=count).filter(|number| !seen.contains_key(number));
-        let shares: Vec<String> = missing.map(|number| format!("{number}/{count}")).collect();
+        // A damaged file may say any number.
+        let mut shares: Vec<String> =
+            missing.map(|number| format!("{number}/{count}")).take(MOST_NAMED + 1).collect();
+        if shares.len() > MOST_NAMED {
+            shares[MOST_NAMED] = "…".to_owned();
+        }
         if !shares.is_empty() {
             return Err(MeasureError::Missing { first, shares });
         }
@@ -264,6 +276,12 @@ fn differing(first: &Path, a: &Head, path: &Path, b: &Head) -> Result<(), Measur
     let at = |head: &Head, i: usize| head.identity.get(i).unwrap_or(&nothing).clone();
     let n = a.identity.len().max(b.identity.len());
     let differs = (0..n).map(|i| (at(a, i), at(b, i))).find(|(a, b)| a != b);
+    // Of the same measurement they are equal, unless somebody has changed a file.
+    let holds = |head: &Head| {
+        let of = (head.chunks, head.ctx, head.models.len());
+        ("what it holds".to_owned(), format!("{} {of:?}", head.kind.name()))
+    };
+    let differs = differs.or_else(|| Some((holds(a), holds(b))).filter(|(a, b)| a != b));
     match differs {
         None => Ok(()),
         Some(((what, there), (other, here))) => Err(MeasureError::Unlike {
@@ -293,53 +311,97 @@ fn token([a, b, c, d, agreement]: [u64; TOKEN_WORDS]) -> TokenValues {
     TokenValues { nll_reference, nll, kl, p_change, same_top: agreement & 1 == 1, shared }
 }
 
+/// Words that are made when they are written, so that they are not all there twice.
+struct Array<'a> {
+    shape: [usize; 1],
+    bytes: Box<dyn Fn() -> Vec<u8> + 'a>,
+}
+
+impl<'a> Array<'a> {
+    fn new<I: Iterator<Item = u64>>(len: usize, words: impl Fn() -> I + 'a) -> Self {
+        Self { shape: [len], bytes: Box::new(move || words().flat_map(u64::to_le_bytes).collect()) }
+    }
+}
+
+impl View for Array<'_> {
+    fn dtype(&self) -> Dtype {
+        Dtype::U64
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        (self.bytes)().into()
+    }
+
+    fn data_len(&self) -> usize {
+        8 * self.shape[0]
+    }
+}
+
+/// The arrays of a file.
+struct Arrays<'b>(SafeTensors<'b>);
+
+impl Arrays<'_> {
+    /// Pieces of so many words.
+    fn pieces<const N: usize>(&self, name: &str) -> Option<impl Iterator<Item = [u64; N]> + '_> {
+        let (words, rest) = self.0.tensor(name).ok()?.data().as_chunks::<8>();
+        let (pieces, left) = words.as_chunks::<N>();
+        let read = |piece: &[[u8; 8]; N]| piece.map(u64::from_le_bytes);
+        (rest.is_empty() && left.is_empty()).then(|| pieces.iter().map(read))
+    }
+
+    /// Names that begin so, without that.
+    fn named<'n>(&'n self, begin: &'n str) -> impl Iterator<Item = &'n str> {
+        self.0.names().into_iter().filter_map(move |name| name.strip_prefix(begin))
+    }
+}
+
 impl Measured {
-    /// Takes what was measured out of arrays, if they are those that the head calls for.
-    fn read(head: &Head, arrays: &mut HashMap<String, Vec<u64>>) -> Option<Self> {
+    /// What was measured, if the arrays are those that the head calls for.
+    fn read(head: &Head, arrays: &Arrays) -> Option<Self> {
         match head.kind {
             Kind::Imatrix => Self::squares(arrays).map(Self::Squares),
             _ => Self::values(head, arrays).map(Self::Values),
         }
     }
 
-    fn squares(arrays: &mut HashMap<String, Vec<u64>>) -> Option<BTreeMap<String, Squares>> {
-        let mut squares = BTreeMap::new();
-        for (name, words) in arrays.iter() {
-            let Some(name) = name.strip_suffix(".sums") else { continue };
-            let counts = arrays.get(&format!("{name}.counts"))?.clone();
-            let sums: Vec<Exact> =
-                words.as_chunks::<2>().0.iter().map(|&words| Exact::from_words(words)).collect();
-            if counts.is_empty() || !sums.len().is_multiple_of(counts.len()) {
-                return None;
-            }
-            squares.insert(name.to_owned(), Squares { sums, counts });
-        }
-        Some(squares)
+    fn squares(arrays: &Arrays) -> Option<BTreeMap<String, Squares>> {
+        let names = arrays.named("").filter_map(|name| name.strip_suffix(".sums"));
+        let read = |name: &str| {
+            let sums = arrays.pieces(&format!("{name}.sums"))?.map(Exact::from_words).collect();
+            let counts = arrays.pieces(&format!("{name}.counts"))?.map(|[count]| count).collect();
+            let squares = Squares { sums, counts };
+            let fits = squares.sums.len().checked_rem(squares.counts.len()) == Some(0);
+            fits.then(|| (name.to_owned(), squares))
+        };
+        names.map(read).collect()
     }
 
-    fn values(head: &Head, arrays: &mut HashMap<String, Vec<u64>>) -> Option<Values> {
+    fn values(head: &Head, arrays: &Arrays) -> Option<Values> {
         let chunks = head.own_chunks();
         let scored = chunks.len().checked_mul(head.ctx.checked_sub(1 + head.ctx / 2)?)?;
-        let nll: Vec<f64> = arrays.remove("nll")?.into_iter().map(f64::from_bits).collect();
-        if nll.len() != scored {
-            return None;
-        }
-        let mut models = Vec::new();
-        for i in 0..head.models.len() {
-            let tokens = arrays.remove(&format!("{i}.tokens"))?;
-            let tokens: Vec<TokenValues> =
-                tokens.as_chunks().0.iter().map(|&words| token(words)).collect();
-            let layers = arrays.remove(&format!("{i}.layers"))?;
-            let layers = layers.as_chunks().0.iter().map(|&words| Apart::from_words(words));
-            let tensors = arrays.iter().filter_map(|(name, words)| {
-                let name = name.strip_prefix(&format!("{i}.tensor."))?;
-                Some((name.to_owned(), Apart::from_words(words.as_slice().try_into().ok()?)))
+        let nll: Vec<f64> = arrays.pieces("nll")?.map(|[word]| f64::from_bits(word)).collect();
+        let models = (0..head.models.len()).map(|i| {
+            let tokens: Vec<_> = arrays.pieces(&format!("{i}.tokens"))?.map(token).collect();
+            let layers = arrays.pieces(&format!("{i}.layers"))?.map(Apart::from_words).collect();
+            let begin = format!("{i}.tensor.");
+            let tensors = arrays.named(&begin).map(|name| {
+                let error = arrays.pieces(&format!("{begin}{name}"))?.next()?;
+                Some((name.to_owned(), Apart::from_words(error)))
             });
-            if tokens.len() != scored {
-                return None;
+            let tensors = tensors.collect::<Option<_>>()?;
+            (tokens.len() == scored).then_some(OfModel { tokens, layers, tensors })
+        });
+        // Not before it is known that there are as many.
+        match nll.len() == scored {
+            true => {
+                let models = models.collect::<Option<_>>()?;
+                Some(Values { chunks: chunks.collect(), nll, models })
             }
-            models.push(OfModel { tokens, layers: layers.collect(), tensors: tensors.collect() });
+            false => None,
         }
-        Some(Values { chunks: chunks.collect(), nll, models })
     }
 }

@@ -22,6 +22,17 @@ cleanup() {
 }
 trap cleanup EXIT
 
+# Kills the program of an array's task whose command line is like this; fails where there is none.
+kill_task() {
+    local pid found=1
+    for pid in $(pgrep -f -- "$1"); do
+        if grep -qz "^SLURM_ARRAY_TASK_ID=$2\$" "/proc/$pid/environ" 2>/dev/null; then
+            kill -KILL "$pid" && found=0
+        fi
+    done
+    return $found
+}
+
 host=$(hostname -s)
 mkdir -p "$dir"/{state,spool1,spool2,out,one} /run/munge
 [ -f /etc/munge/munge.key ] || dd if=/dev/urandom of=/etc/munge/munge.key bs=1024 count=1 status=none
@@ -71,8 +82,7 @@ killed=no
 while squeue -h -j "$job" 2>/dev/null | grep -q .; do
     if [ $killed = no ] && [ -s "$dir/out/model.gguf.2-of-4.journal" ] &&
         [ "$(wc -l < "$dir/out/model.gguf.2-of-4.journal")" -gt 3 ]; then
-        kill -KILL "$(pgrep -f -- "$dir/out/model.gguf.*--shard auto" | head -1)" || true
-        scontrol requeue "${job}_2" && killed=yes
+        kill_task "$dir/out/model.gguf.*--shard auto" 2 && scontrol requeue "${job}_2" && killed=yes
     fi
     sleep 0.2
 done
@@ -89,10 +99,9 @@ job=$(sbatch --parsable --array=1-4 --chdir="$dir" --output="$dir/share-%a.log" 
     "$here/measure.sbatch" "$dir/part" "${measured[@]}" --scratch "$dir/scratch")
 killed=no
 while squeue -h -j "$job" 2>/dev/null | grep -q .; do
-    if [ $killed = no ] && [ -n "$(find "$dir/scratch" -name '*.journal' -size +0)" ]; then
-        kill -KILL "$(pgrep -f -- "--part $dir/part" | head -1)" || true
-        task=$(squeue -h -j "$job" -t all -o %i | head -1)
-        scontrol requeue "$task" && killed=yes
+    # Two tasks run at a time.
+    if [ $killed = no ] && [ "$(find "$dir/scratch" -name '*.journal' -size +0 | wc -l)" -gt 3 ]; then
+        kill_task "--part $dir/part" 2 && scontrol requeue "${job}_2" && killed=yes
     fi
     sleep 0.2
 done

@@ -78,6 +78,9 @@ def figures(p, q, target, n_chunk):
         "p_change_rms.value": np.sqrt(mse),
         "p_change_rms.error": 0.5 / np.sqrt(mse) * mse_error,
     }
+    for k in (5, 10):
+        best = [np.argsort(-x, axis=1, kind="stable")[:, :k] for x in (p, q)]
+        out[f"top_k.{k}"] = np.mean([len(np.intersect1d(*pair)) / k for pair in zip(*best)])
     for what, values in (("kl_divergence", kl), ("p_change", change)):
         for percent in (1, 5, 10, 25, 50, 75, 90, 95, 99, 99.9):
             out[f"{what}.percentiles.{percent}"] = np.percentile(values, percent)
@@ -99,6 +102,9 @@ def tolerance(key, expected, n):
         return mean * expected
     if key == "paired.difference":
         return None  # In terms of the perplexities: below.
+    if key.startswith("top_k"):
+        # The last of a set may have the code of the next one.
+        return 2e-3
     if key == "correlation":
         return 1e-6
     if "percentiles" in key:
@@ -112,6 +118,8 @@ def tolerance(key, expected, n):
 def look_up(found, key):
     result = found["models"][0]["result"]
     value = found if key.startswith("reference") else result
+    if key.startswith("top_k"):
+        return next(top["value"] for top in result["top_k"] if key == f"top_k.{top['k']}")
     *path, last = key.split(".") if "percentiles" not in key else key.split(".", 2)
     for part in path:
         value = value[part]
