@@ -6,7 +6,7 @@ mod common;
 use common::settings;
 use requant::convert::{Mode, Plan, RunOptions, Settings};
 use requant::eval;
-use requant::measure::{Options, Subject, Text, perplexity};
+use requant::measure::{Options, Subject, Text, drafts, perplexity};
 use requant::model::{CheckpointModel, Given, LeftOut, Model, Mtp};
 use requant::quant::{QuantType, float};
 use requant::recipe::FileType;
@@ -476,6 +476,34 @@ fn experts_of_kimi_are_kept() {
     let plan = Plan::of_checkpoint(&model, &lossless).unwrap();
     let file_type = plan.metadata().u32("general.file_type").unwrap();
     assert_eq!(file_type, Some(FileType::Q4_0.id()), "that of most weights");
+}
+
+/// What the prediction layer foresees, in the checkpoint and in a file.
+#[test]
+fn prediction_layers_draft_as_transformers_layers_do() {
+    let golden = common::json("tests/fixtures/reference/mtp.json");
+    let dir = tempfile::tempdir().unwrap();
+    let model = CheckpointModel::open(Path::new(common::TINY_R1), Mtp::Keep).unwrap();
+    let settings = Settings { mode: Mode::Convert, ..settings(FileType::F32) };
+    let plan = Plan::of_checkpoint(&model, &settings).unwrap();
+    let file = dir.path().join("keep.gguf");
+    plan.run(&model, &file, RunOptions::default(), &()).unwrap();
+    let text = Text::read(Path::new(common::HELDOUT)).unwrap();
+    let chunks = golden["chunks"].as_u64().map(|n| n as usize);
+    let options = Options { chunks, ..Options::default() };
+    for path in [Path::new(common::TINY_R1), &file] {
+        let model = Model::open(path, Mtp::Keep).unwrap();
+        let found = drafts(Subject { path, model: &model }, &text, &options, &()).unwrap();
+        assert_eq!(found.tokens as u64, golden["tokens"].as_u64().unwrap());
+        assert!((found.nll - golden["nll"].as_f64().unwrap()).abs() < 1e-5, "{found:?}");
+        // One draft may fall otherwise where two tokens are as likely.
+        let accepted = (found.accepted - golden["accepted"].as_f64().unwrap()).abs();
+        assert!(accepted * found.tokens as f64 <= 1.01, "{found:?}");
+    }
+    let path = Path::new(common::TINY_R1);
+    let model = Model::open(path, Mtp::Drop).unwrap();
+    let error = drafts(Subject { path, model: &model }, &text, &options, &()).unwrap_err();
+    assert!(error.to_string().contains("multi-token prediction"), "{error}");
 }
 
 const V32: &str = "tests/fixtures/v32";

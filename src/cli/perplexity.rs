@@ -2,9 +2,13 @@
 
 use super::compare::{self, RunArgs, Sampling, Tasks, TextArgs};
 use super::evaluate::Room;
+use super::progress::Progress;
 use super::share;
 use super::show::{self, Show};
-use crate::measure::{Job, Subject};
+use super::{place, say};
+use crate::measure::{self, Job, Options, Subject, Text};
+use anyhow::bail;
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -17,6 +21,10 @@ use std::path::PathBuf;
 pub struct Args {
     /// Checkpoint folder or GGUF file
     model: PathBuf,
+    /// Instead, how well the layer for multi-token prediction foresees the token after next, and the
+    /// share of its drafts that the model itself would choose
+    #[arg(long, conflicts_with_all = ["shard", "until_error"])]
+    mtp: bool,
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
@@ -35,6 +43,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let options = args.sampling.apply(compare::options(&args.text, &args.room, &args.run));
     let alone = args.tasks.are_alone(&args.text);
     let texts = if alone { Vec::new() } else { args.text.read()? };
+    if args.mtp {
+        return drafts(args, &texts, &options);
+    }
     let model = compare::model(&args.model, &options)?;
     let subject = Subject { path: &args.model, model: &model };
     let ask = || args.tasks.ask(&[subject], &options);
@@ -51,5 +62,23 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         show::found(&part.result()?, &show)?;
     }
     Room::finish(&options);
+    Ok(())
+}
+
+/// What the layer for multi-token prediction is worth.
+fn drafts(args: &Args, texts: &[Text], options: &Options) -> anyhow::Result<()> {
+    let [text] = texts else { bail!("--mtp takes one text") };
+    let mut model = place::open_with_drafts(&args.model)?;
+    model.set_simd(options.simd);
+    let subject = Subject { path: &args.model, model: &model };
+    let progress = Progress::start("drafts", 0, "token-layers", 0);
+    let found = measure::drafts(subject, text, options, &progress)?;
+    progress.finish();
+    if args.run.json {
+        say::json(json!({ "version": 1, "drafts": found }));
+        return Ok(());
+    }
+    println!("token after next: mean NLL {:.6} ± {:.6}", found.nll, found.error);
+    println!("accepted drafts:  {:.2} % of {}", 100.0 * found.accepted, found.tokens);
     Ok(())
 }

@@ -27,6 +27,17 @@ pub fn open(place: &Path) -> anyhow::Result<Model> {
     })
 }
 
+/// As [`open`], with layers for multi-token prediction.
+pub fn open_with_drafts(place: &Path) -> anyhow::Result<Model> {
+    let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
+    let model = match elsewhere || place.is_dir() {
+        true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Keep)?)),
+        false => Model::open(place, Mtp::Keep)?,
+    };
+    super::say::warnings(model.warnings());
+    Ok(model)
+}
+
 /// As [`open`], and tells what is odd about it.
 pub fn model(place: &Path) -> anyhow::Result<Model> {
     let model = open(place)?;

@@ -12,6 +12,7 @@ mod budget;
 mod buffers;
 mod compare;
 mod continuations;
+mod drafts;
 mod error;
 mod exact;
 mod exponential;
@@ -41,6 +42,7 @@ pub use compare::{
     Comparison, Distribution, Estimate, Reference, TOP, TokenValues, TopK, compare, comparison_work,
 };
 pub use continuations::{Asked, Sequences, continuations};
+pub use drafts::{Drafts, drafts};
 pub use error::EvalError;
 pub use exact::{Apart, Exact};
 pub use gate::{Check, Limits, Verdict, looks, verdict};

@@ -53,6 +53,15 @@ fn find_all(hparams: &Hparams, source: &dyn Source) -> Result<Tensors, EvalError
             tensors.insert(spec.name, find(source, &spec.name, &spec.dims)?);
         }
     }
+    // What predicts further tokens may be in a file of its own.
+    for layer in hparams.n_layer..hparams.n_layer + hparams.n_nextn {
+        for spec in hparams.layer_tensors(layer) {
+            match find(source, &spec.name, &spec.dims) {
+                Err(EvalError::MissingTensor(_)) => None,
+                found => tensors.insert(spec.name, found?),
+            };
+        }
+    }
     Ok(tensors)
 }
 
@@ -232,8 +241,11 @@ impl<'a> Model<'a> {
     /// # Errors
     /// A token beyond the vocabulary, or whose embedding is not finite.
     pub fn embed(&self, tokens: &[u32]) -> Result<Array2<f32>, EvalError> {
+        self.embed_with(self.matrix(self.outer(Kind::TokenEmbd)), tokens)
+    }
+
+    fn embed_with(&self, matrix: Matrix, tokens: &[u32]) -> Result<Array2<f32>, EvalError> {
         let (embd, n_vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab);
-        let matrix = self.matrix(self.outer(Kind::TokenEmbd));
         let mut states = Array2::zeros((tokens.len(), embd));
         for (mut row, &token) in states.rows_mut().into_iter().zip(tokens) {
             if token >= n_vocab {
@@ -409,6 +421,44 @@ impl<'a> Model<'a> {
     pub fn logits(&self, normed: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
         Ok(self.output().apply(normed)?.into_array())
     }
+
+    /// Layers that take part in the forward pass.
+    pub(super) fn n_layer(&self) -> u32 {
+        self.hparams.n_layer
+    }
+
+    /// What the first layer for multi-token prediction takes in: normalised states of tokens, and the
+    /// tokens after them.
+    pub(super) fn draft_input(
+        &self,
+        next: &[u32],
+        normed: ArrayView2<f32>,
+    ) -> Result<Array2<f32>, EvalError> {
+        if self.hparams.n_nextn == 0 {
+            let text = "the model has no layer for multi-token prediction".to_owned();
+            return Err(EvalError::Hparams(text));
+        }
+        let (layer, eps) = (self.of_layer(self.n_layer()), self.hparams.rms_eps);
+        let own = layer.optional(Kind::NextnEmbedTokens);
+        let embedding = own.unwrap_or(self.outer(Kind::TokenEmbd));
+        let embedded = self.embed_with(self.matrix(embedding), next)?;
+        let [enorm, hnorm] = [Kind::NextnEnorm, Kind::NextnHnorm].map(|kind| layer.vector(kind));
+        let n = self.hparams.n_embd as usize;
+        let mut both = Rows::new(next.len(), 2 * n);
+        both.slice_mut(s![.., ..n]).assign(&rms_norm(self.simd, embedded.view(), &enorm?, eps));
+        both.slice_mut(s![.., n..]).assign(&rms_norm(self.simd, normed, &hnorm?, eps));
+        Ok(layer.matrix(Kind::NextnEhProj)?.apply(both.view())?.into_array())
+    }
+
+    /// The logits of states that have passed that layer.
+    pub(super) fn draft_logits(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        let layer = self.of_layer(self.n_layer());
+        let norm = layer.optional(Kind::NextnSharedHeadNorm);
+        let weight = self.values(norm.unwrap_or(self.outer(Kind::OutputNorm)))?;
+        let normed = rms_norm(self.simd, states, &weight, self.hparams.rms_eps);
+        let head = layer.optional(Kind::NextnSharedHeadHead).map(|head| self.matrix(head));
+        Ok(head.unwrap_or(self.output()).apply(normed.view())?.into_array())
+    }
 }
 
 /// The tensors of a layer, as its parts take them.
@@ -422,6 +472,11 @@ impl<'m, 'a> Layer<'m, 'a> {
         let name = TensorName { layer: Some(self.number), kind, part };
         let missing = || EvalError::MissingTensor(name.to_string());
         self.model.tensors.get(&name).copied().ok_or_else(missing)
+    }
+
+    /// The weights of a kind that not all models have.
+    fn optional(&self, kind: Kind) -> Option<usize> {
+        self.tensor(kind, Part::Weight).ok()
     }
 
     fn matrix(&self, kind: Kind) -> Result<Matrix<'a>, EvalError> {

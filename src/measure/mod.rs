@@ -32,7 +32,7 @@ pub use job::{Job, measure, measure_unless};
 pub use options::Options;
 pub use outcome::{Domain, Found, Outcome, Row, Sampling};
 pub use part::Part;
-pub use perplexity::perplexity;
+pub use perplexity::{drafts, perplexity};
 pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, Types, proof, sensitivities};
 pub use tasks::Format;
 pub use text::{CALIBRATED_WITH, Text, Tokens};

@@ -1,6 +1,7 @@
 //! Perplexity of one model.
 
 use super::{Found, Job, MeasureError, Options, Outcome, Subject, Text, measure};
+use crate::eval::{self, Drafts};
 use crate::monitor::Monitor;
 
 /// How well a model predicts texts, by llama-perplexity's rules ([`crate::eval::perplexity`]).
@@ -33,4 +34,23 @@ pub fn perplexity(
         Found::Perplexity(outcome) => Ok(*outcome),
         _ => unreachable!("perplexity is an outcome"),
     }
+}
+
+/// How well a model's layer for multi-token prediction foresees the token after next in a text, and how often
+/// it drafts what the model would have chosen ([`crate::eval::drafts`]). A checkpoint has to have been opened
+/// with that layer.
+///
+/// # Errors
+/// A model without such a layer, and those of [`perplexity`].
+pub fn drafts(
+    subject: Subject,
+    text: &Text,
+    options: &Options,
+    monitor: &dyn Monitor,
+) -> Result<Drafts, MeasureError> {
+    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+    let settings = options.settings(&[subject], read.tokens.len(), read.bos)?;
+    let runner = subject.runner(options)?;
+    let found = eval::drafts(&runner, &read.tokens, &settings, monitor);
+    found.map_err(|error| MeasureError::of(subject.path, error))
 }

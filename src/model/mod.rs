@@ -41,7 +41,7 @@ use crate::source::{GgufSource, Source};
 use crate::warning::Warning;
 use std::path::Path;
 
-/// What becomes of multi-token-prediction layers, which the forward pass does not use.
+/// What becomes of multi-token-prediction layers, which only those use who draft.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Mtp {
