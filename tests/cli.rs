@@ -98,6 +98,55 @@ fn bad_usage_exits_with_2_and_failure_with_1() {
 }
 
 #[test]
+fn options_of_the_reference_are_taken_or_refused_by_name() {
+    for (option, words) in [
+        ("--mistral-format", "transformers writes it"),
+        ("--fuse-gate-up-exps", "fails with it"),
+        ("--outfile", "follows the checkpoint"),
+        ("--remote", "hf://"),
+        ("--no-mtp", "--mtp drop"),
+    ] {
+        let run = requant(&["convert", TINY_R1, "out.gguf", "--outtype", "bf16", option]);
+        let err = text(&run.stderr);
+        assert_eq!(run.status.code(), Some(2), "{err}");
+        assert!(err.contains(option) && err.contains(words), "{err}");
+    }
+    let taken = ["--no-lazy", "--use-temp-file", "--model-name", "x", "--dry-run"];
+    let run =
+        requant(&[&["convert", TINY_R1, "out.gguf", "--outtype", "bf16"], &taken[..]].concat());
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    let run = requant(&["convert", TINY_R1, "out.gguf", "--type", "Q8_0", "--fp8-as-q8"]);
+    assert_eq!(run.status.code(), Some(2), "{}", text(&run.stderr));
+}
+
+#[test]
+fn what_is_kept_without_loss_is_said_and_verified() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = |from: &str, name: &str| {
+        let from = Path::new("tests/fixtures").join(from).join(name);
+        std::fs::copy(from, dir.path().join(name)).unwrap();
+    };
+    copy("nvfp4/llama", "config.json");
+    copy("nvfp4/llama", "model.safetensors");
+    copy("tiny-r1", "tokenizer.json");
+    copy("tiny-r1", "tokenizer_config.json");
+    let file = dir.path().join("lossless.gguf");
+    let [folder, file] = [dir.path(), &file].map(|path| path.to_str().unwrap());
+    let run = requant(&["convert", folder, file, "--type", "lossless"]);
+    let err = text(&run.stderr);
+    assert_eq!(run.status.code(), Some(0), "{err}");
+    assert!(err.contains("as NVFP4, code for code"), "{err}");
+    assert!(err.contains("no type has the codes of"), "FP8 is kept as floats: {err}");
+    let run = requant(&["verify", file, "--against", folder]);
+    assert_eq!(run.status.code(), Some(0), "{}", text(&run.stderr));
+    assert!(text(&run.stdout).contains("all equal"), "{}", text(&run.stdout));
+    let more = ["convert", folder, "x.gguf", "--type", "lossless", "--tensor-type", "attn=Q8_0"];
+    let run = requant(&more);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(text(&run.stderr).contains("takes no other types"), "{}", text(&run.stderr));
+}
+
+#[test]
 fn what_is_no_file_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe.gguf");

@@ -69,7 +69,7 @@ pub struct Choices {
         "token_embedding_type", "write_recipe"])]
     outtype: Option<Outtype>,
     /// Store matrices that are FP8 in the checkpoint as Q8_0, as convert_hf_to_gguf.py does
-    #[arg(long, requires = "outtype")]
+    #[arg(long, conflicts_with = "ty")]
     fp8_as_q8: bool,
     /// Name of the model (general.name)
     #[arg(long, value_name = "NAME")]
