@@ -111,14 +111,14 @@ pub use formats::all as formats_json;
 
 /// Runs the program on the process's arguments.
 pub fn main() -> ExitCode {
-    // A reader that has seen enough, such as head, ends the program quietly.
-    sigpipe::reset();
     ExitCode::from(run(std::env::args_os()))
 }
 
-/// Runs the program on arguments, of which the first is its own name; its exit code. Where they do not parse, the
-/// process ends.
+/// Runs the program on arguments, of which the first is its own name; its exit code. The process is the
+/// program's: signals are handled its way, and where arguments do not parse, the process ends.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
+    // A reader that has seen enough, such as head, ends the program quietly.
+    sigpipe::reset();
     // A second Ctrl-C ends the process at once: the output has not got its name yet.
     let handler = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {

@@ -1,0 +1,299 @@
+//! Work that takes a while: it runs on another thread, while the interpreter is free, progress is told and
+//! Ctrl-C is heeded.
+
+use crate::failed;
+use pyo3::exceptions::{PyUserWarning, PyValueError};
+use pyo3::prelude::*;
+use requant::convert::{Importance, Plan, RunOptions, Settings};
+use requant::eval::Limits;
+use requant::imatrix::Imatrix;
+use requant::io::LocalDisk;
+use requant::measure::{self, Against, Extras, Options, Subject, Terms, Text};
+use requant::model::{CheckpointModel, Model, Mtp};
+use requant::monitor::Monitor;
+use requant::recipe::{FileType, Recipe};
+use requant::source::GgufSource;
+use requant::warning::Warning;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::time::Duration;
+
+/// What the interpreter's thread sees of the work.
+#[derive(Default)]
+struct Watch {
+    done: AtomicU64,
+    all: AtomicU64,
+    cancelled: AtomicBool,
+    warnings: Mutex<Vec<Warning>>,
+}
+
+impl Monitor for Watch {
+    fn expect(&self, amount: u64) {
+        self.all.store(amount, Relaxed);
+    }
+
+    fn advance(&self, amount: u64) {
+        self.done.fetch_add(amount, Relaxed);
+    }
+
+    fn warn(&self, warning: Warning) -> bool {
+        self.warnings.lock().unwrap_or_else(PoisonError::into_inner).push(warning);
+        true
+    }
+
+    fn cancelled(&self) -> bool {
+        self.cancelled.load(Relaxed)
+    }
+}
+
+/// Does work, and meanwhile tells `progress` how much is done and of how much, ten times a second.
+fn watched<T: Send>(
+    py: Python,
+    progress: Option<Bound<PyAny>>,
+    work: impl FnOnce(&Watch) -> PyResult<T> + Send,
+) -> PyResult<T> {
+    let watch = Watch::default();
+    let ended = (Mutex::new(false), Condvar::new());
+    let mut stopped = None;
+    let result = std::thread::scope(|scope| {
+        let worker = scope.spawn(|| {
+            let result = work(&watch);
+            *ended.0.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            ended.1.notify_all();
+            result
+        });
+        let wait = || {
+            let guard = ended.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let pause = Duration::from_millis(100);
+            let waited = ended.1.wait_timeout_while(guard, pause, |ended| !*ended);
+            *waited.unwrap_or_else(PoisonError::into_inner).0
+        };
+        loop {
+            let ended = py.detach(wait) || worker.is_finished();
+            let told = match &progress {
+                Some(progress) if stopped.is_none() => {
+                    progress.call1((watch.done.load(Relaxed), watch.all.load(Relaxed))).map(|_| ())
+                }
+                _ => Ok(()),
+            };
+            if let Err(error) = py.check_signals().and(told) {
+                watch.cancelled.store(true, Relaxed);
+                stopped.get_or_insert(error);
+            }
+            if ended {
+                break;
+            }
+        }
+        py.detach(|| worker.join())
+    });
+    for warning in watch.warnings.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        let text = std::ffi::CString::new(warning.to_string().replace('\0', " "))?;
+        PyErr::warn(py, &py.get_type::<PyUserWarning>(), &text, 1)?;
+    }
+    match (stopped, result) {
+        (Some(error), _) => Err(error),
+        (None, Ok(result)) => result,
+        (None, Err(panic)) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// A mix by its name, or a recipe file.
+fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settings> {
+    let recipe = match ty.ends_with(".toml") {
+        true => Recipe::parse(&std::fs::read_to_string(ty)?).map_err(failed)?,
+        false => {
+            let file_type: Result<FileType, _> = ty.parse();
+            Recipe::of(file_type.map_err(|error| PyValueError::new_err(error.to_string()))?)
+        }
+    };
+    let mut settings = Settings::new(recipe.file_type());
+    settings.recipe = Arc::new(recipe);
+    if threads > 0 {
+        settings.threads = threads;
+    }
+    if let Some(path) = imatrix {
+        let imatrix = Arc::new(Imatrix::open(path).map_err(failed)?);
+        let file = path.to_string_lossy().into_owned();
+        settings.importance = Some(Importance { imatrix, file });
+        settings.options.imatrix = true;
+    }
+    Ok(settings)
+}
+
+/// Plans a file, and writes it where there is an output; the plan as JSON.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn convert(
+    py: Python,
+    source: PathBuf,
+    output: Option<PathBuf>,
+    ty: &str,
+    imatrix: Option<PathBuf>,
+    force: bool,
+    threads: usize,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<String> {
+    let settings = settings(ty, imatrix.as_deref(), threads)?;
+    watched(py, progress, move |watch| {
+        let run = |plan: Plan, source: &dyn requant::source::Source| {
+            if let Some(output) = &output {
+                watch.expect(plan.n_weights());
+                let options = RunOptions { force, ..RunOptions::default() };
+                plan.run(source, output, options, watch).map_err(failed)?;
+            }
+            Ok(described(&plan))
+        };
+        match source.is_dir() {
+            true => {
+                let model = CheckpointModel::open(&source, Mtp::Drop).map_err(failed)?;
+                run(Plan::of_checkpoint(&model, &settings).map_err(failed)?, &model)
+            }
+            false => {
+                let file = GgufSource::open(&source).map_err(failed)?;
+                run(Plan::of_gguf(&file, &settings).map_err(failed)?, &file)
+            }
+        }
+    })
+}
+
+fn described(plan: &Plan) -> String {
+    let tensor = |(i, tensor): (usize, &requant::convert::PlannedTensor)| {
+        serde_json::json!({
+            "name": tensor.name, "type": tensor.ty.to_string(), "bytes": plan.n_bytes(i),
+            "shape": tensor.dims.iter().rev().collect::<Vec<_>>(),
+        })
+    };
+    serde_json::json!({
+        "file_bytes": plan.file_size(),
+        "bits_per_weight": plan.bits_per_weight(),
+        "peak_memory": plan.peak_memory(),
+        "tensors": plan.tensors().iter().enumerate().map(tensor).collect::<Vec<_>>(),
+    })
+    .to_string()
+}
+
+fn options(ctx: usize, chunks: Option<usize>, threads: usize) -> Options {
+    Options { ctx, chunks, threads, ..Options::default() }
+}
+
+fn opened(path: &Path) -> PyResult<Model> {
+    Model::open(path, Mtp::Drop).map_err(failed)
+}
+
+fn read(texts: &[PathBuf]) -> PyResult<Vec<Text>> {
+    texts.iter().map(|path| Text::read(path).map_err(failed)).collect()
+}
+
+/// The perplexity of a model on a text, as JSON.
+#[pyfunction]
+pub fn perplexity(
+    py: Python,
+    model: PathBuf,
+    texts: Vec<PathBuf>,
+    ctx: usize,
+    chunks: Option<usize>,
+    threads: usize,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<String> {
+    watched(py, progress, move |watch| {
+        let (opened, texts) = (opened(&model)?, read(&texts)?);
+        let subject = Subject { path: &model, model: &opened };
+        let options = options(ctx, chunks, threads);
+        let found = measure::perplexity(subject, &texts, &options, watch).map_err(failed)?;
+        Ok(serde_json::json!(found.own).to_string())
+    })
+}
+
+/// Models compared with a reference on a text, as JSON.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn compare(
+    py: Python,
+    reference: PathBuf,
+    models: Vec<PathBuf>,
+    texts: Vec<PathBuf>,
+    ctx: usize,
+    chunks: Option<usize>,
+    threads: usize,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<String> {
+    watched(py, progress, move |watch| {
+        let texts = read(&texts)?;
+        let paths: Vec<&PathBuf> = std::iter::once(&reference).chain(&models).collect();
+        let opened = paths.iter().map(|path| opened(path)).collect::<PyResult<Vec<_>>>()?;
+        let subjects: Vec<Subject> =
+            paths.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
+        let options = options(ctx, chunks, threads);
+        let extras = Extras::default();
+        let reference = Against::Model(subjects[0]);
+        let found = measure::compare(reference, &subjects[1..], &texts, &options, extras, watch);
+        let found = found.map_err(failed)?;
+        let rows = found.rows.iter().zip(&subjects[1..]).map(|(row, subject)| {
+            let (bytes, _) = subject.size();
+            serde_json::json!({
+                "path": subject.path, "bytes": bytes, "bits_per_weight": subject.bits_per_weight(),
+                "comparison": row.comparison,
+            })
+        });
+        let rows: Vec<_> = rows.collect();
+        Ok(serde_json::json!({ "reference": found.own, "models": rows }).to_string())
+    })
+}
+
+/// Collects the importances of a model's weights on a text and writes them as a GGUF file.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn imatrix(
+    py: Python,
+    model: PathBuf,
+    texts: Vec<PathBuf>,
+    output: PathBuf,
+    ctx: usize,
+    chunks: Option<usize>,
+    threads: usize,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<usize> {
+    watched(py, progress, move |watch| {
+        let (opened, texts) = (opened(&model)?, read(&texts)?);
+        let subject = Subject { path: &model, model: &opened };
+        let options = options(ctx, chunks, threads);
+        let found = measure::importances(subject, &texts, &options, watch).map_err(failed)?;
+        found.write_gguf(&LocalDisk, &output).map_err(failed)?;
+        Ok(found.entries.len())
+    })
+}
+
+/// Whether a model keeps within limits, as JSON.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn gate(
+    py: Python,
+    reference: PathBuf,
+    model: PathBuf,
+    texts: Vec<PathBuf>,
+    limits: [Option<f64>; 3],
+    confidence: f64,
+    ctx: usize,
+    chunks: Option<usize>,
+    threads: usize,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<String> {
+    watched(py, progress, move |watch| {
+        let texts = read(&texts)?;
+        let (of_reference, of_model) = (opened(&reference)?, opened(&model)?);
+        let reference = Subject { path: &reference, model: &of_reference };
+        let candidate = Subject { path: &model, model: &of_model };
+        let [kl, perplexity_ratio, same_top] = limits;
+        let limits = Limits { kl, perplexity_ratio, same_top };
+        let terms = Terms { limits, confidence };
+        let options = options(ctx, chunks, threads);
+        let found = measure::gate(reference, candidate, &texts, terms, &options, watch);
+        let found = found.map_err(failed)?;
+        Ok(serde_json::json!({
+            "verdict": found.verdict, "checks": found.checks, "chunks": found.chunks,
+            "chunks_available": found.chunks_available,
+        })
+        .to_string())
+    })
+}

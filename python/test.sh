@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Builds the wheel, installs it into a virtual environment of its own and tests it there: the program as
+# `pip install requant` brings it, the module against gguf-py. Needs Python 3.9 or later and PyPI.
+set -euo pipefail
+cd "$(dirname "$0")"
+export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/../target}"
+environment=$CARGO_TARGET_DIR/python/environment wheels=$CARGO_TARGET_DIR/python/wheels
+[ -x "$environment/bin/maturin" ] || {
+  python3 -m venv --clear "$environment"
+  "$environment/bin/pip" install -q maturin pytest numpy gguf ml_dtypes
+}
+rm -rf "$wheels"
+"$environment/bin/maturin" build --release --strip --out "$wheels" ${1:+"$@"}
+"$environment/bin/pip" install -q --force-reinstall --no-deps "$wheels"/requant-*.whl
+"$environment/bin/requant" --version
+"$environment/bin/pytest" -q tests

@@ -1,0 +1,175 @@
+"""The module as its users see it, against gguf-py where that has an answer."""
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import requant
+
+FIXTURES = pathlib.Path(__file__).parents[2] / "tests" / "fixtures"
+MODEL = FIXTURES / "reference" / "tiny-r1-bf16.gguf"
+CHECKPOINT = FIXTURES / "tiny-r1"
+TEXT = FIXTURES / "text" / "heldout.txt"
+
+
+def weights(rows=3, n=512, seed=1):
+    return np.random.default_rng(seed).normal(0, 0.02, (rows, n)).astype(np.float32)
+
+
+def blocks():
+    return [f for f in requant.formats() if f["kind"] == "blocks" and f["target"]]
+
+
+def test_formats_are_those_of_the_program():
+    names = {format["name"] for format in requant.formats()}
+    assert {"F32", "BF16", "Q4_K", "IQ2_XXS", "MXFP4"} <= names
+
+
+@pytest.mark.parametrize("format", blocks(), ids=lambda f: f["name"])
+def test_blocks_stand_for_what_gguf_says(format):
+    gguf = pytest.importorskip("gguf")
+    name = format["name"]
+    importance = np.linspace(0.5, 2, 512) if format["importance"] == "required" else None
+    data = requant.quantize(weights(), name, importance)
+    assert data.dtype == np.uint8
+    assert data.shape == (3, 512 // format["block_len"] * format["block_bytes"])
+    values = requant.dequantize(data, name)
+    assert values.shape == (3, 512)
+    try:
+        expected = gguf.quants.dequantize(data, gguf.GGMLQuantizationType[name])
+    except (KeyError, NotImplementedError):
+        pytest.skip(f"gguf does not know {name}")
+    np.testing.assert_array_equal(values, expected)
+    np.testing.assert_array_equal(values, requant.dequantize(data.tobytes(), name, (3, 512)))
+
+
+@pytest.mark.parametrize("name", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0"])
+def test_bytes_are_those_of_gguf(name):
+    gguf = pytest.importorskip("gguf")
+    expected = gguf.quants.quantize(weights(), gguf.GGMLQuantizationType[name])
+    np.testing.assert_array_equal(requant.quantize(weights(), name), expected)
+
+
+def test_arrays_are_what_files_hold(tmp_path):
+    done = []
+    path = tmp_path / "out.gguf"
+    plan = requant.convert(MODEL, path, "Q4_K_M", progress=lambda n, all: done.append((n, all)))
+    assert path.stat().st_size == plan.file_bytes
+    assert plan == requant.plan(MODEL, "Q4_K_M")
+    assert done and done[-1][0] == done[-1][1] > 0
+    original, made = requant.open(MODEL), requant.open(path)
+    assert list(made) == [tensor.name for tensor in plan.tensors]
+    assert set(made) == set(original)
+    kinds = set()
+    for name, tensor in made.items():
+        assert tensor.shape == original[name].shape
+        kinds.add(tensor.type)
+        if tensor.type != "F32":
+            own = requant.quantize(original[name].numpy(), tensor.type)
+            np.testing.assert_array_equal(own, tensor.blocks())
+            np.testing.assert_array_equal(requant.dequantize(own, tensor.type), tensor.numpy())
+    assert {"Q4_K", "Q6_K", "F32"} <= kinds
+    with pytest.raises(OSError, match="exists"):
+        requant.convert(MODEL, path, "Q4_K_M")
+
+
+def test_narrower_arrays_are_widened():
+    ml_dtypes, torch = pytest.importorskip("ml_dtypes"), pytest.importorskip("torch")
+    for narrow in [weights().astype(np.float16), weights().astype(ml_dtypes.bfloat16)]:
+        wide = requant.quantize(narrow.astype(np.float32), "Q5_K")
+        np.testing.assert_array_equal(requant.quantize(narrow, "Q5_K"), wide)
+    for dtype in [torch.float32, torch.float16, torch.bfloat16]:
+        narrow = torch.from_numpy(weights()).to(dtype)
+        wide = requant.quantize(narrow.to(torch.float32).numpy(), "Q5_K")
+        np.testing.assert_array_equal(requant.quantize(narrow, "Q5_K"), wide)
+    with pytest.raises(TypeError, match="float64"):
+        requant.quantize(weights().astype(np.float64), "Q5_K")
+
+
+def test_each_matrix_may_have_its_own_importances():
+    stack = weights(6).reshape(2, 3, 512)
+    importance = np.random.default_rng(2).uniform(0.1, 9, (2, 512)).astype(np.float32)
+    together = requant.quantize(stack, "Q3_K", importance)
+    for part, own, expected in zip(stack, importance, together):
+        np.testing.assert_array_equal(requant.quantize(part, "Q3_K", own), expected)
+    assert (together != requant.quantize(stack, "Q3_K")).any()
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: requant.quantize(weights(n=500), "Q4_K"), "256"),
+        (lambda: requant.quantize(weights(), "Q4_J"), "Q4_J"),
+        (lambda: requant.quantize(weights(), "IQ2_XXS"), "importance"),
+        (lambda: requant.quantize(weights(), "Q4_K", np.ones(7)), "importance"),
+        (lambda: requant.quantize(weights(), "Q4_K", np.full(512, np.nan)), "finite"),
+        (lambda: requant.quantize(weights() * np.nan, "Q4_K"), "finite|NaN|nan"),
+        (lambda: requant.dequantize(b"1234567", "Q4_K"), "whole"),
+        (lambda: requant.dequantize(b"1234567", "Q4_K", (1, 256)), "whole"),
+    ],
+)
+def test_what_cannot_be_is_an_error(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
+
+
+def test_files_are_read_row_by_row(tmp_path):
+    file = requant.open(MODEL)
+    assert file.metadata["general.architecture"] == "deepseek2"
+    assert isinstance(file.metadata["tokenizer.ggml.tokens"], list)
+    tensor = file["blk.0.attn_q_a.weight"]
+    assert tensor.type == "BF16"
+    np.testing.assert_array_equal(tensor.numpy(slice(2, 5)), tensor.numpy()[2:5])
+    np.testing.assert_array_equal(np.asarray(tensor), tensor.numpy())
+    checkpoint = requant.open(CHECKPOINT)
+    assert checkpoint.metadata["architectures"] == ["DeepseekV3ForCausalLM"]
+    assert checkpoint["blk.0.attn_q_a.weight"].shape == tensor.shape
+    # The checkpoint's vocabulary begins texts with a token, the file's does not say so.
+    assert checkpoint.encode("a text")[1:] == file.encode("a text") != []
+    with pytest.raises(OSError, match="nowhere"):
+        requant.open(tmp_path / "nowhere.gguf")
+
+
+def test_losses_are_measured(tmp_path):
+    own = requant.perplexity(MODEL, TEXT, ctx=64, chunks=4)
+    assert 60 < own.perplexity < 120 and own.tokens_scored == 4 * 31
+    path = tmp_path / "small.gguf"
+    requant.convert(MODEL, path, "Q2_K")
+    same, worse = requant.compare(MODEL, [MODEL, path], TEXT, ctx=64, chunks=4)
+    assert same.kl_divergence == 0 and same.same_top == 1
+    assert worse.kl_divergence > 0.01 and worse.bits_per_weight < 5
+    assert worse.kl_percentiles and dataclasses.asdict(worse)["path"] == str(path)
+    assert same.perplexity == own.perplexity
+    judged = requant.gate(MODEL, path, [TEXT], max_kld=1e-4, min_same_top=0.01, ctx=64, chunks=32)
+    assert judged.verdict == "fail" and judged.chunks <= judged.chunks_available == 32
+    assert {check.verdict for check in judged.checks} == {"pass", "fail"}
+
+
+def test_importances_are_collected(tmp_path):
+    path = tmp_path / "imatrix.gguf"
+    assert requant.imatrix(MODEL, TEXT, path, ctx=64, chunks=2) > 20
+    plan = requant.convert(MODEL, tmp_path / "out.gguf", "IQ2_XXS", imatrix=path)
+    assert any(tensor.type == "IQ2_XXS" for tensor in plan.tensors)
+
+
+def test_work_can_be_stopped(tmp_path):
+    def stop(done, all):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        requant.perplexity(MODEL, TEXT, progress=stop)
+
+
+def test_the_program_is_there(tmp_path):
+    def run(*arguments):
+        command = [sys.executable, "-m", "requant", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+
+    done = run("--version")
+    assert done.returncode == 0 and done.stdout == f"requant {requant.__version__}\n"
+    done = run("inspect", "nowhere.gguf")
+    assert done.returncode == 1 and "nowhere.gguf" in done.stderr
