@@ -3,34 +3,15 @@
 
 mod common;
 
-use assert_cmd::cargo::CommandCargoExt;
-use common::{HELDOUT, TINY_R1};
+use common::{BF16, CALIBRATION, HELDOUT, TINY_R1, requant, validate};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use std::process::Command;
-
-const BF16: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
-const CALIBRATION: &str = "tests/fixtures/text/calibration.txt";
-
-/// Exit code, standard output and standard error.
-fn requant(args: &[&str]) -> (i32, String, String) {
-    let run = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
-}
 
 fn quantized(dir: &Path, ty: &str) -> String {
     let path = dir.join(format!("{ty}.gguf")).into_os_string().into_string().unwrap();
     let (code, _, err) = requant(&["quantize", BF16, &path, ty, "-q"]);
     assert_eq!(code, 0, "{err}");
     path
-}
-
-fn validate(schema: &str, value: &Value) {
-    let schema = common::json(&format!("docs/schema/{schema}.json"));
-    let validator = jsonschema::validator_for(&schema).unwrap();
-    let errors: Vec<String> = validator.iter_errors(value).map(|e| e.to_string()).collect();
-    assert!(errors.is_empty(), "{errors:?}");
 }
 
 /// Runs a command as so many shares, and gives their files, the last one first.

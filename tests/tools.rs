@@ -3,21 +3,10 @@
 
 mod common;
 
-use assert_cmd::cargo::CommandCargoExt;
-use common::TINY_R1;
+use common::{BF16, TINY_R1, requant};
 use requant::gguf::GgufFile;
 use sha2::{Digest, Sha256};
 use std::path::Path;
-use std::process::Command;
-
-const BF16: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
-
-/// Exit code, standard output and standard error.
-fn requant(args: &[&str]) -> (i32, String, String) {
-    let run = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
-}
 
 fn json(args: &[&str]) -> serde_json::Value {
     let (code, out, err) = requant(args);

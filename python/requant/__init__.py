@@ -107,13 +107,10 @@ def dequantize(data: Any, type: str, shape: Optional[Sequence[int]] = None) -> n
     blocks = np.frombuffer(data, np.uint8) if not hasattr(data, "shape") else np.ascontiguousarray(data)
     blocks = blocks.view(np.uint8)
     if shape is None:
-        facts = next((f for f in formats() if f["name"].lower() == type.lower()), None)
-        if facts is None:
-            raise ValueError(f"no type {type!r}")
-        if blocks.shape[-1] % facts["block_bytes"]:
-            raise ValueError(f"{blocks.shape[-1]} bytes are no whole blocks of {facts['block_bytes']}, as {type} has")
-        n = blocks.shape[-1] // facts["block_bytes"] * facts["block_len"]
-        shape = (*blocks.shape[:-1], n)
+        block_len, block_bytes = _native.block(type)
+        if blocks.shape[-1] % block_bytes:
+            raise ValueError(f"{blocks.shape[-1]} bytes are no whole blocks of {block_bytes}, as {type} has")
+        shape = (*blocks.shape[:-1], blocks.shape[-1] // block_bytes * block_len)
     shape = tuple(int(extent) for extent in shape)
     if not shape or min(shape) == 0:
         return np.zeros(shape, np.float32)
@@ -270,7 +267,7 @@ def imatrix(
 ) -> int:
     """Collects the importances of a model's weights on a text and writes them; the number of entries."""
     return _native.imatrix(
-        os.fspath(model), _paths(text), os.fspath(output), ctx, chunks, threads, progress
+        os.fspath(model), _paths(text), os.fspath(output), (ctx, chunks, threads), progress
     )
 
 
@@ -303,7 +300,7 @@ def perplexity(
 ) -> Perplexity:
     """The perplexity of a model, a checkpoint or a GGUF file, on a text file, by llama-perplexity's rules."""
     found = _native.perplexity(
-        os.fspath(model), _paths(text), ctx, chunks, threads, progress
+        os.fspath(model), _paths(text), (ctx, chunks, threads), progress
     )
     return Perplexity._of(json.loads(found))
 
@@ -341,7 +338,7 @@ def compare(
     found = json.loads(
         _native.compare(
             os.fspath(reference), _paths(models), _paths(text),
-            ctx, chunks, threads, progress,
+            (ctx, chunks, threads), progress,
         )
     )
     return [_compared(model) for model in found["models"]]
@@ -411,7 +408,7 @@ def gate(
     found = json.loads(
         _native.gate(
             os.fspath(reference), os.fspath(model), _paths(text), limits, confidence,
-            ctx, chunks, threads, progress,
+            (ctx, chunks, threads), progress,
         )
     )
     found["checks"] = tuple(Check(**check) for check in found["checks"])

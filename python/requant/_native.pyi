@@ -5,8 +5,12 @@ import numpy as np
 
 __version__: str
 
+#: Tokens per chunk, chunks at most, threads.
+How = tuple[int, Optional[int], int]
+
 def main(arguments: list[str]) -> int: ...
 def formats() -> str: ...
+def block(ty: str) -> tuple[int, int]: ...
 def row_bytes(ty: str, n_per_row: int) -> int: ...
 def quantize(weights: np.ndarray, stored: str, n_per_row: int, ty: str, importance: Optional[np.ndarray]) -> np.ndarray: ...
 def dequantize(bytes: np.ndarray, ty: str, n_per_row: int) -> np.ndarray: ...
@@ -15,19 +19,18 @@ def convert(
     progress: Optional[Callable[[int, int], Any]],
 ) -> str: ...
 def perplexity(
-    model: str, texts: list[str], ctx: int, chunks: Optional[int], threads: int, progress: Optional[Callable[[int, int], Any]]
+    model: str, texts: list[str], how: How, progress: Optional[Callable[[int, int], Any]]
 ) -> str: ...
 def compare(
-    reference: str, models: list[str], texts: list[str], ctx: int, chunks: Optional[int], threads: int,
+    reference: str, models: list[str], texts: list[str], how: How,
     progress: Optional[Callable[[int, int], Any]],
 ) -> str: ...
 def imatrix(
-    model: str, texts: list[str], output: str, ctx: int, chunks: Optional[int], threads: int,
+    model: str, texts: list[str], output: str, how: How,
     progress: Optional[Callable[[int, int], Any]],
 ) -> int: ...
 def gate(
-    reference: str, model: str, texts: list[str], limits: list[Optional[float]], confidence: float, ctx: int,
-    chunks: Optional[int], threads: int, progress: Optional[Callable[[int, int], Any]],
+    reference: str, model: str, texts: list[str], limits: list[Optional[float]], confidence: float, how: How, progress: Optional[Callable[[int, int], Any]],
 ) -> str: ...
 
 class File:

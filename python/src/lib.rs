@@ -109,6 +109,12 @@ fn bytes_of_row(ty: &str, n_per_row: usize) -> PyResult<usize> {
     row_bytes(named(ty)?, n_per_row)
 }
 
+/// Weights and bytes of a block.
+#[pyfunction]
+fn block(ty: &str) -> PyResult<(usize, usize)> {
+    named(ty).map(|ty| (ty.block_len(), ty.block_bytes()))
+}
+
 fn named(ty: &str) -> PyResult<QuantType> {
     ty.parse()
         .map_err(|error: requant::quant::UnknownType| PyValueError::new_err(error.to_string()))
@@ -152,6 +158,7 @@ fn _native(module: &Bound<PyModule>) -> PyResult<()> {
         wrap_pyfunction!(quantize, module)?,
         wrap_pyfunction!(dequantize, module)?,
         wrap_pyfunction!(bytes_of_row, module)?,
+        wrap_pyfunction!(block, module)?,
         wrap_pyfunction!(work::convert, module)?,
         wrap_pyfunction!(work::perplexity, module)?,
         wrap_pyfunction!(work::compare, module)?,

@@ -11,7 +11,7 @@ use requant::io::LocalDisk;
 use requant::measure::{self, Against, Extras, Options, Subject, Terms, Text};
 use requant::model::{CheckpointModel, Model, Mtp};
 use requant::monitor::Monitor;
-use requant::recipe::{FileType, Recipe};
+use requant::recipe::{Recipe, RecipeError};
 use requant::source::GgufSource;
 use requant::warning::Warning;
 use std::path::{Path, PathBuf};
@@ -98,15 +98,11 @@ fn watched<T: Send>(
     }
 }
 
-/// A mix by its name, or a recipe file.
 fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settings> {
-    let recipe = match ty.ends_with(".toml") {
-        true => Recipe::parse(&std::fs::read_to_string(ty)?).map_err(failed)?,
-        false => {
-            let file_type: Result<FileType, _> = ty.parse();
-            Recipe::of(file_type.map_err(|error| PyValueError::new_err(error.to_string()))?)
-        }
-    };
+    let recipe = Recipe::named(ty).map_err(|error| match error {
+        RecipeError::Unknown(error) => PyValueError::new_err(error.to_string()),
+        error => failed(error),
+    })?;
     let mut settings = Settings::new(recipe.file_type());
     settings.recipe = Arc::new(recipe);
     if threads > 0 {
@@ -173,7 +169,10 @@ fn described(plan: &Plan) -> String {
     .to_string()
 }
 
-fn options(ctx: usize, chunks: Option<usize>, threads: usize) -> Options {
+/// Tokens per chunk, chunks at most, and threads.
+type How = (usize, Option<usize>, usize);
+
+fn options((ctx, chunks, threads): How) -> Options {
     Options { ctx, chunks, threads, ..Options::default() }
 }
 
@@ -191,15 +190,13 @@ pub fn perplexity(
     py: Python,
     model: PathBuf,
     texts: Vec<PathBuf>,
-    ctx: usize,
-    chunks: Option<usize>,
-    threads: usize,
+    how: How,
     progress: Option<Bound<PyAny>>,
 ) -> PyResult<String> {
     watched(py, progress, move |watch| {
         let (opened, texts) = (opened(&model)?, read(&texts)?);
         let subject = Subject { path: &model, model: &opened };
-        let options = options(ctx, chunks, threads);
+        let options = options(how);
         let found = measure::perplexity(subject, &texts, &options, watch).map_err(failed)?;
         Ok(serde_json::json!(found.own).to_string())
     })
@@ -207,15 +204,12 @@ pub fn perplexity(
 
 /// Models compared with a reference on a text, as JSON.
 #[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub fn compare(
     py: Python,
     reference: PathBuf,
     models: Vec<PathBuf>,
     texts: Vec<PathBuf>,
-    ctx: usize,
-    chunks: Option<usize>,
-    threads: usize,
+    how: How,
     progress: Option<Bound<PyAny>>,
 ) -> PyResult<String> {
     watched(py, progress, move |watch| {
@@ -224,7 +218,7 @@ pub fn compare(
         let opened = paths.iter().map(|path| opened(path)).collect::<PyResult<Vec<_>>>()?;
         let subjects: Vec<Subject> =
             paths.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
-        let options = options(ctx, chunks, threads);
+        let options = options(how);
         let extras = Extras::default();
         let reference = Against::Model(subjects[0]);
         let found = measure::compare(reference, &subjects[1..], &texts, &options, extras, watch);
@@ -243,21 +237,18 @@ pub fn compare(
 
 /// Collects the importances of a model's weights on a text and writes them as a GGUF file.
 #[pyfunction]
-#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
 pub fn imatrix(
     py: Python,
     model: PathBuf,
     texts: Vec<PathBuf>,
     output: PathBuf,
-    ctx: usize,
-    chunks: Option<usize>,
-    threads: usize,
+    how: How,
     progress: Option<Bound<PyAny>>,
 ) -> PyResult<usize> {
     watched(py, progress, move |watch| {
         let (opened, texts) = (opened(&model)?, read(&texts)?);
         let subject = Subject { path: &model, model: &opened };
-        let options = options(ctx, chunks, threads);
+        let options = options(how);
         let found = measure::importances(subject, &texts, &options, watch).map_err(failed)?;
         found.write_gguf(&LocalDisk, &output).map_err(failed)?;
         Ok(found.entries.len())
@@ -274,9 +265,7 @@ pub fn gate(
     texts: Vec<PathBuf>,
     limits: [Option<f64>; 3],
     confidence: f64,
-    ctx: usize,
-    chunks: Option<usize>,
-    threads: usize,
+    how: How,
     progress: Option<Bound<PyAny>>,
 ) -> PyResult<String> {
     watched(py, progress, move |watch| {
@@ -287,7 +276,7 @@ pub fn gate(
         let [kl, perplexity_ratio, same_top] = limits;
         let limits = Limits { kl, perplexity_ratio, same_top };
         let terms = Terms { limits, confidence };
-        let options = options(ctx, chunks, threads);
+        let options = options(how);
         let found = measure::gate(reference, candidate, &texts, terms, &options, watch);
         let found = found.map_err(failed)?;
         Ok(serde_json::json!({

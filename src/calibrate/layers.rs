@@ -163,6 +163,18 @@ fn is_output(plan: &Plan, target: &Target) -> bool {
     target.place.name.kind == if tied { Kind::TokenEmbd } else { Kind::Output }
 }
 
+/// Those of some tensors that an earlier process has not finished.
+fn unfinished<'t>(
+    begun: &Begun,
+    targets: impl Iterator<Item = &'t Target>,
+) -> Result<Vec<&'t Target>, ConvertError> {
+    let left = |target: &'t Target| match begun.is_complete(target.tensor) {
+        Ok(complete) => (!complete).then_some(Ok(target)),
+        Err(error) => Some(Err(error)),
+    };
+    targets.filter_map(left).collect()
+}
+
 fn round_layers(
     source: &dyn Source,
     begun: &Begun,
@@ -178,29 +190,18 @@ fn round_layers(
     let first = |target: &&Target| {
         target.place.name.kind == Kind::TokenEmbd && !is_output(begun.plan(), target)
     };
-    for target in all.iter().filter(first) {
-        if !begun.is_complete(target.tensor)? {
-            begun.encode(target.tensor)?;
-        }
+    for target in unfinished(begun, all.iter().filter(first))? {
+        begun.encode(target.tensor)?;
     }
     let mut todo = BTreeMap::new();
     for layer in 0..n_layer {
-        let mut of_this = Vec::new();
-        for target in of_layer(layer) {
-            if !begun.is_complete(target.tensor)? {
-                of_this.push(target);
-            }
-        }
+        let of_this = unfinished(begun, of_layer(layer))?;
         if !of_this.is_empty() {
             todo.insert(layer, of_this);
         }
     }
-    let mut outputs = Vec::new();
-    for target in all.iter().filter(|target| is_output(begun.plan(), target)) {
-        if !begun.is_complete(target.tensor)? {
-            outputs.push(target);
-        }
-    }
+    let is_last = |target: &&Target| is_output(begun.plan(), target);
+    let outputs = unfinished(begun, all.iter().filter(is_last))?;
     // Beyond the last tensor that is still to be rounded, nobody asks for states.
     let end = match outputs.is_empty() {
         true => todo.keys().last().map_or(0, |layer| layer + 1),

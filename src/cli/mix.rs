@@ -176,8 +176,11 @@ const SHARED: f64 = 0.02;
 
 impl Texts {
     fn read(args: &Args, subject: Subject, options: &Options) -> anyhow::Result<Self> {
-        let text = args.text.read_one()?;
-        let calibration = args.calibrate.calibrate.as_deref().map(Text::read).transpose()?;
+        let text = args.text.read_one()?.as_tokens(subject)?;
+        let calibration = match args.calibrate.calibrate.as_deref() {
+            Some(path) => Some(Text::read(path)?.as_tokens(subject)?),
+            None => None,
+        };
         if calibration.as_ref().is_some_and(|other| other.sha256() == text.sha256()) {
             let [first, search, proof] = text.parts(subject, options.ctx, options.chunks)?;
             return Ok(Self { calibration: Some(first), search, proof });
@@ -215,7 +218,7 @@ struct Mix {
 /// A model and what its types cost.
 struct Search<'a> {
     args: &'a Args,
-    model: &'a Model,
+    subject: Subject<'a>,
     found: &'a Sensitivities,
     importance: Option<Importance>,
     keep: Vec<(Pattern, QuantType)>,
@@ -239,24 +242,28 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = compare::model(&args.model, &options)?;
     let importance = args.weights.importance()?;
     let subject = Subject { path: &args.model, model: &model };
+    let size = size(args, subject)?;
     let known = args.sensitivities.as_deref().filter(|path| path.exists());
-    let texts = match (known, args.no_proof || args.output.is_none()) {
-        (Some(_), true) => None,
-        _ => Some(Texts::read(args, subject, &options)?),
+    let proves = args.output.is_some() && !args.no_proof;
+    let texts = || Texts::read(args, subject, &options);
+    let (found, texts) = match known {
+        Some(path) => {
+            let texts = proves.then(texts).transpose()?;
+            (read(path, &model, &args.types.0)?, texts)
+        }
+        None => {
+            let texts = texts()?;
+            (measured(args, subject, &texts, importance.as_ref(), &options)?, Some(texts))
+        }
     };
-    let found = match (known, &texts) {
-        (None, Some(texts)) => measured(args, subject, texts, importance.as_ref(), &options)?,
-        (Some(path), _) => read(path, &model, &args.types.0)?,
-        (None, None) => unreachable!("what is not known is measured on a text"),
-    };
-    let search = Search { args, model: &model, found: &found, importance, keep };
+    let search = Search { args, subject, found: &found, importance, keep };
     if args.curve {
         curve(&search)?;
     }
-    let (Some(output), Some(size)) = (&args.output, search.size()?) else { return Ok(()) };
+    let (Some(output), Some(size)) = (&args.output, size) else { return Ok(()) };
     let mix = search.mix(size)?;
     let proof = match &texts {
-        Some(texts) if !args.no_proof => Some(search.proof(&mix, &texts.proof, &options)?),
+        Some(texts) if proves => Some(search.proof(&mix, &texts.proof, &options)?),
         _ => None,
     };
     let text = written(&mix, proof, &args.model, &found);
@@ -373,7 +380,7 @@ fn measured(
 /// Sizes from the smallest to the largest, and what is expected of them.
 fn curve(search: &Search) -> anyhow::Result<()> {
     let mut rows = Vec::new();
-    let weights: u64 = search.model.source().tensors().iter().map(|t| t.n_elements()).sum();
+    let (_, weights) = search.subject.size();
     for step in 0..=32 {
         let bits = 1.5 + f64::from(step) / 4.0;
         if let Ok(mix) = search.mix((bits * weights as f64 / 8.0) as u64) {
@@ -400,59 +407,62 @@ fn curve(search: &Search) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The size that is asked for.
+fn size(args: &Args, subject: Subject) -> anyhow::Result<Option<u64>> {
+    let (_, weights) = subject.size();
+    let of_bits = |bits: f64| (bits * weights as f64 / 8.0) as u64;
+    let budgets = args.budget.iter();
+    let all: u64 = budgets.clone().map(|(_, bytes)| bytes).sum();
+    let rest = budgets.clone().any(|(role, _)| role.is_none());
+    let size = args.size.or(args.bpw.map(of_bits));
+    let of_role = |role| budgets.clone().filter(|(known, _)| *known == role).count();
+    if let Some((role, _)) = budgets.clone().find(|(role, _)| of_role(*role) > 1) {
+        bail!("--budget names {} twice", role.map_or("rest", Role::name));
+    }
+    match (size.or(beside_context(args, subject)?), all > 0) {
+        (None, true) if !rest => {
+            bail!("--budget says nothing about the rest; give --budget rest=SIZE or --size")
+        }
+        (None, true) => Ok(Some(all)),
+        (Some(_), _) if rest => {
+            bail!("--budget rest=SIZE and the size of all contradict each other")
+        }
+        (size, _) => Ok(size),
+    }
+}
+
+/// What the context, in F16, and a batch's products leave of the memory.
+fn beside_context(args: &Args, subject: Subject) -> anyhow::Result<Option<u64>> {
+    let Some(memory) = args.fit else { return Ok(None) };
+    let hparams = subject.model.hparams();
+    let context = 2
+        * u64::from(args.fit_ctx)
+        * u64::from(hparams.n_layer)
+        * u64::from(hparams.attention.n_cached());
+    let left = memory.checked_sub(context + COMPUTE).with_context(|| {
+        let [all, context] = [memory, context].map(units::bytes);
+        format!(
+            "{all} do not even hold the context, which takes {context}, and what is computed with"
+        )
+    })?;
+    Ok(Some(left))
+}
+
 impl Search<'_> {
-    /// The size that is asked for.
-    fn size(&self) -> anyhow::Result<Option<u64>> {
-        let weights: u64 = self.model.source().tensors().iter().map(|t| t.n_elements()).sum();
-        let of_bits = |bits: f64| (bits * weights as f64 / 8.0) as u64;
-        let budgets = self.args.budget.iter();
-        let all: u64 = budgets.clone().map(|(_, bytes)| bytes).sum();
-        let rest = budgets.clone().any(|(role, _)| role.is_none());
-        let size = self.args.size.or(self.args.bpw.map(of_bits));
-        let of_role = |role| budgets.clone().filter(|(known, _)| *known == role).count();
-        if let Some((role, _)) = budgets.clone().find(|(role, _)| of_role(*role) > 1) {
-            bail!("--budget names {} twice", role.map_or("rest", Role::name));
-        }
-        match (size.or(self.fitting()?), all > 0) {
-            (None, true) if !rest => {
-                bail!("--budget says nothing about the rest; give --budget rest=SIZE or --size")
-            }
-            (None, true) => Ok(Some(all)),
-            (Some(_), _) if rest => {
-                bail!("--budget rest=SIZE and the size of all contradict each other")
-            }
-            (size, _) => Ok(size),
-        }
-    }
-
-    /// What the context, in F16, and a batch's products leave of the memory.
-    fn fitting(&self) -> anyhow::Result<Option<u64>> {
-        let Some(memory) = self.args.fit else { return Ok(None) };
-        let hparams = self.model.hparams();
-        let context = 2
-            * u64::from(self.args.fit_ctx)
-            * u64::from(hparams.n_layer)
-            * u64::from(hparams.attention.n_cached());
-        let left = memory.checked_sub(context + COMPUTE).with_context(|| {
-            let [all, context] = [memory, context].map(units::bytes);
-            format!("{all} do not even hold the context, which takes {context}, and what is computed with")
-        })?;
-        Ok(Some(left))
-    }
-
     /// The best choice of types of at most so many bytes, each role that has a budget within its own.
     fn within(&self, choices: &[Vec<Choice>], bytes: u64) -> Option<Vec<Choice>> {
-        let roles: Vec<Role> = self.found.tensors.iter().map(|t| Role::of(&t.name)).collect();
-        let own = || self.args.budget.iter().filter_map(|&(role, bytes)| Some((role?, bytes)));
-        let rest = bytes.checked_sub(own().map(|(_, bytes)| bytes).sum())?;
+        let budgets: Vec<(Role, u64)> =
+            self.args.budget.iter().filter_map(|&(role, bytes)| Some((role?, bytes))).collect();
+        let rest = bytes.checked_sub(budgets.iter().map(|(_, bytes)| bytes).sum())?;
+        let budget = |tensor: &measure::OfTensor| {
+            let role = Role::of(&tensor.name);
+            budgets.iter().position(|&(own, _)| own == role)
+        };
+        let of: Vec<Option<usize>> = self.found.tensors.iter().map(budget).collect();
+        let own = budgets.iter().enumerate().map(|(i, &(_, bytes))| (Some(i), bytes));
         let mut chosen = vec![None; choices.len()];
-        for (role, bytes) in own().map(|(role, bytes)| (Some(role), bytes)).chain([(None, rest)]) {
-            let is_own = |found| own().any(|(role, _)| role == found);
-            let of_part = |&i: &usize| match role {
-                Some(role) => roles[i] == role,
-                None => !is_own(roles[i]),
-            };
-            let part: Vec<usize> = (0..choices.len()).filter(of_part).collect();
+        for (part, bytes) in own.chain([(None, rest)]) {
+            let part: Vec<usize> = (0..choices.len()).filter(|&i| of[i] == part).collect();
             let choices: Vec<_> = part.iter().map(|&i| choices[i].clone()).collect();
             for (i, choice) in part.into_iter().zip(choose(&choices, bytes)?) {
                 chosen[i] = Some(choice);
@@ -535,7 +545,7 @@ impl Search<'_> {
             ..Settings::new(file_type)
         };
         settings.options.imatrix = true;
-        let plan = match self.model {
+        let plan = match self.subject.model {
             Model::Checkpoint(model) => Plan::of_checkpoint(model, &settings)?,
             Model::Gguf(model) => Plan::of_gguf(model.gguf(), &settings)?,
         };
@@ -554,11 +564,10 @@ impl Search<'_> {
     fn proof(&self, mix: &Mix, text: &Text, options: &Options) -> anyhow::Result<(f64, f64)> {
         let options = Options { chunks: None, ..options.clone() };
         let progress = Progress::start("proof", 0, "token-layers", 0);
-        let subject = Subject { path: &self.args.model, model: self.model };
         let imatrix = self.importance.as_ref().map(|importance| &*importance.imatrix);
         let types: Vec<(&str, QuantType)> =
             mix.tensors.iter().map(|(name, _, ty)| (name.as_str(), *ty)).collect();
-        let found = measure::proof(subject, text, &types, imatrix, &options, &progress)?;
+        let found = measure::proof(self.subject, text, &types, imatrix, &options, &progress)?;
         progress.finish();
         let kld = found.kl_divergence;
         Ok((kld.mean.value, kld.mean_error_by_chunk.unwrap_or(kld.mean.error)))

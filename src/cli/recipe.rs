@@ -7,7 +7,7 @@ use crate::gguf::{self, Value};
 use crate::imatrix::Unrouted;
 use crate::names::in_short;
 use crate::quant::QuantType;
-use crate::recipe::{FileType, Options, Reason, Recipe, TensorType};
+use crate::recipe::{Options, Reason, Recipe, TensorType};
 use crate::simd::Simd;
 use anyhow::Context;
 use std::collections::BTreeMap;
@@ -168,13 +168,7 @@ impl Args {
 
 /// A mix of llama-quantize by its name, or a recipe file.
 pub fn recipe(text: &str) -> Result<Arc<Recipe>, String> {
-    if !text.ends_with(".toml") {
-        let file_type: FileType = text.parse().map_err(|error| format!("{error}"))?;
-        return Ok(Arc::new(Recipe::of(file_type)));
-    }
-    let read = std::fs::read_to_string(text).map_err(|error| format!("{text}: {error}"))?;
-    let recipe = Recipe::parse(&read).map_err(|error| format!("{text}: {error}"))?;
-    Ok(Arc::new(recipe))
+    Recipe::named(text).map(Arc::new).map_err(|error| error.to_string())
 }
 
 /// `PATTERN=TYPE`; patterns are taken in lower case, as llama-quantize takes them.

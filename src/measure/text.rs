@@ -67,6 +67,15 @@ impl Text {
         Ok(Self { content: Content::Tokens(tokens), ..text })
     }
 
+    /// The text as a model reads it, so that it is not read again.
+    ///
+    /// # Errors
+    /// As [`Text::tokens`].
+    pub fn as_tokens(self, subject: Subject) -> Result<Self, MeasureError> {
+        let content = Content::Tokens(self.tokens(subject, None, &())?.tokens);
+        Ok(Self { content, ..self })
+    }
+
     /// Parts of equal length of the text, or of as many chunks of it, cut where a chunk begins.
     ///
     /// # Errors

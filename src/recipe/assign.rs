@@ -1,7 +1,8 @@
 //! From a request to a type for each tensor (`llama_tensor_get_type` and its helpers).
 
-use super::file_type::FileType;
+use super::file_type::{FileType, UnknownFileType};
 use super::rules::{Conditions, Facts, Recipe};
+use crate::io::IoError;
 use crate::pattern::Pattern;
 use crate::quant::{Importance, QuantType};
 
@@ -110,6 +111,21 @@ pub(super) type Cause = Box<dyn std::error::Error + Send + Sync>;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RecipeError {
+    /// No mix of this name.
+    #[error(transparent)]
+    Unknown(#[from] UnknownFileType),
+    /// A recipe that cannot be read.
+    #[error(transparent)]
+    Io(#[from] IoError),
+    /// A recipe in a file that is none.
+    #[error("{path}: {error}")]
+    In {
+        /// The file.
+        path: String,
+        /// What is wrong with it.
+        #[source]
+        error: Box<RecipeError>,
+    },
     /// A recipe that is no TOML, or has other keys than a recipe's.
     #[error("{0}")]
     Toml(#[from] toml::de::Error),

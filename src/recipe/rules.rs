@@ -5,12 +5,14 @@
 use super::assign::{Cause, RecipeError, Shape, layer_of};
 use super::file_type::FileType;
 use super::role::Role;
+use crate::io::IoError;
 use crate::names::hex;
 use crate::pattern::Pattern;
 use crate::quant::QuantType;
 use minijinja::{Environment, Expression, UndefinedBehavior, context};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use std::path::Path;
 
 /// What the rules ask about a model.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -131,6 +133,20 @@ impl Recipe {
         let rules = file.rule.into_iter().enumerate().map(|(i, rule)| Rule::new(i, rule, &env));
         let rules = rules.collect::<Result<_, _>>()?;
         Ok(Self { name: file.name, file_type, default, rules, text: text.to_owned() })
+    }
+
+    /// A mix of llama-quantize by its name, or a recipe in a file (`.toml`).
+    ///
+    /// # Errors
+    /// No such mix, a file that cannot be read, and those of [`Recipe::parse`].
+    pub fn named(text: &str) -> Result<Self, RecipeError> {
+        if !text.ends_with(".toml") {
+            return Ok(Self::of(text.parse()?));
+        }
+        let path = Path::new(text);
+        let read = std::fs::read_to_string(path).map_err(|error| IoError::new(path, error))?;
+        let wrong = |error| RecipeError::In { path: text.to_owned(), error: Box::new(error) };
+        Self::parse(&read).map_err(wrong)
     }
 
     /// The recipe of a mix of llama-quantize.

@@ -11,6 +11,8 @@ use std::path::{Path, PathBuf};
 
 pub const TINY_R1: &str = "tests/fixtures/tiny-r1";
 pub const HELDOUT: &str = "tests/fixtures/text/heldout.txt";
+pub const CALIBRATION: &str = "tests/fixtures/text/calibration.txt";
+pub const BF16: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
 
 pub fn settings(file_type: FileType) -> Settings {
     Settings { threads: 2, ..Settings::new(file_type) }
@@ -51,6 +53,21 @@ pub fn divergences(reference: &Path, models: &[&Path]) -> Vec<f64> {
 
 pub fn json(path: &str) -> serde_json::Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+/// Exit code, standard output and standard error of the program.
+pub fn requant(args: &[&str]) -> (i32, String, String) {
+    let run = std::process::Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (run.status.code().unwrap(), text(run.stdout), text(run.stderr))
+}
+
+/// A value against one of the schemas in docs/schema.
+pub fn validate(schema: &str, value: &serde_json::Value) {
+    let schema = json(&format!("docs/schema/{schema}.json"));
+    let validator = jsonschema::validator_for(&schema).unwrap();
+    let errors: Vec<String> = validator.iter_errors(value).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty(), "{errors:?}");
 }
 
 /// A copy of the fixture checkpoint to damage. Files are links until they are replaced.
