@@ -1,7 +1,8 @@
 //! What an error says to whoever runs the program: the library's words, and the option that helps, for
 //! the library knows none.
 
-use super::{say, units};
+use super::say;
+use super::views::units;
 use crate::convert::ConvertError;
 use crate::gguf::GgufError;
 use crate::imatrix::ImatrixError;

@@ -13,37 +13,20 @@ macro_rules! println {
     ($($arg:tt)*) => { print!("{}\n", format_args!($($arg)*)) };
 }
 
-mod calibrate;
-mod compare;
-mod convert;
-mod edit;
+mod args;
+mod commands;
 mod errors;
-mod evaluate;
-mod formats;
-mod imatrix;
-mod inspect;
-mod instructions;
-mod join;
-mod mix;
-mod output;
-mod perplexity;
-mod place;
-mod plan;
 mod progress;
-mod quantize;
-mod recipe;
-mod recipes;
 mod reference;
-mod report;
 mod say;
-mod share;
-mod show;
-mod tools;
-mod units;
-mod verify;
+mod views;
 
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
+use commands::{
+    compare, convert, diff, edit, export, formats, gate, hash, imatrix, inspect, join, mix,
+    perplexity, plan, quantize, recipe, split, verify,
+};
 use std::ffi::OsString;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -79,18 +62,18 @@ enum Command {
     Verify(Box<verify::Args>),
     Perplexity(Box<perplexity::Args>),
     Compare(Box<compare::Args>),
-    Gate(Box<compare::GateArgs>),
+    Gate(Box<gate::Args>),
     Imatrix(Box<imatrix::Args>),
     Join(join::Args),
     Inspect(inspect::Args),
-    Diff(tools::DiffArgs),
-    Split(Box<tools::SplitArgs>),
-    Merge(Box<tools::MergeArgs>),
+    Diff(diff::Args),
+    Split(Box<split::SplitArgs>),
+    Merge(Box<split::MergeArgs>),
     Set(edit::SetArgs),
     Unset(edit::UnsetArgs),
-    Hash(tools::HashArgs),
-    Export(tools::ExportArgs),
-    Recipe(recipes::Args),
+    Hash(hash::Args),
+    Export(export::Args),
+    Recipe(recipe::Args),
     Mix(Box<mix::Args>),
     Formats(formats::Args),
     /// Print completions for a shell
@@ -135,19 +118,19 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Perplexity(args) => perplexity::run(&args),
             Command::Inspect(args) => inspect::run(&args),
             Command::Compare(args) => compare::run(&args),
-            Command::Gate(args) => compare::gate(&args).map(|code| exit = code),
+            Command::Gate(args) => gate::run(&args).map(|code| exit = code),
             Command::Imatrix(args) => imatrix::run(&args),
             Command::Join(args) => join::run(&args).map(|code| exit = code),
-            Command::Diff(args) => tools::diff(&args).map(|equal| {
+            Command::Diff(args) => diff::run(&args).map(|equal| {
                 exit = if equal { 0 } else { 3 };
             }),
-            Command::Split(args) => tools::split(&args),
-            Command::Merge(args) => tools::merge(&args),
+            Command::Split(args) => split::split(&args),
+            Command::Merge(args) => split::merge(&args),
             Command::Set(args) => edit::set(&args),
             Command::Unset(args) => edit::unset(&args),
-            Command::Hash(args) => tools::hash(&args),
-            Command::Export(args) => tools::export(&args),
-            Command::Recipe(args) => recipes::run(&args),
+            Command::Hash(args) => hash::run(&args),
+            Command::Export(args) => export::run(&args),
+            Command::Recipe(args) => recipe::run(&args),
             Command::Mix(args) => mix::run(&args),
             Command::Formats(args) => {
                 formats::run(&args);

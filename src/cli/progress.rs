@@ -1,8 +1,10 @@
 //! Progress on standard error: a bar on a terminal, a plain line now and then in a log.
 
-use super::{INTERRUPTED, say, units};
+use super::views::units;
+use super::{INTERRUPTED, say};
 use crate::monitor::Monitor;
 use crate::warning::Warning;
+use anyhow::bail;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 use std::fmt::Write;
 use std::io::IsTerminal;
@@ -61,6 +63,14 @@ impl Progress {
         self.bar.finish_and_clear();
         if !self.bar.is_hidden() || self.next_line.is_some() {
             say::to_stderr(format_args!("{}", self.line()));
+        }
+    }
+
+    /// An error where the program was asked to stop.
+    pub fn stop_if_asked(&self) -> anyhow::Result<()> {
+        match self.cancelled() {
+            true => bail!("interrupted"),
+            false => Ok(()),
         }
     }
 

@@ -1,8 +1,9 @@
 //! How a measurement is carried out: whole, as the share of one of several machines, or not at all, where it is
 //! only asked what it would take.
 
-use super::progress::Progress;
-use super::{say, show};
+use crate::cli::progress::Progress;
+use crate::cli::say;
+use crate::cli::views::measured;
 use crate::convert::{BadShard, Shard};
 use crate::io::LocalDisk;
 use crate::measure::{Job, Options, Part, Text, estimate, measure, measure_unless};
@@ -37,7 +38,7 @@ impl Args {
         if self.dry_run {
             let share = self.shard.as_deref().map(shard).transpose()?;
             let options = Options { share, ..options.clone() };
-            show::estimate(&estimate(job, texts, &options, &())?, json);
+            measured::estimate(&estimate(job, texts, &options, &())?, json);
             return Ok(None);
         }
         let progress = Progress::start(what, 0, "token-layers", 0);

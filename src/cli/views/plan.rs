@@ -1,48 +1,20 @@
-//! `requant plan`: what a conversion will write, to the byte, from headers alone.
+//! A plan, for people and for programs.
 
-use super::{convert, output, say, units};
+use super::units;
+use crate::cli::say;
 use crate::convert::{Plan, Shard, Weighing};
+use crate::gguf;
 use crate::io::{LocalDisk, read_rate, write_rate};
+use crate::names::in_short;
 use crate::quant::QuantType;
 use crate::recipe::Reason;
 use crate::source::Source;
 use anyhow::bail;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-
-/// Show what a conversion will write: every tensor with its type, file and offset.
-///
-/// Reads headers alone, and some weights to estimate the time; 64 MiB are written beside the output for it and
-/// removed. Fails where the disk of the
-/// output, or the memory, cannot suffice.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G")]
-pub struct Args {
-    /// Checkpoint: a folder, or a URL
-    checkpoint: PathBuf,
-    /// GGUF file that would be written
-    #[arg(default_value = "model.gguf")]
-    output: PathBuf,
-    #[command(flatten)]
-    choices: convert::Choices,
-    #[command(flatten)]
-    output_options: output::Args,
-    /// Print the plan as JSON on standard output
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options, None)?;
-    let name = args.choices.name();
-    say::info(convert::describe(&model, &plan, &name, &args.checkpoint, &args.output));
-    say::warnings(plan.warnings());
-    say::heed()?;
-    let json = args.json.then(|| convert::beside(&model, &plan));
-    print(&plan, &model, &args.output, args.output_options.options()?.shard, json)
-}
 
 /// Adds the members of one object to another.
 pub fn merge(json: &mut Value, others: Value) {
@@ -68,7 +40,7 @@ pub fn print(
         let tensors: Vec<Value> = files
             .clone()
             .flat_map(|i| plan.files()[i].tensors.clone().map(move |t| (i, t)))
-            .map(|(file, tensor)| describe(plan, source, file, tensor))
+            .map(|(file, tensor)| tensor_json(plan, source, file, tensor))
             .collect();
         let files: Vec<Value> = files
             .map(|i| {
@@ -203,7 +175,7 @@ fn table(plan: &Plan, source: &dyn Source, files: Range<usize>, output: &Path) -
     out
 }
 
-fn describe(plan: &Plan, source: &dyn Source, file: usize, tensor: usize) -> Value {
+fn tensor_json(plan: &Plan, source: &dyn Source, file: usize, tensor: usize) -> Value {
     let planned = &plan.tensors()[tensor];
     let in_file = tensor - plan.files()[file].tensors.start;
     let layout = &plan.files()[file].layout;
@@ -258,5 +230,74 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
     match (why, weighed) {
         (Some(why), Some(weighed)) => Some(format!("{why}; {weighed}")),
         (why, weighed) => why.or(weighed),
+    }
+}
+
+/// A line of a plan.
+pub fn line(out: &mut String, name: &str, text: &str) {
+    let _ = writeln!(out, "{name:<10} {text}");
+}
+
+/// What a plan will write and take.
+pub fn summary(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
+    let size = plan.file_size();
+    line(
+        out,
+        "output",
+        &format!(
+            "{} ({file_type}, {:.2} bits per weight, {} = {size} bytes)",
+            output.display(),
+            plan.bits_per_weight(),
+            units::bytes(size),
+        ),
+    );
+    let mut types: BTreeMap<u32, (gguf::TensorType, usize)> = BTreeMap::new();
+    for tensor in plan.tensors() {
+        types.entry(tensor.ty.id()).or_insert((tensor.ty, 0)).1 += 1;
+    }
+    let types: Vec<String> = types.values().map(|(ty, n)| format!("{n} {ty}")).collect();
+    let weights = units::count(plan.n_weights() as f64);
+    let text = format!("{} ({}), {weights} weights", plan.tensors().len(), types.join(", "));
+    line(out, "tensors", &text);
+    line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
+    let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
+    line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
+    exceptions(out, plan);
+}
+
+/// Tensors that get another type than wanted, or are weighed by another's importances: one line
+/// for all layers' tensors of a kind.
+fn exceptions(out: &mut String, plan: &Plan) {
+    let mut lines: Vec<((&str, String), Vec<&str>)> = Vec::new();
+    let mut add = |title, why: String, name| {
+        let key = (title, why);
+        match lines.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, names)) => names.push(name),
+            None => lines.push((key, vec![name])),
+        }
+    };
+    for tensor in plan.tensors() {
+        let ty = tensor.ty;
+        match tensor.reason {
+            Reason::Fallback { wanted } => {
+                let (n, block) = (tensor.n_per_row(), wanted.block_len());
+                let why = format!(
+                    "{ty} instead of {wanted}, rows of {n} are no whole number of blocks of {block}"
+                );
+                add("fallback", why, &tensor.name);
+            }
+            Reason::Unmeasured { wanted } => {
+                let why = format!("{ty} instead of {wanted}, which needs importances");
+                add("unmeasured", why, &tensor.name);
+            }
+            _ => {}
+        }
+        if let Some(entry) = tensor.weighing.as_ref().and_then(Weighing::by_another) {
+            let kind = entry.splitn(3, '.').nth(2).unwrap_or(entry);
+            add("weighed", format!("by entries of {kind}, with the same inputs"), &tensor.name);
+        }
+    }
+    for ((title, why), names) in lines {
+        line(out, title, &format!("{why}: {}", in_short(&names)));
     }
 }

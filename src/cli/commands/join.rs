@@ -1,8 +1,8 @@
 //! `requant join`: the result of a measurement that several machines have shared.
 
-use super::imatrix::File;
-use super::say;
-use super::show::{self, Show};
+use crate::cli::args::imatrix::File;
+use crate::cli::say;
+use crate::cli::views::measured::{self, Show};
 use crate::imatrix::Sums;
 use crate::measure::{Found, Part};
 use anyhow::Context;
@@ -45,7 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         args.file.write(&sums, args.json)?;
     }
     let Args { json, by_layer, report, .. } = args;
-    show::found(
+    measured::found(
         &found,
         &Show { json: *json, by_layer: *by_layer, report: report.clone(), ..Show::default() },
     )

@@ -1,7 +1,10 @@
 //! `requant quantize`: a GGUF file to another type.
 
-use super::recipe::{self, line};
-use super::{calibrate, output, plan, say, units};
+use crate::cli::args::types::{self, recipe};
+use crate::cli::args::{calibrate, output};
+use crate::cli::views::plan::{self, line, summary};
+use crate::cli::views::units;
+use crate::cli::{bad_usage, say};
 use crate::convert::{Mode, Plan, Settings};
 use crate::model::{join_legacy_mla, split_legacy_mla};
 use crate::recipe::{FileType, Recipe};
@@ -33,7 +36,7 @@ pub struct Args {
     #[arg(value_name = "NTHREADS")]
     fourth: Option<String>,
     #[command(flatten)]
-    recipe: recipe::Args,
+    recipe: types::Args,
     #[command(flatten)]
     calibrate: calibrate::Args,
     /// Quantize tensors that are quantized already, through their f32 values
@@ -123,13 +126,13 @@ impl Args {
 fn target(text: &str) -> Result<Target, String> {
     match text.eq_ignore_ascii_case("copy") {
         true => Ok(Target::Copy),
-        false => recipe::recipe(text).map(Target::Type),
+        false => recipe(text).map(Target::Type),
     }
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Operands { output, target, n_threads } =
-        args.operands().unwrap_or_else(|error| super::bad_usage(error));
+        args.operands().unwrap_or_else(|error| bad_usage(error));
     let mut source = GgufSource::open(&args.input)?;
     source.set_simd(args.recipe.simd());
     match args.mla {
@@ -167,7 +170,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = String::new();
     let size = units::bytes(source.n_bytes());
     line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-    recipe::describe(&mut out, &plan, &output, name);
+    summary(&mut out, &plan, &output, name);
     say::info(out);
     say::warnings(plan.warnings());
     say::heed()?;

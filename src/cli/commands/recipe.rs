@@ -1,6 +1,9 @@
 //! `requant recipe`: what each tensor of a model gets in a mix, and which mix a file has.
 
-use super::{output, place, recipe, say, units};
+use crate::cli::args::types::{self, recipe};
+use crate::cli::args::{output, place};
+use crate::cli::say;
+use crate::cli::views::units;
 use crate::convert::{Plan, RECIPE, Settings};
 use crate::model::Model;
 use crate::names::by_layer;
@@ -32,13 +35,13 @@ enum Command {
 #[command(after_help = "Example:\n  requant recipe show Q4_K_M --model DeepSeek-R1")]
 struct ShowArgs {
     /// Mix, named as llama-quantize names it, or a recipe file (*.toml)
-    #[arg(value_name = "TYPE", value_parser = recipe::recipe)]
+    #[arg(value_name = "TYPE", value_parser = recipe)]
     mix: Arc<Recipe>,
     /// Model: checkpoint or GGUF file; without it, the recipe itself is printed
     #[arg(long)]
     model: Option<PathBuf>,
     #[command(flatten)]
-    recipe: recipe::Args,
+    recipe: types::Args,
     #[command(flatten)]
     resources: output::Resources,
     /// Print JSON

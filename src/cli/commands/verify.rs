@@ -1,11 +1,13 @@
 //! `requant verify`: whether a file is whole, and whether it is what it claims to be.
 
-use super::progress::Progress;
-use super::{output, recipe, say, units};
+use crate::cli::args::choices::Precision;
+use crate::cli::args::{output, place, types};
+use crate::cli::progress::Progress;
+use crate::cli::say;
+use crate::cli::views::units;
 use crate::convert::{
     Comparison, Intermediate, Manifest, Plan, Settings, is_lossless, validate_blocks, zeros,
 };
-use crate::io::LocalDisk;
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::names::in_short;
 use crate::recipe::FileType;
@@ -42,9 +44,9 @@ pub struct Args {
     seed: Option<u64>,
     /// Precision that the weights had on the way to their type
     #[arg(long, value_enum, default_value = "bf16", requires = "against")]
-    intermediate: super::convert::Precision,
+    intermediate: Precision,
     #[command(flatten)]
-    recipe: recipe::Imatrix,
+    recipe: types::Imatrix,
     #[command(flatten)]
     resources: output::Resources,
     /// Print the result as JSON on standard output
@@ -192,7 +194,7 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
         Some(_) => Mla::Legacy,
         None => Mla::Split,
     };
-    let mut model = CheckpointModel::open_as(super::place::folder(checkpoint)?, mtp, mla)?;
+    let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
     model.set_simd(args.recipe.simd());
     if is_lossless(file.metadata())? {
         model.keep_exact()?;
@@ -200,8 +202,8 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
     let importance = args.recipe.importance()?;
     let settings = Settings {
         intermediate: match args.intermediate {
-            super::convert::Precision::Bf16 => Intermediate::Bf16,
-            super::convert::Precision::F32 => Intermediate::F32,
+            Precision::Bf16 => Intermediate::Bf16,
+            Precision::F32 => Intermediate::F32,
         },
         threads: args.resources.threads(),
         importance,
@@ -233,16 +235,4 @@ fn share(text: &str) -> Result<f64, String> {
         Ok(n) if n > 0.0 && n * unit <= 1.0 => Ok(n * unit),
         _ => Err("not a share; write for example 5% or 0.05".to_owned()),
     }
-}
-
-/// Writes the manifest of an output beside it.
-pub fn write_manifest(plan: &Plan, source: &dyn Source, output: &Path) -> anyhow::Result<()> {
-    let outputs: Vec<PathBuf> = (0..plan.files().len()).map(|i| plan.path(i, output)).collect();
-    let inputs: u64 = source.files().iter().map(|f| f.size).sum();
-    let progress = Progress::start("hash", inputs + plan.file_size(), "B", 0);
-    let options: Vec<String> =
-        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let manifest = Manifest::make(source, &outputs, json!(options), &progress)?;
-    progress.finish();
-    Ok(manifest.write(&LocalDisk, output)?)
 }

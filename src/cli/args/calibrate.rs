@@ -1,9 +1,10 @@
 //! Options of rounding that a text calibrates, for `convert` and `quantize`.
 
 use super::output::Output;
-use super::progress::Progress;
-use super::{say, units};
 use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, Way};
+use crate::cli::progress::Progress;
+use crate::cli::views::units;
+use crate::cli::{bad_usage, say};
 use crate::convert::Plan;
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
@@ -161,12 +162,12 @@ impl Args {
     /// Reads the text as the model reads it, if there is one and weights are to be rounded with it.
     pub fn prepare(&self, place: &Path, pre: Option<&str>) -> anyhow::Result<Option<Prepared>> {
         let path = match (&self.calibrate, self.rounding) {
-            (None, Some(Rounding::Compensated)) => super::bad_usage(
+            (None, Some(Rounding::Compensated)) => bad_usage(
                 "--rounding compensated needs a text to calibrate with: --calibrate FILE"
                     .to_owned(),
             ),
             (Some(_), Some(Rounding::Reference)) => {
-                super::bad_usage("--calibrate has no meaning with --rounding reference".to_owned())
+                bad_usage("--calibrate has no meaning with --rounding reference".to_owned())
             }
             (None, _) => return Ok(None),
             (Some(path), _) => path,

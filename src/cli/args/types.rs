@@ -1,18 +1,14 @@
-//! Options on types that `convert` and `quantize` share, and how a plan is described.
+//! Options on types that `convert` and `quantize` share.
 
 use super::instructions::Instructions;
-use super::units;
-use crate::convert::{Importance, Plan, Weighing};
+use crate::convert::Importance;
 use crate::gguf::{self, Value};
 use crate::imatrix::Unrouted;
-use crate::names::in_short;
 use crate::quant::QuantType;
-use crate::recipe::{Options, Reason, Recipe, TensorType};
+use crate::recipe::{Options, Recipe, TensorType};
 use crate::simd::Simd;
 use anyhow::Context;
-use std::collections::BTreeMap;
-use std::fmt::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Which tensor gets which type, beyond the mix.
@@ -208,73 +204,4 @@ fn override_kv(text: &str) -> Result<(String, Value), String> {
         _ => return Err(format!("unknown type `{ty}`; known: int, float, bool, str")),
     };
     Ok((key.to_owned(), value))
-}
-
-/// A line of a plan.
-pub fn line(out: &mut String, name: &str, text: &str) {
-    let _ = writeln!(out, "{name:<10} {text}");
-}
-
-/// What a plan will write and take.
-pub fn describe(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
-    let size = plan.file_size();
-    line(
-        out,
-        "output",
-        &format!(
-            "{} ({file_type}, {:.2} bits per weight, {} = {size} bytes)",
-            output.display(),
-            plan.bits_per_weight(),
-            units::bytes(size),
-        ),
-    );
-    let mut types: BTreeMap<u32, (gguf::TensorType, usize)> = BTreeMap::new();
-    for tensor in plan.tensors() {
-        types.entry(tensor.ty.id()).or_insert((tensor.ty, 0)).1 += 1;
-    }
-    let types: Vec<String> = types.values().map(|(ty, n)| format!("{n} {ty}")).collect();
-    let weights = units::count(plan.n_weights() as f64);
-    let text = format!("{} ({}), {weights} weights", plan.tensors().len(), types.join(", "));
-    line(out, "tensors", &text);
-    line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
-    let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
-    line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
-    exceptions(out, plan);
-}
-
-/// Tensors that get another type than wanted, or are weighed by another's importances: one line
-/// for all layers' tensors of a kind.
-fn exceptions(out: &mut String, plan: &Plan) {
-    let mut lines: Vec<((&str, String), Vec<&str>)> = Vec::new();
-    let mut add = |title, why: String, name| {
-        let key = (title, why);
-        match lines.iter_mut().find(|(known, _)| *known == key) {
-            Some((_, names)) => names.push(name),
-            None => lines.push((key, vec![name])),
-        }
-    };
-    for tensor in plan.tensors() {
-        let ty = tensor.ty;
-        match tensor.reason {
-            Reason::Fallback { wanted } => {
-                let (n, block) = (tensor.n_per_row(), wanted.block_len());
-                let why = format!(
-                    "{ty} instead of {wanted}, rows of {n} are no whole number of blocks of {block}"
-                );
-                add("fallback", why, &tensor.name);
-            }
-            Reason::Unmeasured { wanted } => {
-                let why = format!("{ty} instead of {wanted}, which needs importances");
-                add("unmeasured", why, &tensor.name);
-            }
-            _ => {}
-        }
-        if let Some(entry) = tensor.weighing.as_ref().and_then(Weighing::by_another) {
-            let kind = entry.splitn(3, '.').nth(2).unwrap_or(entry);
-            add("weighed", format!("by entries of {kind}, with the same inputs"), &tensor.name);
-        }
-    }
-    for ((title, why), names) in lines {
-        line(out, title, &format!("{why}: {}", in_short(&names)));
-    }
 }

@@ -1,6 +1,7 @@
 //! What was measured, for people and for programs.
 
-use super::{report, say, units};
+use super::{report, units};
+use crate::cli::say;
 use crate::eval::{Activations, Perplexity, Verdict};
 use crate::io::LocalDisk;
 use crate::measure::{Choices, Domain, Estimate, Found, Judgement, Outcome, Row};

@@ -1,5 +1,6 @@
 //! Where a checkpoint is: a folder, or a URL with the credentials that its provider's tools use.
 
+use crate::cli::say;
 use crate::model::{CheckpointModel, Model, Mtp};
 use crate::source::Folder;
 use anyhow::{Context, bail};
@@ -34,14 +35,14 @@ pub fn open_with_drafts(place: &Path) -> anyhow::Result<Model> {
         true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Keep)?)),
         false => Model::open(place, Mtp::Keep)?,
     };
-    super::say::warnings(model.warnings());
+    say::warnings(model.warnings());
     Ok(model)
 }
 
 /// As [`open`], and tells what is odd about it.
 pub fn model(place: &Path) -> anyhow::Result<Model> {
     let model = open(place)?;
-    super::say::warnings(model.warnings());
+    say::warnings(model.warnings());
     Ok(model)
 }
 

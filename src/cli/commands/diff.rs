@@ -1,150 +1,23 @@
-//! Everyday tools on GGUF files: `split`, `merge`, `hash`, `diff`, `export`.
+//! `requant diff`: what two models differ in.
 
-use super::progress::Progress;
-use super::{output, plan, say, units};
-use crate::convert::{Mode, Plan, Settings};
+use crate::cli::args::place;
+use crate::cli::progress::Progress;
+use crate::cli::say;
+use crate::cli::views::units;
 use crate::gguf::Metadata;
-use crate::inspect::{Difference, difference, hash_metadata, hash_tensor, same_bytes};
-use crate::io::LocalDisk;
+use crate::inspect::{Difference, difference, same_bytes};
 use crate::model::{GgufModel, Model};
 use crate::monitor::Monitor;
-use crate::names::hex;
-use crate::quant::QuantType;
-use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source};
-use anyhow::{Context, bail};
+use anyhow::Context;
 use rayon::prelude::*;
 use serde_json::{Value as Json, json};
-use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
-
-/// Cut a GGUF file into several, byte for byte as llama-gguf-split does.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant split model.gguf model --split-max-size 40G")]
-pub struct SplitArgs {
-    /// GGUF file to read
-    input: PathBuf,
-    /// Name of the parts: model becomes model-00001-of-00003.gguf
-    output: PathBuf,
-    #[command(flatten)]
-    output_options: output::Args,
-    /// Show the plan and stop
-    #[arg(long)]
-    dry_run: bool,
-}
-
-/// Join the files of a split model, byte for byte as llama-gguf-split --merge does.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant merge model-00001-of-00003.gguf model.gguf")]
-pub struct MergeArgs {
-    /// First file of the split model
-    input: PathBuf,
-    /// GGUF file to write
-    output: PathBuf,
-    #[command(flatten)]
-    output_options: output::Args,
-}
-
-pub fn split(args: &SplitArgs) -> anyhow::Result<()> {
-    if args.output_options.split(false)?.is_none() {
-        bail!("say with --split-max-size or --split-max-tensors where to cut");
-    }
-    regroup("split", &args.input, &args.output, &args.output_options, args.dry_run)
-}
-
-pub fn merge(args: &MergeArgs) -> anyhow::Result<()> {
-    if args.output_options.split(false)?.is_some() {
-        bail!("merge writes one file; use split to cut a model otherwise");
-    }
-    regroup("merge", &args.input, &args.output, &args.output_options, false)
-}
-
-fn regroup(
-    what: &'static str,
-    input: &Path,
-    output: &Path,
-    options: &output::Args,
-    dry_run: bool,
-) -> anyhow::Result<()> {
-    let source = GgufSource::open(input)?;
-    let settings = Settings {
-        mode: Mode::Regroup,
-        threads: options.threads(),
-        split: options.split(false)?,
-        memory: options.memory(),
-        ..Settings::new(FileType::F32)
-    };
-    let plan = Plan::of_gguf(&source, &settings)?;
-    let run_options = options.options()?;
-    match dry_run {
-        true => plan::print(&plan, &source, output, run_options.shard, None),
-        false => options.run(what, &plan, &source, output, run_options),
-    }
-}
-
-/// Hash a GGUF model: SHA-256 of each tensor and of all, whatever files it is spread over.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant hash model-00001-of-00003.gguf")]
-pub struct HashArgs {
-    /// GGUF file, or the first file of a split model
-    model: PathBuf,
-    /// Print JSON
-    #[arg(long)]
-    json: bool,
-}
-
-pub fn hash(args: &HashArgs) -> anyhow::Result<()> {
-    let model = GgufSource::open(&args.model)?;
-    let weights: u64 = model.tensors().iter().map(|t| t.n_elements()).sum();
-    let progress = Progress::start("hash", weights, "weights", model.n_bytes());
-    let mut tensors: Vec<(usize, [u8; 32])> = (0..model.tensors().len())
-        .into_par_iter()
-        .map(|i| {
-            stop_if_asked(&progress)?;
-            let hash = hash_tensor(&model, i)?;
-            progress.advance(model.tensors()[i].n_elements());
-            Ok((i, hash))
-        })
-        .collect::<anyhow::Result<_>>()?;
-    progress.finish();
-    tensors.sort_by(|(i, _), (j, _)| model.tensors()[*i].name.cmp(&model.tensors()[*j].name));
-    let metadata = hash_metadata(model.metadata());
-    let mut whole = Sha256::new_with_prefix(metadata);
-    for (i, hash) in &tensors {
-        let meta = &model.tensors()[*i];
-        whole.update(format!("{}\n{:?}\n{}\n", meta.name, trimmed(&meta.dims), meta.dtype));
-        whole.update(hash);
-    }
-    let whole: [u8; 32] = whole.finalize().into();
-    if args.json {
-        let named = |(i, hash): &(usize, [u8; 32])| {
-            (model.tensors()[*i].name.clone(), Json::from(hex(hash)))
-        };
-        let tensors: serde_json::Map<String, Json> = tensors.iter().map(named).collect();
-        let (all, metadata) = (hex(&whole), hex(&metadata));
-        let json = json!({ "version": 1, "sha256": all, "metadata": metadata, "tensors": tensors });
-        say::json(json);
-        return Ok(());
-    }
-    for (i, hash) in &tensors {
-        println!("{}  {}", hex(hash), model.tensors()[*i].name);
-    }
-    println!("{}  (metadata)", hex(&metadata));
-    println!("{}  {}", hex(&whole), args.model.display());
-    Ok(())
-}
-
-fn stop_if_asked(progress: &Progress) -> anyhow::Result<()> {
-    match progress.cancelled() {
-        true => bail!("interrupted"),
-        false => Ok(()),
-    }
-}
 
 /// Compare two models: metadata, tensors, types and values. Fails where they differ.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  requant diff model-BF16.gguf model-Q4_K_M.gguf")]
-pub struct DiffArgs {
+pub struct Args {
     /// GGUF file or checkpoint
     a: PathBuf,
     /// GGUF file or checkpoint
@@ -218,7 +91,7 @@ enum Side {
 impl Side {
     fn open(place: &Path) -> anyhow::Result<Self> {
         if !place.is_file() {
-            return Ok(Self::Model(super::place::model(place)?));
+            return Ok(Self::Model(place::model(place)?));
         }
         match GgufModel::open(place) {
             Ok(model) => {
@@ -247,7 +120,7 @@ impl Side {
 }
 
 /// Compares; `false` where something differs.
-pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
+pub fn run(args: &Args) -> anyhow::Result<bool> {
     let (a, b) = (Side::open(&args.a)?, Side::open(&args.b)?);
     let metadata = match (a.metadata(), b.metadata()) {
         (Some(a), Some(b)) => diff_metadata(a, b),
@@ -266,7 +139,7 @@ pub fn diff(args: &DiffArgs) -> anyhow::Result<bool> {
     let mut tensors: Vec<TensorDiff> = pairs
         .into_par_iter()
         .map(|(i, j)| {
-            stop_if_asked(&progress)?;
+            progress.stop_if_asked()?;
             let diff = TensorDiff::of((a, i), (b, j), !args.no_values)?;
             progress.advance(a.tensors()[i].n_elements());
             Ok(diff)
@@ -362,44 +235,7 @@ fn diff_metadata(a: &Metadata, b: &Metadata) -> Vec<(String, Option<String>, Opt
 }
 
 /// Extents as a copy has them: at least one, and none of 1 at the end.
-fn trimmed(dims: &[u64]) -> Vec<u64> {
+pub fn trimmed(dims: &[u64]) -> Vec<u64> {
     let n = dims.iter().rposition(|&d| d != 1).map_or(1, |i| i + 1);
     (0..n).map(|i| dims.get(i).copied().unwrap_or(1)).collect()
-}
-
-/// Turn a GGUF model back into a checkpoint folder: safetensors, config.json, tokenizer.json.
-#[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant export model-Q8_0.gguf model-bf16 --dtype bf16")]
-pub struct ExportArgs {
-    /// GGUF file, or the first file of a split model
-    file: PathBuf,
-    /// Folder to write
-    folder: PathBuf,
-    /// Type of the weights
-    #[arg(long, value_enum, default_value = "bf16")]
-    dtype: Dtype16,
-}
-
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Dtype16 {
-    Bf16,
-    F16,
-    F32,
-}
-
-pub fn export(args: &ExportArgs) -> anyhow::Result<()> {
-    let model = crate::model::GgufModel::open(&args.file)?;
-    say::warnings(model.warnings());
-    say::heed()?;
-    let ty = match args.dtype {
-        Dtype16::Bf16 => QuantType::BF16,
-        Dtype16::F16 => QuantType::F16,
-        Dtype16::F32 => QuantType::F32,
-    };
-    let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
-    let progress = Progress::start("export", weights, "weights", 0);
-    crate::convert::export(&model, model.gguf(), &LocalDisk, &args.folder, ty, &progress)
-        .with_context(|| args.file.display().to_string())?;
-    progress.finish();
-    Ok(())
 }

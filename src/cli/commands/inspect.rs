@@ -1,6 +1,8 @@
 //! `requant inspect`: what a model holds.
 
-use super::{place, say, units};
+use crate::cli::args::place;
+use crate::cli::views::units;
+use crate::cli::{errors, say};
 use crate::gguf::{Array, Header, Metadata, TensorInfo, Value};
 use crate::inspect::{Stats, stats};
 use crate::model::Model;
@@ -96,7 +98,7 @@ impl Subject {
         };
         let files = model.files().iter().map(|f| f.path.display().to_string()).collect();
         let described = model.described().unwrap_or_else(|error| {
-            say::warning(&Warning::new(Topic::Config, super::errors::describe(&error.into())));
+            say::warning(&Warning::new(Topic::Config, errors::describe(&error.into())));
             Metadata::new()
         });
         let settings = model.config().settings()?;

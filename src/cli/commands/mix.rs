@@ -1,10 +1,12 @@
 //! `requant mix`: the mix of types that loses least for a size, found by measurement.
 
-use super::compare::{self, RunArgs, TextArgs};
-use super::evaluate::Room;
-use super::progress::Progress;
-use super::recipe::Imatrix;
-use super::{calibrate, say, units};
+use crate::cli::args::calibrate;
+use crate::cli::args::measure::{self as measuring, Room, RunArgs, TextArgs};
+use crate::cli::args::output::binary_size;
+use crate::cli::args::types::Imatrix;
+use crate::cli::progress::Progress;
+use crate::cli::say;
+use crate::cli::views::units;
 use crate::convert::{Importance, Plan, Settings};
 use crate::io::{LocalDisk, folder};
 use crate::measure::{self, Options, Sensitivities, Subject, Text};
@@ -35,7 +37,7 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     /// Size of the file: N bytes, or N followed by M or G (binary)
-    #[arg(long, value_name = "SIZE", value_parser = super::output::binary_size,
+    #[arg(long, value_name = "SIZE", value_parser = binary_size,
           conflicts_with = "bpw", required_unless_present_any = ["bpw", "fit", "budget", "curve"])]
     size: Option<u64>,
     /// Bits per weight of the file, over all tensors
@@ -43,7 +45,7 @@ pub struct Args {
     bpw: Option<f64>,
     /// Size of the memory that the model runs in: what --fit-ctx tokens of context take, and 512 MiB for
     /// what llama.cpp computes with, are taken off
-    #[arg(long, value_name = "SIZE", value_parser = super::output::binary_size,
+    #[arg(long, value_name = "SIZE", value_parser = binary_size,
           conflicts_with_all = ["size", "bpw"])]
     fit: Option<u64>,
     /// Tokens of context for --fit
@@ -141,7 +143,7 @@ fn floor(text: &str) -> Result<(Role, QuantType), String> {
 fn budget(text: &str) -> Result<(Option<Role>, u64), String> {
     let (name, size) = text.split_once('=').ok_or("write for example expert=300G")?;
     let role = if name == "rest" { None } else { Some(role(name)?) };
-    Ok((role, super::output::binary_size(size)?))
+    Ok((role, binary_size(size)?))
 }
 
 fn role(name: &str) -> Result<Role, String> {
@@ -238,8 +240,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Ok((Pattern::parse(pattern).with_context(|| format!("--keep {pattern}"))?, *ty))
     });
     let keep = keep.collect::<anyhow::Result<Vec<_>>>()?;
-    let options = compare::options(&args.text, &args.room, &args.run);
-    let model = compare::model(&args.model, &options)?;
+    let options = measuring::options(&args.text, &args.room, &args.run);
+    let model = measuring::model(&args.model, &options)?;
     let importance = args.weights.importance()?;
     let subject = Subject { path: &args.model, model: &model };
     let size = size(args, subject)?;

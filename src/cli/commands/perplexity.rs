@@ -1,12 +1,11 @@
 //! `requant perplexity`: how well a model predicts a text.
 
-use super::compare::{self, RunArgs, Sampling, Tasks, TextArgs};
-use super::evaluate::Room;
-use super::progress::Progress;
-use super::share;
-use super::show::{self, Show};
-use super::{place, say};
-use crate::measure::{self, Job, Options, Subject, Text};
+use crate::cli::args::measure::{self, Room, RunArgs, Sampling, Tasks, TextArgs};
+use crate::cli::args::{place, share};
+use crate::cli::progress::Progress;
+use crate::cli::say;
+use crate::cli::views::measured::{self, Show};
+use crate::measure::{Job, Options, Subject, Text};
 use anyhow::bail;
 use serde_json::json;
 use std::path::PathBuf;
@@ -40,17 +39,17 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let options = args.sampling.apply(compare::options(&args.text, &args.room, &args.run));
+    let options = args.sampling.apply(measure::options(&args.text, &args.room, &args.run));
     let alone = args.tasks.are_alone(&args.text);
     let texts = if alone { Vec::new() } else { args.text.read()? };
     if args.mtp {
         return drafts(args, &texts, &options);
     }
-    let model = compare::model(&args.model, &options)?;
+    let model = measure::model(&args.model, &options)?;
     let subject = Subject { path: &args.model, model: &model };
     let ask = || args.tasks.ask(&[subject], &options);
     if alone {
-        ask()?.iter().for_each(|choices| show::choices(choices, args.run.json));
+        ask()?.iter().for_each(|choices| measured::choices(choices, args.run.json));
     } else if let Some(part) = args.share.measure(
         "perplexity",
         Job::Perplexity(subject),
@@ -59,7 +58,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.run.json,
     )? {
         let show = Show { json: args.run.json, choices: ask()?, ..Show::default() };
-        show::found(&part.result()?, &show)?;
+        measured::found(&part.result()?, &show)?;
     }
     Room::finish(&options);
     Ok(())
@@ -72,7 +71,7 @@ fn drafts(args: &Args, texts: &[Text], options: &Options) -> anyhow::Result<()> 
     model.set_simd(options.simd);
     let subject = Subject { path: &args.model, model: &model };
     let progress = Progress::start("drafts", 0, "token-layers", 0);
-    let found = measure::drafts(subject, text, options, &progress)?;
+    let found = crate::measure::drafts(subject, text, options, &progress)?;
     progress.finish();
     if args.run.json {
         say::json(json!({ "version": 1, "drafts": found }));

@@ -1,66 +1,10 @@
-//! Options of everything that is measured, and `convert --evaluate`.
+//! What `convert --evaluate` finds: a model measured against its source.
 
-use super::output::binary_size;
-use super::progress::Progress;
-use super::{say, units};
-use crate::eval::{Activations, Paired, Perplexity, Scratch};
+use super::units;
+use crate::cli::progress::Progress;
+use crate::eval::{Paired, Perplexity};
 use crate::measure::{Options, Subject, Text, perplexity};
-use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::PathBuf;
-
-/// Where hidden states wait, and how much memory there is.
-#[derive(Clone, clap::Args)]
-pub struct Room {
-    /// Folder for hidden states, instead of memory; an interrupted run goes on from there with the
-    /// same command
-    #[arg(long, value_name = "DIR")]
-    scratch: Option<PathBuf>,
-    /// Memory to keep within, about: N bytes, or N followed by M or G (binary); the more, the fewer
-    /// times a layer's weights are decoded [default: some 2G and the hidden states]
-    #[arg(long, value_name = "SIZE", value_parser = binary_size)]
-    memory: Option<u64>,
-}
-
-impl Room {
-    /// Memory as it comes, and a folder for hidden states.
-    pub fn in_folder(scratch: Option<PathBuf>) -> Self {
-        Self { scratch, memory: None }
-    }
-
-    /// Sets these of the options.
-    pub fn apply(&self, options: Options) -> Options {
-        let scratch = self.scratch.as_deref().map(Scratch::new);
-        Options { scratch, memory: self.memory, ..options }
-    }
-
-    /// Removes what was kept of evaluations, now that their results are safe.
-    pub fn finish(options: &Options) {
-        let Some(scratch) = &options.scratch else { return };
-        let (n, bytes) = scratch.finish();
-        if n > 0 {
-            // No fault of what was asked for, so no warning.
-            say::info(format!(
-                "{}: {n} other evaluations, running or stopped, have {} here; delete requant-* of those \
-                 that are not to go on",
-                scratch.folder().display(),
-                units::bytes(bytes)
-            ));
-        }
-    }
-}
-
-/// In which precision activations meet weights.
-#[derive(Clone, Copy, clap::Args)]
-pub struct Precision {
-    /// Precision in which activations meet weights: f32, or q8, the rounding of llama.cpp on a CPU,
-    /// for its figures
-    #[arg(long = "activations", value_name = "TYPE", default_value = "f32",
-          value_parser = PossibleValuesParser::new(["f32", "q8"]).map(|name| match name.as_str() {
-              "q8" => Activations::Q8,
-              _ => Activations::F32,
-          }))]
-    pub activations: Activations,
-}
 
 /// A model measured against its source.
 pub struct Evaluation {

@@ -1,12 +1,15 @@
 //! Options on how and where files are written, which `convert` and `quantize` share.
 
-use super::progress::Progress;
-use super::{say, share, units};
-use crate::convert::{Limit, Plan, RunOptions, SplitBy};
+use super::share;
+use crate::cli::progress::Progress;
+use crate::cli::views::units;
+use crate::cli::{say, threads};
+use crate::convert::{Limit, Manifest, Plan, RunOptions, SplitBy};
 use crate::io::LocalDisk;
 use crate::source::Source;
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// How the output is written.
@@ -59,7 +62,7 @@ impl Resources {
 
     /// Threads to use.
     pub fn threads(&self) -> usize {
-        super::threads(self.threads.map(usize::from))
+        threads(self.threads.map(usize::from))
     }
 }
 
@@ -182,10 +185,22 @@ impl Args {
         ));
         let done = run(&Output { path: output, options, memory: self.memory() })?;
         if self.manifest {
-            super::verify::write_manifest(plan, source, output)?;
+            write_manifest(plan, source, output)?;
         }
         Ok(done)
     }
+}
+
+/// Writes the manifest of an output beside it.
+fn write_manifest(plan: &Plan, source: &dyn Source, output: &Path) -> anyhow::Result<()> {
+    let outputs: Vec<PathBuf> = (0..plan.files().len()).map(|i| plan.path(i, output)).collect();
+    let inputs: u64 = source.files().iter().map(|f| f.size).sum();
+    let progress = Progress::start("hash", inputs + plan.file_size(), "B", 0);
+    let options: Vec<String> =
+        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
+    let manifest = Manifest::make(source, &outputs, json!(options), &progress)?;
+    progress.finish();
+    Ok(manifest.write(&LocalDisk, output)?)
 }
 
 /// Where and how a plan is carried out.

@@ -1,6 +1,6 @@
 //! `requant formats`: what is known of the tensor types.
 
-use super::say;
+use crate::cli::say;
 use crate::quant::{Format, Importance, Kind, Numbers, QuantType};
 use crate::recipe::FileType;
 use serde_json::{Value, json};

@@ -1,6 +1,6 @@
 //! `requant set` and `requant unset`: metadata of a GGUF file.
 
-use super::say;
+use crate::cli::say;
 use crate::gguf::{Edited, GgufFile, Metadata, Value, finish_interrupted, replace_metadata};
 use crate::names::did_you_mean;
 use anyhow::bail;

@@ -1,0 +1,213 @@
+//! What a conversion makes of a checkpoint, which `convert` and `plan` share.
+
+use super::types::{self, recipe};
+use super::{calibrate, output, place};
+use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::model::{CheckpointModel, Given, Mla, Mtp};
+use crate::recipe::{FileType, Recipe};
+use crate::simd::Simd;
+use anyhow::bail;
+use clap::ValueEnum;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What the output is to be.
+#[derive(clap::Args)]
+pub struct Choices {
+    /// Type of the output, named as llama-quantize names it, a recipe file (*.toml), or lossless: each
+    /// tensor in the smallest type that keeps its values, such as Q4_0 for INT4 in groups of 32
+    #[arg(long = "type", short = 't', value_name = "TYPE", required_unless_present = "outtype",
+        value_parser = target)]
+    ty: Option<Target>,
+    /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
+    /// every matrix in this type, straight from the checkpoint's exact values
+    #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["ty", "imatrix",
+        "tensor_type", "tensor_type_file", "pure", "leave_output_tensor", "output_tensor_type",
+        "token_embedding_type", "write_recipe"])]
+    outtype: Option<Outtype>,
+    /// Store matrices that are FP8 in the checkpoint as Q8_0, as convert_hf_to_gguf.py does
+    #[arg(long, conflicts_with = "ty")]
+    fp8_as_q8: bool,
+    /// Name of the model (general.name)
+    #[arg(long, value_name = "NAME")]
+    model_name: Option<String>,
+    /// JSON file with metadata to write instead of what the checkpoint says: general.author and other
+    /// names, general.sampling.*, general.tags, general.languages
+    #[arg(long, value_name = "FILE")]
+    metadata: Option<PathBuf>,
+    /// Of convert_hf_to_gguf.py, without effect: memory is bounded in any case
+    #[arg(long = "no-lazy", alias = "use-temp-file", action = clap::ArgAction::Count, hide = true)]
+    _lazy: u8,
+    #[command(flatten)]
+    recipe: types::Args,
+    /// Precision on the way to a quantized type: bf16 gives the bytes of the two-step way, f32
+    /// quantizes the exact FP8 x scale products
+    #[arg(long, value_enum, default_value = "bf16")]
+    intermediate: Precision,
+    /// Multi-token-prediction layers: drop or keep them, or only them, for a file to draft with
+    /// [default: as the reference converter does, which keeps DeepSeek-V3.2's and drops others]
+    #[arg(long, value_enum)]
+    mtp: Option<MtpArg>,
+    /// Latent attention: split into attn_k_b and attn_v_b, as today's files have it, or legacy, the
+    /// joint attn_kv_b of files from before April 2025
+    #[arg(long, value_enum, default_value = "split")]
+    mla: MlaArg,
+    /// Name of the pre-tokenizer (tokenizer.ggml.pre), if it is not recognised
+    #[arg(long, value_name = "NAME")]
+    tokenizer_pre: Option<String>,
+}
+
+/// What `--type` may say.
+#[derive(Clone)]
+enum Target {
+    Recipe(Arc<Recipe>),
+    Lossless,
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    match text.eq_ignore_ascii_case(LOSSLESS) {
+        true => Ok(Target::Lossless),
+        false => recipe(text).map(Target::Recipe),
+    }
+}
+
+const LOSSLESS: &str = "lossless";
+
+/// Precision on the way to a quantized type.
+#[derive(Clone, Copy, ValueEnum)]
+pub enum Precision {
+    Bf16,
+    F32,
+}
+
+/// The types that convert_hf_to_gguf.py writes.
+#[derive(Clone, Copy, ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum Outtype {
+    F32,
+    F16,
+    Bf16,
+    #[value(name = "q8_0")]
+    Q8_0,
+    #[value(name = "tq1_0")]
+    Tq1_0,
+    #[value(name = "tq2_0")]
+    Tq2_0,
+    /// The checkpoint's own 16-bit type
+    Auto,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MtpArg {
+    Drop,
+    Keep,
+    Only,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum MlaArg {
+    Split,
+    Legacy,
+}
+
+impl Choices {
+    /// Opens a checkpoint and plans its conversion.
+    pub fn plan(
+        &self,
+        checkpoint: &Path,
+        output: &output::Args,
+        calibrated: Option<&calibrate::Prepared>,
+    ) -> anyhow::Result<(CheckpointModel, Plan)> {
+        let mtp = match self.mtp {
+            Some(MtpArg::Drop) => Mtp::Drop,
+            Some(MtpArg::Keep) => Mtp::Keep,
+            Some(MtpArg::Only) => Mtp::Only,
+            None => Mtp::Usual,
+        };
+        let mla = match self.mla {
+            MlaArg::Split => Mla::Split,
+            MlaArg::Legacy => Mla::Legacy,
+        };
+        let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
+        model.set_simd(self.recipe.simd());
+        let importance = self.recipe.importance()?;
+        let (recipe, mode) = match (self.outtype, &self.ty) {
+            (Some(outtype), _) => {
+                model.keep_blocks()?;
+                (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert)
+            }
+            (None, Some(Target::Recipe(recipe))) => (recipe.clone(), Mode::Quantize),
+            (None, Some(Target::Lossless)) => {
+                if importance.is_some() || calibrated.is_some() || self.recipe.chooses_types() {
+                    bail!(
+                        "--type lossless takes no other types, and nothing that weighs or rounds"
+                    );
+                }
+                model.keep_exact()?;
+                (Arc::new(Recipe::of(FileType::F32)), Mode::Lossless)
+            }
+            (None, None) => bail!("neither --type nor --outtype is given"),
+        };
+        let settings = Settings {
+            recipe,
+            write_recipe: self.recipe.write_recipe,
+            notes: calibrated.map(calibrate::Prepared::notes).unwrap_or_default(),
+            mode,
+            given: Given::read(self.model_name.clone(), self.metadata.as_deref())?,
+            fp8_as_q8: self.fp8_as_q8,
+            prune_layers: self.recipe.prune_layers(),
+            override_kv: self.recipe.override_kv(),
+            options: self.recipe.options(importance.is_some() || calibrated.is_some())?,
+            intermediate: match self.intermediate {
+                Precision::Bf16 => Intermediate::Bf16,
+                Precision::F32 => Intermediate::F32,
+            },
+            tokenizer_pre: self.tokenizer_pre.clone(),
+            threads: output.threads(),
+            importance,
+            allow_requantize: false,
+            simd: self.recipe.simd(),
+            check: self.recipe.check,
+            split: output.split(false)?,
+            memory: output.memory(),
+        };
+        let plan = Plan::of_checkpoint(&model, &settings)?;
+        Ok((model, plan))
+    }
+
+    /// The instructions to use.
+    pub fn simd(&self) -> Simd {
+        self.recipe.simd()
+    }
+
+    /// The name of the pre-tokenizer, where one is given.
+    pub fn tokenizer_pre(&self) -> Option<&str> {
+        self.tokenizer_pre.as_deref()
+    }
+
+    /// What was asked for.
+    pub fn name(&self) -> String {
+        match (&self.ty, self.outtype.and_then(|o| o.to_possible_value())) {
+            (Some(Target::Recipe(recipe)), _) => recipe.name().to_owned(),
+            (Some(Target::Lossless), _) => LOSSLESS.to_owned(),
+            (None, Some(outtype)) => outtype.get_name().to_owned(),
+            (None, None) => String::new(),
+        }
+    }
+}
+
+impl Outtype {
+    fn file_type(self, model: &CheckpointModel) -> FileType {
+        match self {
+            Self::F32 => FileType::F32,
+            Self::F16 => FileType::F16,
+            Self::Bf16 => FileType::BF16,
+            Self::Q8_0 => FileType::Q8_0,
+            Self::Tq1_0 => FileType::TQ1_0,
+            Self::Tq2_0 => FileType::TQ2_0,
+            Self::Auto => {
+                model.checkpoint().half_type().and_then(FileType::of_type).unwrap_or(FileType::F16)
+            }
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! The importance matrix that `imatrix` and `join` write.
+
+use crate::cli::say;
+use crate::imatrix::Sums;
+use crate::io::LocalDisk;
+use crate::warning::{Topic, Warning};
+use anyhow::bail;
+use std::path::PathBuf;
+
+/// The file that is written.
+#[derive(clap::Args)]
+pub struct File {
+    /// File to write
+    #[arg(long, short, value_name = "FILE", default_value = "imatrix.gguf")]
+    output: PathBuf,
+    /// Format: gguf, or the legacy dat
+    #[arg(long, value_enum, value_name = "FORMAT", default_value = "gguf")]
+    output_format: Format,
+    /// Replace an existing output
+    #[arg(long)]
+    force: bool,
+}
+
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Format {
+    Gguf,
+    Dat,
+}
+
+impl File {
+    /// Whether the file may be written.
+    pub fn check(&self) -> anyhow::Result<()> {
+        match self.output.exists() && !self.force {
+            true => bail!("{} exists; choose another name or give --force", self.output.display()),
+            false => Ok(()),
+        }
+    }
+
+    /// Writes it, and says what is in it.
+    pub fn write(&self, sums: &Sums, json: bool) -> anyhow::Result<()> {
+        match self.output_format {
+            Format::Gguf => sums.write_gguf(&LocalDisk, &self.output)?,
+            Format::Dat => sums.write_legacy(&LocalDisk, &self.output)?,
+        }
+        let unreached = sums.unreached();
+        for (name, experts) in &unreached {
+            let experts: Vec<String> = experts.iter().map(usize::to_string).collect();
+            let text = format!("no token reached {name}: {}", experts.join(", "));
+            say::warning(&Warning::new(Topic::Imatrix, text));
+        }
+        if json {
+            let unreached: serde_json::Map<String, serde_json::Value> = unreached
+                .iter()
+                .map(|(name, experts)| ((*name).to_owned(), experts.clone().into()))
+                .collect();
+            say::json(serde_json::json!({
+                "version": 1, "output": self.output, "entries": sums.entries.len(),
+                "chunks": sums.chunk_count, "ctx": sums.chunk_size, "unreached_experts": unreached,
+            }));
+            return Ok(());
+        }
+        say::info(format!(
+            "{}: {} entries from {} chunks of {}",
+            self.output.display(),
+            sums.entries.len(),
+            sums.chunk_count,
+            sums.chunk_size
+        ));
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+//! Options of everything that is measured.
+
+use super::instructions::Instructions;
+use super::output::binary_size;
+use super::place;
+use crate::cli::progress::Progress;
+use crate::cli::views::units;
+use crate::cli::{bad_usage, say, threads};
+use crate::eval::{Activations, Scratch};
+use crate::measure::{Choices, Options, Subject, Text, choices};
+use crate::model::Model;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
+use std::path::{Path, PathBuf};
+
+/// Where hidden states wait, and how much memory there is.
+#[derive(Clone, clap::Args)]
+pub struct Room {
+    /// Folder for hidden states, instead of memory; an interrupted run goes on from there with the
+    /// same command
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+    /// Memory to keep within, about: N bytes, or N followed by M or G (binary); the more, the fewer
+    /// times a layer's weights are decoded [default: some 2G and the hidden states]
+    #[arg(long, value_name = "SIZE", value_parser = binary_size)]
+    memory: Option<u64>,
+}
+
+impl Room {
+    /// Memory as it comes, and a folder for hidden states.
+    pub fn in_folder(scratch: Option<PathBuf>) -> Self {
+        Self { scratch, memory: None }
+    }
+
+    /// Sets these of the options.
+    pub fn apply(&self, options: Options) -> Options {
+        let scratch = self.scratch.as_deref().map(Scratch::new);
+        Options { scratch, memory: self.memory, ..options }
+    }
+
+    /// Removes what was kept of evaluations, now that their results are safe.
+    pub fn finish(options: &Options) {
+        let Some(scratch) = &options.scratch else { return };
+        let (n, bytes) = scratch.finish();
+        if n > 0 {
+            // No fault of what was asked for, so no warning.
+            say::info(format!(
+                "{}: {n} other evaluations, running or stopped, have {} here; delete requant-* of those \
+                 that are not to go on",
+                scratch.folder().display(),
+                units::bytes(bytes)
+            ));
+        }
+    }
+}
+
+/// In which precision activations meet weights.
+#[derive(Clone, Copy, clap::Args)]
+pub struct Precision {
+    /// Precision in which activations meet weights: f32, or q8, the rounding of llama.cpp on a CPU,
+    /// for its figures
+    #[arg(long = "activations", value_name = "TYPE", default_value = "f32",
+          value_parser = PossibleValuesParser::new(["f32", "q8"]).map(|name| match name.as_str() {
+              "q8" => Activations::Q8,
+              _ => Activations::F32,
+          }))]
+    pub activations: Activations,
+}
+
+/// The text, and how it is cut.
+#[derive(clap::Args)]
+pub struct TextArgs {
+    /// Text file; repeatable, for figures of each text beside those of all
+    #[arg(long, short = 'f', value_name = "FILE")]
+    text: Vec<PathBuf>,
+    /// File of token numbers instead, separated by spaces, commas or lines
+    #[arg(long, value_name = "FILE", conflicts_with = "text")]
+    tokens: Vec<PathBuf>,
+    /// Tokens per chunk [default: 512]
+    #[arg(long, short, value_name = "N",
+          value_parser = clap::value_parser!(u32).range(4..=1 << 20))]
+    ctx: Option<u32>,
+    /// Use only the first N chunks of each text
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    chunks: Option<u32>,
+}
+
+/// How it runs.
+#[derive(clap::Args)]
+pub struct RunArgs {
+    /// Threads [default: all processors]
+    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    #[command(flatten)]
+    precision: Precision,
+    #[command(flatten)]
+    instructions: Instructions,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What the options of a measurement say together.
+pub fn options(text: &TextArgs, room: &Room, run: &RunArgs) -> Options {
+    room.apply(Options {
+        ctx: text.ctx.map_or(Options::default().ctx, |ctx| ctx as usize),
+        chunks: text.chunks.map(|n| n as usize),
+        activations: run.precision.activations,
+        simd: run.instructions.simd(),
+        threads: threads(run.threads.map(usize::from)),
+        ..Options::default()
+    })
+}
+
+/// A model to be measured.
+pub fn model(path: &Path, options: &Options) -> anyhow::Result<Model> {
+    let mut model = place::model(path)?;
+    model.set_simd(options.simd);
+    Ok(model)
+}
+
+impl TextArgs {
+    /// The texts, or the numbers of their tokens.
+    pub fn read(&self) -> anyhow::Result<Vec<Text>> {
+        let texts = self.text.iter().map(|path| Text::read(path));
+        let tokens = self.tokens.iter().map(|path| Text::read_tokens(path));
+        let texts = texts.chain(tokens).collect::<Result<Vec<_>, _>>()?;
+        match texts.is_empty() {
+            true => bad_usage("give a text with --text, or token numbers with --tokens"),
+            false => Ok(texts),
+        }
+    }
+
+    /// The one text.
+    pub fn read_one(&self) -> anyhow::Result<Text> {
+        match <[Text; 1]>::try_from(self.read()?) {
+            Ok([text]) => Ok(text),
+            Err(_) => bad_usage("give one text"),
+        }
+    }
+}
+
+/// Tasks whose answers are given.
+#[derive(clap::Args)]
+pub struct Tasks {
+    /// Let models choose among given answers: a file of JSON lines ({"context": …, "choices": […],
+    /// "answer": 0}), or one of llama-perplexity --multiple-choice, --hellaswag or --winogrande
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "dry_run"])]
+    choices: Option<PathBuf>,
+    /// Use only N tasks, from all over the file
+    #[arg(long, value_name = "N", requires = "choices", value_parser = clap::value_parser!(u32).range(1..))]
+    tasks: Option<u32>,
+}
+
+impl Tasks {
+    /// Whether there are some, and no text.
+    pub fn are_alone(&self, text: &TextArgs) -> bool {
+        self.choices.is_some() && text.text.is_empty() && text.tokens.is_empty()
+    }
+
+    /// Has models answer.
+    pub fn ask(&self, subjects: &[Subject], options: &Options) -> anyhow::Result<Option<Choices>> {
+        let Some(file) = &self.choices else { return Ok(None) };
+        let progress = Progress::start("choices", 0, "token-layers", 0);
+        let most = self.tasks.map(|n| n as usize);
+        let found = choices(subjects, file, most, options, &progress)?;
+        progress.finish();
+        Ok(Some(found))
+    }
+}
+
+/// How many chunks are enough.
+#[derive(clap::Args)]
+pub struct Sampling {
+    /// Take chunks from all over the text, and stop as soon as the standard error of the mean KL divergence
+    /// (of the mean negative log-likelihood for perplexity) is this part of the mean, for example 2%
+    #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "shard")]
+    until_error: Option<f64>,
+    /// Which chunks come first where not all may be needed
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    seed: u64,
+}
+
+impl Sampling {
+    /// Sets these of the options.
+    pub fn apply(&self, options: Options) -> Options {
+        Options { until_error: self.until_error, seed: self.seed, ..options }
+    }
+}
+
+/// `2%` or `0.02`.
+fn percent(text: &str) -> Result<f64, String> {
+    let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 100.0));
+    let number: Option<f64> = number.trim().parse().ok();
+    number
+        .map(|x| x / scale)
+        .filter(|x| *x > 0.0 && *x < 1.0)
+        .ok_or("write for example 2%".to_owned())
+}

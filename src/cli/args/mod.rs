@@ -1,0 +1,11 @@
+//! Options that several commands share, and what they make of them.
+
+pub mod calibrate;
+pub mod choices;
+pub mod imatrix;
+mod instructions;
+pub mod measure;
+pub mod output;
+pub mod place;
+pub mod share;
+pub mod types;

@@ -1,0 +1,93 @@
+//! `requant compare`: what quantizations cost, token by token.
+
+use crate::cli::args::measure::{Room, RunArgs, Sampling, Tasks, TextArgs, model, options};
+use crate::cli::args::share;
+use crate::cli::bad_usage;
+use crate::cli::views::measured::{self, Show};
+use crate::measure::{Against, Extras, Job, Subject};
+use std::path::PathBuf;
+
+/// Compare models with a reference on a text: perplexity, KL divergence, agreement.
+///
+/// All models pass the text together, layer by layer; no file of logits is needed. Definitions are
+/// those of llama-perplexity --kl-divergence.
+#[derive(clap::Args)]
+#[command(after_help = "Examples:\n  requant compare DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
+                        --text wiki.test.raw --report cost.html\n  \
+                        requant compare --base r1.kld DeepSeek-R1-Q4_K_M.gguf")]
+pub struct Args {
+    /// The reference, then the models to compare with it; with --base, the models alone
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    #[command(flatten)]
+    text: TextArgs,
+    /// Take the reference from a file of log-probabilities (llama-perplexity's format)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "tokens", "ctx", "save_base"])]
+    base: Option<PathBuf>,
+    /// Save the reference's log-probabilities in llama-perplexity's format
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "until_error"])]
+    save_base: Option<PathBuf>,
+    /// Show the error of the hidden states after each layer
+    #[arg(long, conflicts_with = "shard")]
+    by_layer: bool,
+    /// Measure the error of each tensor's output alone, on the reference's own activations
+    #[arg(long, conflicts_with = "base")]
+    by_tensor: bool,
+    /// Write a page with tables and pictures
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    tasks: Tasks,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    share: share::Args,
+    #[command(flatten)]
+    room: Room,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
+    let candidates = match (&args.base, args.models.as_slice()) {
+        (Some(_), models) => models,
+        (None, [_, candidates @ ..]) if args.save_base.is_some() || !candidates.is_empty() => {
+            candidates
+        }
+        _ => bad_usage("give a reference and at least one model to compare with it"),
+    };
+    let open = |path: &PathBuf| model(path, &options);
+    let opened = candidates.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
+    let candidates: Vec<Subject> =
+        candidates.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
+    let alone = args.base.is_none() && args.tasks.are_alone(&args.text);
+    let path = &args.models[0];
+    let of_reference;
+    let (reference, texts) = match &args.base {
+        Some(base) => (Against::Base(base), Vec::new()),
+        None => {
+            of_reference = open(path)?;
+            let texts = if alone { Vec::new() } else { args.text.read()? };
+            (Against::Model(Subject { path, model: &of_reference }), texts)
+        }
+    };
+    let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
+    let job = Job::Compare { reference, candidates: &candidates, extras };
+    let ask = || args.tasks.ask(&job.subjects(), &options);
+    if alone {
+        ask()?.iter().for_each(|choices| measured::choices(choices, args.run.json));
+    } else if let Some(part) =
+        args.share.measure("compare", job, &texts, &options, args.run.json)?
+    {
+        let show = Show {
+            json: args.run.json,
+            by_layer: args.by_layer,
+            report: args.report.clone(),
+            choices: ask()?,
+        };
+        measured::found(&part.result()?, &show)?;
+    }
+    Room::finish(&options);
+    Ok(())
+}

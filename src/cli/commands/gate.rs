@@ -1,0 +1,77 @@
+//! `requant gate`: whether a model's loss stays within limits.
+
+use crate::cli::args::measure::{Room, RunArgs, Sampling, TextArgs, model, options};
+use crate::cli::args::share;
+use crate::cli::views::measured::{self, Show};
+use crate::eval::Limits;
+use crate::measure::{Job, Subject, Terms};
+use std::path::PathBuf;
+
+/// Decide whether a model's loss stays within limits, as early as the measurements allow.
+///
+/// Exit codes: 0 all limits are kept, 3 one is not, 4 undecided at this confidence.
+#[derive(clap::Args)]
+#[command(after_help = "Example:\n  requant gate DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
+                        --text wiki.test.raw --max-kld 0.02 --max-ppl-ratio 1.01")]
+#[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)
+                .args(["max_kld", "max_ppl_ratio", "min_same_top"])))]
+pub struct Args {
+    /// The reference: checkpoint or GGUF file
+    reference: PathBuf,
+    /// The model to judge
+    model: PathBuf,
+    #[command(flatten)]
+    text: TextArgs,
+    /// Largest mean KL divergence, in nats
+    #[arg(long, value_name = "X", value_parser = positive)]
+    max_kld: Option<f64>,
+    /// Largest perplexity, divided by the reference's
+    #[arg(long, value_name = "X", value_parser = positive)]
+    max_ppl_ratio: Option<f64>,
+    /// Smallest share of tokens with the same most probable token, from 0 to 1
+    #[arg(long, value_name = "X", value_parser = positive)]
+    min_same_top: Option<f64>,
+    /// Probability that a verdict is right
+    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = probability)]
+    confidence: f64,
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    share: share::Args,
+    #[command(flatten)]
+    room: Room,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+fn positive(text: &str) -> Result<f64, String> {
+    text.parse().ok().filter(|x: &f64| *x > 0.0 && x.is_finite()).ok_or("not above 0".to_owned())
+}
+
+fn probability(text: &str) -> Result<f64, String> {
+    let inside = |p: &f64| *p > 0.5 && *p < 1.0;
+    text.parse().ok().filter(inside).ok_or("not between 0.5 and 1".to_owned())
+}
+
+/// The exit code of the verdict.
+pub fn run(args: &Args) -> anyhow::Result<u8> {
+    let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
+    let texts = args.text.read()?;
+    let (reference, model) = (model(&args.reference, &options)?, model(&args.model, &options)?);
+    let reference = Subject { path: &args.reference, model: &reference };
+    let candidate = Subject { path: &args.model, model: &model };
+    let limits = Limits {
+        kl: args.max_kld,
+        perplexity_ratio: args.max_ppl_ratio,
+        same_top: args.min_same_top,
+    };
+    let job =
+        Job::Gate { reference, candidate, terms: Terms { limits, confidence: args.confidence } };
+    let mut exit = 0;
+    if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
+        let show = Show { json: args.run.json, ..Show::default() };
+        exit = measured::found(&part.result()?, &show)?;
+    }
+    Room::finish(&options);
+    Ok(exit)
+}

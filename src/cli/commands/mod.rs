@@ -1,0 +1,20 @@
+//! The commands, a file for each: its arguments, and what it does with them.
+
+pub mod compare;
+pub mod convert;
+pub mod diff;
+pub mod edit;
+pub mod export;
+pub mod formats;
+pub mod gate;
+pub mod hash;
+pub mod imatrix;
+pub mod inspect;
+pub mod join;
+pub mod mix;
+pub mod perplexity;
+pub mod plan;
+pub mod quantize;
+pub mod recipe;
+pub mod split;
+pub mod verify;
