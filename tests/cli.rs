@@ -4,7 +4,7 @@
 mod common;
 
 use assert_cmd::cargo::CommandCargoExt;
-use common::{HELDOUT, TINY_R1};
+use common::{BF16, HELDOUT, TINY_R1, validate};
 use requant::gguf::GgufFile;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
@@ -76,6 +76,11 @@ fn bad_usage_exits_with_2_and_failure_with_1() {
         &["convert", TINY_R1][..],
         &["convert", TINY_R1, "out.gguf", "--type", "Q4KM"],
         &["perplexity", TINY_R1],
+        &["compare", TINY_R1, "--text", HELDOUT],
+        &["split", BF16, "out"],
+        &["imatrix"],
+        &["convert", TINY_R1, "out.gguf", "-t", "Q8_0", "--shard", "1/2"],
+        &["perplexity", TINY_R1, "--text", HELDOUT, "--shard", "3/2", "--part", "a"],
         &["frobnicate"],
     ] {
         let run = requant(args);
@@ -89,11 +94,68 @@ fn bad_usage_exits_with_2_and_failure_with_1() {
         &["perplexity", TINY_R1, "--text", "no/such/text"],
         &["perplexity", TINY_R1, "--text", "tests/fixtures/reference/imatrix.dat"],
         &["convert", TINY_R1, "/no/such/folder/out.gguf", "--type", "Q8_0", "-q"],
+        &["compare", BF16, BF16, "--text", HELDOUT, "--report", "/no/such/folder/a.html"],
+        &["imatrix", BF16, "--text", HELDOUT, "-o", "tests"],
     ] {
         let run = requant(args);
         let err = text(&run.stderr);
         assert_eq!(run.status.code(), Some(1), "{args:?}");
         assert!(err.starts_with("requant: ") && err.lines().count() == 1, "{err}");
+    }
+}
+
+#[test]
+fn an_error_is_json_where_results_are() {
+    for (args, code) in [
+        (&["perplexity", TINY_R1, "--text", "no/such/text", "--json"][..], 1),
+        (&["perplexity", TINY_R1, "--json"], 2),
+        (&["perplexity", TINY_R1, "--no-such-option", "--json"], 2),
+    ] {
+        let run = requant(args);
+        assert_eq!(run.status.code(), Some(code), "{args:?}");
+        let json = serde_json::from_slice(&run.stdout).unwrap();
+        validate("error", &json);
+        assert!(text(&run.stderr).contains(json["error"].as_str().unwrap()), "{json}");
+    }
+}
+
+#[test]
+fn results_are_said_before_a_page_is_written() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("new/page.html");
+    let path = page.to_str().unwrap();
+    let args = ["compare", BF16, BF16, "--text", HELDOUT, "--chunks", "2", "--report", path];
+    assert_eq!(requant(&args).status.code(), Some(0));
+    assert!(page.exists(), "its folder was made");
+    std::fs::remove_file(&page).unwrap();
+    // What makes the page fail in the end cannot be known before.
+    std::fs::create_dir(dir.path().join("new/page.html.part")).unwrap();
+    let run = requant(&args);
+    assert_eq!(run.status.code(), Some(1));
+    assert!(text(&run.stdout).contains("mean KL divergence"), "{}", text(&run.stdout));
+    assert!(text(&run.stderr).contains("page.html.part"), "{}", text(&run.stderr));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_gate_that_is_told_to_stop_says_what_it_has() {
+    let model = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+    let args = ["gate", TINY_R1, model, "--text", HELDOUT, "--max-kld", "1e-9", "--json"];
+    let child = Command::cargo_bin("requant").unwrap().args(args).stdout(Stdio::piped()).spawn();
+    let child = child.unwrap();
+    // Handlers stand long before the text is read, and all chunks take longer than this.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let id = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(id, rustix::process::Signal::TERM).unwrap();
+    let run = child.wait_with_output().unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&run.stdout).unwrap();
+    match run.status.code() {
+        Some(4) => {
+            validate("gate", &json);
+            assert_eq!(json["complete"], false);
+        }
+        // The signal came while models were opened, or late.
+        code => assert!([Some(3), Some(130)].contains(&code), "{json}"),
     }
 }
 
@@ -142,7 +204,7 @@ fn what_is_kept_without_loss_is_said_and_verified() {
     assert!(text(&run.stdout).contains("all equal"), "{}", text(&run.stdout));
     let more = ["convert", folder, "x.gguf", "--type", "lossless", "--tensor-type", "attn=Q8_0"];
     let run = requant(&more);
-    assert_eq!(run.status.code(), Some(1));
+    assert_eq!(run.status.code(), Some(2));
     assert!(text(&run.stderr).contains("takes no other types"), "{}", text(&run.stderr));
 }
 

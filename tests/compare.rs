@@ -6,9 +6,11 @@ mod common;
 
 use assert_cmd::cargo::CommandCargoExt;
 use common::{BF16, CALIBRATION, HELDOUT, TINY_R1, requant, validate};
-use requant::eval::{self, PerplexityOptions, Reference, compare};
+use requant::eval::{self, Limits, PerplexityOptions, Reference, Verdict, compare};
 use requant::imatrix::{Imatrix, Sums};
+use requant::measure::{self, Options, Subject, Terms, Text};
 use requant::model::{Model, Mtp};
+use requant::monitor::Monitor;
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -542,8 +544,58 @@ fn the_tensor_that_is_not_finite_is_named() {
 fn too_little_memory_is_said_before_anything_runs() {
     let args = ["compare", BF16, BF16, "--text", HELDOUT, "--memory", "256M"];
     let (code, _, err) = requant(&args);
-    assert!(code == 1 && err.contains("--memory") && err.contains("--scratch puts these"), "{err}");
+    assert!(
+        code == 1 && err.contains("--memory") && err.contains("--scratch puts on disk"),
+        "{err}"
+    );
     let args = ["perplexity", BF16, "--text", HELDOUT, "--scratch", "no/such/folder"];
     let (code, _, err) = requant(&args);
     assert!(code == 1 && err.contains("not a folder"), "{err}");
+}
+
+/// Stops work after so much of it.
+struct StopsAfter(std::sync::atomic::AtomicU64, u64);
+
+impl Monitor for StopsAfter {
+    fn advance(&self, amount: u64) {
+        self.0.fetch_add(amount, std::sync::atomic::Ordering::Relaxed);
+    }
+
+    fn cancelled(&self) -> bool {
+        self.0.load(std::sync::atomic::Ordering::Relaxed) > self.1
+    }
+}
+
+#[test]
+fn what_was_found_before_it_was_stopped_is_said() {
+    let model = Model::open(Path::new(BF16), Mtp::Drop).unwrap();
+    let subject = Subject { path: Path::new(BF16), model: &model };
+    let texts = [Text::read(Path::new(HELDOUT)).unwrap()];
+    let hour = Some(std::time::Duration::from_secs(3600));
+    let options = Options { time_limit: hour, chunks: Some(20), ..Options::default() };
+    // Four chunks come first, and pass three layers and the output.
+    let first = 4 * 512 * 4;
+    let found = |work: u64, options: &Options| {
+        measure::perplexity(subject, &texts, options, &StopsAfter(0.into(), work))
+    };
+    let part = found(first + 1, &options).unwrap();
+    assert_eq!((part.complete, part.chunks, part.chunks_available), (false, 4, 20));
+    assert_eq!(part.own.nll_per_chunk.len(), 4);
+    assert!(found(first / 2, &options).is_err(), "there is nothing yet");
+    let all = found(u64::MAX, &options).unwrap();
+    assert_eq!((all.complete, all.chunks), (true, 20));
+    let plain = Options { time_limit: None, ..options.clone() };
+    assert_eq!(found(u64::MAX, &plain).unwrap().own.mean_nll, all.own.mean_nll);
+    let short = Options { time_limit: Some(std::time::Duration::from_nanos(1)), ..options.clone() };
+    let error = found(u64::MAX, &short).unwrap_err().to_string();
+    assert!(error.contains("time limit"), "{error}");
+
+    let limits = Limits { kl: Some(1e-12), ..Limits::default() };
+    let terms = Terms { limits, confidence: 0.99 };
+    let gate = |work: u64| {
+        let stops = StopsAfter(0.into(), work);
+        measure::gate(subject, subject, &texts, terms, &plain, &stops).unwrap()
+    };
+    let judged = gate(0);
+    assert_eq!((judged.verdict, judged.complete, judged.chunks), (Verdict::Undecided, false, 0));
 }

@@ -55,12 +55,12 @@ fn a_file_is_traced_to_its_checkpoint() {
     copy.poke("model-00001-of-00003.safetensors", down, 600, &[0x7e]);
     let other = copy.path().to_str().unwrap();
     let (code, _, err) = requant(&["verify", out, "-q", "--against", other, "--imatrix", IMATRIX]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(3));
     assert!(err.contains("`blk.0.ffn_down.weight` differs, row 1"), "{err}");
 
     damage(&path, "blk.2.ffn_up_exps.weight");
     let (code, _, err) = requant(&verify);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(3));
     assert!(
         err.contains("`blk.2.ffn_up_exps.weight` differs") && err.lines().count() == 1,
         "{err}"
@@ -90,7 +90,7 @@ fn a_manifest_finds_damage_and_missing_parts() {
     let last = dir.path().join("out-00003-of-00003.gguf");
     damage(&last, "blk.2.ffn_up_shexp.weight");
     let (code, _, err) = requant(&verify);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, Some(3));
     assert!(err.contains("tensor `blk.2.ffn_up_shexp.weight` is not the manifest's"), "{err}");
     std::fs::remove_file(&last).unwrap();
     let (code, _, err) = requant(&verify);

@@ -13,6 +13,11 @@ use crate::tokenizer::TokenizerError;
 
 use std::error::Error;
 
+/// Arguments that mean nothing together.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct BadUsage(pub String);
+
 /// The chain of causes on one line. Library errors name their cause themselves, so a cause that is
 /// repeated in what came before adds nothing.
 pub fn describe(error: &anyhow::Error) -> String {
@@ -49,11 +54,11 @@ fn said(error: &(dyn Error + 'static)) -> String {
     let of_states = match states {
         0 => String::new(),
         n => format!(
-            ", {} of them for hidden states; --scratch puts these on disk",
+            ", {} of them for hidden states, which --scratch puts on disk",
             units::bytes(*n)
         ),
     };
-    format!("--memory {memory} is not enough: {needed} are needed{of_states}")
+    format!("{memory} of memory are not enough, {needed} are needed{of_states} (--memory)")
 }
 
 /// How the error's text goes on to say which option helps.
@@ -160,7 +165,7 @@ mod tests {
                     the text's tokens with --tokens FILE";
         reads(MeasureError::Tokenizer { path: "m".into(), error: pre }, text);
         let memory = MeasureError::Memory { memory: 1 << 30, needed: 1 << 31, states: 0 };
-        reads(memory, "--memory 1.0 GiB is not enough: 2.0 GiB are needed");
+        reads(memory, "1.0 GiB of memory are not enough, 2.0 GiB are needed (--memory)");
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod reference;
 mod say;
 mod views;
 
+use crate::io;
 use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use commands::{
@@ -114,10 +115,12 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Convert(args) => convert::run(&args),
             Command::Quantize(args) => quantize::run(&args),
             Command::Plan(args) => plan::run(&args),
-            Command::Verify(args) => verify::run(&args),
-            Command::Perplexity(args) => perplexity::run(&args),
+            Command::Verify(args) => verify::run(&args).map(|same| {
+                exit = if same { 0 } else { 3 };
+            }),
+            Command::Perplexity(args) => perplexity::run(&args).map(|code| exit = code),
             Command::Inspect(args) => inspect::run(&args),
-            Command::Compare(args) => compare::run(&args),
+            Command::Compare(args) => compare::run(&args).map(|code| exit = code),
             Command::Gate(args) => gate::run(&args).map(|code| exit = code),
             Command::Imatrix(args) => imatrix::run(&args),
             Command::Join(args) => join::run(&args).map(|code| exit = code),
@@ -146,34 +149,65 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
                 .with_context(|| folder.display().to_string()),
         });
     match result.and_then(|()| say::heed()) {
+        Ok(()) if say::is_lost() => exit.max(1),
         Ok(()) => exit,
         Err(error) => {
-            say::error(errors::describe(&error));
-            let interrupted = INTERRUPTED.load(Ordering::Relaxed);
-            if interrupted { 130 } else { 1 }
+            let text = errors::describe(&error);
+            say::error(&text);
+            say::json_error(&text);
+            match (is_interrupted(), error.is::<errors::BadUsage>()) {
+                (true, _) => 130,
+                (false, true) => 2,
+                (false, false) => 1,
+            }
         }
     }
 }
 
+/// Whether the program was asked to stop.
+fn is_interrupted() -> bool {
+    INTERRUPTED.load(Ordering::Relaxed)
+}
+
 /// The arguments; how much is said follows from them at once.
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Cli {
-    let cli = Cli::try_parse_from(arguments);
-    let cli = cli.unwrap_or_else(|error| reference::explain(error).exit());
+    let arguments: Vec<OsString> = arguments.into_iter().collect();
+    say::set_json(arguments.iter().any(|argument| argument == "--json"));
+    let cli = Cli::try_parse_from(arguments).unwrap_or_else(|error| {
+        let error = reference::explain(error);
+        if error.use_stderr() {
+            say::json_error(error.to_string().lines().next().unwrap_or_default());
+        }
+        error.exit()
+    });
     if cli.strict {
         say::set_strict();
     }
     say::set_level(if cli.quiet { say::Level::Error } else { cli.log_level });
+    say::debug(machine());
     cli
 }
 
-/// Ends the program as it ends where an argument does not parse.
-fn bad_usage(message: impl std::fmt::Display) -> ! {
-    Cli::command().error(clap::error::ErrorKind::InvalidValue, message).exit()
+/// What of the machine may be used.
+fn machine() -> String {
+    let memory = io::memory();
+    let bytes = |n: Option<u64>| n.map_or("an unknown amount".to_owned(), views::units::bytes);
+    let allowed = match memory.allowed {
+        Some(_) => format!(", {} allowed by its control group", bytes(memory.allowed)),
+        None => String::new(),
+    };
+    let processors = views::units::of(io::processors(), "processor");
+    format!("{processors}, {} of memory{allowed}", bytes(memory.physical))
+}
+
+/// An error of arguments that mean nothing together, as of one that does not parse.
+fn bad_usage(message: impl Into<String>) -> anyhow::Error {
+    errors::BadUsage(message.into()).into()
 }
 
 /// Threads to use: what is asked for, or what the machine has.
 fn threads(asked: Option<usize>) -> usize {
-    asked.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    asked.unwrap_or_else(io::processors)
 }
 
 #[cfg(test)]

@@ -10,10 +10,13 @@ use std::fmt::Write;
 use std::io::IsTerminal;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-/// Seconds between lines where there is no terminal.
-const LOG_INTERVAL: Duration = Duration::from_secs(15);
+/// Time to the first line where there is no terminal.
+const FIRST_LINE: Duration = Duration::from_secs(15);
+/// Time between lines later, as a part of the time passed: some forty lines in the first hour, ten in each that
+/// is twice as late.
+const LINES: u32 = 8;
 
 /// Shows work whose amount is known beforehand.
 pub struct Progress {
@@ -54,15 +57,17 @@ impl Progress {
         });
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
         bar.set_prefix(what);
-        let next_line = (!terminal && !quiet).then(|| Mutex::new(Instant::now() + LOG_INTERVAL));
+        let next_line = (!terminal && !quiet).then(|| Mutex::new(Instant::now() + FIRST_LINE));
         Self { bar, what, next_line, bytes_per_unit, unit, resumed: AtomicU64::new(0) }
     }
 
     /// Ends the display with a line that stays.
     pub fn finish(self) {
+        // Afterwards, the bar says that all was done, which is not so where less was enough.
+        let line = self.last_line();
         self.bar.finish_and_clear();
         if !self.bar.is_hidden() || self.next_line.is_some() {
-            say::to_stderr(format_args!("{}", self.line()));
+            say::to_stderr(format_args!("{line}"));
         }
     }
 
@@ -77,18 +82,37 @@ impl Progress {
     fn line(&self) -> String {
         let (done, total) = (self.bar.position(), self.bar.length().unwrap_or(0));
         let seconds = self.bar.elapsed().as_secs_f64();
-        let own = done.saturating_sub(self.resumed.load(Ordering::Relaxed));
-        let rate = units::count(own as f64 / seconds.max(1e-9));
-        let size = match self.bytes_per_unit > 0.0 {
-            true => format!(" {},", units::bytes((done as f64 * self.bytes_per_unit) as u64)),
+        let left = seconds / self.own().max(1) as f64 * total.saturating_sub(done) as f64;
+        let percent = 100.0 * done as f64 / total.max(1) as f64;
+        let left = units::duration(left);
+        format!("{}: {percent:.0} %,{} {}, {left} left", self.what, self.size(), self.rate())
+    }
+
+    fn last_line(&self) -> String {
+        let seconds = self.bar.elapsed().as_secs_f64();
+        let time =
+            if seconds < 60.0 { format!("{seconds:.1} s") } else { units::duration(seconds) };
+        format!("{}: done,{} {time}, {}", self.what, self.size(), self.rate())
+    }
+
+    /// Work of this process.
+    fn own(&self) -> u64 {
+        self.bar.position().saturating_sub(self.resumed.load(Ordering::Relaxed))
+    }
+
+    fn rate(&self) -> String {
+        let rate = self.own() as f64 / self.bar.elapsed().as_secs_f64().max(1e-9);
+        format!("{} {}/s", units::count(rate), self.unit)
+    }
+
+    fn size(&self) -> String {
+        match self.bytes_per_unit > 0.0 {
+            true => {
+                let bytes = self.bar.position() as f64 * self.bytes_per_unit;
+                format!(" {},", units::bytes(bytes as u64))
+            }
             false => String::new(),
-        };
-        if done >= total {
-            return format!("{}: done,{size} {seconds:.1} s, {rate} {}/s", self.what, self.unit);
         }
-        let left = seconds / own.max(1) as f64 * (total - done) as f64;
-        let percent = 100.0 * done as f64 / total as f64;
-        format!("{}: {percent:.0}%,{size} {rate} {}/s, {left:.0} s left", self.what, self.unit)
     }
 }
 
@@ -102,8 +126,9 @@ impl Monitor for Progress {
         if let Some(mut next) = self.next_line.as_ref().and_then(|n| n.try_lock().ok())
             && Instant::now() >= *next
         {
-            *next = Instant::now() + LOG_INTERVAL;
-            say::to_stderr(format_args!("{}", self.line()));
+            *next = Instant::now() + FIRST_LINE.max(self.bar.elapsed() / LINES);
+            let now = humantime::format_rfc3339_seconds(SystemTime::now());
+            say::to_stderr(format_args!("{now} {}", self.line()));
         }
     }
 

@@ -94,6 +94,21 @@ pub fn json(mut value: serde_json::Value) {
     result(format_args!("{value:#}\n"));
 }
 
+static JSON: AtomicBool = AtomicBool::new(false);
+
+/// Whether results are JSON, so that an error is one as well.
+pub fn set_json(json: bool) {
+    JSON.store(json, Ordering::Relaxed);
+}
+
+/// Why the program failed, on standard output for programs that read results there. See
+/// docs/schema/error.json.
+pub fn json_error(text: &str) {
+    if JSON.load(Ordering::Relaxed) {
+        json(serde_json::json!({ "version": 1, "error": text }));
+    }
+}
+
 /// A line about what was chosen.
 pub fn debug(text: impl Display) {
     lines(Level::Debug, text);
@@ -123,10 +138,20 @@ pub fn to_stderr(line: Arguments) {
     let _ = writeln!(anstream::stderr(), "{line}");
 }
 
-/// A result, on standard output. Where that takes nothing, as on a full disk, the program ends.
+static LOST: AtomicBool = AtomicBool::new(false);
+
+/// A result, on standard output. Where that takes nothing, as on a full disk, that is said once, and what else
+/// was to be written still is.
 pub fn result(text: Arguments) {
-    if let Err(cause) = std::io::stdout().write_fmt(text) {
+    let mut out = std::io::stdout().lock();
+    if let Err(cause) = out.write_fmt(text).and_then(|()| out.flush())
+        && !LOST.swap(true, Ordering::Relaxed)
+    {
         error(format_args!("standard output: {cause}"));
-        std::process::exit(1);
     }
+}
+
+/// Whether standard output has not taken all results.
+pub fn is_lost() -> bool {
+    LOST.load(Ordering::Relaxed)
 }

@@ -11,7 +11,7 @@ use super::prune::Pruned;
 use super::settings::{Intermediate, Mode, Settings};
 use crate::gguf::{Layout, Metadata, TensorType, split_path};
 use crate::imatrix::Imatrix;
-use crate::io::{folder, physical_memory};
+use crate::io::{folder, memory};
 use crate::model::CheckpointModel;
 use crate::names::in_short;
 use crate::quant::{Guide, QuantType};
@@ -462,9 +462,9 @@ fn guessed_file_type(source: &GgufSource) -> u32 {
     file_type.unwrap_or(FileType::F32).id() | GUESSED
 }
 
-/// A sixteenth of the machine's memory, at least 1 GiB.
+/// A sixteenth of the memory that may be used, at least 1 GiB where that leaves a quarter.
 fn default_memory() -> u64 {
-    (physical_memory().unwrap_or(0) / 16).max(1 << 30)
+    memory().usable().map_or(1 << 30, |all| (all / 16).max((1 << 30).min(all / 4 * 3)))
 }
 
 /// A header is held in the metadata, in the layout, and in the planned tensors.

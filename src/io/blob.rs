@@ -90,17 +90,6 @@ impl Blob for LocalFile {
     }
 }
 
-/// Bytes of memory that the machine has; `None` where the system does not say.
-pub fn physical_memory() -> Option<u64> {
-    #[cfg(target_os = "linux")]
-    {
-        let info = rustix::system::sysinfo();
-        Some(info.totalram as u64 * u64::from(info.mem_unit))
-    }
-    #[cfg(not(target_os = "linux"))]
-    None
-}
-
 #[cfg(unix)]
 pub(crate) fn read_exact_at(file: &File, out: &mut [u8], offset: u64) -> io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, out, offset)

@@ -7,6 +7,7 @@ mod blob;
 mod disk;
 mod error;
 mod journal;
+mod machine;
 mod mapping;
 mod output;
 #[cfg(test)]
@@ -14,13 +15,14 @@ pub(crate) mod small;
 mod speed;
 
 pub(crate) use blob::read_exact_at;
-pub use blob::{Blob, LocalFile, physical_memory};
+pub use blob::{Blob, LocalFile};
 #[cfg(feature = "eval")]
 pub(crate) use disk::unnamed;
 pub use disk::{Disk, LocalDisk, Part};
 pub(crate) use disk::{read_all, write_all};
 pub use error::IoError;
 pub(crate) use journal::Journal;
+pub use machine::{Memory, memory, processors};
 pub(crate) use mapping::{Mapping, open};
 #[cfg(feature = "eval")]
 pub(crate) use output::Sequence;

@@ -100,6 +100,9 @@ pub enum MeasureError {
     /// Log-probabilities of chunks that are not all of a text.
     #[error("{}: log-probabilities are saved of whole texts, not of some chunks until an error is small", .0.display())]
     Sampled(PathBuf),
+    /// A time limit that was over before any chunk was measured.
+    #[error("the time limit was over before any chunk was measured")]
+    NoTime,
     /// Parts that are missing.
     #[error("{}: {} of the measurement {} missing", first.display(), shares.join(", "),
         if shares.len() == 1 { "is" } else { "are" })]
@@ -146,6 +149,14 @@ pub enum MeasureError {
 }
 
 impl MeasureError {
+    /// Whether the work was only asked to end.
+    pub(super) fn is_cancelled(&self) -> bool {
+        match self {
+            Self::Model { error, .. } | Self::Eval(error) => matches!(error, EvalError::Cancelled),
+            _ => false,
+        }
+    }
+
     pub(super) fn of(path: &Path, error: EvalError) -> Self {
         Self::Model { path: path.to_owned(), error }
     }

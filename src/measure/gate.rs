@@ -35,6 +35,8 @@ pub struct Judgement {
     pub confidence: f64,
     /// Chunks that it took.
     pub chunks: usize,
+    /// Whether as many chunks were taken as a verdict, or the text, allowed; not where it was stopped before.
+    pub complete: bool,
     /// Chunks that there were.
     pub chunks_available: usize,
 }
@@ -80,7 +82,12 @@ pub fn gate(
 }
 
 /// Looks at chunks in the order in which a gate takes them, until the limits are decided.
-pub(super) fn judge(values: &Values, head: &Head, terms: Terms) -> Result<Judgement, MeasureError> {
+pub(super) fn judge(
+    values: &Values,
+    head: &Head,
+    terms: Terms,
+    stopped: bool,
+) -> Result<Judgement, MeasureError> {
     let values = values.ordered(&spread(head.chunks, head.seed));
     let looks = looks(head.chunks);
     let (mut checks, mut chunks) = (Vec::new(), 0);
@@ -97,7 +104,8 @@ pub(super) fn judge(values: &Values, head: &Head, terms: Terms) -> Result<Judgem
         reference: head.reference.clone(),
         model: head.models[0].0.clone(),
         activations: head.activations,
-        verdict: verdict(&checks),
+        verdict: if chunks == 0 { Verdict::Undecided } else { verdict(&checks) },
+        complete: !stopped,
         checks,
         confidence: terms.confidence,
         chunks,

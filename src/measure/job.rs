@@ -1,6 +1,7 @@
 //! What is measured, chunks upon chunks: all of them, a machine's share, or as many as it takes.
 
 use super::chunks::{Chunks, fingerprint, fingerprint_of_file};
+use super::deadline::Deadline;
 use super::order::spread;
 use super::part::{FORM, Head, Kind, Measured};
 use super::values::{OfModel, Values};
@@ -13,6 +14,7 @@ use crate::io::LocalDisk;
 use crate::monitor::Monitor;
 use ndarray::ArrayView2;
 use std::path::Path;
+use std::time::Instant;
 
 /// A measurement.
 #[derive(Clone, Copy)]
@@ -189,21 +191,23 @@ pub fn measure_unless(
     done: impl FnOnce(&Part) -> bool,
     monitor: &dyn Monitor,
 ) -> Result<(bool, Part), MeasureError> {
+    let deadline = Deadline::new(monitor, options.time_limit);
     let mut chosen = Chosen::new(&job, texts, options, monitor)?;
     let head = job.head(&chosen.chunks, &chosen.options)?;
     let measured = Measured::Values(Values::none(head.models.len()));
-    let mut part = Part { head, measured };
+    let mut part = Part { head, measured, stopped: false };
     if done(&part) {
         return Ok((true, part));
     }
-    part.measured = match job {
-        Job::Importances(subject) => squares(subject, &chosen, monitor)?,
+    match job {
+        Job::Importances(subject) => part.measured = squares(subject, &chosen, monitor)?,
         _ => {
             let base = chosen.base.take();
             let pass = Pass { job, chosen: &chosen };
-            Measured::Values(pass.values(&part.head, base, monitor)?)
+            let (values, stopped) = pass.values(&part.head, base, &deadline)?;
+            (part.measured, part.stopped) = (Measured::Values(values), stopped);
         }
-    };
+    }
     Ok((false, part))
 }
 
@@ -281,13 +285,14 @@ struct Runners<'a> {
 }
 
 impl Pass<'_> {
-    /// Values of the chunks that are this machine's, or of as many as it takes.
+    /// Values of the chunks that are this machine's, or of as many as it takes; and whether it was stopped
+    /// before.
     fn values(
         &self,
         head: &Head,
         base: Option<BaseReader>,
-        monitor: &dyn Monitor,
-    ) -> Result<Values, MeasureError> {
+        monitor: &Deadline,
+    ) -> Result<(Values, bool), MeasureError> {
         let Chosen { chunks, own, options, settings, .. } = self.chosen;
         let subjects = self.job.subjects();
         let extras = self.job.extras();
@@ -309,7 +314,7 @@ impl Pass<'_> {
         let others = candidates.iter().map(|subject| subject.runner(options));
         let others = others.collect::<Result<Vec<_>, _>>()?;
         let save = match (extras.save_base, reference) {
-            (Some(path), Some(_)) if options.until_error.is_some() => {
+            (Some(path), Some(_)) if options.takes_some() => {
                 return Err(MeasureError::Sampled(path.to_owned()));
             }
             (Some(path), Some(reference)) => {
@@ -323,12 +328,12 @@ impl Pass<'_> {
         let n_tokens = own.len() * chunks.ctx;
         monitor.expect(comparison_work(&together, n_tokens, settings));
         let mut runners = Runners { own: own_runner, others, base, save };
-        let mut values = self.looks(head, &mut runners, monitor)?;
+        let (mut values, stopped) = self.looks(head, &mut runners, monitor)?;
         runners.save.map(BaseWriter::finish).transpose()?;
         for (model, errors) in values.models.iter_mut().zip(&errors.0) {
             model.tensors = errors.sums();
         }
-        Ok(values)
+        Ok((values, stopped))
     }
 
     fn errors<'e>(&self, reference: Subject, other: Subject<'e>) -> TensorErrors<'e> {
@@ -337,23 +342,24 @@ impl Pass<'_> {
         TensorErrors::new(reference, other, simd, activations)
     }
 
-    /// Takes chunks until there are enough.
+    /// Takes chunks until there are enough, or work is asked to end; says whether that was so.
     fn looks(
         &self,
         head: &Head,
         runners: &mut Runners,
-        monitor: &dyn Monitor,
-    ) -> Result<Values, MeasureError> {
+        monitor: &Deadline,
+    ) -> Result<(Values, bool), MeasureError> {
         let own = &self.chosen.own;
         let mut values = Values::none(head.models.len());
         let gate = match head.kind {
             Kind::Gate(terms) if head.share.is_none() => Some(terms),
             _ => None,
         };
-        let order = match gate.is_some() || head.until_error.is_some() {
+        let order = match gate.is_some() || self.chosen.options.takes_some() {
             true => spread(own.len(), head.seed),
             false => own.clone(),
         };
+        let mut last = None;
         while values.chunks.len() < order.len() {
             let done = values.chunks.len();
             let next = match (gate, head.until_error) {
@@ -361,10 +367,30 @@ impl Pass<'_> {
                 (None, Some(wanted)) => Some(enough(done, values.relative_error(), wanted)),
                 (None, None) => None,
             };
-            let next = next.unwrap_or(order.len()).min(order.len());
-            values.add(self.pass(&order[done..next], runners, monitor)?);
+            let mut next = next.unwrap_or(order.len()).min(order.len());
+            if gate.is_none() {
+                next = next.min(done.saturating_add(monitor.fitting(last)));
+            }
+            if next == done {
+                return Ok((values, true));
+            }
+            let began = Instant::now();
+            match self.pass(&order[done..next], runners, monitor) {
+                Ok(found) => values.add(found),
+                // A gate says also of no chunk what is known.
+                Err(error) if error.is_cancelled() && (done > 0 || gate.is_some()) => {
+                    return Ok((values, true));
+                }
+                Err(error) if error.is_cancelled() && monitor.is_over() => {
+                    return Err(MeasureError::NoTime);
+                }
+                Err(error) => return Err(error),
+            }
+            last = Some((next - done, began.elapsed()));
             let decided = match gate {
-                Some(terms) => gate::judge(&values, head, terms)?.verdict != Verdict::Undecided,
+                Some(terms) => {
+                    gate::judge(&values, head, terms, false)?.verdict != Verdict::Undecided
+                }
                 None => false,
             };
             let small = |wanted| values.chunks.len() >= FIRST && values.relative_error() <= wanted;
@@ -372,7 +398,7 @@ impl Pass<'_> {
                 break;
             }
         }
-        Ok(values)
+        Ok((values, false))
     }
 
     /// Passes some chunks through all models.

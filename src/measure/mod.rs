@@ -7,6 +7,7 @@
 mod choices;
 mod chunks;
 mod compare;
+mod deadline;
 mod error;
 mod estimate;
 mod gate;

@@ -3,7 +3,9 @@
 use super::{MeasureError, Subject};
 use crate::convert::Shard;
 use crate::eval::{Activations, PerplexityOptions, Scratch};
+use crate::io::memory;
 use crate::simd::Simd;
+use std::time::Duration;
 
 /// How a text is cut and how models run over it.
 #[derive(Clone)]
@@ -23,7 +25,8 @@ pub struct Options {
     /// Where hidden states wait between layers and are kept when a measurement is stopped; in memory
     /// where there is none. [`Scratch::finish`] is left to whoever has made the results safe.
     pub scratch: Option<Scratch>,
-    /// Memory to keep within, about, in bytes; by default some 2 GiB and the hidden states.
+    /// Memory to keep within, about, in bytes; by default some 2 GiB and the hidden states, or three quarters
+    /// of what may be used where that is less.
     pub memory: Option<u64>,
     /// The share of one of several machines: a range of the chunks. All of them without.
     pub share: Option<Shard>,
@@ -31,6 +34,8 @@ pub struct Options {
     /// its mean: of the KL divergence of each model, or of the negative log-likelihood where there is one
     /// model alone.
     pub until_error: Option<f64>,
+    /// Take chunks from all over the text for so long, and give what was found by then.
+    pub time_limit: Option<Duration>,
     /// Which chunks come first, where not all may be needed.
     pub seed: u64,
 }
@@ -49,6 +54,7 @@ impl Default for Options {
             memory: None,
             share: None,
             until_error: None,
+            time_limit: None,
             seed: 0,
         }
     }
@@ -76,13 +82,16 @@ impl Options {
             scratch: self.scratch.clone(),
             ..PerplexityOptions::default()
         };
-        if let Some(memory) = self.memory {
-            let n = self.n_chunks(n_tokens) * self.ctx;
-            let widths = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd));
-            let states = match self.scratch {
-                Some(_) => 0,
-                None => 4 * n as u64 * widths.sum::<u64>(),
-            };
+        let n = self.n_chunks(n_tokens) * self.ctx;
+        let widths = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd));
+        let states = match self.scratch {
+            Some(_) => 0,
+            None => 4 * n as u64 * widths.sum::<u64>(),
+        };
+        let usual = OVERHEAD + states + 2 * settings.memory as u64;
+        // A quarter is left to others, the system's cache of what is read among them.
+        let most = memory().usable().map(|all| all / 4 * 3).filter(|&most| most < usual);
+        if let Some(memory) = self.memory.or(most) {
             // One half is for the states of a batch and its products, one for a layer's own.
             let work = memory.saturating_sub(OVERHEAD + states) / 2;
             if work < LEAST_WORK {
@@ -103,6 +112,11 @@ impl Options {
             Some(folder) if !folder.is_dir() => Err(MeasureError::NoFolder(folder.to_owned())),
             _ => Ok(()),
         }
+    }
+
+    /// Whether it may be that not all chunks are taken.
+    pub(super) fn takes_some(&self) -> bool {
+        self.until_error.is_some() || self.time_limit.is_some()
     }
 
     /// Whole chunks of a text that are used.

@@ -20,6 +20,17 @@ pub enum Found {
     Importances(Sums),
 }
 
+impl Found {
+    /// Whether what was asked for was found, and not only what there was when it was stopped.
+    pub fn is_complete(&self) -> bool {
+        match self {
+            Self::Perplexity(outcome) | Self::Comparison(outcome) => outcome.complete,
+            Self::Judgement(judgement) => judgement.complete,
+            Self::Importances(_) => true,
+        }
+    }
+}
+
 /// What was found about one model.
 #[derive(Clone, Debug)]
 pub struct Row {
@@ -52,6 +63,12 @@ pub struct Outcome {
     pub domains: Vec<Domain>,
     /// What was to be reached with some of the chunks, and what was.
     pub sampling: Option<Sampling>,
+    /// Whether what was asked for was found; not where it was stopped, or a time limit was over, before.
+    pub complete: bool,
+    /// Chunks that it took.
+    pub chunks: usize,
+    /// Chunks that there were.
+    pub chunks_available: usize,
 }
 
 /// What was found on one of several texts.
@@ -81,7 +98,7 @@ pub struct Sampling {
 }
 
 impl Outcome {
-    pub(super) fn new(head: &Head, values: &Values) -> Result<Self, MeasureError> {
+    pub(super) fn new(head: &Head, values: &Values, stopped: bool) -> Result<Self, MeasureError> {
         let values = values.sorted();
         let models = head.models.iter().zip(values.comparisons()?).zip(&values.models);
         let rows = models.map(|(((path, bits_per_weight), comparison), model)| Row {
@@ -114,6 +131,9 @@ impl Outcome {
             rows: rows.collect(),
             domains,
             sampling,
+            complete: !stopped,
+            chunks: values.chunks.len(),
+            chunks_available: head.chunks,
         })
     }
 }

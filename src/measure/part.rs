@@ -31,6 +31,8 @@ const TOKEN_WORDS: usize = 5;
 pub struct Part {
     pub(super) head: Head,
     pub(super) measured: Measured,
+    /// Whether it was ended before it had what was asked for. A share that is written never was.
+    pub(super) stopped: bool,
 }
 
 /// What was measured.
@@ -149,7 +151,7 @@ impl Part {
         let tensors = SafeTensors::deserialize(&bytes).map_err(|_| bad("cut short or damaged"))?;
         let measured = Measured::read(&head, &Arrays(tensors));
         let measured = measured.ok_or_else(|| bad("a part that is damaged"))?;
-        Ok(Self { head, measured })
+        Ok(Self { head, measured, stopped: false })
     }
 
     fn arrays(&self) -> Vec<(String, Array<'_>)> {
@@ -257,10 +259,10 @@ impl Part {
                 Found::Importances(importances(squares, texts.collect(), chunks, ctx))
             }
             (Measured::Values(values), Kind::Gate(terms)) => {
-                Found::Judgement(gate::judge(values, head, terms)?)
+                Found::Judgement(gate::judge(values, head, terms, self.stopped)?)
             }
             (Measured::Values(values), kind) => {
-                let outcome = Box::new(Outcome::new(head, values)?);
+                let outcome = Box::new(Outcome::new(head, values, self.stopped)?);
                 match kind {
                     Kind::Perplexity => Found::Perplexity(outcome),
                     _ => Found::Comparison(outcome),

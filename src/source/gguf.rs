@@ -2,7 +2,7 @@
 
 use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, Storage, TensorMeta};
 use crate::gguf::{GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
-use crate::io::{Blob, LocalFile, physical_memory};
+use crate::io::{Blob, LocalFile, memory};
 use crate::quant::QuantType;
 use crate::simd::Simd;
 use std::collections::HashMap;
@@ -68,7 +68,7 @@ impl GgufSource {
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let files = open_all(path)?;
         let size: u64 = files.iter().map(GgufFile::file_size).sum();
-        let large = physical_memory().is_some_and(|memory| size > memory / 2);
+        let large = memory().usable().is_some_and(|memory| size > memory / 2);
         let mut data = Vec::new();
         let mut places = Vec::new();
         let mut metas = Vec::new();

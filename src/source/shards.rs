@@ -8,7 +8,7 @@
 use super::coding::Part;
 use super::error::{CheckpointError, SourceError};
 use super::folder::Folder;
-use crate::io::{Blob, IoError, physical_memory};
+use crate::io::{Blob, IoError, memory};
 use crate::json;
 use crate::names::few;
 use crate::quant::QuantError;
@@ -129,7 +129,7 @@ impl Shards {
             shards.find_zero_tails()?;
         }
         // What fits into memory is left there for the next run.
-        let large = physical_memory().is_some_and(|memory| shards.n_bytes() > memory / 2);
+        let large = memory().usable().is_some_and(|memory| shards.n_bytes() > memory / 2);
         shards.files.iter_mut().for_each(|shard| shard.blob.drop_pages(large));
         Ok(shards)
     }

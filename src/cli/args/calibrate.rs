@@ -8,7 +8,7 @@ use crate::cli::{bad_usage, say};
 use crate::convert::Plan;
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
-use crate::io::{folder, physical_memory};
+use crate::io::{folder, memory as machine_memory};
 use crate::measure::{CALIBRATED_WITH, Options, PROBE, Subject, Text, Tokens};
 use crate::model::{Hparams, Model};
 use crate::quant::QuantType;
@@ -148,9 +148,10 @@ pub struct Prepared {
     inputs: InputsOf,
 }
 
-/// A quarter of the machine's memory, at least 1 GiB.
+/// A quarter of the memory that may be used, at least 1 GiB where that leaves a half.
 fn default_memory() -> u64 {
-    (physical_memory().unwrap_or(0) / 4).max(1 << 30)
+    let all = machine_memory().usable();
+    all.map_or(1 << 30, |all| (all / 4).max((1 << 30).min(all / 2)))
 }
 
 /// What a damped diagonal gets, in relation to its mean.
@@ -162,12 +163,13 @@ impl Args {
     /// Reads the text as the model reads it, if there is one and weights are to be rounded with it.
     pub fn prepare(&self, place: &Path, pre: Option<&str>) -> anyhow::Result<Option<Prepared>> {
         let path = match (&self.calibrate, self.rounding) {
-            (None, Some(Rounding::Compensated)) => bad_usage(
-                "--rounding compensated needs a text to calibrate with: --calibrate FILE"
-                    .to_owned(),
-            ),
+            (None, Some(Rounding::Compensated)) => {
+                return Err(bad_usage(
+                    "--rounding compensated needs a text to calibrate with: --calibrate FILE",
+                ));
+            }
             (Some(_), Some(Rounding::Reference)) => {
-                bad_usage("--calibrate has no meaning with --rounding reference".to_owned())
+                return Err(bad_usage("--calibrate has no meaning with --rounding reference"));
             }
             (None, _) => return Ok(None),
             (Some(path), _) => path,

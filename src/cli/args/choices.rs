@@ -2,11 +2,11 @@
 
 use super::types::{self, recipe};
 use super::{calibrate, output, place};
+use crate::cli::bad_usage;
 use crate::convert::{Intermediate, Mode, Plan, Settings};
 use crate::model::{CheckpointModel, Given, Mla, Mtp};
 use crate::recipe::{FileType, Recipe};
 use crate::simd::Simd;
-use anyhow::bail;
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -139,14 +139,14 @@ impl Choices {
             (None, Some(Target::Recipe(recipe))) => (recipe.clone(), Mode::Quantize),
             (None, Some(Target::Lossless)) => {
                 if importance.is_some() || calibrated.is_some() || self.recipe.chooses_types() {
-                    bail!(
-                        "--type lossless takes no other types, and nothing that weighs or rounds"
-                    );
+                    return Err(bad_usage(
+                        "--type lossless takes no other types, and nothing that weighs or rounds",
+                    ));
                 }
                 model.keep_exact()?;
                 (Arc::new(Recipe::of(FileType::F32)), Mode::Lossless)
             }
-            (None, None) => bail!("neither --type nor --outtype is given"),
+            (None, None) => return Err(bad_usage("neither --type nor --outtype is given")),
         };
         let settings = Settings {
             recipe,

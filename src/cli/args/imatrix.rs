@@ -1,10 +1,11 @@
 //! The importance matrix that `imatrix` and `join` write.
 
+use super::places;
 use crate::cli::say;
+use crate::cli::views::units;
 use crate::imatrix::Sums;
 use crate::io::LocalDisk;
 use crate::warning::{Topic, Warning};
-use anyhow::bail;
 use std::path::PathBuf;
 
 /// The file that is written.
@@ -30,10 +31,7 @@ enum Format {
 impl File {
     /// Whether the file may be written.
     pub fn check(&self) -> anyhow::Result<()> {
-        match self.output.exists() && !self.force {
-            true => bail!("{} exists; choose another name or give --force", self.output.display()),
-            false => Ok(()),
-        }
+        places::prepare_new(&self.output, self.force)
     }
 
     /// Writes it, and says what is in it.
@@ -60,10 +58,10 @@ impl File {
             return Ok(());
         }
         say::info(format!(
-            "{}: {} entries from {} chunks of {}",
+            "{}: {} entries from {} of {}",
             self.output.display(),
             sums.entries.len(),
-            sums.chunk_count,
+            units::of(sums.chunk_count as usize, "chunk"),
             sums.chunk_size
         ));
         Ok(())

@@ -4,13 +4,15 @@ use super::instructions::Instructions;
 use super::output::binary_size;
 use super::place;
 use crate::cli::progress::Progress;
+use crate::cli::views::measured::{self, Show};
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
 use crate::eval::{Activations, Scratch};
-use crate::measure::{Choices, Options, Subject, Text, choices};
+use crate::measure::{Choices, Found, Options, Subject, Text, choices};
 use crate::model::Model;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Where hidden states wait, and how much memory there is.
 #[derive(Clone, clap::Args)]
@@ -39,7 +41,7 @@ impl Room {
 
     /// Removes what was kept of evaluations, now that their results are safe.
     pub fn finish(options: &Options) {
-        let Some(scratch) = &options.scratch else { return };
+        let Some(scratch) = options.scratch.as_ref().filter(|_| !say::is_lost()) else { return };
         let (n, bytes) = scratch.finish();
         if n > 0 {
             // No fault of what was asked for, so no warning.
@@ -118,6 +120,15 @@ pub fn model(path: &Path, options: &Options) -> anyhow::Result<Model> {
     Ok(model)
 }
 
+/// Shows what was found, removes what is not needed any more, and gives the exit code.
+pub fn conclude(found: &Found, show: &Show, options: &Options) -> anyhow::Result<u8> {
+    let exit = measured::found(found, show)?;
+    if found.is_complete() {
+        Room::finish(options);
+    }
+    Ok(exit)
+}
+
 impl TextArgs {
     /// The texts, or the numbers of their tokens.
     pub fn read(&self) -> anyhow::Result<Vec<Text>> {
@@ -125,7 +136,7 @@ impl TextArgs {
         let tokens = self.tokens.iter().map(|path| Text::read_tokens(path));
         let texts = texts.chain(tokens).collect::<Result<Vec<_>, _>>()?;
         match texts.is_empty() {
-            true => bad_usage("give a text with --text, or token numbers with --tokens"),
+            true => Err(bad_usage("give a text with --text, or token numbers with --tokens")),
             false => Ok(texts),
         }
     }
@@ -134,7 +145,7 @@ impl TextArgs {
     pub fn read_one(&self) -> anyhow::Result<Text> {
         match <[Text; 1]>::try_from(self.read()?) {
             Ok([text]) => Ok(text),
-            Err(_) => bad_usage("give one text"),
+            Err(_) => Err(bad_usage("give one text")),
         }
     }
 }
@@ -175,6 +186,9 @@ pub struct Sampling {
     /// (of the mean negative log-likelihood for perplexity) is this part of the mean, for example 2%
     #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "shard")]
     until_error: Option<f64>,
+    /// Take chunks from all over the text for so long, for example 30m or 2h, and say what was found by then
+    #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "shard")]
+    time_limit: Option<Duration>,
     /// Which chunks come first where not all may be needed
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,
@@ -183,8 +197,19 @@ pub struct Sampling {
 impl Sampling {
     /// Sets these of the options.
     pub fn apply(&self, options: Options) -> Options {
-        Options { until_error: self.until_error, seed: self.seed, ..options }
+        Options {
+            until_error: self.until_error,
+            time_limit: self.time_limit,
+            seed: self.seed,
+            ..options
+        }
     }
+}
+
+/// `90s`, `30m`, `1h 30m`.
+fn time(text: &str) -> Result<Duration, String> {
+    let time = humantime::parse_duration(text).ok().filter(|time| !time.is_zero());
+    time.ok_or("write for example 90s, 30m or 2h".to_owned())
 }
 
 /// `2%` or `0.02`.

@@ -7,5 +7,6 @@ mod instructions;
 pub mod measure;
 pub mod output;
 pub mod place;
+pub mod places;
 pub mod share;
 pub mod types;

@@ -1,9 +1,9 @@
 //! Options on how and where files are written, which `convert` and `quantize` share.
 
-use super::share;
+use super::{places, share};
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
-use crate::cli::{say, threads};
+use crate::cli::{bad_usage, say, threads};
 use crate::convert::{Limit, Manifest, Plan, RunOptions, SplitBy};
 use crate::io::LocalDisk;
 use crate::source::Source;
@@ -76,15 +76,17 @@ impl Args {
         };
         let no_tensor_first = self.no_tensor_first_split;
         match limit {
-            Some(_) if keep => bail!("--keep-split and a limit on splits contradict each other"),
-            Some(limit) => Ok(Some(SplitBy::Limit { limit, no_tensor_first })),
-            None if no_tensor_first => {
-                bail!("--no-tensor-first-split needs --split-max-size or --split-max-tensors")
+            Some(_) if keep => {
+                Err(bad_usage("--keep-split and a limit on splits contradict each other"))
             }
-            None if self.shard.is_some() && !keep => bail!(
+            Some(limit) => Ok(Some(SplitBy::Limit { limit, no_tensor_first })),
+            None if no_tensor_first => Err(bad_usage(
+                "--no-tensor-first-split needs --split-max-size or --split-max-tensors",
+            )),
+            None if self.shard.is_some() && !keep => Err(bad_usage(
                 "--shard shares out whole files; say with --split-max-size or \
-                 --split-max-tensors how large they are"
-            ),
+                 --split-max-tensors how large they are",
+            )),
             None => Ok(keep.then_some(SplitBy::Source)),
         }
     }
@@ -142,6 +144,7 @@ impl Args {
         options: RunOptions,
         run: impl FnOnce(&Output) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
+        places::prepare_folder(output)?;
         plan.check_output(output, options)?;
         let files = plan.files_of(options.shard);
         let written = files.clone().filter_map(|i| plan.path(i, output).canonicalize().ok());
@@ -177,10 +180,10 @@ impl Args {
             }
         }
         say::debug(format!(
-            "{} threads, {} tensors in {} files, at most {} of memory",
-            plan.threads(),
-            plan.tensors().len(),
-            plan.files().len(),
+            "{}, {} in {}, at most {} of memory",
+            units::of(plan.threads(), "thread"),
+            units::of(plan.tensors().len(), "tensor"),
+            units::of(plan.files().len(), "file"),
             units::bytes(plan.peak_memory())
         ));
         let done = run(&Output { path: output, options, memory: self.memory() })?;

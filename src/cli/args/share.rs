@@ -1,9 +1,10 @@
 //! How a measurement is carried out: whole, as the share of one of several machines, or not at all, where it is
 //! only asked what it would take.
 
+use super::places;
 use crate::cli::progress::Progress;
-use crate::cli::say;
 use crate::cli::views::measured;
+use crate::cli::{bad_usage, say};
 use crate::convert::{BadShard, Shard};
 use crate::io::LocalDisk;
 use crate::measure::{Job, Options, Part, Text, estimate, measure, measure_unless};
@@ -49,6 +50,7 @@ impl Args {
         };
         let shard = self::shard(shard)?;
         let path = path_of(name, shard);
+        places::prepare(&path)?;
         let options = Options { share: Some(shard), ..options.clone() };
         let mut other = false;
         let done = |part: &Part| {
@@ -84,8 +86,9 @@ fn path_of(name: &Path, shard: Shard) -> PathBuf {
 /// The share that an argument names.
 pub fn shard(text: &str) -> anyhow::Result<Shard> {
     match text {
-        "auto" => shard_of_environment(|name| std::env::var(name).ok()),
-        text => text.parse().map_err(|error: BadShard| anyhow::anyhow!(error)),
+        "auto" => shard_of_environment(|name| std::env::var(name).ok())
+            .map_err(|error| bad_usage(error.to_string())),
+        text => text.parse().map_err(|error: BadShard| bad_usage(error.to_string())),
     }
 }
 

@@ -1,7 +1,9 @@
 //! `requant compare`: what quantizations cost, token by token.
 
-use crate::cli::args::measure::{Room, RunArgs, Sampling, Tasks, TextArgs, model, options};
-use crate::cli::args::share;
+use crate::cli::args::measure::{
+    Room, RunArgs, Sampling, Tasks, TextArgs, conclude, model, options,
+};
+use crate::cli::args::{places, share};
 use crate::cli::bad_usage;
 use crate::cli::views::measured::{self, Show};
 use crate::measure::{Against, Extras, Job, Subject};
@@ -25,7 +27,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "tokens", "ctx", "save_base"])]
     base: Option<PathBuf>,
     /// Save the reference's log-probabilities in llama-perplexity's format
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "until_error"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "until_error", "time_limit"])]
     save_base: Option<PathBuf>,
     /// Show the error of the hidden states after each layer
     #[arg(long, conflicts_with = "shard")]
@@ -48,14 +50,18 @@ pub struct Args {
     run: RunArgs,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+/// The exit code.
+pub fn run(args: &Args) -> anyhow::Result<u8> {
+    for path in args.report.iter().chain(&args.save_base) {
+        places::prepare(path)?;
+    }
     let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
     let candidates = match (&args.base, args.models.as_slice()) {
         (Some(_), models) => models,
         (None, [_, candidates @ ..]) if args.save_base.is_some() || !candidates.is_empty() => {
             candidates
         }
-        _ => bad_usage("give a reference and at least one model to compare with it"),
+        _ => return Err(bad_usage("give a reference and at least one model to compare with it")),
     };
     let open = |path: &PathBuf| model(path, &options);
     let opened = candidates.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
@@ -86,8 +92,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             report: args.report.clone(),
             choices: ask()?,
         };
-        measured::found(&part.result()?, &show)?;
+        return conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);
-    Ok(())
+    Ok(0)
 }

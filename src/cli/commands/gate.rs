@@ -1,8 +1,8 @@
 //! `requant gate`: whether a model's loss stays within limits.
 
-use crate::cli::args::measure::{Room, RunArgs, Sampling, TextArgs, model, options};
+use crate::cli::args::measure::{Room, RunArgs, Sampling, TextArgs, conclude, model, options};
 use crate::cli::args::share;
-use crate::cli::views::measured::{self, Show};
+use crate::cli::views::measured::Show;
 use crate::eval::Limits;
 use crate::measure::{Job, Subject, Terms};
 use std::path::PathBuf;
@@ -67,11 +67,10 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     };
     let job =
         Job::Gate { reference, candidate, terms: Terms { limits, confidence: args.confidence } };
-    let mut exit = 0;
     if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
         let show = Show { json: args.run.json, ..Show::default() };
-        exit = measured::found(&part.result()?, &show)?;
+        return conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);
-    Ok(exit)
+    Ok(0)
 }

@@ -3,9 +3,9 @@
 use crate::cli::args::imatrix::File;
 use crate::cli::args::measure::{self, Room, RunArgs, TextArgs};
 use crate::cli::args::share;
+use crate::cli::bad_usage;
 use crate::imatrix::Sums;
 use crate::measure::{Found, Job, Subject};
-use anyhow::bail;
 use std::path::PathBuf;
 
 /// Collect an importance matrix, as llama-imatrix does but with f32 activations.
@@ -36,7 +36,7 @@ pub struct Args {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.model.is_none() && args.merge.is_empty() {
-        bail!("give a model and a text, or files to --merge");
+        return Err(bad_usage("give a model and a text, or files to --merge"));
     }
     args.file.check()?;
     let options = measure::options(&args.text, &args.room, &args.run);

@@ -1,6 +1,7 @@
 //! `requant join`: the result of a measurement that several machines have shared.
 
 use crate::cli::args::imatrix::File;
+use crate::cli::args::places;
 use crate::cli::say;
 use crate::cli::views::measured::{self, Show};
 use crate::imatrix::Sums;
@@ -33,7 +34,11 @@ pub struct Args {
     json: bool,
 }
 
+/// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
+    if let Some(path) = &args.report {
+        places::prepare(path)?;
+    }
     let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));
     let whole = Part::join(parts.collect::<anyhow::Result<_>>()?)?;
     say::warnings(whole.warnings());

@@ -1,14 +1,14 @@
 //! `requant mix`: the mix of types that loses least for a size, found by measurement.
 
-use crate::cli::args::calibrate;
 use crate::cli::args::measure::{self as measuring, Room, RunArgs, TextArgs};
 use crate::cli::args::output::binary_size;
 use crate::cli::args::types::Imatrix;
+use crate::cli::args::{calibrate, places};
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::cli::views::units;
 use crate::convert::{Importance, Plan, Settings};
-use crate::io::{LocalDisk, folder};
+use crate::io::LocalDisk;
 use crate::measure::{self, Options, Sensitivities, Subject, Text};
 use crate::model::Model;
 use crate::pattern::Pattern;
@@ -228,13 +228,10 @@ struct Search<'a> {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     for path in args.output.iter().chain(&args.tensor_type_file) {
-        if path.exists() && !args.force {
-            bail!("{} exists; choose another name or give --force", path.display());
-        }
+        places::prepare_new(path, args.force)?;
     }
-    // A typo should not cost a measurement.
-    for path in args.output.iter().chain(&args.tensor_type_file).chain(&args.sensitivities) {
-        folder(path).metadata().with_context(|| path.display().to_string())?;
+    if let Some(path) = args.sensitivities.as_ref().filter(|path| !path.exists()) {
+        places::prepare(path)?;
     }
     let keep = args.keep.iter().map(|(pattern, ty)| {
         Ok((Pattern::parse(pattern).with_context(|| format!("--keep {pattern}"))?, *ty))

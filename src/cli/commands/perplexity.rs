@@ -3,10 +3,9 @@
 use crate::cli::args::measure::{self, Room, RunArgs, Sampling, Tasks, TextArgs};
 use crate::cli::args::{place, share};
 use crate::cli::progress::Progress;
-use crate::cli::say;
 use crate::cli::views::measured::{self, Show};
+use crate::cli::{bad_usage, say};
 use crate::measure::{Job, Options, Subject, Text};
-use anyhow::bail;
 use serde_json::json;
 use std::path::PathBuf;
 
@@ -22,7 +21,7 @@ pub struct Args {
     model: PathBuf,
     /// Instead, how well the layer for multi-token prediction foresees the token after next, and the
     /// share of its drafts that the model itself would choose
-    #[arg(long, conflicts_with_all = ["shard", "until_error"])]
+    #[arg(long, conflicts_with_all = ["shard", "until_error", "time_limit"])]
     mtp: bool,
     #[command(flatten)]
     text: TextArgs,
@@ -38,7 +37,8 @@ pub struct Args {
     run: RunArgs,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+/// The exit code.
+pub fn run(args: &Args) -> anyhow::Result<u8> {
     let options = args.sampling.apply(measure::options(&args.text, &args.room, &args.run));
     let alone = args.tasks.are_alone(&args.text);
     let texts = if alone { Vec::new() } else { args.text.read()? };
@@ -58,15 +58,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.run.json,
     )? {
         let show = Show { json: args.run.json, choices: ask()?, ..Show::default() };
-        measured::found(&part.result()?, &show)?;
+        return measure::conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);
-    Ok(())
+    Ok(0)
 }
 
 /// What the layer for multi-token prediction is worth.
-fn drafts(args: &Args, texts: &[Text], options: &Options) -> anyhow::Result<()> {
-    let [text] = texts else { bail!("--mtp takes one text") };
+fn drafts(args: &Args, texts: &[Text], options: &Options) -> anyhow::Result<u8> {
+    let [text] = texts else { return Err(bad_usage("--mtp takes one text")) };
     let mut model = place::open_with_drafts(&args.model)?;
     model.set_simd(options.simd);
     let subject = Subject { path: &args.model, model: &model };
@@ -75,9 +75,9 @@ fn drafts(args: &Args, texts: &[Text], options: &Options) -> anyhow::Result<()> 
     progress.finish();
     if args.run.json {
         say::json(json!({ "version": 1, "drafts": found }));
-        return Ok(());
+        return Ok(0);
     }
     println!("token after next: mean NLL {:.6} ± {:.6}", found.nll, found.error);
     println!("accepted drafts:  {:.2} % of {}", 100.0 * found.accepted, found.tokens);
-    Ok(())
+    Ok(0)
 }

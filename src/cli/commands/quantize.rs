@@ -131,8 +131,7 @@ fn target(text: &str) -> Result<Target, String> {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Operands { output, target, n_threads } =
-        args.operands().unwrap_or_else(|error| bad_usage(error));
+    let Operands { output, target, n_threads } = args.operands().map_err(bad_usage)?;
     let mut source = GgufSource::open(&args.input)?;
     source.set_simd(args.recipe.simd());
     match args.mla {

@@ -1,11 +1,11 @@
 //! `requant split` and `requant merge`: GGUF models in other files, bytes as they are.
 
 use crate::cli::args::output;
+use crate::cli::bad_usage;
 use crate::cli::views::plan;
 use crate::convert::{Mode, Plan, Settings};
 use crate::recipe::FileType;
 use crate::source::GgufSource;
-use anyhow::bail;
 use std::path::{Path, PathBuf};
 
 /// Cut a GGUF file into several, byte for byte as llama-gguf-split does.
@@ -37,14 +37,14 @@ pub struct MergeArgs {
 
 pub fn split(args: &SplitArgs) -> anyhow::Result<()> {
     if args.output_options.split(false)?.is_none() {
-        bail!("say with --split-max-size or --split-max-tensors where to cut");
+        return Err(bad_usage("say with --split-max-size or --split-max-tensors where to cut"));
     }
     regroup("split", &args.input, &args.output, &args.output_options, args.dry_run)
 }
 
 pub fn merge(args: &MergeArgs) -> anyhow::Result<()> {
     if args.output_options.split(false)?.is_some() {
-        bail!("merge writes one file; use split to cut a model otherwise");
+        return Err(bad_usage("merge writes one file; use split to cut a model otherwise"));
     }
     regroup("merge", &args.input, &args.output, &args.output_options, false)
 }

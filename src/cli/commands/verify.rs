@@ -54,7 +54,8 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+/// Whether everything that was compared is equal.
+pub fn run(args: &Args) -> anyhow::Result<bool> {
     let file = GgufSource::open(&args.model)?;
     let threads = args.resources.threads();
     let weights: u64 = file.tensors().iter().map(|t| t.n_elements()).sum();
@@ -105,7 +106,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         println!("{}", describe(&file, manifest.as_deref(), comparison.as_ref()));
     }
     if problems.is_empty() {
-        return Ok(());
+        return Ok(true);
     }
     const SHOWN: usize = 5;
     let more = match problems.len().saturating_sub(SHOWN) {
@@ -113,7 +114,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         more => format!("; and {more} more (--json lists all)"),
     };
     problems.truncate(SHOWN);
-    bail!("{}: {}{more}", args.model.display(), problems.join("; "))
+    say::error(format_args!("{}: {}{more}", args.model.display(), problems.join("; ")));
+    Ok(false)
 }
 
 fn of_unknown_types(file: &GgufSource) -> impl Iterator<Item = &TensorMeta> {
@@ -121,12 +123,11 @@ fn of_unknown_types(file: &GgufSource) -> impl Iterator<Item = &TensorMeta> {
 }
 
 fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comparison>) -> String {
-    let n_files = file.files().len();
     let size = units::bytes(file.n_bytes());
     let mut out = format!(
-        "structure  {} tensors in {n_files} file{}, {size}, every block{} finite",
-        file.tensors().len(),
-        if n_files == 1 { "" } else { "s" },
+        "structure  {} in {}, {size}, every block{} finite",
+        units::of(file.tensors().len(), "tensor"),
+        units::of(file.files().len(), "file"),
         if of_unknown_types(file).next().is_some() { " of a known type" } else { "" },
     );
     if let Some(manifest) = manifest {

@@ -21,11 +21,11 @@ pub fn describe(
     let hparams = model.hparams();
     let checkpoint = model.checkpoint();
     let source = format!(
-        "{} ({}, {} layers, {} shards, {})",
+        "{} ({}, {}, {}, {})",
         path.display(),
         hparams.arch.name(),
-        hparams.n_layer,
-        checkpoint.n_shards(),
+        units::of(hparams.n_layer as usize, "layer"),
+        units::of(checkpoint.n_shards(), "shard"),
         units::bytes(checkpoint.n_bytes())
     );
     line(&mut out, "source", &source);
@@ -34,9 +34,11 @@ pub fn describe(
     let mtp = left_out.get(&LeftOut::Mtp).map_or(0, Vec::len);
     match (hparams.n_nextn, mtp) {
         (0, 0) => {}
-        (0, n) => {
-            line(&mut out, "MTP layer", &format!("dropped with {n} tensors; --mtp keep stores it"))
-        }
+        (0, n) => line(
+            &mut out,
+            "MTP layer",
+            &format!("dropped with {}; --mtp keep stores it", units::of(n, "tensor")),
+        ),
         (n, _) => line(&mut out, "MTP layer", &format!("{n} kept")),
     }
     let others = left_out.iter().filter(|(kind, _)| **kind != LeftOut::Mtp);
@@ -67,7 +69,7 @@ pub fn describe(
 fn lossless(out: &mut String, model: &CheckpointModel, plan: &Plan) {
     for (ty, (n, weights)) in kept(model, plan) {
         let weights = units::count(weights as f64);
-        let text = format!("{n} tensors as {ty}, code for code, {weights} weights");
+        let text = format!("{} as {ty}, code for code, {weights} weights", units::of(n, "tensor"));
         line(out, "lossless", &text);
     }
     let without = without_blocks(model, plan);

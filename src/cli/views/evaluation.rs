@@ -62,13 +62,13 @@ impl Evaluation {
         let (p, first) = (&self.paired, &self.rows[0].perplexity);
         format!(
             "{table}\ndifference of perplexity, paired  {:+.4} ± {:.4}  ({:+.3} % ± {:.3} %)\n\
-             {} tokens scored in {} chunks of {}",
+             {} tokens scored in {} of {}",
             p.difference,
             p.difference_error,
             100.0 * (p.ratio - 1.0),
             100.0 * p.ratio_error,
             first.tokens_scored,
-            first.nll_per_chunk.len(),
+            units::of(first.nll_per_chunk.len(), "chunk"),
             self.text.display(),
         )
     }

@@ -1,7 +1,7 @@
 //! What was measured, for people and for programs.
 
 use super::{report, units};
-use crate::cli::say;
+use crate::cli::{is_interrupted, say};
 use crate::eval::{Activations, Perplexity, Verdict};
 use crate::io::LocalDisk;
 use crate::measure::{Choices, Domain, Estimate, Found, Judgement, Outcome, Row};
@@ -21,30 +21,16 @@ pub struct Show {
     pub choices: Option<Choices>,
 }
 
-/// Shows what was found, and gives the exit code that belongs to it. Importances are a file.
+/// Shows what was found, then writes the page, and gives the exit code that belongs to it. Importances are a
+/// file.
 pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
+    match show.json {
+        true => print_json(found, show)?,
+        false => print_tables(found, show),
+    }
     if let (Some(path), Found::Comparison(outcome)) = (&show.report, found) {
         let page = report::page(outcome, show.choices.as_ref());
         crate::io::write(&LocalDisk, path, page.as_bytes())?;
-    }
-    let mut json = match found {
-        Found::Perplexity(outcome) => perplexity(outcome)?,
-        Found::Comparison(outcome) => comparison(outcome),
-        Found::Judgement(judged) => judgement(judged),
-        Found::Importances(_) => return Ok(0),
-    };
-    if let Some(choices) = &show.choices {
-        json["choices"] = json!(choices);
-    }
-    match found {
-        _ if show.json => say::json(json),
-        Found::Perplexity(outcome) => print!("{}", perplexity_table(outcome)),
-        Found::Comparison(outcome) => print!("{}", table(outcome, show.by_layer)),
-        Found::Judgement(judged) => print!("{}", judgement_table(judged)),
-        Found::Importances(_) => {}
-    }
-    if let Some(choices) = show.choices.as_ref().filter(|_| !show.json) {
-        print!("\n{}", answers(choices));
     }
     Ok(match found {
         Found::Judgement(judged) => match judged.verdict {
@@ -52,8 +38,35 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
             Verdict::Fail => 3,
             Verdict::Undecided => 4,
         },
+        _ if is_interrupted() && !found.is_complete() => 130,
         _ => 0,
     })
+}
+
+fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
+    let mut json = match found {
+        Found::Perplexity(outcome) => perplexity(outcome)?,
+        Found::Comparison(outcome) => comparison(outcome),
+        Found::Judgement(judged) => judgement(judged),
+        Found::Importances(_) => return Ok(()),
+    };
+    if let Some(choices) = &show.choices {
+        json["choices"] = json!(choices);
+    }
+    say::json(json);
+    Ok(())
+}
+
+fn print_tables(found: &Found, show: &Show) {
+    match found {
+        Found::Perplexity(outcome) => print!("{}", perplexity_table(outcome)),
+        Found::Comparison(outcome) => print!("{}", table(outcome, show.by_layer)),
+        Found::Judgement(judged) => print!("{}", judgement_table(judged)),
+        Found::Importances(_) => {}
+    }
+    if let Some(choices) = &show.choices {
+        print!("\n{}", answers(choices));
+    }
 }
 
 /// How tasks were answered, where nothing else was measured.
@@ -129,6 +142,9 @@ fn add_parts(value: &mut Value, outcome: &Outcome, domain: impl Fn(&Domain) -> V
     if let Some(sampling) = &outcome.sampling {
         value["sampling"] = json!(sampling);
     }
+    value["complete"] = json!(outcome.complete);
+    value["chunks"] = json!(outcome.chunks);
+    value["chunks_available"] = json!(outcome.chunks_available);
 }
 
 fn name(path: &Path) -> String {
@@ -142,6 +158,12 @@ fn of_text(p: &Perplexity) -> String {
 
 /// How much of the texts was taken.
 fn sampled(outcome: &Outcome) -> String {
+    if !outcome.complete {
+        let Outcome { chunks, chunks_available, .. } = outcome;
+        return format!(
+            "stopped after {chunks} of {chunks_available} chunks, from all over the text\n"
+        );
+    }
     let Some(sampling) = &outcome.sampling else { return String::new() };
     let [error, wanted] = [sampling.error, sampling.wanted].map(|x| 100.0 * x);
     let (n, all) = (sampling.chunks, sampling.chunks_available);
@@ -191,6 +213,7 @@ fn judgement(judged: &Judgement) -> Value {
         "model": judged.model,
         "activations": judged.activations,
         "verdict": judged.verdict,
+        "complete": judged.complete,
         "confidence": judged.confidence,
         "chunks": judged.chunks,
         "chunks_available": judged.chunks_available,
@@ -220,7 +243,8 @@ fn judgement_table(judged: &Judgement) -> String {
         Verdict::Undecided => "UNDECIDED",
     };
     let (confidence, n, all) = (judged.confidence, judged.chunks, judged.chunks_available);
-    out + &format!("{name} at confidence {confidence} after {n} of {all} chunks\n")
+    let stopped = if judged.complete { "" } else { ", stopped" };
+    out + &format!("{name} at confidence {confidence} after {n} of {all} chunks{stopped}\n")
 }
 
 /// Of models compared with a reference, for people.

@@ -17,6 +17,12 @@ pub fn bytes(n: u64) -> String {
     format!("{value:.1} {}", UNITS[unit])
 }
 
+/// `1 file`, `3 files`.
+pub fn of(n: usize, what: &str) -> String {
+    let s = if n == 1 { "" } else { "s" };
+    format!("{n} {what}{s}")
+}
+
 /// A count with a decimal unit: `671.0 B`.
 pub fn count(n: f64) -> String {
     const UNITS: [&str; 5] = ["", " K", " M", " B", " T"];
