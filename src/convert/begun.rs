@@ -25,11 +25,11 @@ impl<'r> Begun<'r> {
 
     /// What is written.
     pub fn plan(&self) -> &Plan {
-        self.run.plan
+        self.run.plan()
     }
 
     fn units(&self, tensor: usize) -> impl Iterator<Item = Unit> {
-        self.run.plan.units(tensor..tensor + 1)
+        self.plan().units(tensor..tensor + 1)
     }
 
     /// Whether an earlier process has written and noted a whole tensor, and its bytes are still there.
@@ -54,12 +54,12 @@ impl<'r> Begun<'r> {
     }
 
     fn encoder(&self) -> Encoder<'_> {
-        Encoder::new(self.run.plan, self.run.source).watched_by(&self.run.seen)
+        Encoder::new([self.plan()], self.run.source).watched_by(&self.run.seen)
     }
 
     /// What tells this run from others.
     pub fn identity(&self) -> u64 {
-        self.run.plan.identity(self.run.source).digest()
+        self.run.ladder.identity(self.run.source).digest()
     }
 
     /// An error in the weights of rows, by its place in the tensor.
@@ -70,7 +70,7 @@ impl<'r> Begun<'r> {
         ty: QuantType,
         error: QuantError,
     ) -> ConvertError {
-        let planned = &self.run.plan.tensors[tensor];
+        let planned = &self.plan().tensors[tensor];
         ConvertError::Encode {
             origin: self.run.source.origin(planned.source, first),
             tensor: planned.name.clone(),
@@ -84,8 +84,7 @@ impl<'r> Begun<'r> {
     /// # Errors
     /// The disk refuses.
     pub fn write(&self, tensor: usize, first: u64, bytes: &[u8]) -> Result<(), ConvertError> {
-        let Some((writer, index, row_bytes)) = self.run.place(tensor) else { return Ok(()) };
-        Ok(writer.write_at(index, first * row_bytes, bytes)?)
+        self.run.places(tensor).try_for_each(|place| place.write(first, bytes))
     }
 
     /// Reads the bytes of rows that were written.
@@ -98,9 +97,7 @@ impl<'r> Begun<'r> {
         rows: Range<u64>,
         out: &mut Vec<u8>,
     ) -> Result<(), ConvertError> {
-        let Some((writer, index, row_bytes)) = self.run.place(tensor) else { return Ok(()) };
-        out.resize(((rows.end - rows.start) * row_bytes) as usize, 0);
-        Ok(writer.read_at(index, rows.start * row_bytes, out)?)
+        self.run.places(tensor).try_for_each(|place| place.read(rows.clone(), out))
     }
 
     /// Notes that a tensor is written.

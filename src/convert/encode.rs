@@ -9,7 +9,7 @@ use crate::source::{Dtype, Source};
 use std::ops::Range;
 
 /// Weights read at a time, so that they are still in the core's own cache when they are encoded.
-const CACHED_ELEMENTS: usize = 1 << 16;
+const CACHED_ELEMENTS: u64 = 1 << 16;
 
 /// Rows that are encoded together and lie together in the output.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,18 +52,24 @@ fn rows_of_units(tensor: &PlannedTensor) -> impl Iterator<Item = Range<u64>> + u
     })
 }
 
-/// One thread's buffers.
+/// One thread's buffers, for one plan or for several whose tensors are the same but for their types.
 pub(super) struct Encoder<'a> {
     source: &'a dyn Source,
-    plan: &'a Plan,
+    plans: Vec<&'a Plan>,
     weights: Vec<f32>,
-    bytes: Vec<u8>,
+    /// What each plan makes of the unit.
+    bytes: Vec<Vec<u8>>,
+    /// Where that is found: at the first plan that makes the same.
+    made_for: Vec<usize>,
     seen: Option<&'a Seen>,
 }
 
 impl<'a> Encoder<'a> {
-    pub fn new(plan: &'a Plan, source: &'a dyn Source) -> Self {
-        Self { source, plan, weights: Vec::new(), bytes: Vec::new(), seen: None }
+    pub fn new(plans: impl IntoIterator<Item = &'a Plan>, source: &'a dyn Source) -> Self {
+        let plans: Vec<&Plan> = plans.into_iter().collect();
+        let bytes = vec![Vec::new(); plans.len()];
+        let made_for = (0..plans.len()).collect();
+        Self { source, plans, weights: Vec::new(), bytes, made_for, seen: None }
     }
 
     /// From now on, notes which matrices hold anything but zeros.
@@ -73,92 +79,156 @@ impl<'a> Encoder<'a> {
 
     /// Reads rows as they are encoded: in the precision of what comes between.
     fn widen(&mut self, tensor: usize, rows: Range<u64>) -> Result<(), ConvertError> {
-        let planned = &self.plan.tensors[tensor];
+        let plan = self.plans[0];
+        let planned = &plan.tensors[tensor];
+        self.weights.resize(((rows.end - rows.start) * planned.n_per_row()) as usize, 0.0);
         self.source.read_rows(planned.source, rows.start, &mut self.weights)?;
         if let Some(seen) = self.seen {
-            seen.look(self.plan, tensor, rows, &self.weights);
+            seen.look(plan, tensor, rows, &self.weights);
         }
         let dtype = self.source.tensors()[planned.source].dtype;
         if planned.stored == QuantType::BF16 && dtype != Dtype::Gguf(QuantType::BF16) {
-            float::round_to_bf16(self.plan.simd, &mut self.weights);
+            float::round_to_bf16(plan.simd, &mut self.weights);
         }
         Ok(())
     }
 
     /// The weights of some rows.
     pub fn weights(mut self, tensor: usize, rows: Range<u64>) -> Result<Vec<f32>, ConvertError> {
-        let n_per_row = self.plan.tensors[tensor].n_per_row();
-        self.weights.resize(((rows.end - rows.start) * n_per_row) as usize, 0.0);
         self.widen(tensor, rows)?;
         Ok(self.weights)
     }
 
-    /// The bytes that a unit has in the output.
+    /// The bytes that a unit has in the output of the only plan.
     pub fn encode(&mut self, unit: &Unit) -> Result<&[u8], ConvertError> {
-        let tensor = &self.plan.tensors[unit.tensor];
-        let rows = unit.rows.clone();
-        let n_per_row = tensor.n_per_row() as usize;
-        let n_rows = (rows.end - rows.start) as usize;
-        if tensor.ty == tensor.stored
-            && self.source.read_raw(tensor.source, rows.clone(), &mut self.bytes)?
-        {
-            self.source.release(tensor.source, rows.clone());
-            if let Some(seen) = self.seen {
-                seen.pass_over(self.plan, unit.tensor, rows);
+        self.encode_for(unit, &[0])?;
+        Ok(self.bytes(0))
+    }
+
+    /// Makes what a unit is in some of the plans. Its rows are widened once, and those that are the same in
+    /// several plans are made once.
+    pub fn encode_for(&mut self, unit: &Unit, plans: &[usize]) -> Result<(), ConvertError> {
+        let mut encoded = Vec::new();
+        for (i, &plan) in plans.iter().enumerate() {
+            let same = |&&other: &&usize| self.plans[plan].makes_as(self.plans[other], unit.tensor);
+            self.made_for[plan] = plans[..i].iter().find(same).map_or(plan, |&other| other);
+            if self.made_for[plan] == plan && !self.take_over(plan, unit)? {
+                encoded.push(plan);
             }
-            return Ok(&self.bytes);
         }
+        match (encoded.is_empty(), self.seen) {
+            (true, Some(seen)) => seen.pass_over(self.plans[0], unit.tensor, unit.rows.clone()),
+            (true, None) => {}
+            (false, _) => self.encode_rows(unit, &encoded)?,
+        }
+        let source = self.plans[0].tensors[unit.tensor].source;
+        self.source.release(source, unit.rows.clone());
+        Ok(())
+    }
+
+    /// What [`Encoder::encode_for`] has made for a plan.
+    pub fn bytes(&self, plan: usize) -> &[u8] {
+        &self.bytes[self.made_for[plan]]
+    }
+
+    /// Takes the bytes of a unit as the source has them; `false` where they become others.
+    fn take_over(&mut self, plan: usize, unit: &Unit) -> Result<bool, ConvertError> {
+        let tensor = &self.plans[plan].tensors[unit.tensor];
+        let bytes = &mut self.bytes[plan];
+        Ok(tensor.ty == tensor.stored
+            && self.source.read_raw(tensor.source, unit.rows.clone(), bytes)?)
+    }
+
+    /// Reads a few rows at a time, and encodes them for each of the plans.
+    fn encode_rows(&mut self, unit: &Unit, plans: &[usize]) -> Result<(), ConvertError> {
+        let rows = unit.rows.clone();
+        for &plan in plans {
+            let row_bytes = self.row_bytes(plan, unit)?;
+            self.bytes[plan].resize((rows.end - rows.start) as usize * row_bytes, 0);
+        }
+        let tensor = &self.plans[0].tensors[unit.tensor];
+        // In eights, as kernels take them.
+        let granule = match self.source.granule(tensor.source) {
+            ..=8 => 8,
+            rows => rows,
+        };
+        let cached = CACHED_ELEMENTS / tensor.n_per_row().max(1);
+        let at_once = cached.max(granule) / granule * granule;
+        for first in rows.clone().step_by(at_once as usize) {
+            let read = first..rows.end.min(first + at_once);
+            self.widen(unit.tensor, read.clone())?;
+            for &plan in plans {
+                self.encode_widened(plan, unit, read.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    fn row_bytes(&self, plan: usize, unit: &Unit) -> Result<usize, ConvertError> {
+        let tensor = &self.plans[plan].tensors[unit.tensor];
+        let n_per_row = tensor.n_per_row() as usize;
         let TensorType::Known(ty) = tensor.ty else {
             let (tensor, id) = (tensor.name.clone(), tensor.ty.id());
             return Err(ConvertError::UnknownType { tensor, id });
         };
-        let encode_error = |error| {
-            let error = shift_row(error, rows.start, n_per_row);
-            let row = match error {
-                QuantError::NotFinite { row, .. } => row as u64,
-                _ => rows.start,
-            };
-            ConvertError::Encode {
-                origin: self.source.origin(tensor.source, row),
-                tensor: tensor.name.clone(),
-                ty,
-                error,
-            }
+        let wrong = QuantError::RowLength { ty, n_per_row };
+        let first = unit.rows.start;
+        ty.row_bytes(n_per_row)
+            .ok_or_else(|| self.encode_error(plan, unit.tensor, ty, wrong, first))
+    }
+
+    /// An error in rows, which it counts from the first of the tensor.
+    fn encode_error(
+        &self,
+        plan: usize,
+        tensor: usize,
+        ty: QuantType,
+        error: QuantError,
+        first: u64,
+    ) -> ConvertError {
+        let tensor = &self.plans[plan].tensors[tensor];
+        let row = match error {
+            QuantError::NotFinite { row, .. } => row as u64,
+            _ => first,
         };
-        let row_bytes = ty
-            .row_bytes(n_per_row)
-            .ok_or_else(|| encode_error(QuantError::RowLength { ty, n_per_row }))?;
-        self.bytes.resize(n_rows * row_bytes, 0);
-        let dtype = self.source.tensors()[tensor.source].dtype;
+        let origin = self.source.origin(tensor.source, row);
+        ConvertError::Encode { origin, tensor: tensor.name.clone(), ty, error }
+    }
+
+    /// Encodes rows that have been read, matrix by matrix where each has importances of its own.
+    fn encode_widened(
+        &mut self,
+        plan: usize,
+        unit: &Unit,
+        read: Range<u64>,
+    ) -> Result<(), ConvertError> {
+        let of = self.plans[plan];
+        let tensor = &of.tensors[unit.tensor];
+        let TensorType::Known(ty) = tensor.ty else { return Ok(()) };
+        let n_per_row = tensor.n_per_row() as usize;
+        let per_matrix = tensor.rows_per_matrix();
+        let mut all = std::mem::take(&mut self.bytes[plan]);
+        let row_bytes = all.len() / (unit.rows.end - unit.rows.start) as usize;
         // What is finite stays so.
-        let exact = ty == QuantType::F32 || dtype == Dtype::Gguf(ty);
-        // Every matrix of a stack has importances of its own.
-        let per_matrix = tensor.rows_per_matrix() as usize;
-        // A few rows at a time: in eights, as kernels take them.
-        let granule = match self.source.granule(tensor.source) as usize {
-            ..=8 => 8,
-            rows => rows,
-        };
-        let at_once = (CACHED_ELEMENTS / n_per_row.max(1)).max(granule) / granule * granule;
-        let (mut first, mut read) = (0, 0..0);
-        while first < n_rows {
-            let row = rows.start as usize + first;
-            if first == read.end {
-                read = first..n_rows.min(first + at_once);
-                self.weights.resize(read.len() * n_per_row, 0.0);
-                let rows = row as u64..rows.start + read.end as u64;
-                self.widen(unit.tensor, rows)?;
-            }
+        let exact =
+            ty == QuantType::F32 || self.source.tensors()[tensor.source].dtype == Dtype::Gguf(ty);
+        let mut first = read.start;
+        while first < read.end {
             let next = match tensor.weighing {
-                Some(_) => read.end.min(first + per_matrix - row % per_matrix),
+                Some(_) => read.end.min(first + per_matrix - first % per_matrix),
                 None => read.end,
             };
-            let guide = self.plan.guide(tensor, row / per_matrix);
-            let at = (first - read.start) * n_per_row;
-            let weights = &self.weights[at..at + (next - first) * n_per_row];
-            let bytes = &mut self.bytes[first * row_bytes..next * row_bytes];
-            ty.encode_rows_with(self.plan.simd, weights, n_per_row, guide, bytes)
-                .map_err(|error| encode_error(shift_row(error, first as u64, n_per_row)))?;
+            let within = |start: u64, width: usize| {
+                (first - start) as usize * width..(next - start) as usize * width
+            };
+            let weights = &self.weights[within(read.start, n_per_row)];
+            let bytes = &mut all[within(unit.rows.start, row_bytes)];
+            let guide = of.guide(tensor, (first / per_matrix) as usize);
+            let shifted = |error| {
+                let error = shift_row(error, first, n_per_row);
+                self.encode_error(plan, unit.tensor, ty, error, unit.rows.start)
+            };
+            ty.encode_rows_with(of.simd, weights, n_per_row, guide, bytes).map_err(shifted)?;
             let valid = match exact {
                 true => Ok(()),
                 false => ty.validate_rows(bytes, n_per_row),
@@ -167,20 +237,18 @@ impl<'a> Encoder<'a> {
                 Ok(()) => {}
                 Err(QuantError::NotFinite { row: at, column, .. }) => {
                     let value = weights[at * n_per_row + column];
-                    let row = (row + at) as u64;
+                    let row = first + at as u64;
                     let origin = self.source.origin(tensor.source, row);
                     let tensor = tensor.name.clone();
                     return Err(ConvertError::Overflow { origin, tensor, ty, row, column, value });
                 }
-                Err(error) if self.plan.check => {
-                    return Err(encode_error(shift_row(error, first as u64, n_per_row)));
-                }
+                Err(error) if of.check => return Err(shifted(error)),
                 Err(_) => self.seen.iter().for_each(|seen| seen.is_infinite(unit.tensor)),
             }
             first = next;
         }
-        self.source.release(tensor.source, rows);
-        Ok(&self.bytes)
+        self.bytes[plan] = all;
+        Ok(())
     }
 }
 

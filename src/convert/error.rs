@@ -163,6 +163,23 @@ pub enum ConvertError {
         /// Bytes free.
         free: u64,
     },
+    /// Outputs that cannot be made in one pass.
+    #[error(
+        "{}: has `{tensor}` otherwise than the other outputs, so that they cannot be written together; \
+         write it by itself", path.display()
+    )]
+    Apart {
+        /// The output.
+        path: PathBuf,
+        /// The first tensor that is not the same in all.
+        tensor: String,
+    },
+    /// Two outputs of one name.
+    #[error("{}: would be written twice; ask for each type once", path.display())]
+    Twice {
+        /// The name.
+        path: PathBuf,
+    },
     /// Less memory than one thread needs.
     #[error("{budget} bytes of memory are too few, at least {needed} are needed")]
     Memory {

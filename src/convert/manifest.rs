@@ -73,20 +73,28 @@ impl Manifest {
         crate::io::write(disk, &Self::path(output), format!("{json:#}\n").as_bytes())
     }
 
-    /// Reads every input and output file once and hashes it. The monitor counts bytes.
+    /// Reads every file of a source once and hashes it. The monitor counts bytes.
+    ///
+    /// # Errors
+    /// Files that cannot be read.
+    pub fn hash_inputs(
+        source: &dyn Source,
+        monitor: &dyn Monitor,
+    ) -> Result<Vec<HashedFile>, ConvertError> {
+        source.files().iter().map(|file| Ok(hash(&file.path, &[], monitor)?.0)).collect()
+    }
+
+    /// Reads every output file once and hashes it, for a manifest with what was read. The monitor counts
+    /// bytes.
     ///
     /// # Errors
     /// Files that cannot be read.
     pub fn make(
-        source: &dyn Source,
+        inputs: Vec<HashedFile>,
         outputs: &[PathBuf],
         options: serde_json::Value,
         monitor: &dyn Monitor,
     ) -> Result<Self, ConvertError> {
-        let mut inputs = Vec::new();
-        for file in source.files() {
-            inputs.push(hash(&file.path, &[], monitor)?.0);
-        }
         let (outputs, tensors) = Self::hash_outputs(outputs, monitor)?;
         let program = env!("CARGO_PKG_VERSION").to_owned();
         Ok(Self { format: 1, program, options, inputs, outputs, tensors })

@@ -1,18 +1,19 @@
 //! The pipeline: from a model's tensors to a GGUF file in one pass.
 //!
 //! A [`Plan`] says what will be written, to the byte, before a weight is read; [`Plan::run`]
-//! streams it with memory that follows from the options alone.
+//! streams it with memory that follows from the options alone. A [`Ladder`] is several plans for one
+//! source, which a single pass carries out.
 
 mod begun;
 mod cut;
 mod encode;
 mod error;
-mod estimate;
 #[cfg(feature = "eval")]
 mod export;
 mod importance;
 mod job;
 mod journal;
+mod ladder;
 mod lossless;
 mod manifest;
 mod metadata;
@@ -30,6 +31,7 @@ pub use error::ConvertError;
 #[cfg(feature = "eval")]
 pub use export::export;
 pub use importance::Weighing;
+pub use ladder::{Ladder, Rung};
 pub use lossless::is_lossless;
 pub use manifest::{HashedFile, HashedTensor, Manifest};
 pub use metadata::RECIPE;

@@ -4,25 +4,23 @@ use super::cut;
 use super::error::ConvertError;
 use super::importance::{Importances, Weighing};
 use super::job::{Job, type_in};
-use super::journal::Identity;
 use super::lossless;
 use super::metadata::{self, OfCheckpoint};
 use super::prune::Pruned;
 use super::settings::{Intermediate, Mode, Settings};
 use crate::gguf::{Layout, Metadata, TensorType, split_path};
 use crate::imatrix::Imatrix;
-use crate::io::{folder, memory};
+use crate::io::memory;
 use crate::model::CheckpointModel;
 use crate::names::in_short;
 use crate::quant::{Guide, QuantType};
 use crate::recipe::{Facts, FileType, Reason, Recipe, Shape};
 use crate::simd::Simd;
-use crate::source::{Dtype, GgufSource, Source};
+use crate::source::{Dtype, GgufSource, Origin, Source};
 use crate::warning::{Topic, Warning};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use xxhash_rust::xxh3::Xxh3;
 
 /// A tensor of the output.
 #[derive(Clone, Debug)]
@@ -105,8 +103,10 @@ pub struct Plan {
     unused: Vec<String>,
     pub(super) simd: Simd,
     pub(super) check: bool,
-    /// Bytes that descriptions of tensors take.
+    /// Bytes that descriptions of the source's tensors take.
     tables: u64,
+    /// Bytes of memory that a run may take.
+    pub(super) budget: u64,
     warnings: Vec<Warning>,
     further_ends: Vec<(u32, String)>,
 }
@@ -116,6 +116,44 @@ pub(super) const UNIT_ELEMENTS: u64 = 1 << 20;
 
 /// What the program takes beside its buffers: code, allocator, thread stacks, mapped headers.
 const BASE_MEMORY: u64 = 48 << 20;
+
+/// The memory that a run of one plan, or of several at once, takes.
+pub(super) struct Memory {
+    /// Whatever the threads.
+    base: u64,
+    /// For each thread.
+    each: u64,
+}
+
+impl Memory {
+    pub fn of<'a>(plans: impl IntoIterator<Item = &'a Plan>) -> Self {
+        let (mut n, mut tables, mut headers, mut unit) = (0, 0, 0, 0);
+        for plan in plans {
+            n += 1;
+            tables = plan.tables.max(tables);
+            headers += plan.files.iter().map(header_memory).sum::<u64>();
+            unit = plan.tensors.iter().map(unit_elements).max().unwrap_or(0).max(unit);
+        }
+        // A unit is held as stored (at most 4 bytes a weight), as f32, once more as f32 where it is
+        // transposed, and encoded (at most 4 bytes a weight).
+        Self { base: BASE_MEMORY + tables + headers, each: (12 + 4 * n) * unit }
+    }
+
+    /// As many of the threads as stay within a budget.
+    pub fn threads(&self, wanted: usize, budget: u64) -> Result<usize, ConvertError> {
+        let each = self.each.max(1);
+        let needed = self.base + each;
+        match budget.checked_sub(needed) {
+            None => Err(ConvertError::Memory { needed, budget }),
+            Some(rest) => Ok(wanted.min(1 + usize::try_from(rest / each).unwrap_or(usize::MAX))),
+        }
+    }
+
+    /// The most that so many threads take.
+    pub fn peak(&self, threads: usize) -> u64 {
+        self.base + threads as u64 * self.each
+    }
+}
 
 impl Plan {
     /// Plans the conversion of a checkpoint.
@@ -220,7 +258,8 @@ impl Plan {
         let files = cut::files(source, &tensors, &metadata, settings.split)?;
         let mut plan = Self {
             unused: importances.unused().map(str::to_owned).collect(),
-            tables: source.table_bytes() + files.iter().map(header_memory).sum::<u64>(),
+            tables: source.table_bytes(),
+            budget: settings.memory.unwrap_or_else(default_memory),
             warnings: Pruned::new(&settings.prune_layers).warnings(&metadata),
             further_ends: Vec::new(),
             tensors,
@@ -234,20 +273,8 @@ impl Plan {
             check: settings.check,
         };
         plan.warnings.extend(plan.own_warnings());
-        plan.threads = plan.threads_within(settings.memory.unwrap_or_else(default_memory))?;
+        plan.threads = Memory::of([&plan]).threads(plan.threads, plan.budget)?;
         Ok(plan)
-    }
-
-    /// As many of the threads as stay within a memory budget.
-    fn threads_within(&self, budget: u64) -> Result<usize, ConvertError> {
-        let each = self.unit_memory().max(1);
-        let one = self.base_memory() + each;
-        match budget.checked_sub(one) {
-            None => Err(ConvertError::Memory { needed: one, budget }),
-            Some(rest) => {
-                Ok(self.threads.min(1 + usize::try_from(rest / each).unwrap_or(usize::MAX)))
-            }
-        }
     }
 
     /// The tensors in the order of the file.
@@ -386,56 +413,49 @@ impl Plan {
         tensors.map(PlannedTensor::n_elements).sum()
     }
 
+    /// The tensors of some files.
+    pub(super) fn tensors_in(&self, files: Range<usize>) -> Range<usize> {
+        match self.files[files]
+            .iter()
+            .map(|file| file.tensors.clone())
+            .reduce(|a, b| a.start..b.end)
+        {
+            Some(tensors) => tensors,
+            None => 0..0,
+        }
+    }
+
     /// Bits per weight, over all tensors.
     pub fn bits_per_weight(&self) -> f64 {
         let bytes: u64 = (0..self.tensors.len()).map(|i| self.n_bytes(i)).sum();
         bytes as f64 * 8.0 / self.n_weights().max(1) as f64
     }
 
-    /// Bytes free where the output goes; `None` where the system does not say.
-    pub fn free_disk(&self, output: &Path) -> Option<u64> {
-        let stat = rustix::fs::statvfs(folder(output)).ok()?;
-        Some(stat.f_bavail * stat.f_frsize)
+    /// The stored tensors that a tensor of the output is made of, and where they lie.
+    pub fn pieces(&self, tensor: usize, source: &dyn Source) -> Vec<Origin> {
+        let planned = &self.tensors[tensor];
+        let per_matrix = match planned.ty {
+            TensorType::Known(_) => planned.rows_per_matrix(),
+            TensorType::Unknown(_) => planned.n_rows().max(1),
+        };
+        let rows = (0..planned.n_rows()).step_by(per_matrix as usize);
+        let mut pieces: Vec<Origin> = rows.map(|row| source.origin(planned.source, row)).collect();
+        pieces.dedup();
+        pieces
     }
 
     /// An upper bound on the resident memory of the run, in bytes, page cache not counted.
     pub fn peak_memory(&self) -> u64 {
-        self.base_memory() + self.threads as u64 * self.unit_memory()
+        Memory::of([self]).peak(self.threads)
     }
 
-    fn base_memory(&self) -> u64 {
-        BASE_MEMORY + self.tables
-    }
-
-    /// A unit is held as stored (at most 4 bytes a weight), as f32, once more as f32 where it is
-    /// transposed, and encoded (at most 4 bytes a weight).
-    fn unit_memory(&self) -> u64 {
-        16 * self.tensors.iter().map(unit_elements).max().unwrap_or(0)
-    }
-
-    /// What decides the bytes of the output.
-    pub(super) fn identity(&self, source: &dyn Source) -> Identity {
-        let mut layout = Xxh3::new();
-        layout.update(&UNIT_ELEMENTS.to_le_bytes());
-        for file in &self.files {
-            layout.update(file.layout.header());
-        }
-        for tensor in &self.tensors {
-            layout.update(&[tensor.stored.id() as u8, u8::from(tensor.weighing.is_some())]);
-        }
-        let mut input = Xxh3::new();
-        for file in source.files() {
-            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            input.update(name.as_bytes());
-            input.update(&file.size.to_le_bytes());
-            input.update(file.version.as_bytes());
-        }
-        let mut importance = Xxh3::new();
-        for (name, values) in self.imatrix.iter().flat_map(|imatrix| &imatrix.entries) {
-            importance.update(name.as_bytes());
-            values.iter().for_each(|value| importance.update(&value.to_le_bytes()));
-        }
-        Identity::new(layout.digest(), input.digest(), importance.digest())
+    /// Whether another plan for the same source has the same bytes for a tensor.
+    pub(super) fn makes_as(&self, other: &Self, tensor: usize) -> bool {
+        let [this, that] = [self, other].map(|plan| {
+            let weighed = plan.tensors[tensor].weighing.is_some();
+            (plan.tensors[tensor].ty, plan.imatrix.as_ref().filter(|_| weighed).map(Arc::as_ptr))
+        });
+        this == that
     }
 }
 

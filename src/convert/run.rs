@@ -7,20 +7,21 @@ use super::begun::Begun;
 use super::encode::{Encoder, Unit};
 use super::error::ConvertError;
 use super::journal::{Journal, Past};
-use super::plan::Plan;
+use super::ladder::{Ladder, Rung, has_its_name, has_its_part};
+use super::plan::{Plan, PlannedFile};
 use super::shard::Shard;
 use super::values::Seen;
 use crate::gguf::{GgufError, Writer};
-use crate::io::{Disk, IoError, LocalDisk, give_name, part_path};
+use crate::io::{Disk, LocalDisk, give_name, part_path};
 use crate::monitor::Monitor;
 use crate::source::{Source, SourceError};
 use std::collections::{BTreeSet, VecDeque};
 use std::ops::Range;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Mutex, PoisonError};
-use xxhash_rust::xxh3::xxh3_64;
+use xxhash_rust::xxh3::Xxh3;
 
 /// Units that the system is asked to read ahead, for each thread.
 const LOOK_AHEAD: usize = 8;
@@ -43,7 +44,7 @@ pub struct RunOptions<'a> {
     /// Write only this share of the output's files.
     pub shard: Option<Shard>,
     /// Leave the journal beside the complete output, so that the same call finds it done, until
-    /// [`Plan::forget`] removes it: for work that follows and may be stopped as well.
+    /// [`Ladder::forget`] removes it: for work that follows and may be stopped as well.
     pub keep_journal: bool,
     /// Where to write.
     pub disk: &'a dyn Disk,
@@ -56,17 +57,10 @@ impl Default for RunOptions<'_> {
 }
 
 impl Plan {
-    /// Writes the output. Files get their names when all are complete and on disk.
-    ///
-    /// A run that was stopped, by a signal, a full disk or a power cut, leaves `.part` files and
-    /// a journal; the same call then goes on where it was, after checking what the journal
-    /// claims against the files. Errors in the weights leave nothing.
-    ///
-    /// The monitor counts weights.
+    /// Writes the output, as the ladder of one: see [`Ladder::run`].
     ///
     /// # Errors
-    /// Too little room, existing outputs without `force`, a journal of another run, weights that
-    /// cannot be read or encoded, a failing disk: each naming file and tensor.
+    /// As there.
     pub fn run(
         &self,
         source: &dyn Source,
@@ -74,13 +68,14 @@ impl Plan {
         options: RunOptions,
         monitor: &dyn Monitor,
     ) -> Result<(), ConvertError> {
-        self.run_after(source, output, options, monitor, |_| Ok(()))
+        Ladder::of(self, output).run(source, options, monitor)
     }
 
     /// As [`Plan::run`], where some tensors are made in another way `before` the pass makes the others.
     ///
     /// # Errors
     /// As [`Plan::run`], and those of `before`.
+    #[cfg(feature = "eval")]
     pub(crate) fn run_after(
         &self,
         source: &dyn Source,
@@ -89,133 +84,132 @@ impl Plan {
         monitor: &dyn Monitor,
         before: impl FnOnce(&Begun) -> Result<(), ConvertError>,
     ) -> Result<(), ConvertError> {
-        self.check_output(output, options)?;
-        let files = self.files_of(options.shard);
-        if files.is_empty() {
+        Ladder::of(self, output).run_after(source, options, monitor, before)
+    }
+}
+
+impl Ladder<'_> {
+    /// Writes the outputs. Files get their names when all are complete and on disk.
+    ///
+    /// A run that was stopped, by a signal, a full disk or a power cut, leaves `.part` files and
+    /// a journal; the same call then goes on where it was, after checking what the journal
+    /// claims against the files. Errors in the weights leave nothing.
+    ///
+    /// The monitor counts weights that are read.
+    ///
+    /// # Errors
+    /// Too little room, existing outputs without `force`, a journal of another run, weights that
+    /// cannot be read or encoded, a failing disk: each naming file and tensor.
+    pub fn run(
+        &self,
+        source: &dyn Source,
+        options: RunOptions,
+        monitor: &dyn Monitor,
+    ) -> Result<(), ConvertError> {
+        self.run_after(source, options, monitor, |_| Ok(()))
+    }
+
+    fn run_after(
+        &self,
+        source: &dyn Source,
+        options: RunOptions,
+        monitor: &dyn Monitor,
+        before: impl FnOnce(&Begun) -> Result<(), ConvertError>,
+    ) -> Result<(), ConvertError> {
+        self.check_output(options)?;
+        let n_files = self.files(options.shard).count();
+        if n_files == 0 {
             return Ok(());
         }
-        let disk = options.disk;
+        let (disk, shard) = (options.disk, options.shard);
         let identity = self.identity(source);
-        let path = self.journal_path(output, options.shard);
-        let n_units = self.units(0..self.tensors.len()).count() as u64;
+        let path = self.journal_path(shard);
+        let n_units = self.units(None).count() as u64;
         let (journal, past) = Journal::open(disk, &path, &identity, n_units, options.restart)?;
         let resumed = past.is_some();
-        let mut run = Run {
-            plan: self,
-            source,
-            monitor,
-            journal: &journal,
-            past: past.unwrap_or_default(),
-            first_file: files.start,
-            writers: Vec::new(),
-            unflushed: AtomicU64::new(0),
-            recorded: AtomicU64::new(0),
-            made: Mutex::default(),
-            seen: Seen::new(self),
-        };
+        let recorded = AtomicU64::new(0);
         let written = (|| {
-            for file in files.clone() {
-                let path = self.path(file, output);
-                if !resumed {
+            let mut past = past.unwrap_or_default();
+            if past.all_written && self.is_whole(shard) {
+                monitor.resume(self.weights(shard));
+            } else {
+                if !resumed || past.all_written {
                     // What others left under this name would show between the tensors.
-                    let _ = disk.remove(&part_path(&path));
+                    self.remove_parts(options);
+                    journal.begin(&identity)?;
+                    past = Past::default();
                 }
-                let named = run.past.all_written && self.has_its_name(file, &path);
-                run.writers.push(match named {
-                    // It has its name already, and was on disk before it got it.
-                    true => None,
-                    false => Some(Writer::open(disk, &path, &self.files[file].layout)?),
-                });
-            }
-            if !resumed {
-                journal.begin(&identity)?;
-            }
-            match run.writers.iter().all(Option::is_none) {
-                true => monitor.resume(self.weights_of(files.clone())),
-                false => {
-                    before(&Begun::new(&run))?;
-                    run.write_units()?;
-                    run.warn()?;
+                let run = Run {
+                    ladder: self,
+                    shard,
+                    source,
+                    monitor,
+                    journal: &journal,
+                    past,
+                    writers: self.writers(options)?,
+                    unflushed: AtomicU64::new(0),
+                    recorded: &recorded,
+                    made: Mutex::default(),
+                    seen: Seen::new(self.rungs[0].plan),
+                };
+                before(&Begun::new(&run))?;
+                run.write_units()?;
+                run.warn()?;
+                run.sync()?;
+                // One file has its name or not; of several, some may have theirs when a run ends.
+                if n_files > 1 || options.keep_journal {
+                    journal.all_written()?;
                 }
-            }
-            run.writers.iter().flatten().try_for_each(Writer::sync)?;
-            // One file has its name or not; of several, some may have theirs when a run ends.
-            if run.writers.len() > 1 || options.keep_journal {
-                journal.all_written()?;
             }
             // The first file is the one that programs are given, so it comes last.
-            for writer in run.writers.iter().flatten().rev() {
-                let path = writer.path();
-                Writer::check(path, options.force || resumed)?;
-                give_name(disk, &part_path(path), path)?;
+            for (plan, file, path) in self.files(shard).rev() {
+                if !(resumed && has_its_name(plan, file, &path)) {
+                    Writer::check(&path, options.force || resumed)?;
+                    give_name(disk, &part_path(&path), &path)?;
+                }
             }
             Ok(())
         })();
-        let kept = resumed || run.recorded.load(Ordering::Relaxed) > 0;
+        let kept = resumed || recorded.load(Ordering::Relaxed) > 0;
         match written {
             Ok(()) if options.keep_journal => Ok(()),
-            Ok(()) => self.forget(output, options),
+            Ok(()) => self.forget(options),
             Err(error) if kept && can_go_on(&error) => {
                 Err(ConvertError::Stopped { journal: path, error: Box::new(error) })
             }
             Err(error) => {
-                for file in files {
-                    // Failing to remove what is left over must not hide the error.
-                    let _ = disk.remove(&part_path(&self.path(file, output)));
-                }
+                self.remove_parts(options);
                 let _ = disk.remove(&path);
                 Err(error)
             }
         }
     }
 
-    /// Removes the journal that [`RunOptions::keep_journal`] left.
-    ///
-    /// # Errors
-    /// The system refuses.
-    pub fn forget(&self, output: &Path, options: RunOptions) -> Result<(), ConvertError> {
-        let path = self.journal_path(output, options.shard);
-        Ok(options.disk.remove(&path).map_err(|error| IoError::new(&path, error))?)
+    /// Opens the parts, for each output those of its files that belong to the share.
+    fn writers(&self, options: RunOptions) -> Result<Vec<Vec<Writer>>, ConvertError> {
+        let of = |rung: &Rung| {
+            let files = rung.plan.files_of(options.shard);
+            files
+                .map(|file| {
+                    let path = rung.plan.path(file, rung.output);
+                    Ok(Writer::open(options.disk, &path, &rung.plan.files[file].layout)?)
+                })
+                .collect()
+        };
+        self.rungs.iter().map(of).collect()
     }
 
-    /// Whether a file was complete and got its name, as far as can be told from outside.
-    fn has_its_name(&self, file: usize, path: &Path) -> bool {
-        let size = self.files[file].layout.file_size();
-        !part_path(path).exists() && path.metadata().is_ok_and(|found| found.len() == size)
+    /// Whether files of which all was on disk are still here, under one name or the other.
+    fn is_whole(&self, shard: Option<Shard>) -> bool {
+        self.files(shard).all(|(plan, file, path)| {
+            has_its_part(plan, file, &path) || has_its_name(plan, file, &path)
+        })
     }
 
-    /// Where the journal of a run lies.
-    fn journal_path(&self, output: &Path, shard: Option<Shard>) -> PathBuf {
-        let mut name = output.as_os_str().to_owned();
-        if let Some(shard) = shard {
-            name.push(format!(".{}-of-{}", shard.number(), shard.count()));
-        }
-        name.push(".journal");
-        name.into()
-    }
-
-    /// Refuses an output that cannot succeed, before any weight is read: one that exists (without
-    /// `force`), a folder that does not, too little room.
-    ///
-    /// # Errors
-    /// As said, naming what to do.
-    pub fn check_output(&self, output: &Path, options: RunOptions) -> Result<(), ConvertError> {
-        let goes_on = !options.restart && self.journal_path(output, options.shard).exists();
-        let mut needed = 0;
-        for file in self.files_of(options.shard) {
-            let path = self.path(file, output);
-            Writer::check(&path, options.force || goes_on)?;
-            let part = part_path(&path);
-            if !(goes_on && self.has_its_name(file, &path)) {
-                let size = self.files[file].layout.file_size();
-                needed += size.saturating_sub(allocated(&part));
-            }
-        }
-        match self.free_disk(output) {
-            Some(free) if free < needed => {
-                Err(ConvertError::DiskSpace { path: output.to_owned(), needed, free })
-            }
-            _ => Ok(()),
+    /// Failing to remove what is left over must not hide why.
+    fn remove_parts(&self, options: RunOptions) {
+        for (_, _, path) in self.files(options.shard) {
+            let _ = options.disk.remove(&part_path(&path));
         }
     }
 }
@@ -231,30 +225,43 @@ fn can_go_on(error: &ConvertError) -> bool {
     )
 }
 
-/// Bytes on disk that a file has already.
-fn allocated(path: &Path) -> u64 {
-    let Ok(metadata) = path.metadata() else { return 0 };
-    #[cfg(unix)]
-    return std::os::unix::fs::MetadataExt::blocks(&metadata) * 512;
-    #[cfg(not(unix))]
-    return metadata.len();
-}
-
 /// What the workers of a run share.
 pub(super) struct Run<'a> {
-    pub plan: &'a Plan,
+    pub ladder: &'a Ladder<'a>,
+    shard: Option<Shard>,
     pub source: &'a dyn Source,
     monitor: &'a dyn Monitor,
     pub journal: &'a Journal,
     pub past: Past,
-    pub first_file: usize,
-    /// One for each file, or `None` where nothing is left to do.
-    pub writers: Vec<Option<Writer>>,
+    /// For each output, those of its files that are written.
+    writers: Vec<Vec<Writer>>,
     unflushed: AtomicU64,
-    pub recorded: AtomicU64,
+    pub recorded: &'a AtomicU64,
     /// Units that were made before the pass.
     pub made: Mutex<BTreeSet<u64>>,
     pub seen: Seen,
+}
+
+/// Where a tensor goes in one of the outputs.
+pub(super) struct Place<'r> {
+    rung: usize,
+    writer: &'r Writer,
+    /// Its number in the file.
+    tensor: usize,
+    row_bytes: u64,
+}
+
+impl Place<'_> {
+    /// Writes rows.
+    pub fn write(&self, first: u64, bytes: &[u8]) -> Result<(), ConvertError> {
+        Ok(self.writer.write_at(self.tensor, first * self.row_bytes, bytes)?)
+    }
+
+    /// Reads rows that were written.
+    pub fn read(&self, rows: Range<u64>, out: &mut Vec<u8>) -> Result<(), ConvertError> {
+        out.resize(((rows.end - rows.start) * self.row_bytes) as usize, 0);
+        Ok(self.writer.read_at(self.tensor, rows.start * self.row_bytes, out)?)
+    }
 }
 
 /// Units not yet taken; the front ones have been asked for.
@@ -274,25 +281,21 @@ impl<I: Iterator<Item = Unit>> Queue<I> {
 }
 
 impl Run<'_> {
-    fn tensors(&self) -> Range<usize> {
-        let files = &self.plan.files;
-        let last = self.first_file + self.writers.len() - 1;
-        files[self.first_file].tensors.start..files[last].tensors.end
-    }
-
     fn write_units(&self) -> Result<(), ConvertError> {
-        let mut rest = self.plan.units(self.tensors());
-        let ahead: VecDeque<Unit> = rest.by_ref().take(LOOK_AHEAD * self.plan.threads).collect();
+        let threads = self.ladder.threads();
+        let mut rest = self.ladder.units(self.shard);
+        let ahead: VecDeque<Unit> = rest.by_ref().take(LOOK_AHEAD * threads).collect();
         ahead.iter().for_each(|unit| self.prefetch(unit));
         let queue = Mutex::new(Queue { ahead, rest });
         let failure = Mutex::new(None);
         std::thread::scope(|scope| {
             let (flush, flushes) = sync_channel::<()>(1);
-            for _ in 0..self.plan.threads {
+            for _ in 0..threads {
                 let flush = flush.clone();
                 let (queue, failure) = (&queue, &failure);
                 scope.spawn(move || {
-                    let mut encoder = Encoder::new(self.plan, self.source).watched_by(&self.seen);
+                    let encoder = Encoder::new(self.ladder.plans(), self.source);
+                    let mut encoder = encoder.watched_by(&self.seen);
                     let mut bytes = Vec::new();
                     while failure
                         .lock()
@@ -318,10 +321,10 @@ impl Run<'_> {
             drop(flush);
             // Beside the workers, so that none of them waits for the disk.
             while flushes.recv().is_ok() {
-                if let Err(error) = self.writers.iter().flatten().try_for_each(Writer::sync)
+                if let Err(error) = self.sync()
                     && let Ok(mut failure) = failure.lock()
                 {
-                    failure.get_or_insert(error.into());
+                    failure.get_or_insert(error);
                 }
             }
         });
@@ -334,7 +337,7 @@ impl Run<'_> {
 
     /// Tells what was odd about the weights, before the files get their names.
     fn warn(&self) -> Result<(), ConvertError> {
-        let seen = self.seen.warnings(self.plan, self.tensors());
+        let seen = self.seen.warnings(self.plan(), self.ladder.tensors(self.shard));
         let mut warnings = seen.into_iter().chain(self.source.met());
         match warnings.find(|warning| !self.monitor.warn(warning.clone())) {
             Some(warning) => Err(ConvertError::Unwanted(warning)),
@@ -344,18 +347,31 @@ impl Run<'_> {
 
     fn prefetch(&self, unit: &Unit) {
         if !self.past.units.contains_key(&unit.number) && !self.is_made(unit) {
-            self.source.prefetch(self.plan.tensors[unit.tensor].source, unit.rows.clone());
+            self.source.prefetch(self.plan().tensors[unit.tensor].source, unit.rows.clone());
         }
     }
 
-    /// The file that a tensor goes into, its number there, and the bytes of a row; `None` where nothing is
-    /// left to do in the file.
-    pub fn place(&self, tensor: usize) -> Option<(&Writer, usize, u64)> {
-        let file = self.plan.file_of(tensor);
-        let planned = &self.plan.files[file];
-        let index = tensor - planned.tensors.start;
-        let row_bytes = planned.layout.n_bytes(index) / self.plan.tensors[tensor].n_rows().max(1);
-        Some((self.writers[file - self.first_file].as_ref()?, index, row_bytes))
+    /// One of the plans, whose tensors are those of all but for their types.
+    pub fn plan(&self) -> &Plan {
+        self.ladder.rungs[0].plan
+    }
+
+    /// Waits until everything written is on disk.
+    fn sync(&self) -> Result<(), ConvertError> {
+        Ok(self.writers.iter().flatten().try_for_each(Writer::sync)?)
+    }
+
+    /// Where a tensor goes; an output is passed over where the tensor belongs to another's share.
+    pub fn places(&self, tensor: usize) -> impl Iterator<Item = Place<'_>> {
+        let rungs = self.ladder.rungs.iter().zip(&self.writers).enumerate();
+        rungs.filter_map(move |(rung, (Rung { plan, .. }, writers))| {
+            let file = plan.file_of(tensor);
+            let writer = writers.get(file.checked_sub(plan.files_of(self.shard).start)?)?;
+            let PlannedFile { tensors, layout } = &plan.files[file];
+            let in_file = tensor - tensors.start;
+            let row_bytes = layout.n_bytes(in_file) / plan.tensors[tensor].n_rows().max(1);
+            Some(Place { rung, writer, tensor: in_file, row_bytes })
+        })
     }
 
     fn is_made(&self, unit: &Unit) -> bool {
@@ -370,51 +386,92 @@ impl Run<'_> {
         bytes: &mut Vec<u8>,
         flush: &SyncSender<()>,
     ) -> Result<(), ConvertError> {
-        let tensor = &self.plan.tensors[unit.tensor];
-        let weights = tensor.weights(&unit.rows);
-        if let Some((writer, index, row_bytes)) = self.place(unit.tensor) {
-            let at = unit.rows.start * row_bytes;
+        let places: Vec<Place> = self.places(unit.tensor).collect();
+        if self.is_made(unit) || self.is_done(unit, &places, encoder, bytes)? {
+            self.seen.pass_over(self.plan(), unit.tensor, unit.rows.clone());
+        } else {
+            self.write(unit, &places, encoder)?;
+            self.recorded.fetch_add(1, Ordering::Relaxed);
+            let row_bytes: u64 = places.iter().map(|place| place.row_bytes).sum();
             let length = (unit.rows.end - unit.rows.start) * row_bytes;
-            let done = match self.past.units.get(&unit.number) {
-                None => false,
-                Some(&hash) => {
-                    bytes.resize(length as usize, 0);
-                    writer.read_at(index, at, bytes)?;
-                    match hash == COPIED {
-                        true => encoder.encode(unit)? == bytes,
-                        false => xxh3_64(bytes) == hash,
-                    }
-                }
-            };
-            if done || self.is_made(unit) {
-                self.seen.pass_over(self.plan, unit.tensor, unit.rows.clone());
-            } else {
-                let stored = match tensor.ty == tensor.stored {
-                    true => self.source.stored_in(tensor.source, unit.rows.clone()),
-                    false => None,
-                };
-                let copied = match stored {
-                    Some((file, range)) => writer.copy_from(index, at, file, range)?,
-                    None => false,
-                };
-                if copied {
-                    self.seen.pass_over(self.plan, unit.tensor, unit.rows.clone());
-                    self.source.release(tensor.source, unit.rows.clone());
-                    self.journal.record(unit.number, COPIED)?;
-                } else {
-                    let bytes = encoder.encode(unit)?;
-                    writer.write_at(index, at, bytes)?;
-                    self.journal.record(unit.number, xxh3_64(bytes))?;
-                }
-                self.recorded.fetch_add(1, Ordering::Relaxed);
-                let before = self.unflushed.fetch_add(length, Ordering::Relaxed);
-                if before / FLUSH_BYTES != (before + length) / FLUSH_BYTES {
-                    // A full channel means that one is on its way.
-                    let _ = flush.try_send(());
-                }
+            let before = self.unflushed.fetch_add(length, Ordering::Relaxed);
+            if before / FLUSH_BYTES != (before + length) / FLUSH_BYTES {
+                // A full channel means that one is on its way.
+                let _ = flush.try_send(());
             }
         }
-        self.monitor.advance(weights);
+        self.monitor.advance(self.plan().tensors[unit.tensor].weights(&unit.rows));
         Ok(())
     }
+
+    /// Whether an earlier process has written a unit into all outputs, and its bytes are still there.
+    fn is_done(
+        &self,
+        unit: &Unit,
+        places: &[Place],
+        encoder: &mut Encoder,
+        bytes: &mut Vec<u8>,
+    ) -> Result<bool, ConvertError> {
+        let Some(&hash) = self.past.units.get(&unit.number) else { return Ok(false) };
+        if hash == COPIED {
+            encoder.encode_for(unit, &rungs(places))?;
+        }
+        let mut found = Xxh3::new();
+        for place in places {
+            place.read(unit.rows.clone(), bytes)?;
+            found.update(bytes);
+            if hash == COPIED && encoder.bytes(place.rung) != bytes {
+                return Ok(false);
+            }
+        }
+        Ok(hash == COPIED || found.digest() == hash)
+    }
+
+    /// Writes a unit into all outputs, and notes it.
+    fn write(
+        &self,
+        unit: &Unit,
+        places: &[Place],
+        encoder: &mut Encoder,
+    ) -> Result<(), ConvertError> {
+        if self.copy(unit, places)? {
+            self.seen.pass_over(self.plan(), unit.tensor, unit.rows.clone());
+            self.source.release(self.plan().tensors[unit.tensor].source, unit.rows.clone());
+            return Ok(self.journal.record(unit.number, COPIED)?);
+        }
+        encoder.encode_for(unit, &rungs(places))?;
+        let mut hash = Xxh3::new();
+        for place in places {
+            let bytes = encoder.bytes(place.rung);
+            place.write(unit.rows.start, bytes)?;
+            hash.update(bytes);
+        }
+        Ok(self.journal.record(unit.number, hash.digest())?)
+    }
+
+    /// Has the system copy a unit that all outputs take as it is; `false` where it cannot.
+    fn copy(&self, unit: &Unit, places: &[Place]) -> Result<bool, ConvertError> {
+        let is_kept = |place: &Place| {
+            let tensor = &self.ladder.rungs[place.rung].plan.tensors[unit.tensor];
+            tensor.ty == tensor.stored
+        };
+        if !places.iter().all(is_kept) {
+            return Ok(false);
+        }
+        let source = self.plan().tensors[unit.tensor].source;
+        let Some((file, range)) = self.source.stored_in(source, unit.rows.clone()) else {
+            return Ok(false);
+        };
+        for Place { writer, tensor, row_bytes, .. } in places {
+            let at = unit.rows.start * row_bytes;
+            if !writer.copy_from(*tensor, at, file, range.clone())? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+fn rungs(places: &[Place]) -> Vec<usize> {
+    places.iter().map(|place| place.rung).collect()
 }

@@ -90,7 +90,7 @@ impl Plan {
         std::thread::scope(|scope| {
             for _ in 0..self.threads {
                 scope.spawn(|| {
-                    let mut encoder = Encoder::new(self, source);
+                    let mut encoder = Encoder::new([self], source);
                     let mut found = Vec::new();
                     while result.lock().is_ok_and(|r| r.is_ok()) {
                         let Some(unit) = units.lock().ok().and_then(|mut u| u.next()) else {

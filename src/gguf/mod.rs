@@ -30,7 +30,7 @@ pub use error::GgufError;
 pub use file::{GgufFile, Header, TensorInfo};
 pub use layout::Layout;
 pub use metadata::Metadata;
-pub use split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, split_path};
+pub use split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, split_path, whole_name};
 pub use tensor_type::{Opaque, TensorType};
 pub use value::{Array, Flag, Value};
 pub use writer::Writer;

@@ -78,6 +78,16 @@ pub fn split_path(output: &Path, no: usize, count: usize) -> PathBuf {
     output.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1))
 }
 
+/// The name of the whole for that of one of its files, both without `.gguf`; others stay as they are.
+pub fn whole_name(name: &str) -> &str {
+    let is_number = |text: &str| text.len() == 5 && text.bytes().all(|b| b.is_ascii_digit());
+    let part = name.rsplit_once("-of-").filter(|(_, count)| is_number(count));
+    match part.and_then(|(start, _)| start.rsplit_once('-')) {
+        Some((whole, no)) if is_number(no) => whole,
+        _ => name,
+    }
+}
+
 /// Opens a model: one file, or all files of a split one, given its first.
 ///
 /// # Errors

@@ -112,6 +112,16 @@ impl Disk for LocalDisk {
     }
 }
 
+/// Bytes free where a file is to lie, in a folder that may still have to be made; `None` where the system does
+/// not say.
+#[must_use]
+pub fn free_disk(path: &Path) -> Option<u64> {
+    let folder = super::output::folder(path);
+    let there = if folder.exists() { folder } else { super::output::folder(folder) };
+    let stat = rustix::fs::statvfs(there).ok()?;
+    Some(stat.f_bavail * stat.f_frsize)
+}
+
 /// A file without a name in a folder, which is gone when nobody has it open.
 ///
 /// # Errors

@@ -18,7 +18,7 @@ pub(crate) use blob::read_exact_at;
 pub use blob::{Blob, LocalFile};
 #[cfg(feature = "eval")]
 pub(crate) use disk::unnamed;
-pub use disk::{Disk, LocalDisk, Part};
+pub use disk::{Disk, LocalDisk, Part, free_disk};
 pub(crate) use disk::{read_all, write_all};
 pub use error::IoError;
 pub(crate) use journal::Journal;

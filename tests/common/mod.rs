@@ -1,6 +1,8 @@
 //! What several integration tests need.
 #![allow(dead_code)]
 
+pub mod failing;
+
 use assert_cmd::cargo::CommandCargoExt;
 use requant::convert::{Plan, RunOptions, Settings};
 use requant::gguf::GgufFile;
@@ -49,6 +51,14 @@ pub fn divergences(reference: &Path, models: &[&Path]) -> Vec<f64> {
     let mean =
         |model: &serde_json::Value| model["result"]["kl_divergence"]["mean"]["value"].as_f64();
     models.iter().map(|model| mean(model).unwrap()).collect()
+}
+
+/// Names and contents of a folder.
+pub fn contents(dir: &Path) -> std::collections::BTreeMap<String, Vec<u8>> {
+    let entries = std::fs::read_dir(dir).unwrap().map(|entry| entry.unwrap());
+    entries
+        .map(|e| (e.file_name().into_string().unwrap(), std::fs::read(e.path()).unwrap()))
+        .collect()
 }
 
 pub fn json(path: &str) -> serde_json::Value {

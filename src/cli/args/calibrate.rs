@@ -5,7 +5,7 @@ use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, W
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say};
-use crate::convert::Plan;
+use crate::convert::Rung;
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
@@ -160,6 +160,17 @@ const DAMPING: f32 = 0.01;
 const SWEEPS: usize = 2;
 
 impl Args {
+    /// Refuses to round several outputs with a text at once.
+    pub fn refuse_ladder(&self) -> anyhow::Result<()> {
+        match &self.calibrate {
+            Some(_) => bail!(
+                "--calibrate rounds one output at a time, because each layer makes up for what is in \
+                 that output before it; give --type instead of --types, once for each"
+            ),
+            None => Ok(()),
+        }
+    }
+
     /// Reads the text as the model reads it, if there is one and weights are to be rounded with it.
     pub fn prepare(&self, place: &Path, pre: Option<&str>) -> anyhow::Result<Option<Prepared>> {
         let path = match (&self.calibrate, self.rounding) {
@@ -216,13 +227,13 @@ impl Prepared {
     pub fn run(
         &self,
         what: &'static str,
-        plan: &Plan,
         source: &dyn Source,
         output: &Output,
         simd: Simd,
     ) -> anyhow::Result<Json> {
+        let Rung { plan, output: path } = output.ladder.rungs()[0];
         let hparams = self.model.hparams();
-        let folder = folder(output.path);
+        let folder = folder(path);
         let n = (self.n_chunks() * self.ctx) as u64;
         let passes = if self.inputs == InputsOf::Rounded { 2 } else { 1 };
         let work = passes * n * u64::from(hparams.n_layer);
@@ -241,15 +252,9 @@ impl Prepared {
             units::count(moments),
             units::count(rows)
         ));
-        let writing = output.progress(what, plan);
-        let outcome = calibrate::run(
-            plan,
-            source,
-            output.path,
-            output.options,
-            &calibration,
-            [&passing, &writing],
-        )?;
+        let writing = output.progress(what);
+        let outcome =
+            calibrate::run(plan, source, path, output.options, &calibration, [&passing, &writing])?;
         passing.finish();
         writing.finish();
         if let Some(text) = describe(&outcome) {

@@ -1,5 +1,6 @@
 //! What a conversion makes of a checkpoint, which `convert` and `plan` share.
 
+use super::ladder::Outputs;
 use super::types::{self, recipe};
 use super::{calibrate, output, place};
 use crate::cli::bad_usage;
@@ -16,9 +17,14 @@ use std::sync::Arc;
 pub struct Choices {
     /// Type of the output, named as llama-quantize names it, a recipe file (*.toml), or lossless: each
     /// tensor in the smallest type that keeps its values, such as Q4_0 for INT4 in groups of 32
-    #[arg(long = "type", short = 't', value_name = "TYPE", required_unless_present = "outtype",
-        value_parser = target)]
+    #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = target,
+        required_unless_present_any = ["outtype", "types"])]
     ty: Option<Target>,
+    /// Types of several outputs, which are written into the folder OUTPUT in one pass: the source is read
+    /// once, and each file is as if written by itself
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = recipe,
+        conflicts_with_all = ["ty", "outtype"])]
+    types: Vec<Arc<Recipe>>,
     /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
     /// every matrix in this type, straight from the checkpoint's exact values
     #[arg(long, value_enum, value_name = "TYPE", conflicts_with_all = ["ty", "imatrix",
@@ -111,13 +117,14 @@ enum MlaArg {
 }
 
 impl Choices {
-    /// Opens a checkpoint and plans its conversion.
+    /// Opens a checkpoint and plans its conversion into each of the outputs.
     pub fn plan(
         &self,
         checkpoint: &Path,
+        path: &Path,
         output: &output::Args,
         calibrated: Option<&calibrate::Prepared>,
-    ) -> anyhow::Result<(CheckpointModel, Plan)> {
+    ) -> anyhow::Result<(CheckpointModel, Outputs)> {
         let mtp = match self.mtp {
             Some(MtpArg::Drop) => Mtp::Drop,
             Some(MtpArg::Keep) => Mtp::Keep,
@@ -146,7 +153,10 @@ impl Choices {
                 model.keep_exact()?;
                 (Arc::new(Recipe::of(FileType::F32)), Mode::Lossless)
             }
-            (None, None) => return Err(bad_usage("neither --type nor --outtype is given")),
+            (None, None) => match self.types.first() {
+                Some(first) => (first.clone(), Mode::Quantize),
+                None => return Err(bad_usage("neither --type nor --outtype is given")),
+            },
         };
         let settings = Settings {
             recipe,
@@ -171,8 +181,23 @@ impl Choices {
             split: output.split(false)?,
             memory: output.memory(),
         };
-        let plan = Plan::of_checkpoint(&model, &settings)?;
-        Ok((model, plan))
+        let outputs = match self.types.is_empty() {
+            true => Outputs::one(Plan::of_checkpoint(&model, &settings)?, path),
+            false => {
+                let planned = |recipe: &Arc<Recipe>| {
+                    let recipe = recipe.clone();
+                    Plan::of_checkpoint(&model, &Settings { recipe, ..settings.clone() })
+                };
+                let plans = self.types.iter().map(planned).collect::<Result<_, _>>()?;
+                Outputs::ladder(plans, path, checkpoint)
+            }
+        };
+        Ok((model, outputs))
+    }
+
+    /// Whether several outputs are asked for.
+    pub fn is_ladder(&self) -> bool {
+        !self.types.is_empty()
     }
 
     /// The instructions to use.

@@ -4,6 +4,7 @@ pub mod calibrate;
 pub mod choices;
 pub mod imatrix;
 mod instructions;
+pub mod ladder;
 pub mod measure;
 pub mod output;
 pub mod place;

@@ -4,13 +4,13 @@ use super::{places, share};
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
-use crate::convert::{Limit, Manifest, Plan, RunOptions, SplitBy};
+use crate::convert::{Ladder, Limit, Manifest, RunOptions, Rung, SplitBy};
 use crate::io::LocalDisk;
 use crate::source::Source;
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
 use serde_json::json;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// How the output is written.
 #[derive(clap::Args)]
@@ -118,59 +118,63 @@ impl Args {
         })
     }
 
-    /// Carries out the plan.
+    /// Carries out what is planned.
     pub fn run(
         &self,
         what: &'static str,
-        plan: &Plan,
+        ladder: &Ladder,
         source: &dyn Source,
-        output: &Path,
         options: RunOptions,
     ) -> anyhow::Result<()> {
-        self.run_with(plan, source, output, options, |output| {
-            let progress = output.progress(what, plan);
-            plan.run(source, output.path, output.options, &progress)?;
+        self.run_with(ladder, source, options, |output| {
+            let progress = output.progress(what);
+            ladder.run(source, output.options, &progress)?;
             progress.finish();
             Ok(())
         })
     }
 
-    /// Has a plan carried out, with what belongs before and after.
+    /// Has plans carried out, with what belongs before and after.
     pub fn run_with<T>(
         &self,
-        plan: &Plan,
+        ladder: &Ladder,
         source: &dyn Source,
-        output: &Path,
         options: RunOptions,
         run: impl FnOnce(&Output) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
-        places::prepare_folder(output)?;
-        plan.check_output(output, options)?;
-        let files = plan.files_of(options.shard);
-        let written = files.clone().filter_map(|i| plan.path(i, output).canonicalize().ok());
+        places::prepare_folder(ladder.rungs()[0].output)?;
+        ladder.check_output(options)?;
+        let shard = options.shard;
+        let paths: Vec<PathBuf> =
+            ladder.rungs().iter().flat_map(|rung| rung.paths(shard)).collect();
+        let written = paths.iter().filter_map(|path| path.canonicalize().ok());
         let read: Vec<PathBuf> =
             source.files().iter().filter_map(|file| file.path.canonicalize().ok()).collect();
         if let Some(path) = written.into_iter().find(|path| read.contains(path)) {
             bail!("{}: is the source itself; give the output another name", path.display());
         }
         if let Some(limit) = self.split_max_size {
-            let size = |i: usize| plan.files()[i].layout.file_size();
-            let data = |i: usize| size(i) - plan.files()[i].layout.data_offset();
-            let large = files.clone().filter(|&i| data(i) > limit).count();
+            let layouts = ladder.rungs().iter().flat_map(|Rung { plan, .. }| {
+                plan.files()[plan.files_of(shard)].iter().map(|file| &file.layout)
+            });
+            let sizes: Vec<(u64, u64)> = layouts
+                .map(|layout| (layout.file_size(), layout.file_size() - layout.data_offset()))
+                .collect();
+            let large = sizes.iter().filter(|(_, data)| *data > limit).count();
             if large > 0 {
-                let largest = units::bytes(files.clone().map(size).max().unwrap_or(0));
+                let largest = sizes.iter().map(|(size, _)| *size).max().unwrap_or(0);
                 let text = format!(
                     "{large} of {} files hold a tensor that is larger than the limit; the largest \
-                     has {largest}",
-                    files.len()
+                     has {}",
+                    sizes.len(),
+                    units::bytes(largest)
                 );
                 say::warning(&Warning::new(Topic::Output, text));
                 say::heed()?;
             }
         }
-        if let Some(shard) = options.shard {
-            let names: Vec<String> =
-                files.clone().map(|i| plan.path(i, output).display().to_string()).collect();
+        if let Some(shard) = shard {
+            let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
             let (k, n) = (shard.number(), shard.count());
             match names.is_empty() {
                 true => {
@@ -179,36 +183,41 @@ impl Args {
                 false => say::info(format!("share {k}/{n}: {}", names.join(", "))),
             }
         }
+        let files = ladder.rungs().iter().map(|rung| rung.plan.files().len()).sum();
         say::debug(format!(
             "{}, {} in {}, at most {} of memory",
-            units::of(plan.threads(), "thread"),
-            units::of(plan.tensors().len(), "tensor"),
-            units::of(plan.files().len(), "file"),
-            units::bytes(plan.peak_memory())
+            units::of(ladder.threads(), "thread"),
+            units::of(ladder.rungs()[0].plan.tensors().len(), "tensor"),
+            units::of(files, "file"),
+            units::bytes(ladder.peak_memory())
         ));
-        let done = run(&Output { path: output, options, memory: self.memory() })?;
+        let done = run(&Output { ladder, options, memory: self.memory() })?;
         if self.manifest {
-            write_manifest(plan, source, output)?;
+            write_manifests(ladder, source)?;
         }
         Ok(done)
     }
 }
 
-/// Writes the manifest of an output beside it.
-fn write_manifest(plan: &Plan, source: &dyn Source, output: &Path) -> anyhow::Result<()> {
-    let outputs: Vec<PathBuf> = (0..plan.files().len()).map(|i| plan.path(i, output)).collect();
+/// Writes manifests beside the outputs; what was read is hashed once.
+fn write_manifests(ladder: &Ladder, source: &dyn Source) -> anyhow::Result<()> {
     let inputs: u64 = source.files().iter().map(|f| f.size).sum();
-    let progress = Progress::start("hash", inputs + plan.file_size(), "B", 0);
+    let progress = Progress::start("hash", inputs + ladder.size(None), "B", 0);
     let options: Vec<String> =
         std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let manifest = Manifest::make(source, &outputs, json!(options), &progress)?;
+    let inputs = Manifest::hash_inputs(source, &progress)?;
+    for rung in ladder.rungs() {
+        let outputs: Vec<PathBuf> = rung.paths(None).collect();
+        let manifest = Manifest::make(inputs.clone(), &outputs, json!(options), &progress)?;
+        manifest.write(&LocalDisk, rung.output)?;
+    }
     progress.finish();
-    Ok(manifest.write(&LocalDisk, output)?)
+    Ok(())
 }
 
-/// Where and how a plan is carried out.
+/// Where and how plans are carried out.
 pub struct Output<'a> {
-    pub path: &'a Path,
+    pub ladder: &'a Ladder<'a>,
     pub options: RunOptions<'a>,
     /// Memory to use at most.
     pub memory: Option<u64>,
@@ -216,11 +225,9 @@ pub struct Output<'a> {
 
 impl Output<'_> {
     /// Shows how much is written.
-    pub fn progress(&self, what: &'static str, plan: &Plan) -> Progress {
-        let files = plan.files_of(self.options.shard);
-        let weights = plan.weights_of(files.clone());
-        let size = files.map(|i| plan.files()[i].layout.file_size()).sum();
-        Progress::start(what, weights, "weights", size)
+    pub fn progress(&self, what: &'static str) -> Progress {
+        let shard = self.options.shard;
+        Progress::start(what, self.ladder.weights(shard), "weights", self.ladder.size(shard))
     }
 }
 

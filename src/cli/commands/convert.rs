@@ -20,13 +20,14 @@ use std::path::{Path, PathBuf};
 /// intermediate file; memory does not grow with the model. By default the output's tensors are
 /// those of convert_hf_to_gguf.py --outtype bf16 followed by llama-quantize, byte for byte.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \\\n    \
-                        --type Q4_K_M --evaluate wiki.test.raw")]
+#[command(after_help = "Examples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \\\n    \
+                        --type Q4_K_M --evaluate wiki.test.raw\n  requant convert DeepSeek-R1 R1-GGUF \\\n    \
+                        --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS --split-max-size 40G --manifest")]
 pub struct Args {
     /// Checkpoint: a folder with config.json, tokenizer.json and safetensors files, or the URL of
     /// one (s3://, gs://, az://, https://, hf://organization/name or name@revision)
     checkpoint: PathBuf,
-    /// GGUF file to write
+    /// GGUF file to write, or with --types the folder of several
     output: PathBuf,
     #[command(flatten)]
     choices: Choices,
@@ -34,7 +35,7 @@ pub struct Args {
     calibrate: calibrate::Args,
     /// Then measure the perplexity of checkpoint and output on this text; after an interruption the
     /// same command goes on with that
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "types"])]
     evaluate: Option<PathBuf>,
     /// Evaluate only the first N chunks of the text
     #[arg(long, value_name = "N", requires = "evaluate")]
@@ -59,43 +60,49 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let measured = measured.apply(Options { chunks: args.chunks, ..Options::default() });
     measured.check()?;
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
+    if args.choices.is_ladder() {
+        args.calibrate.refuse_ladder()?;
+    }
     let pre = args.choices.tokenizer_pre();
     let calibrated = args.calibrate.prepare(&args.checkpoint, pre)?;
     let calibrated = calibrated.as_ref();
-    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options, calibrated)?;
-    say::info(describe(&model, &plan, &args.choices.name(), &args.checkpoint, &args.output));
-    say::warnings(plan.warnings());
+    let Args { checkpoint, output, choices, output_options, .. } = args;
+    let (model, outputs) = choices.plan(checkpoint, output, output_options, calibrated)?;
+    let ladder = outputs.to_write()?;
+    let plan = ladder.rungs()[0].plan;
+    say::info(describe(&model, &ladder, &choices.name(), checkpoint));
+    say::warnings(&outputs.warnings());
     say::heed()?;
     let keep_journal = text.is_some();
-    let options = RunOptions { keep_journal, ..args.output_options.options()? };
+    let options = RunOptions { keep_journal, ..output_options.options()? };
+    let beside = beside(&model, plan);
     if args.dry_run {
-        let beside = beside(&model, &plan);
-        return plan::print(
-            &plan,
-            &model,
-            &args.output,
-            options.shard,
-            args.json.then_some(beside),
-        );
+        return plan::print(&ladder, &model, options.shard, args.json.then_some(beside));
     }
-    let beside = beside(&model, &plan);
     let rounding = match calibrated {
         None => {
-            args.output_options.run("convert", &plan, &model, &args.output, options)?;
+            output_options.run("convert", &ladder, &model, options)?;
             Json::Null
         }
         Some(calibrated) => {
-            let simd = args.choices.simd();
-            let run =
-                |output: &output::Output| calibrated.run("convert", &plan, &model, output, simd);
-            args.output_options.run_with(&plan, &model, &args.output, options, run)?
+            let simd = choices.simd();
+            let run = |output: &output::Output| calibrated.run("convert", &model, output, simd);
+            output_options.run_with(&ladder, &model, options, run)?
         }
     };
+    if choices.is_ladder() {
+        if args.json {
+            let mut json = plan::ladder_json(&ladder, options.shard);
+            plan::merge(&mut json, beside);
+            say::json(json);
+        }
+        return Ok(());
+    }
     let evaluation = match text {
         Some(text) => {
-            let first = plan.path(0, &args.output);
-            let tokenizer_pre = args.choices.tokenizer_pre().map(str::to_owned);
-            let (threads, simd) = (plan.threads(), args.choices.simd());
+            let first = plan.path(0, output);
+            let tokenizer_pre = choices.tokenizer_pre().map(str::to_owned);
+            let (threads, simd) = (plan.threads(), choices.simd());
             let options = Options { threads, simd, tokenizer_pre, ..measured.clone() };
             let found = evaluate_both(args, &first, model, &text, &options);
             Some(found.map_err(|error| complete(args, &first, &error))?)
@@ -104,7 +111,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     if args.json {
         let mut json = json!({
-            "output": args.output,
+            "output": output,
             "file_bytes": plan.file_size(),
             "weights": plan.n_weights(),
             "bits_per_weight": plan.bits_per_weight(),
@@ -119,7 +126,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     if evaluation.is_some() {
         Room::finish(&measured);
-        plan.forget(&args.output, options)?;
+        ladder.forget(options)?;
     }
     Ok(())
 }

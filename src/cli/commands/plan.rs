@@ -13,11 +13,14 @@ use std::path::PathBuf;
 /// removed. Fails where the disk of the
 /// output, or the memory, cannot suffice.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G")]
+#[command(
+    after_help = "Examples:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G\n  \
+                        requant plan DeepSeek-R1 R1-GGUF --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS"
+)]
 pub struct Args {
     /// Checkpoint: a folder, or a URL
     checkpoint: PathBuf,
-    /// GGUF file that would be written
+    /// GGUF file that would be written, or with --types a folder
     #[arg(default_value = "model.gguf")]
     output: PathBuf,
     #[command(flatten)]
@@ -30,11 +33,12 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let (model, plan) = args.choices.plan(&args.checkpoint, &args.output_options, None)?;
-    let name = args.choices.name();
-    say::info(describe(&model, &plan, &name, &args.checkpoint, &args.output));
-    say::warnings(plan.warnings());
+    let Args { checkpoint, output, choices, output_options, .. } = args;
+    let (model, outputs) = choices.plan(checkpoint, output, output_options, None)?;
+    let ladder = outputs.to_write()?;
+    say::info(describe(&model, &ladder, &choices.name(), checkpoint));
+    say::warnings(&outputs.warnings());
     say::heed()?;
-    let json = args.json.then(|| beside(&model, &plan));
-    print(&plan, &model, &args.output, args.output_options.options()?.shard, json)
+    let json = args.json.then(|| beside(&model, ladder.rungs()[0].plan));
+    print(&ladder, &model, output_options.options()?.shard, json)
 }

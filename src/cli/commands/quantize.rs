@@ -1,5 +1,6 @@
 //! `requant quantize`: a GGUF file to another type.
 
+use crate::cli::args::ladder::Outputs;
 use crate::cli::args::types::{self, recipe};
 use crate::cli::args::{calibrate, output};
 use crate::cli::views::plan::{self, line, summary};
@@ -19,13 +20,15 @@ const OTHER_MEMORY: u64 = 256;
 #[derive(clap::Args)]
 #[command(
     override_usage = "requant quantize [OPTIONS] <INPUT> [OUTPUT] <TYPE> [NTHREADS]",
-    after_help = "Example:\n  requant quantize model-BF16.gguf model-IQ4_XS.gguf IQ4_XS \\\n    \
-                        --imatrix imatrix.gguf"
+    after_help = "Examples:\n  requant quantize model-BF16.gguf model-IQ4_XS.gguf IQ4_XS \\\n    \
+                        --imatrix imatrix.gguf\n  requant quantize model-BF16.gguf model-GGUF \\\n    \
+                        --types Q8_0,Q6_K,Q4_K_M,IQ4_XS --imatrix imatrix.gguf"
 )]
 pub struct Args {
     /// GGUF file to read
     input: PathBuf,
-    /// GGUF file to write; where it is left out, ggml-model-TYPE.gguf beside the input
+    /// GGUF file to write; where it is left out, ggml-model-TYPE.gguf beside the input. With --types, the
+    /// folder of several
     #[arg(value_name = "OUTPUT")]
     second: PathBuf,
     /// Type of the output, named as llama-quantize names it, or a recipe file (*.toml); COPY
@@ -35,6 +38,10 @@ pub struct Args {
     /// Threads, in the place where llama-quantize takes them; as --threads
     #[arg(value_name = "NTHREADS")]
     fourth: Option<String>,
+    /// Types of several outputs instead of TYPE, which are written into the folder OUTPUT in one pass: the
+    /// source is read once, and each file is as if written by itself
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = recipe)]
+    types: Vec<Arc<Recipe>>,
     #[command(flatten)]
     recipe: types::Args,
     #[command(flatten)]
@@ -71,10 +78,11 @@ enum MlaArg {
     Legacy,
 }
 
-/// A type, or none.
+/// A type, or none, or several.
 enum Target {
     Type(Arc<Recipe>),
     Copy,
+    Ladder,
 }
 
 /// What follows the input: as for llama-quantize, the output may be missing.
@@ -88,6 +96,12 @@ impl Args {
     fn operands(&self) -> Result<Operands, String> {
         let named = self.second.to_str().and_then(|word| Some((word, target(word).ok()?)));
         let (output, target, threads) = match named {
+            _ if !self.types.is_empty() => {
+                if self.fourth.is_some() {
+                    return Err("--types stands instead of the type behind the output".to_owned());
+                }
+                (self.second.clone(), Target::Ladder, &self.third)
+            }
             Some((word, found)) if !word.ends_with(".toml") => {
                 if self.fourth.is_some() {
                     return Err(format!("`{word}` is a type, what follows it can only be threads"));
@@ -139,11 +153,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(MlaArg::Legacy) => join_legacy_mla(&mut source)?,
         None => {}
     }
+    if matches!(target, Target::Ladder) {
+        args.calibrate.refuse_ladder()?;
+    }
     let calibrated = args.calibrate.prepare(&args.input, None)?;
     let importance = args.recipe.importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
         Target::Copy => (Arc::new(Recipe::of(FileType::F32)), Mode::Copy, "COPY"),
+        Target::Ladder => (args.types[0].clone(), Mode::Quantize, ""),
     };
     let settings = Settings {
         recipe,
@@ -165,31 +183,35 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             .or(args.output_options.memory()),
         ..Settings::new(FileType::F32)
     };
-    let plan = Plan::of_gguf(&source, &settings)?;
+    let outputs = match target {
+        Target::Ladder => {
+            let planned = |recipe: &Arc<Recipe>| {
+                let recipe = recipe.clone();
+                Plan::of_gguf(&source, &Settings { recipe, ..settings.clone() })
+            };
+            let plans = args.types.iter().map(planned).collect::<Result<_, _>>()?;
+            Outputs::ladder(plans, &output, &args.input)
+        }
+        _ => Outputs::one(Plan::of_gguf(&source, &settings)?, &output),
+    };
+    let ladder = outputs.to_write()?;
     let mut out = String::new();
     let size = units::bytes(source.n_bytes());
     line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-    summary(&mut out, &plan, &output, name);
+    summary(&mut out, &ladder, name);
     say::info(out);
-    say::warnings(plan.warnings());
+    say::warnings(&outputs.warnings());
     say::heed()?;
     let options = args.output_options.options()?;
     if args.dry_run {
-        return plan::print(
-            &plan,
-            &source,
-            &output,
-            options.shard,
-            args.json.then(Default::default),
-        );
+        return plan::print(&ladder, &source, options.shard, args.json.then(Default::default));
     }
     match calibrated {
-        None => args.output_options.run("quantize", &plan, &source, &output, options),
+        None => args.output_options.run("quantize", &ladder, &source, options),
         Some(calibrated) => {
             let simd = args.recipe.simd();
-            let run =
-                |output: &output::Output| calibrated.run("quantize", &plan, &source, output, simd);
-            args.output_options.run_with(&plan, &source, &output, options, run)?;
+            let run = |output: &output::Output| calibrated.run("quantize", &source, output, simd);
+            args.output_options.run_with(&ladder, &source, options, run)?;
             Ok(())
         }
     }

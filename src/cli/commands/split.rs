@@ -3,7 +3,7 @@
 use crate::cli::args::output;
 use crate::cli::bad_usage;
 use crate::cli::views::plan;
-use crate::convert::{Mode, Plan, Settings};
+use crate::convert::{Ladder, Mode, Plan, Settings};
 use crate::recipe::FileType;
 use crate::source::GgufSource;
 use std::path::{Path, PathBuf};
@@ -66,8 +66,9 @@ fn regroup(
     };
     let plan = Plan::of_gguf(&source, &settings)?;
     let run_options = options.options()?;
+    let ladder = Ladder::of(&plan, output);
     match dry_run {
-        true => plan::print(&plan, &source, output, run_options.shard, None),
-        false => options.run(what, &plan, &source, output, run_options),
+        true => plan::print(&ladder, &source, run_options.shard, None),
+        false => options.run(what, &ladder, &source, run_options),
     }
 }

@@ -2,7 +2,7 @@
 
 use super::plan::{line, summary};
 use super::units;
-use crate::convert::{Plan, is_lossless};
+use crate::convert::{Ladder, Plan, is_lossless};
 use crate::model::{CheckpointModel, LeftOut};
 use crate::names::in_short;
 use serde_json::{Value as Json, json};
@@ -10,13 +10,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The plan as people read it.
-pub fn describe(
-    model: &CheckpointModel,
-    plan: &Plan,
-    name: &str,
-    path: &Path,
-    output: &Path,
-) -> String {
+pub fn describe(model: &CheckpointModel, ladder: &Ladder, name: &str, path: &Path) -> String {
+    let plan = ladder.rungs()[0].plan;
     let mut out = String::new();
     let hparams = model.hparams();
     let checkpoint = model.checkpoint();
@@ -29,7 +24,7 @@ pub fn describe(
         units::bytes(checkpoint.n_bytes())
     );
     line(&mut out, "source", &source);
-    summary(&mut out, plan, output, name);
+    summary(&mut out, ladder, name);
     let left_out = model.left_out();
     let mtp = left_out.get(&LeftOut::Mtp).map_or(0, Vec::len);
     match (hparams.n_nextn, mtp) {

@@ -2,9 +2,9 @@
 
 use super::units;
 use crate::cli::say;
-use crate::convert::{Plan, Shard, Weighing};
+use crate::convert::{Ladder, Plan, Rung, Shard, Weighing};
 use crate::gguf;
-use crate::io::{LocalDisk, read_rate, write_rate};
+use crate::io::{LocalDisk, free_disk, read_rate, write_rate};
 use crate::names::in_short;
 use crate::quant::QuantType;
 use crate::recipe::Reason;
@@ -23,69 +23,101 @@ pub fn merge(json: &mut Value, others: Value) {
     }
 }
 
-/// Prints a plan, as JSON where what stands beside it there is given, and fails where it cannot be
+/// Prints what is planned, as JSON where what stands beside it there is given, and fails where it cannot be
 /// carried out.
 pub fn print(
-    plan: &Plan,
+    ladder: &Ladder,
     source: &dyn Source,
-    output: &Path,
     shard: Option<Shard>,
     json: Option<Value>,
 ) -> anyhow::Result<()> {
-    let files = plan.files_of(shard);
-    let time = Time::of(plan, source, files.clone(), output);
-    let size: u64 = files.clone().map(|i| plan.files()[i].layout.file_size()).sum();
-    let free = plan.free_disk(output);
-    if let Some(beside) = json {
-        let tensors: Vec<Value> = files
-            .clone()
-            .flat_map(|i| plan.files()[i].tensors.clone().map(move |t| (i, t)))
-            .map(|(file, tensor)| tensor_json(plan, source, file, tensor))
-            .collect();
-        let files: Vec<Value> = files
-            .map(|i| {
-                let file = &plan.files()[i];
-                json!({
-                    "path": plan.path(i, output),
-                    "bytes": file.layout.file_size(),
-                    "tensors": file.tensors.len(),
-                })
-            })
-            .collect();
-        let mut plan_json = json!({
-            "version": 1,
-            "bytes": size,
-            "weights": plan.n_weights(),
-            "bits_per_weight": plan.bits_per_weight(),
-            "peak_memory_bytes": plan.peak_memory(),
-            "threads": plan.threads(),
-            "disk_free_bytes": free,
-            "estimated_seconds": time.seconds(),
-            "processor_seconds": time.processor,
-            "read_bytes": time.read,
-            "read_bytes_per_second": time.read_rate,
-            "write_bytes_per_second": time.write_rate,
-            "files": files,
-            "tensors": tensors,
-            "further_end_tokens":
-                plan.further_ends().iter().map(|(id, _)| id).collect::<Vec<_>>(),
-            "importance_without_tensor": plan.unused_importance().collect::<Vec<_>>(),
-        });
-        merge(&mut plan_json, beside);
-        say::json(plan_json);
-    } else {
-        print!("{}", table(plan, source, files, output));
-        say::info(format!("time       {}", time.describe()));
+    let time = Time::of(ladder, source, shard);
+    let place = ladder.place();
+    let (size, free) = (ladder.size(shard), free_disk(&place));
+    match json {
+        Some(beside) => {
+            let mut json = match ladder.folder() {
+                Some(_) => ladder_json(ladder, shard),
+                None => plan_json(ladder, source, shard),
+            };
+            merge(&mut json, time.json());
+            merge(&mut json, json!({ "disk_free_bytes": free }));
+            merge(&mut json, beside);
+            say::json(json);
+        }
+        None => {
+            if ladder.folder().is_none() {
+                let Rung { plan, output } = ladder.rungs()[0];
+                print!("{}", table(plan, source, plan.files_of(shard), output));
+            }
+            say::info(format!("time       {}", time.describe()));
+        }
     }
     match free {
         Some(free) if free < size => bail!(
             "{}: the output needs {} and {} are free; free some room or choose another folder",
-            output.display(),
+            ladder.folder().unwrap_or(&place).display(),
             units::bytes(size),
             units::bytes(free)
         ),
         _ => Ok(()),
     }
+}
+
+/// A plan for programs.
+fn plan_json(ladder: &Ladder, source: &dyn Source, shard: Option<Shard>) -> Value {
+    let rung = &ladder.rungs()[0];
+    let plan = rung.plan;
+    let files = plan.files_of(shard);
+    let tensors: Vec<Value> = files
+        .flat_map(|i| plan.files()[i].tensors.clone().map(move |t| (i, t)))
+        .map(|(file, tensor)| tensor_json(plan, source, file, tensor))
+        .collect();
+    json!({
+        "version": 1,
+        "bytes": ladder.size(shard),
+        "weights": plan.n_weights(),
+        "bits_per_weight": plan.bits_per_weight(),
+        "peak_memory_bytes": ladder.peak_memory(),
+        "threads": ladder.threads(),
+        "files": files_json(rung, shard),
+        "tensors": tensors,
+        "further_end_tokens": plan.further_ends().iter().map(|(id, _)| id).collect::<Vec<_>>(),
+        "importance_without_tensor": plan.unused_importance().collect::<Vec<_>>(),
+    })
+}
+
+fn files_json(rung: &Rung, shard: Option<Shard>) -> Vec<Value> {
+    let file = |i: usize| {
+        let file = &rung.plan.files()[i];
+        json!({
+            "path": rung.plan.path(i, rung.output),
+            "bytes": file.layout.file_size(),
+            "tensors": file.tensors.len(),
+        })
+    };
+    rung.plan.files_of(shard).map(file).collect()
+}
+
+/// Several outputs for programs.
+pub fn ladder_json(ladder: &Ladder, shard: Option<Shard>) -> Value {
+    let output = |rung: &Rung| {
+        json!({
+            "type": rung.plan.recipe().name(),
+            "output": rung.output,
+            "bytes": rung.size(shard),
+            "bits_per_weight": rung.plan.bits_per_weight(),
+            "files": files_json(rung, shard),
+        })
+    };
+    json!({
+        "version": 1,
+        "bytes": ladder.size(shard),
+        "weights": ladder.rungs()[0].plan.n_weights(),
+        "peak_memory_bytes": ladder.peak_memory(),
+        "threads": ladder.threads(),
+        "outputs": ladder.rungs().iter().map(output).collect::<Vec<_>>(),
+    })
 }
 
 /// How long a run will take.
@@ -102,19 +134,23 @@ struct Time {
 }
 
 impl Time {
-    fn of(plan: &Plan, source: &dyn Source, files: Range<usize>, output: &Path) -> Self {
+    fn of(ladder: &Ladder, source: &dyn Source, shard: Option<Shard>) -> Self {
         let stored = source.files();
         let all: u64 = stored.iter().map(|file| file.size).sum();
-        let share = plan.weights_of(files.clone()) as f64 / plan.n_weights().max(1) as f64;
+        let share = ladder.weights(shard) as f64 / ladder.weights(None).max(1) as f64;
+        let place = match ladder.folder() {
+            Some(folder) if !folder.exists() => folder.to_owned(),
+            _ => ladder.place(),
+        };
         let stored: Vec<(PathBuf, u64)> =
             stored.into_iter().map(|file| (file.path, file.size)).collect();
         Self {
-            processor: plan.estimate(source, files.clone()),
-            threads: plan.threads(),
+            processor: ladder.estimate(source, shard),
+            threads: ladder.threads(),
             read: (all as f64 * share) as u64,
-            written: files.map(|i| plan.files()[i].layout.file_size()).sum(),
+            written: ladder.size(shard),
             read_rate: read_rate(&stored),
-            write_rate: write_rate(&LocalDisk, output),
+            write_rate: write_rate(&LocalDisk, &place),
         }
     }
 
@@ -130,6 +166,16 @@ impl Time {
 
     fn seconds(&self) -> f64 {
         self.parts().iter().fold(0.0, |most, part| part.0.max(most))
+    }
+
+    fn json(&self) -> Value {
+        json!({
+            "estimated_seconds": self.seconds(),
+            "processor_seconds": self.processor,
+            "read_bytes": self.read,
+            "read_bytes_per_second": self.read_rate,
+            "write_bytes_per_second": self.write_rate,
+        })
     }
 
     fn describe(&self) -> String {
@@ -238,45 +284,63 @@ pub fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<10} {text}");
 }
 
-/// What a plan will write and take.
-pub fn summary(out: &mut String, plan: &Plan, output: &Path, file_type: &str) {
-    let size = plan.file_size();
+/// What will be written, and what that takes.
+pub fn summary(out: &mut String, ladder: &Ladder, file_type: &str) {
+    for rung in ladder.rungs() {
+        let name = if ladder.folder().is_some() { rung.plan.recipe().name() } else { file_type };
+        output(out, rung, name);
+    }
+    let plan = ladder.rungs()[0].plan;
+    let weights = units::count(plan.n_weights() as f64);
+    let n = plan.tensors().len();
+    let types =
+        if ladder.folder().is_some() { String::new() } else { format!(" ({})", types(plan)) };
+    line(out, "tensors", &format!("{n}{types}, {weights} weights"));
+    line(out, "memory", &format!("at most {}", units::bytes(ladder.peak_memory())));
+    let free = free_disk(&ladder.place()).map(|free| format!(", {} free", units::bytes(free)));
+    let size = units::bytes(ladder.size(None));
+    line(out, "disk", &format!("{size}{}", free.unwrap_or_default()));
+    exceptions(out, ladder);
+}
+
+/// The file that a plan becomes.
+fn output(out: &mut String, rung: &Rung, file_type: &str) {
+    let size = rung.plan.file_size();
     line(
         out,
         "output",
         &format!(
             "{} ({file_type}, {:.2} bits per weight, {} = {size} bytes)",
-            output.display(),
-            plan.bits_per_weight(),
+            rung.output.display(),
+            rung.plan.bits_per_weight(),
             units::bytes(size),
         ),
     );
+}
+
+/// How many tensors get which type.
+fn types(plan: &Plan) -> String {
     let mut types: BTreeMap<u32, (gguf::TensorType, usize)> = BTreeMap::new();
     for tensor in plan.tensors() {
         types.entry(tensor.ty.id()).or_insert((tensor.ty, 0)).1 += 1;
     }
     let types: Vec<String> = types.values().map(|(ty, n)| format!("{n} {ty}")).collect();
-    let weights = units::count(plan.n_weights() as f64);
-    let text = format!("{} ({}), {weights} weights", plan.tensors().len(), types.join(", "));
-    line(out, "tensors", &text);
-    line(out, "memory", &format!("at most {}", units::bytes(plan.peak_memory())));
-    let free = plan.free_disk(output).map(|free| format!(", {} free", units::bytes(free)));
-    line(out, "disk", &format!("{}{}", units::bytes(size), free.unwrap_or_default()));
-    exceptions(out, plan);
+    types.join(", ")
 }
 
 /// Tensors that get another type than wanted, or are weighed by another's importances: one line
 /// for all layers' tensors of a kind.
-fn exceptions(out: &mut String, plan: &Plan) {
+fn exceptions(out: &mut String, ladder: &Ladder) {
     let mut lines: Vec<((&str, String), Vec<&str>)> = Vec::new();
     let mut add = |title, why: String, name| {
         let key = (title, why);
         match lines.iter_mut().find(|(known, _)| *known == key) {
+            Some((_, names)) if names.contains(&name) => {}
             Some((_, names)) => names.push(name),
             None => lines.push((key, vec![name])),
         }
     };
-    for tensor in plan.tensors() {
+    for tensor in ladder.rungs().iter().flat_map(|rung| rung.plan.tensors()) {
         let ty = tensor.ty;
         match tensor.reason {
             Reason::Fallback { wanted } => {
@@ -284,17 +348,21 @@ fn exceptions(out: &mut String, plan: &Plan) {
                 let why = format!(
                     "{ty} instead of {wanted}, rows of {n} are no whole number of blocks of {block}"
                 );
-                add("fallback", why, &tensor.name);
+                add("fallback", why, tensor.name.as_str());
             }
             Reason::Unmeasured { wanted } => {
                 let why = format!("{ty} instead of {wanted}, which needs importances");
-                add("unmeasured", why, &tensor.name);
+                add("unmeasured", why, tensor.name.as_str());
             }
             _ => {}
         }
         if let Some(entry) = tensor.weighing.as_ref().and_then(Weighing::by_another) {
             let kind = entry.splitn(3, '.').nth(2).unwrap_or(entry);
-            add("weighed", format!("by entries of {kind}, with the same inputs"), &tensor.name);
+            add(
+                "weighed",
+                format!("by entries of {kind}, with the same inputs"),
+                tensor.name.as_str(),
+            );
         }
     }
     for ((title, why), names) in lines {

@@ -1,0 +1,288 @@
+//! Several outputs in one pass: each is as if written by itself, wherever the pass is stopped, and the source
+//! is read once.
+
+mod common;
+
+use common::failing::Failing;
+use common::{BF16, TINY_R1, contents, requant, settings};
+use requant::convert::{
+    ConvertError, Importance, Ladder, Limit, Plan, RunOptions, Rung, Settings, Shard, SplitBy,
+};
+use requant::imatrix::Imatrix;
+use requant::io::{Disk, LocalDisk, Part};
+use requant::model::{CheckpointModel, Mtp};
+use requant::recipe::{FileType, Recipe};
+use requant::source::{GgufSource, Source, SourceError, SourceFile, Storage, TensorMeta};
+use std::collections::BTreeMap;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+
+/// One that the source has, one of halves, mixes that share types, and one that asks for importances.
+const TYPES: [&str; 6] = ["BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q4_K_S", "IQ2_XXS"];
+
+fn open() -> CheckpointModel {
+    CheckpointModel::open(Path::new(TINY_R1), Mtp::Drop).unwrap()
+}
+
+fn base(split: Option<SplitBy>) -> Settings {
+    let file = "tests/fixtures/reference/imatrix.gguf";
+    let imatrix = Arc::new(Imatrix::open(Path::new(file)).unwrap());
+    let mut settings = Settings { split, ..settings(FileType::Q8_0) };
+    settings.options.imatrix = true;
+    settings.importance = Some(Importance { imatrix, file: file.to_owned() });
+    settings
+}
+
+fn limit(limit: Limit) -> Option<SplitBy> {
+    Some(SplitBy::Limit { limit, no_tensor_first: false })
+}
+
+fn plans(types: &[&str], base: &Settings, plan: impl Fn(&Settings) -> Plan) -> Vec<Plan> {
+    let of = |name: &&str| {
+        let recipe = Arc::new(Recipe::of(name.parse().unwrap()));
+        plan(&Settings { recipe, ..base.clone() })
+    };
+    types.iter().map(of).collect()
+}
+
+/// Types that take little time, of a model that is split.
+fn quick(model: &CheckpointModel, split: Option<SplitBy>) -> Vec<Plan> {
+    let settings = Settings { split, ..settings(FileType::Q8_0) };
+    let plan = |settings: &Settings| Plan::of_checkpoint(model, settings).unwrap();
+    plans(&["BF16", "Q8_0", "Q4_0"], &settings, plan)
+}
+
+fn paths(plans: &[Plan], dir: &Path) -> Vec<PathBuf> {
+    plans.iter().map(|plan| dir.join(format!("{}.gguf", plan.recipe().name()))).collect()
+}
+
+fn ladder<'a>(plans: &'a [Plan], paths: &'a [PathBuf], dir: &Path) -> Ladder<'a> {
+    let rungs = plans.iter().zip(paths).map(|(plan, output)| Rung { plan, output });
+    Ladder::new(rungs.collect(), dir).unwrap()
+}
+
+/// What single runs write.
+fn single_runs(plans: &[Plan], source: &dyn Source) -> BTreeMap<String, Vec<u8>> {
+    let dir = tempfile::tempdir().unwrap();
+    for (plan, path) in plans.iter().zip(paths(plans, dir.path())) {
+        plan.run(source, &path, RunOptions::default(), &()).unwrap();
+    }
+    contents(dir.path())
+}
+
+#[track_caller]
+fn assert_same(plans: &[Plan], source: &dyn Source) {
+    let dir = tempfile::tempdir().unwrap();
+    let names = paths(plans, dir.path());
+    let ladder = ladder(plans, &names, dir.path());
+    ladder.run(source, RunOptions::default(), &()).unwrap();
+    assert!(contents(dir.path()).len() >= plans.len());
+    assert!(contents(dir.path()) == single_runs(plans, source));
+}
+
+#[test]
+fn each_file_is_that_of_its_own_run() {
+    let model = open();
+    let gguf = GgufSource::open(Path::new(BF16)).unwrap();
+    let of_model = |settings: &Settings| Plan::of_checkpoint(&model, settings).unwrap();
+    let of_gguf = |settings: &Settings| Plan::of_gguf(&gguf, settings).unwrap();
+    assert_same(&plans(&TYPES, &base(None), of_model), &model);
+    assert_same(&plans(&TYPES, &base(limit(Limit::Bytes(1_000_000))), of_gguf), &gguf);
+    assert_same(&quick(&model, limit(Limit::Tensors(7))), &model);
+}
+
+/// A source that counts what is read.
+struct Counting<'a>(&'a CheckpointModel, AtomicU64);
+
+impl Storage for Counting<'_> {
+    fn files(&self) -> Vec<SourceFile> {
+        self.0.files()
+    }
+}
+
+impl Source for Counting<'_> {
+    fn tensors(&self) -> &[TensorMeta] {
+        self.0.tensors()
+    }
+
+    fn read_rows(&self, tensor: usize, first: u64, out: &mut [f32]) -> Result<(), SourceError> {
+        self.1.fetch_add(out.len() as u64, Ordering::Relaxed);
+        self.0.read_rows(tensor, first, out)
+    }
+}
+
+#[test]
+fn the_source_is_read_once_and_memory_follows_from_the_number_of_types() {
+    let model = open();
+    let plans = quick(&model, None);
+    let counting = Counting(&model, AtomicU64::new(0));
+    let dir = tempfile::tempdir().unwrap();
+    let names = paths(&plans, dir.path());
+    let all = ladder(&plans, &names, dir.path());
+    all.run(&counting, RunOptions::default(), &()).unwrap();
+    assert_eq!(counting.1.into_inner(), plans[0].n_weights());
+    let sum: u64 = plans.iter().map(Plan::peak_memory).sum();
+    assert!(all.peak_memory() < sum, "{} < {sum}", all.peak_memory());
+    // Fewer threads where units of all outputs would not fit.
+    let memory = Some(plans[0].peak_memory());
+    let tight = [FileType::BF16, FileType::Q8_0, FileType::Q4_0].map(|file_type| {
+        let recipe = Arc::new(Recipe::of(file_type));
+        let settings = Settings { recipe, memory, ..settings(file_type) };
+        Plan::of_checkpoint(&model, &settings).unwrap()
+    });
+    assert_eq!((tight[0].threads(), ladder(&tight, &names, dir.path()).threads()), (2, 1));
+}
+
+#[test]
+fn a_failing_disk_loses_nothing_that_was_written() {
+    let model = open();
+    let plans = quick(&model, limit(Limit::Bytes(2_000_000)));
+    let expected = single_runs(&plans, &model);
+    let dir = tempfile::tempdir().unwrap();
+    let names = paths(&plans, dir.path());
+    let ladder = ladder(&plans, &names, dir.path());
+    let mut stopped = 0;
+    loop {
+        let left = Arc::new(AtomicI64::new(45 * (stopped + 1)));
+        let disk = Failing { left, kind: io::ErrorKind::Other };
+        match ladder.run(&model, RunOptions { disk: &disk, ..RunOptions::default() }, &()) {
+            Ok(()) => break,
+            Err(error) => {
+                let kept = contents(dir.path()).contains_key("ladder.journal");
+                assert_eq!(matches!(error, ConvertError::Stopped { .. }), kept, "{error}");
+            }
+        }
+        for (name, bytes) in contents(dir.path()) {
+            if let Some(complete) = expected.get(&name) {
+                assert!(bytes == *complete, "{name} is complete or does not exist");
+            }
+        }
+        stopped += 1;
+        assert!(stopped < 1000, "no progress");
+    }
+    assert!(stopped > 3 && contents(dir.path()) == expected, "after {stopped}");
+}
+
+/// A disk that gives so many names.
+struct Naming(AtomicI64);
+
+impl Disk for Naming {
+    fn open(&self, path: &Path) -> io::Result<Box<dyn Part>> {
+        LocalDisk.open(path)
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        match self.0.fetch_sub(1, Ordering::Relaxed) > 0 {
+            true => LocalDisk.rename(from, to),
+            false => Err(io::ErrorKind::Other.into()),
+        }
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        LocalDisk.remove(path)
+    }
+
+    fn sync_names(&self, _folder: &Path) {}
+}
+
+#[test]
+fn names_are_given_to_the_rest_and_what_is_lost_is_made_again() {
+    let model = open();
+    let plans = quick(&model, None);
+    let expected = single_runs(&plans, &model);
+    for lost in [None, Some("BF16.gguf.part"), Some("Q4_0.gguf")] {
+        let dir = tempfile::tempdir().unwrap();
+        let names = paths(&plans, dir.path());
+        let ladder = ladder(&plans, &names, dir.path());
+        let naming = Naming(AtomicI64::new(2));
+        let error = ladder.run(&model, RunOptions { disk: &naming, ..RunOptions::default() }, &());
+        assert!(matches!(error, Err(ConvertError::Stopped { .. })));
+        let there: Vec<String> = contents(dir.path()).into_keys().collect();
+        assert_eq!(there, ["BF16.gguf.part", "Q4_0.gguf", "Q8_0.gguf", "ladder.journal"]);
+        if let Some(lost) = lost {
+            std::fs::remove_file(dir.path().join(lost)).unwrap();
+        }
+        let counting = Counting(&model, AtomicU64::new(0));
+        ladder.run(&counting, RunOptions::default(), &()).unwrap();
+        assert!(contents(dir.path()) == expected);
+        assert_eq!(counting.1.into_inner() > 0, lost.is_some());
+    }
+}
+
+#[test]
+fn shares_make_up_what_one_machine_writes() {
+    let model = open();
+    let plans = quick(&model, limit(Limit::Tensors(5)));
+    let dir = tempfile::tempdir().unwrap();
+    let names = paths(&plans, dir.path());
+    let ladder = ladder(&plans, &names, dir.path());
+    for number in 1..=3 {
+        let options = RunOptions { shard: Shard::new(number, 3), ..RunOptions::default() };
+        ladder.run(&model, options, &()).unwrap();
+    }
+    assert!(contents(dir.path()) == single_runs(&plans, &model));
+}
+
+#[test]
+fn what_cannot_be_written_together_is_refused() {
+    let model = open();
+    let plan = |settings: &Settings| Plan::of_checkpoint(&model, settings).unwrap();
+    let whole = plan(&settings(FileType::Q8_0));
+    let pruned = plan(&Settings { prune_layers: vec![2], ..settings(FileType::Q8_0) });
+    let [one, two] = ["one", "two"].map(Path::new);
+    let refused = |rungs: [(&Plan, &Path); 2]| {
+        let rungs = rungs.map(|(plan, output)| Rung { plan, output });
+        Ladder::new(rungs.to_vec(), Path::new("")).map(|_| ()).unwrap_err().to_string()
+    };
+    let error = refused([(&whole, one), (&pruned, two)]);
+    assert!(error.starts_with("two: has `blk.2."), "{error}");
+    assert_eq!(
+        refused([(&whole, one), (&whole, one)]),
+        "one: would be written twice; ask for each type once"
+    );
+}
+
+#[test]
+#[cfg(feature = "cli")]
+fn the_program_writes_a_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (folder, single) = (path("gguf"), path("single.gguf"));
+    let types = ["--types", "Q8_0,q4_k_m", "-q"];
+    let more = ["--manifest", "--json"];
+    let (code, json, error) =
+        requant(&[&["convert", TINY_R1, &folder], &types[..], &more].concat());
+    assert_eq!(code, 0, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let found = contents(Path::new(&folder));
+    let names: Vec<&str> = found.keys().map(String::as_str).collect();
+    let manifest = |name: &str| format!("{name}.manifest.json");
+    let files = ["tiny-r1-Q4_K_M.gguf", "tiny-r1-Q8_0.gguf"];
+    assert_eq!(names, [files[0], &manifest(files[0]), files[1], &manifest(files[1])]);
+    assert_eq!(json["outputs"][1]["bytes"], found[files[0]].len());
+    let run = requant(&["convert", TINY_R1, &single, "-t", "Q4_K_M", "-q", "--manifest"]);
+    assert_eq!(run.0, 0, "{}", run.2);
+    let hashed = |text: &[u8]| {
+        let json: serde_json::Value = serde_json::from_slice(text).unwrap();
+        (json["inputs"].clone(), json["outputs"][0]["sha256"].clone())
+    };
+    let of_single = std::fs::read(manifest(&single)).unwrap();
+    assert_eq!(hashed(&found[&manifest(files[0])]), hashed(&of_single));
+    let run = requant(&["quantize", BF16, &path("of"), "--types", "Q4_K_M,IQ4_XS", "-q"]);
+    assert_eq!(run.0, 0, "{}", run.2);
+    let of = contents(Path::new(&path("of")));
+    assert_eq!(of.keys().collect::<Vec<_>>(), ["tiny-r1-IQ4_XS.gguf", "tiny-r1-Q4_K_M.gguf"]);
+    let plan = requant(&["plan", TINY_R1, &path("none"), "--types", "Q8_0,Q4_K_M", "--json", "-q"]);
+    let plan: serde_json::Value = serde_json::from_str(&plan.1).unwrap();
+    assert_eq!((&plan["bytes"], &plan["outputs"]), (&json["bytes"], &plan["outputs"]));
+    assert!(plan["estimated_seconds"].as_f64().unwrap() > 0.0);
+    // Refused, with nothing left.
+    let with = ["--calibrate", common::CALIBRATION];
+    let run = requant(&[&["convert", TINY_R1, &path("no")], &types[..], &with].concat());
+    assert!(run.0 == 1 && run.2.contains("one output at a time"), "{}", run.2);
+    let run = requant(&["convert", TINY_R1, &path("no"), "--types", "Q8_0,Q8_0"]);
+    assert!(run.0 == 1 && run.2.contains("written twice"), "{}", run.2);
+    assert!(!Path::new(&path("no")).exists() && !Path::new(&path("none")).exists());
+}
