@@ -209,6 +209,22 @@ fn what_is_kept_without_loss_is_said_and_verified() {
 }
 
 #[test]
+fn a_text_may_come_from_standard_input_and_types_are_listed() {
+    let mut command = Command::cargo_bin("requant").unwrap();
+    command.args(["perplexity", BF16, "--text", "-", "--chunks", "1", "-j", "2"]);
+    let text_of = std::fs::File::open(HELDOUT).unwrap();
+    let run = command.stdin(text_of).output().unwrap();
+    let from_file = requant(&["perplexity", BF16, "--text", HELDOUT, "--chunks", "1"]);
+    assert_eq!(text(&run.stdout), text(&from_file.stdout));
+    let (types, list) = (requant(&["types"]), requant(&["recipe", "list"]));
+    assert_eq!(text(&types.stdout), text(&list.stdout));
+    let types = text(&types.stdout);
+    assert!(types.contains("Q4_K_M") && types.lines().all(|line| line.chars().count() <= 80));
+    let completions = text(&requant(&["completions", "bash"]).stdout);
+    assert!(completions.contains("IQ4_XS") && completions.contains("lossless"));
+}
+
+#[test]
 fn what_is_no_file_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe.gguf");
@@ -231,6 +247,14 @@ fn a_similar_name_is_offered_after_a_typo() {
         (&["quantize", model, "q4km"], "Q4_K_M"),
         (&["quantize", model, "no.gguf", "Q4_0", "--output-tensor-type", "q6k"], "Q6_K"),
         (&["set", model, "a=foo:1"], "unknown type `foo`; known: u8"),
+        (&["quantize", TINY_R1, "no.gguf", "Q4_0"], "requant convert"),
+        (&["convert", model, "no.gguf", "-t", "Q4_0"], "requant quantize"),
+        (&["convert", "deepseek-ai/R1", "no.gguf", "-t", "Q4_0"], "hf://deepseek-ai/R1"),
+        (&["perplexity", model, HELDOUT], "--text tests/fixtures/text/heldout.txt"),
+        (&["compare", model, model, HELDOUT], "give texts with --text"),
+        (&["perplexity", model, "-f", HELDOUT], "--text FILE"),
+        (&["perplexity", model, "--text", HELDOUT, "-t", "2"], "-j N"),
+        (&["gate", model, model, "--text", HELDOUT, "--min-same-top", "95"], "95% or 0.95"),
         (&["quantise"], "quantize"),
         (&["split", model, "no", "--split-max-sise", "1G"], "--split-max-size"),
     ] {

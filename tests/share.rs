@@ -58,7 +58,7 @@ fn shares_give_what_a_single_run_gives_to_the_digit() {
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
         let folder = tempfile::tempdir_in(dir.path()).unwrap();
         // Another number of threads, and batches of other sizes.
-        let other = [&args[..], &["-q", "-t", "1"]].concat();
+        let other = [&args[..], &["-q", "-j", "1"]].concat();
         let parts = shares(folder.path(), &other, n);
         let single = run(&[&args[..], &["--json", "-q", "--memory", "340M"]].concat());
         let (code, joined, err) = join(&parts, &["--json"]);

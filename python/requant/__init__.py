@@ -354,7 +354,7 @@ def _compared(model: dict[str, Any]) -> Comparison:
         bits_per_weight=model["bits_per_weight"],
         kl_divergence=divergence["mean"]["value"],
         kl_divergence_error=divergence["mean"]["error"] if error is None else error,
-        kl_percentiles=tuple((share, value) for share, value in divergence["percentiles"]),
+        kl_percentiles=tuple((float(share), value) for share, value in divergence["percentiles"].items()),
         same_top=same["value"],
         same_top_error=same["error"],
         perplexity=own["perplexity"]["perplexity"],

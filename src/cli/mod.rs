@@ -26,7 +26,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use commands::{
     compare, convert, diff, edit, export, formats, gate, hash, imatrix, inspect, join, mix,
-    perplexity, plan, quantize, recipe, split, verify,
+    perplexity, plan, quantize, recipe, split, types, verify,
 };
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -43,13 +43,20 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
                              Q4_K_M\n  requant inspect model-Q4_K_M.gguf")]
 struct Cli {
     /// How much to say on standard error
-    #[arg(long, global = true, value_enum, value_name = "LEVEL", default_value = "info")]
+    #[arg(
+        long,
+        global = true,
+        value_enum,
+        value_name = "LEVEL",
+        default_value = "info",
+        help_heading = "Messages"
+    )]
     log_level: say::Level,
     /// Say nothing but errors, as --log-level error
-    #[arg(long, short, global = true, conflicts_with = "log_level")]
+    #[arg(long, short, global = true, conflicts_with = "log_level", help_heading = "Messages")]
     quiet: bool,
     /// Take warnings for errors: nothing is written, and the exit code is 1
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = "Messages")]
     strict: bool,
     #[command(subcommand)]
     command: Command,
@@ -76,6 +83,7 @@ enum Command {
     Export(export::Args),
     Recipe(recipe::Args),
     Mix(Box<mix::Args>),
+    Types(types::Args),
     Formats(formats::Args),
     /// Print completions for a shell
     #[command(after_help = "Example:\n  requant completions bash > /etc/bash_completion.d/requant")]
@@ -135,6 +143,10 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Export(args) => export::run(&args),
             Command::Recipe(args) => recipe::run(&args),
             Command::Mix(args) => mix::run(&args),
+            Command::Types(args) => {
+                types::run(&args);
+                Ok(())
+            }
             Command::Formats(args) => {
                 formats::run(&args);
                 Ok(())
@@ -172,7 +184,10 @@ fn is_interrupted() -> bool {
 /// The arguments; how much is said follows from them at once.
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Cli {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
-    say::set_json(arguments.iter().any(|argument| argument == "--json"));
+    say::begin(&arguments);
+    let json = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
+    let is_json = |argument: &OsString| argument == "--json" || argument == "--format=json";
+    say::set_json(arguments.iter().any(is_json) || arguments.windows(2).any(json));
     let cli = Cli::try_parse_from(arguments).unwrap_or_else(|error| {
         let error = reference::explain(error);
         if error.use_stderr() {
@@ -227,6 +242,34 @@ mod tests {
             }
         }
         check(Cli::command(), "requant");
+    }
+
+    #[test]
+    fn a_short_option_means_the_same_everywhere() {
+        let mut known = std::collections::BTreeMap::new();
+        fn options(command: &clap::Command, see: &mut dyn FnMut(char, String)) {
+            for arg in command.get_arguments() {
+                if let (Some(short), Some(long)) = (arg.get_short(), arg.get_long()) {
+                    see(short, long.to_owned());
+                }
+            }
+            command.get_subcommands().for_each(|part| options(part, see));
+        }
+        options(&Cli::command(), &mut |short, long| {
+            assert_eq!(*known.entry(short).or_insert_with(|| long.clone()), long, "-{short}");
+        });
+        for (short, long) in [('t', "type"), ('j', "threads"), ('f', "force"), ('o', "output")] {
+            assert_eq!(known[&short], long);
+        }
+    }
+
+    #[test]
+    fn many_options_stand_under_headings() {
+        for command in Cli::command().get_subcommands() {
+            let own: Vec<_> = command.get_opts().filter(|arg| !arg.is_hide_set()).collect();
+            let loose = own.iter().filter(|arg| arg.get_help_heading().is_none()).count();
+            assert!(loose <= 10, "{}: {loose} of {}", command.get_name(), own.len());
+        }
     }
 
     #[test]

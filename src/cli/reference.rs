@@ -3,8 +3,9 @@
 use super::Cli;
 use clap::CommandFactory;
 use clap::error::{ContextKind, ContextValue, Error, ErrorKind};
+use std::path::Path;
 
-const OPTIONS: [(&str, &str); 15] = [
+const OPTIONS: [(&str, &str); 18] = [
     ("--bigendian", "files are little-endian"),
     (
         "--disable-mistral-community-chat-template",
@@ -29,20 +30,29 @@ const OPTIONS: [(&str, &str); 15] = [
     ("--remote", "give the place itself: hf://organization/name"),
     ("--sentence-transformers-dense-modules", "models that embed sentences are not known here"),
     ("--target-model-dir", "draft models of their own are not known here"),
+    ("-f", "--text FILE gives a text; -f alone replaces a file that is there"),
+    ("-p", "--text FILE gives a text, --text - takes it from standard input"),
+    ("-t", "-j N gives threads; -t is a type"),
     ("--vocab-only", "a file has its tensors; `requant inspect` shows the vocabulary"),
 ];
 
-/// Says of an option that is not known what it is in the reference's programs, if it is one.
+/// Says of an argument that is not known what it is in the reference's programs, or how a text is given.
 pub fn explain(error: Error) -> Error {
     let Some(ContextValue::String(given)) = error.get(ContextKind::InvalidArg) else {
         return error;
     };
-    let known = OPTIONS.iter().find(|(option, _)| given == option);
-    match known.filter(|_| error.kind() == ErrorKind::UnknownArgument) {
-        Some((option, instead)) => {
-            let text = format!("{option} of the reference's program is not taken: {instead}");
-            Cli::command().error(ErrorKind::UnknownArgument, text)
-        }
-        None => error,
+    if error.kind() != ErrorKind::UnknownArgument {
+        return error;
     }
+    let known = OPTIONS.iter().find(|(option, _)| given == option);
+    let text = match known {
+        Some((option, instead)) => {
+            format!("{option} of the reference's program is not taken: {instead}")
+        }
+        None if Path::new(given).is_file() => {
+            format!("one word too many: `{given}`; if it is a text, write --text {given}")
+        }
+        None => return error,
+    };
+    Cli::command().error(ErrorKind::UnknownArgument, text)
 }

@@ -3,10 +3,12 @@
 use crate::warning::Warning;
 use anstyle::{AnsiColor, Style};
 use anyhow::bail;
+use std::ffi::OsString;
 use std::fmt::{Arguments, Display};
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
+use std::time::{Instant, SystemTime};
 
 /// How much is said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -86,9 +88,39 @@ pub fn heed() -> anyhow::Result<()> {
     }
 }
 
-/// A result as JSON on standard output, with the list of what was warned of.
+/// When the program began, and with which arguments.
+static RUN: OnceLock<(SystemTime, Instant, Vec<String>)> = OnceLock::new();
+
+/// Remembers that the program begins with these arguments. What of them may be a secret is left out.
+pub fn begin(arguments: &[OsString]) {
+    let arguments = arguments.iter().skip(1).map(|argument| {
+        let text = argument.to_string_lossy();
+        match (text.contains("://"), text.split_once('?')) {
+            (true, Some((url, _))) => format!("{url}?…"),
+            _ => text.into_owned(),
+        }
+    });
+    let _ = RUN.set((SystemTime::now(), Instant::now(), arguments.collect()));
+}
+
+/// What made a result. See docs/schema/run.json.
+fn run() -> serde_json::Value {
+    let program = concat!("requant ", env!("CARGO_PKG_VERSION"));
+    let Some((began, instant, arguments)) = RUN.get() else {
+        return serde_json::json!({ "program": program });
+    };
+    serde_json::json!({
+        "program": program,
+        "arguments": arguments,
+        "began": humantime::format_rfc3339_seconds(*began).to_string(),
+        "seconds": instant.elapsed().as_secs_f64(),
+    })
+}
+
+/// A result as JSON on standard output, with what made it and the list of what was warned of.
 pub fn json(mut value: serde_json::Value) {
     if let (Some(object), Ok(said)) = (value.as_object_mut(), WARNINGS.lock()) {
+        object.insert("run".to_owned(), run());
         object.insert("warnings".to_owned(), serde_json::json!(*said));
     }
     result(format_args!("{value:#}\n"));

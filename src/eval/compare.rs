@@ -33,6 +33,8 @@ pub struct Comparison {
     pub correlation: f64,
     /// KL divergence of the model from the reference, in nats.
     pub kl_divergence: Distribution,
+    /// Mean KL divergence of each chunk.
+    pub kl_per_chunk: Vec<f64>,
     /// Share of tokens for which both find the same token most probable.
     pub same_top: Estimate,
     /// Share of the most probable tokens of the reference that are among the model's, so many of each.
@@ -85,6 +87,7 @@ pub struct Distribution {
     /// Largest.
     pub max: f64,
     /// Pairs of a percentage and the value that so many lie below.
+    #[serde(serialize_with = "by_percentage")]
     pub percentiles: Vec<(f64, f64)>,
 }
 
@@ -113,6 +116,14 @@ const PERCENTILES: [f64; 11] = [0.1, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.
 
 /// Whole rows of logits that exist at a time, where a file needs them.
 const WHOLE_ROWS: usize = 128;
+
+/// `{"50": …, "99.9": …}`.
+fn by_percentage<S: serde::Serializer>(
+    pairs: &[(f64, f64)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
+    serializer.collect_map(pairs.iter().map(|(percent, value)| (percent.to_string(), value)))
+}
 
 impl Distribution {
     fn new(values: impl Iterator<Item = f64>, n_chunks: usize) -> Self {
@@ -177,6 +188,10 @@ impl Comparison {
             correlation: covariance / (spread(&reference) * spread(&perplexity)),
             perplexity,
             kl_divergence: Distribution::new(tokens.iter().map(|t| t.kl), n_chunks),
+            kl_per_chunk: tokens
+                .chunks((tokens.len() / n_chunks.max(1)).max(1))
+                .map(|chunk| chunk.iter().map(|t| t.kl).sum::<f64>() / chunk.len() as f64)
+                .collect(),
             same_top: Estimate {
                 value: same,
                 error: (same * (1.0 - same) / (n - 1.0).max(1.0)).sqrt(),

@@ -99,6 +99,7 @@ impl<'a> Job<'a> {
         };
         let reference = self.base().unwrap_or_else(|| subjects[0].path).to_owned();
         let models = compared.iter().map(|s| (s.path.to_owned(), s.bits_per_weight())).collect();
+        let sizes = compared.iter().map(|s| s.size().0).collect();
         let mut head = Head {
             form: FORM,
             kind: self.kind(),
@@ -108,6 +109,7 @@ impl<'a> Job<'a> {
             texts: chunks.texts.clone(),
             reference,
             models,
+            sizes,
             ctx: chunks.ctx,
             activations: options.activations,
             by_tensor: self.extras().by_tensor,

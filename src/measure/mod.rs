@@ -16,6 +16,7 @@ mod job;
 mod options;
 mod order;
 mod outcome;
+mod pairs;
 mod part;
 mod perplexity;
 mod sensitivity;
@@ -32,6 +33,7 @@ pub use importances::importances;
 pub use job::{Job, measure, measure_unless};
 pub use options::Options;
 pub use outcome::{Domain, Found, Outcome, Row, Sampling};
+pub use pairs::Pair;
 pub use part::Part;
 pub use perplexity::{drafts, perplexity};
 pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, Types, proof, sensitivities};
@@ -78,6 +80,15 @@ impl<'a> Subject<'a> {
     pub fn size(self) -> (u64, u64) {
         let tensors = self.model.source().tensors().iter();
         (self.model.n_bytes(), tensors.map(|t| t.n_elements()).sum())
+    }
+
+    /// What tells it from other models, wherever it lies: a hash over names, shapes and types of its tensors, and
+    /// the first and the last row of each.
+    ///
+    /// # Errors
+    /// Weights that cannot be read.
+    pub fn fingerprint(self) -> Result<String, MeasureError> {
+        chunks::fingerprint(self)
     }
 
     /// Bits per weight, as stored.

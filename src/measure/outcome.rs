@@ -38,6 +38,8 @@ pub struct Row {
     pub path: PathBuf,
     /// Bits per weight.
     pub bits_per_weight: f64,
+    /// Bytes of its weights.
+    pub bytes: u64,
     /// How far it is from the reference.
     pub comparison: Comparison,
     /// Relative error of the output of each tensor, largest first, where it was asked for.
@@ -69,6 +71,8 @@ pub struct Outcome {
     pub chunks: usize,
     /// Chunks that there were.
     pub chunks_available: usize,
+    /// The numbers of the chunks that it took.
+    pub taken: Vec<usize>,
 }
 
 /// What was found on one of several texts.
@@ -101,9 +105,11 @@ impl Outcome {
     pub(super) fn new(head: &Head, values: &Values, stopped: bool) -> Result<Self, MeasureError> {
         let values = values.sorted();
         let models = head.models.iter().zip(values.comparisons()?).zip(&values.models);
-        let rows = models.map(|(((path, bits_per_weight), comparison), model)| Row {
+        let models = models.zip(head.sizes.iter().copied());
+        let rows = models.map(|((((path, bits_per_weight), comparison), model), bytes)| Row {
             path: path.clone(),
             bits_per_weight: *bits_per_weight,
+            bytes,
             comparison,
             tensors: head.by_tensor.then(|| largest_first(&model.tensors)),
         });
@@ -134,6 +140,7 @@ impl Outcome {
             complete: !stopped,
             chunks: values.chunks.len(),
             chunks_available: head.chunks,
+            taken: values.chunks,
         })
     }
 }

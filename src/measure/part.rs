@@ -60,6 +60,8 @@ pub(super) struct Head {
     pub reference: PathBuf,
     /// The models compared with it, and their bits per weight.
     pub models: Vec<(PathBuf, f64)>,
+    /// Their sizes in bytes.
+    pub sizes: Vec<u64>,
     pub ctx: usize,
     pub activations: Activations,
     pub by_tensor: bool,
@@ -92,7 +94,8 @@ impl Head {
             Kind::Gate(_) => self.models.len() == 1,
         };
         let share = self.share.is_some() == self.shard().is_some();
-        compared && share && self.chunks > 0 && self.ctx >= 4
+        let sizes = self.sizes.len() == self.models.len();
+        compared && sizes && share && self.chunks > 0 && self.ctx >= 4
     }
 
     /// The chunks that belong to it.

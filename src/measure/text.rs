@@ -9,6 +9,7 @@ use crate::tokenizer::{self, Tokenizer, TokenizerError, Vocab};
 use crate::warning::{Topic, Warning};
 use sha2::{Digest, Sha256};
 use std::collections::HashSet;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 /// A text to measure on.
@@ -41,7 +42,17 @@ impl Text {
     /// # Errors
     /// A file that cannot be read, or is no UTF-8.
     pub fn read(path: &Path) -> Result<Self, MeasureError> {
-        let bytes = std::fs::read(path).map_err(|error| IoError::new(path, error))?;
+        let file = std::fs::File::open(path).map_err(|error| IoError::new(path, error))?;
+        Self::from_reader(path, file)
+    }
+
+    /// As [`Text::read`], from a file that is open or what else gives bytes; `path` is what messages call it.
+    ///
+    /// # Errors
+    /// As [`Text::read`].
+    pub fn from_reader(path: &Path, mut reader: impl Read) -> Result<Self, MeasureError> {
+        let mut bytes = Vec::new();
+        reader.read_to_end(&mut bytes).map_err(|error| IoError::new(path, error))?;
         let sha256 = hex(&Sha256::digest(&bytes));
         let mut text = String::from_utf8(bytes).map_err(|error| MeasureError::NotUtf8 {
             path: path.to_owned(),

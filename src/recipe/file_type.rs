@@ -21,6 +21,13 @@ macro_rules! file_types {
         const ALL: &[FileType] = &[$(FileType::$name),*];
 
         impl FileType {
+            /// Its name, as llama-quantize has it.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => stringify!($name),)*
+                }
+            }
+
             /// The type that tensors get where the mix has no rule for them.
             pub fn default_type(self) -> QuantType {
                 match self {
@@ -102,7 +109,7 @@ impl FileType {
 
 impl fmt::Display for FileType {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{self:?}"))
+        f.pad(self.name())
     }
 }
 

@@ -21,6 +21,7 @@ use std::path::{Path, PathBuf};
 
 /// How weights are rounded.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Rounding")]
 pub struct Args {
     /// Text that shows how much errors of weights count. Weights are then rounded so that they make up for
     /// each other's errors in the model's products with this text, which passes the model twice; sizes and
@@ -53,6 +54,7 @@ pub struct Args {
 
 /// Errors of compensated rounding, for the search for a mix.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Rounding")]
 pub struct ForMix {
     /// Choose for compensated rounding with this text (convert --calibrate): errors are those of products with
     /// it, as they will be rounded. Where it is the text of --text, that is cut into three parts instead of

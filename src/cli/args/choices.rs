@@ -1,7 +1,7 @@
 //! What a conversion makes of a checkpoint, which `convert` and `plan` share.
 
 use super::ladder::Outputs;
-use super::types::{self, recipe};
+use super::types::{self, MIXES, Named, recipe};
 use super::{calibrate, output, place};
 use crate::cli::bad_usage;
 use crate::convert::{Intermediate, Mode, Plan, Settings};
@@ -14,16 +14,17 @@ use std::sync::Arc;
 
 /// What the output is to be.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Conversion")]
 pub struct Choices {
     /// Type of the output, named as llama-quantize names it, a recipe file (*.toml), or lossless: each
     /// tensor in the smallest type that keeps its values, such as Q4_0 for INT4 in groups of 32
-    #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = target,
-        required_unless_present_any = ["outtype", "types"])]
+    #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = TARGETS,
+        hide_possible_values = true, required_unless_present_any = ["outtype", "types"])]
     ty: Option<Target>,
     /// Types of several outputs, which are written into the folder OUTPUT in one pass: the source is read
     /// once, and each file is as if written by itself
-    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = recipe,
-        conflicts_with_all = ["ty", "outtype"])]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = MIXES,
+        hide_possible_values = true, conflicts_with_all = ["ty", "outtype"])]
     types: Vec<Arc<Recipe>>,
     /// Write the file of convert_hf_to_gguf.py --outtype instead, without llama-quantize's mix:
     /// every matrix in this type, straight from the checkpoint's exact values
@@ -44,8 +45,6 @@ pub struct Choices {
     /// Of convert_hf_to_gguf.py, without effect: memory is bounded in any case
     #[arg(long = "no-lazy", alias = "use-temp-file", action = clap::ArgAction::Count, hide = true)]
     _lazy: u8,
-    #[command(flatten)]
-    recipe: types::Args,
     /// Precision on the way to a quantized type: bf16 gives the bytes of the two-step way, f32
     /// quantizes the exact FP8 x scale products
     #[arg(long, value_enum, default_value = "bf16")]
@@ -61,6 +60,8 @@ pub struct Choices {
     /// Name of the pre-tokenizer (tokenizer.ggml.pre), if it is not recognised
     #[arg(long, value_name = "NAME")]
     tokenizer_pre: Option<String>,
+    #[command(flatten)]
+    recipe: types::Args,
 }
 
 /// What `--type` may say.
@@ -69,6 +70,9 @@ enum Target {
     Recipe(Arc<Recipe>),
     Lossless,
 }
+
+const TARGETS: Named<Target> =
+    Named::new(target, || FileType::all().map(FileType::name).chain([LOSSLESS]).collect());
 
 fn target(text: &str) -> Result<Target, String> {
     match text.eq_ignore_ascii_case(LOSSLESS) {

@@ -10,6 +10,7 @@ use std::path::PathBuf;
 
 /// The file that is written.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Output")]
 pub struct File {
     /// File to write
     #[arg(long, short, value_name = "FILE", default_value = "imatrix.gguf")]
@@ -18,7 +19,7 @@ pub struct File {
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "gguf")]
     output_format: Format,
     /// Replace an existing output
-    #[arg(long)]
+    #[arg(long, short)]
     force: bool,
 }
 

@@ -1,28 +1,31 @@
 //! Options of everything that is measured.
 
 use super::instructions::Instructions;
-use super::output::binary_size;
+use super::numbers::{binary_size, part, time};
 use super::place;
 use crate::cli::progress::Progress;
 use crate::cli::views::measured::{self, Show};
+use crate::cli::views::models::Format;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
 use crate::eval::{Activations, Scratch};
 use crate::measure::{Choices, Found, Options, Subject, Text, choices};
 use crate::model::Model;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
+use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Where hidden states wait, and how much memory there is.
 #[derive(Clone, clap::Args)]
+#[command(next_help_heading = "Machine")]
 pub struct Room {
     /// Folder for hidden states, instead of memory; an interrupted run goes on from there with the
     /// same command
     #[arg(long, value_name = "DIR")]
     scratch: Option<PathBuf>,
-    /// Memory to keep within, about: N bytes, or N followed by M or G (binary); the more, the fewer
-    /// times a layer's weights are decoded [default: some 2G and the hidden states]
+    /// Memory to keep within, about, such as 4G; the more, the fewer times a layer's weights are decoded
+    /// [default: some 2G and the hidden states]
     #[arg(long, value_name = "SIZE", value_parser = binary_size)]
     memory: Option<u64>,
 }
@@ -68,11 +71,57 @@ pub struct Precision {
     pub activations: Activations,
 }
 
+/// In which form a comparison is shown.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Results")]
+pub struct Shape {
+    /// Form of the result; json as --json
+    #[arg(long, value_enum, value_name = "FORM", default_value = "text", conflicts_with = "json")]
+    format: Format,
+    /// Show all figures of several models, not a line each
+    #[arg(long, short)]
+    verbose: bool,
+    /// Write the values of every token, as lines of JSON
+    #[arg(long, value_name = "FILE")]
+    per_token: Option<PathBuf>,
+}
+
+impl Shape {
+    /// Whether it is JSON.
+    pub fn is_json(&self) -> bool {
+        self.format == Format::Json
+    }
+
+    /// Files that are written.
+    pub fn files(&self) -> Option<&PathBuf> {
+        self.per_token.as_ref()
+    }
+
+    /// How results are shown.
+    pub fn show(&self) -> Show {
+        let Self { format, verbose, per_token } = self;
+        Show { format: *format, verbose: *verbose, per_token: per_token.clone(), ..Show::default() }
+    }
+}
+
+/// What texts and models are, wherever they lie, for programs.
+pub fn inputs(texts: &[Text], subjects: &[Subject]) -> anyhow::Result<Value> {
+    let texts = texts.iter().map(|text| json!({ "path": text.path(), "sha256": text.sha256() }));
+    let models = subjects.iter().map(|subject| {
+        let fingerprint = subject.fingerprint()?;
+        let bytes = subject.size().0;
+        Ok(json!({ "path": subject.path, "bytes": bytes, "fingerprint": fingerprint }))
+    });
+    let models = models.collect::<anyhow::Result<Vec<_>>>()?;
+    Ok(json!({ "texts": texts.collect::<Vec<_>>(), "models": models }))
+}
+
 /// The text, and how it is cut.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Text")]
 pub struct TextArgs {
-    /// Text file; repeatable, for figures of each text beside those of all
-    #[arg(long, short = 'f', value_name = "FILE")]
+    /// Text file, or - for standard input; repeatable, for figures of each text beside those of all
+    #[arg(long, value_name = "FILE")]
     text: Vec<PathBuf>,
     /// File of token numbers instead, separated by spaces, commas or lines
     #[arg(long, value_name = "FILE", conflicts_with = "text")]
@@ -88,16 +137,18 @@ pub struct TextArgs {
 
 /// How it runs.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Machine")]
 pub struct RunArgs {
     /// Threads [default: all processors]
-    #[arg(long, short, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short = 'j', value_name = "N",
+          value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
     #[command(flatten)]
     precision: Precision,
     #[command(flatten)]
     instructions: Instructions,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     pub json: bool,
 }
 
@@ -115,6 +166,7 @@ pub fn options(text: &TextArgs, room: &Room, run: &RunArgs) -> Options {
 
 /// A model to be measured.
 pub fn model(path: &Path, options: &Options) -> anyhow::Result<Model> {
+    place::refuse_text(path)?;
     let mut model = place::model(path)?;
     model.set_simd(options.simd);
     Ok(model)
@@ -132,7 +184,10 @@ pub fn conclude(found: &Found, show: &Show, options: &Options) -> anyhow::Result
 impl TextArgs {
     /// The texts, or the numbers of their tokens.
     pub fn read(&self) -> anyhow::Result<Vec<Text>> {
-        let texts = self.text.iter().map(|path| Text::read(path));
+        let texts = self.text.iter().map(|path| match path.as_os_str() == "-" {
+            true => Text::from_reader(path, std::io::stdin().lock()),
+            false => Text::read(path),
+        });
         let tokens = self.tokens.iter().map(|path| Text::read_tokens(path));
         let texts = texts.chain(tokens).collect::<Result<Vec<_>, _>>()?;
         match texts.is_empty() {
@@ -152,6 +207,7 @@ impl TextArgs {
 
 /// Tasks whose answers are given.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Tasks with given answers")]
 pub struct Tasks {
     /// Let models choose among given answers: a file of JSON lines ({"context": …, "choices": […],
     /// "answer": 0}), or one of llama-perplexity --multiple-choice, --hellaswag or --winogrande
@@ -181,10 +237,11 @@ impl Tasks {
 
 /// How many chunks are enough.
 #[derive(clap::Args)]
+#[command(next_help_heading = "How much of the text")]
 pub struct Sampling {
     /// Take chunks from all over the text, and stop as soon as the standard error of the mean KL divergence
     /// (of the mean negative log-likelihood for perplexity) is this part of the mean, for example 2%
-    #[arg(long, value_name = "PERCENT", value_parser = percent, conflicts_with = "shard")]
+    #[arg(long, value_name = "PERCENT", value_parser = part, conflicts_with = "shard")]
     until_error: Option<f64>,
     /// Take chunks from all over the text for so long, for example 30m or 2h, and say what was found by then
     #[arg(long, value_name = "TIME", value_parser = time, conflicts_with = "shard")]
@@ -204,20 +261,4 @@ impl Sampling {
             ..options
         }
     }
-}
-
-/// `90s`, `30m`, `1h 30m`.
-fn time(text: &str) -> Result<Duration, String> {
-    let time = humantime::parse_duration(text).ok().filter(|time| !time.is_zero());
-    time.ok_or("write for example 90s, 30m or 2h".to_owned())
-}
-
-/// `2%` or `0.02`.
-fn percent(text: &str) -> Result<f64, String> {
-    let (number, scale) = text.strip_suffix('%').map_or((text, 1.0), |number| (number, 100.0));
-    let number: Option<f64> = number.trim().parse().ok();
-    number
-        .map(|x| x / scale)
-        .filter(|x| *x > 0.0 && *x < 1.0)
-        .ok_or("write for example 2%".to_owned())
 }

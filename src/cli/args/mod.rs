@@ -6,6 +6,7 @@ pub mod imatrix;
 mod instructions;
 pub mod ladder;
 pub mod measure;
+pub mod numbers;
 pub mod output;
 pub mod place;
 pub mod places;

@@ -1,5 +1,6 @@
 //! Options on how and where files are written, which `convert` and `quantize` share.
 
+use super::numbers::{binary_size, decimal_size};
 use super::{places, share};
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
@@ -14,9 +15,10 @@ use std::path::PathBuf;
 
 /// How the output is written.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Output")]
 pub struct Args {
-    /// Split the output into files of at most this size: N bytes, or N followed by K, M or G
-    /// (decimal, as llama-gguf-split counts)
+    /// Split the output into files of at most this size, such as 40G (decimal, as llama-gguf-split counts)
+    /// or 40GiB
     #[arg(long, value_name = "SIZE", value_parser = decimal_size, conflicts_with = "split_max_tensors")]
     split_max_size: Option<u64>,
     /// Split the output into files of at most this many tensors
@@ -29,8 +31,6 @@ pub struct Args {
     /// takes K and N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE
     #[arg(long, value_name = "K/N")]
     shard: Option<String>,
-    #[command(flatten)]
-    resources: Resources,
     /// Then write OUTPUT.manifest.json: SHA-256 of every input, output and tensor
     #[arg(long, conflicts_with = "shard")]
     manifest: bool,
@@ -40,17 +40,19 @@ pub struct Args {
     /// Begin anew where an interrupted run was kept
     #[arg(long)]
     restart: bool,
+    #[command(flatten)]
+    resources: Resources,
 }
 
 /// What of the machine may be used.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Machine")]
 pub struct Resources {
-    /// Memory to use at most: N bytes, or N followed by M or G (binary) [default: a sixteenth of
-    /// the machine's, at least 1G]
+    /// Memory to use at most, such as 4G [default: a sixteenth of what may be used, at least 1G]
     #[arg(long, value_name = "SIZE", value_parser = binary_size)]
     memory: Option<u64>,
     /// Threads [default: all processors]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, short = 'j', value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
 }
 
@@ -228,52 +230,5 @@ impl Output<'_> {
     pub fn progress(&self, what: &'static str) -> Progress {
         let shard = self.options.shard;
         Progress::start(what, self.ladder.weights(shard), "weights", self.ladder.size(shard))
-    }
-}
-
-fn decimal_size(text: &str) -> Result<u64, String> {
-    size(text, 1000)
-}
-
-pub fn binary_size(text: &str) -> Result<u64, String> {
-    size(text, 1024)
-}
-
-/// `40G`, `512M`, `1000`; units are powers of `base`, those of `40GiB` of 1024, those of `40GB` of 1000.
-fn size(text: &str, base: u64) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = text[digits.len()..].to_ascii_uppercase();
-    let (unit, base) = match (unit.strip_suffix("IB"), unit.strip_suffix('B')) {
-        (Some(unit), _) => (unit, 1024),
-        (None, Some(unit)) => (unit, if unit.is_empty() { base } else { 1000 }),
-        (None, None) => (&*unit, base),
-    };
-    let power = match unit {
-        "" => 0,
-        "K" => 1,
-        "M" => 2,
-        "G" => 3,
-        "T" => 4,
-        unit => return Err(format!("unknown unit `{unit}`; write for example 40G or 512M")),
-    };
-    let number: Option<u64> = digits.parse().ok();
-    match number.and_then(|n| n.checked_mul(base.pow(power))) {
-        None | Some(0) => Err("not a size; write for example 40G or 512M".to_owned()),
-        Some(size) => Ok(size),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_the_units_of_their_kind() {
-        assert_eq!(decimal_size("40G"), Ok(40_000_000_000));
-        assert_eq!(binary_size("4g"), Ok(4 << 30));
-        assert_eq!(decimal_size("12"), Ok(12));
-        for bad in ["", "G", "0", "1X", "-1", "99999999999G"] {
-            assert!(decimal_size(bad).is_err(), "{bad}");
-        }
     }
 }

@@ -11,18 +11,64 @@ pub fn folder(place: &Path) -> anyhow::Result<Folder> {
     if let Some(url) = place.to_str().filter(|text| text.contains("://")) {
         return remote(url);
     }
-    place.metadata().with_context(|| place.display().to_string())?;
+    place.metadata().with_context(|| format!("{}{}", place.display(), on_hub(place)))?;
     if !place.is_dir() {
-        bail!("{}: not a folder; a checkpoint is a folder", place.display());
+        bail!(
+            "{}: a file, and a checkpoint is a folder; `requant quantize` takes GGUF files",
+            place.display()
+        );
     }
     Ok(Folder::local(place))
+}
+
+/// What to do about a name of the Hugging Face Hub that lacks its beginning.
+fn on_hub(place: &Path) -> String {
+    match place.to_str().map(|text| text.split('/').collect::<Vec<_>>()).as_deref() {
+        Some([owner, name])
+            if !place.exists()
+                && !Path::new(owner).exists()
+                && !owner.is_empty()
+                && ![".", "..", "~"].contains(owner)
+                && !name.is_empty() =>
+        {
+            format!(" (for a model of the Hugging Face Hub, write hf://{owner}/{name})")
+        }
+        _ => String::new(),
+    }
+}
+
+/// An error where a GGUF file is wanted and a checkpoint's folder given.
+pub fn refuse_folder(place: &Path) -> anyhow::Result<()> {
+    match place.is_dir() {
+        true => bail!(
+            "{}: a folder; `requant convert` makes a GGUF file of a checkpoint, with all of its options",
+            place.display()
+        ),
+        false => Ok(()),
+    }
+}
+
+/// An error where a model is wanted and a text given.
+pub fn refuse_text(place: &Path) -> anyhow::Result<()> {
+    use std::io::Read;
+    let mut head = [0; 256];
+    let read = std::fs::File::open(place).and_then(|mut file| file.read(&mut head));
+    let head = &head[..read.unwrap_or(0)];
+    let is_text = |bytes: &[u8]| match std::str::from_utf8(bytes) {
+        Ok(text) => !text.contains('\0'),
+        Err(error) => error.error_len().is_none() && error.valid_up_to() > 0,
+    };
+    match place.is_file() && head.len() > 8 && is_text(head) {
+        true => bail!("{}: a text and no model; give texts with --text", place.display()),
+        false => Ok(()),
+    }
 }
 
 /// The model that an argument names: a checkpoint, here or elsewhere, or a GGUF file. What is odd about it
 /// is left to whoever plans with it.
 pub fn open(place: &Path) -> anyhow::Result<Model> {
     let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
-    Ok(match elsewhere || place.is_dir() {
+    Ok(match elsewhere || !place.is_file() {
         true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Drop)?)),
         false => Model::open(place, Mtp::Drop)?,
     })

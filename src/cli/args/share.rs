@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 /// How a measurement is carried out.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Estimates and several machines")]
 pub struct Args {
     /// Say how long it will take, how much memory, and what is read, from a short trial, and stop
     #[arg(long)]
@@ -27,6 +28,11 @@ pub struct Args {
 }
 
 impl Args {
+    /// Whether it is the share of one of several machines.
+    pub fn is_share(&self) -> bool {
+        self.shard.is_some()
+    }
+
     /// Measures; what was found, unless it is a share, which is written, or only an estimate was wanted.
     pub fn measure(
         &self,

@@ -5,14 +5,17 @@ use crate::convert::Importance;
 use crate::gguf::{self, Value};
 use crate::imatrix::Unrouted;
 use crate::quant::QuantType;
-use crate::recipe::{Options, Recipe, TensorType};
+use crate::recipe::{FileType, Options, Recipe, TensorType};
 use crate::simd::Simd;
 use anyhow::Context;
+use clap::builder::{PossibleValue, TypedValueParser};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 /// Which tensor gets which type, beyond the mix.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Types and metadata")]
 pub struct Args {
     /// Give every tensor the type's default instead of its mix
     #[arg(long)]
@@ -21,10 +24,10 @@ pub struct Args {
     #[arg(long)]
     leave_output_tensor: bool,
     /// Type of output.weight, or of the embedding that serves as such in a mix
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = TENSOR_TYPES, hide_possible_values = true)]
     output_tensor_type: Option<QuantType>,
     /// Type of token_embd.weight
-    #[arg(long, value_name = "TYPE")]
+    #[arg(long, value_name = "TYPE", value_parser = TENSOR_TYPES, hide_possible_values = true)]
     token_embedding_type: Option<QuantType>,
     /// Type of the tensors whose names fit a pattern (a regular expression); repeatable, the first
     /// that fits counts
@@ -55,6 +58,7 @@ pub struct Args {
 
 /// What weighs the columns, and with which instructions.
 #[derive(clap::Args)]
+#[command(next_help_heading = "Importances")]
 pub struct Imatrix {
     /// Importance matrix that weighs the columns (GGUF or legacy format)
     #[arg(long, value_name = "FILE")]
@@ -161,6 +165,52 @@ impl Args {
         self.override_kv.clone()
     }
 }
+
+/// A word that names something, which a shell can complete.
+#[derive(Clone, Copy)]
+pub struct Named<T> {
+    parse: fn(&str) -> Result<T, String>,
+    names: fn() -> Vec<&'static str>,
+}
+
+impl<T: Clone + Send + Sync + 'static> TypedValueParser for Named<T> {
+    type Value = T;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        arg: Option<&clap::Arg>,
+        value: &OsStr,
+    ) -> Result<T, clap::Error> {
+        self.parse.parse_ref(command, arg, value)
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new((self.names)().into_iter().map(PossibleValue::new)))
+    }
+}
+
+/// What [`recipe`] takes.
+pub const MIXES: Named<Arc<Recipe>> =
+    Named { parse: recipe, names: || FileType::all().map(FileType::name).collect() };
+
+impl<T> Named<T> {
+    /// As these, and one name more that is parsed otherwise.
+    pub const fn new(
+        parse: fn(&str) -> Result<T, String>,
+        names: fn() -> Vec<&'static str>,
+    ) -> Self {
+        Self { parse, names }
+    }
+}
+
+const TENSOR_TYPES: Named<QuantType> = Named {
+    parse: |text| text.parse().map_err(|error| format!("{error}")),
+    names: || {
+        let targets = QuantType::all().filter(|ty| ty.format().is_target());
+        targets.map(QuantType::name).collect()
+    },
+};
 
 /// A mix of llama-quantize by its name, or a recipe file.
 pub fn recipe(text: &str) -> Result<Arc<Recipe>, String> {

@@ -1,12 +1,13 @@
 //! `requant compare`: what quantizations cost, token by token.
 
 use crate::cli::args::measure::{
-    Room, RunArgs, Sampling, Tasks, TextArgs, conclude, model, options,
+    Room, RunArgs, Sampling, Shape, Tasks, TextArgs, conclude, inputs, model, options,
 };
 use crate::cli::args::{places, share};
 use crate::cli::bad_usage;
 use crate::cli::views::measured::{self, Show};
 use crate::measure::{Against, Extras, Job, Subject};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// Compare models with a reference on a text: perplexity, KL divergence, agreement.
@@ -36,8 +37,10 @@ pub struct Args {
     #[arg(long, conflicts_with = "base")]
     by_tensor: bool,
     /// Write a page with tables and pictures
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
     report: Option<PathBuf>,
+    #[command(flatten)]
+    shape: Shape,
     #[command(flatten)]
     tasks: Tasks,
     #[command(flatten)]
@@ -52,8 +55,11 @@ pub struct Args {
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    for path in args.report.iter().chain(&args.save_base) {
+    for path in args.report.iter().chain(&args.save_base).chain(args.shape.files()) {
         places::prepare(path)?;
+    }
+    if args.shape.files().is_some() && args.share.is_share() {
+        return Err(bad_usage("--per-token is for the whole; give it to `requant join`"));
     }
     let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
     let candidates = match (&args.base, args.models.as_slice()) {
@@ -78,19 +84,20 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
             (Against::Model(Subject { path, model: &of_reference }), texts)
         }
     };
+    let json = args.run.json || args.shape.is_json();
     let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
     let job = Job::Compare { reference, candidates: &candidates, extras };
     let ask = || args.tasks.ask(&job.subjects(), &options);
     if alone {
-        ask()?.iter().for_each(|choices| measured::choices(choices, args.run.json));
-    } else if let Some(part) =
-        args.share.measure("compare", job, &texts, &options, args.run.json)?
-    {
+        ask()?.iter().for_each(|choices| measured::choices(choices, json));
+    } else if let Some(part) = args.share.measure("compare", job, &texts, &options, json)? {
         let show = Show {
-            json: args.run.json,
+            json,
             by_layer: args.by_layer,
             report: args.report.clone(),
             choices: ask()?,
+            inputs: if json { inputs(&texts, &job.subjects())? } else { Value::Null },
+            ..args.shape.show()
         };
         return conclude(&part.result()?, &show, &options);
     }

@@ -35,22 +35,23 @@ pub struct Args {
     calibrate: calibrate::Args,
     /// Then measure the perplexity of checkpoint and output on this text; after an interruption the
     /// same command goes on with that
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "types"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "types"],
+          help_heading = "Evaluation")]
     evaluate: Option<PathBuf>,
     /// Evaluate only the first N chunks of the text
-    #[arg(long, value_name = "N", requires = "evaluate")]
+    #[arg(long, value_name = "N", requires = "evaluate", help_heading = "Evaluation")]
     chunks: Option<usize>,
     /// Folder for the evaluation's hidden states, instead of memory; an interrupted evaluation goes
     /// on from there
-    #[arg(long, value_name = "DIR", requires = "evaluate")]
+    #[arg(long, value_name = "DIR", requires = "evaluate", help_heading = "Evaluation")]
     scratch: Option<PathBuf>,
     #[command(flatten)]
     output_options: output::Args,
     /// Show the plan and stop
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     dry_run: bool,
     /// Print plan and evaluation as JSON on standard output
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
 }
 
@@ -111,6 +112,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     if args.json {
         let mut json = json!({
+            "version": 1,
             "output": output,
             "file_bytes": plan.file_size(),
             "weights": plan.n_weights(),

@@ -1,10 +1,14 @@
 //! `requant gate`: whether a model's loss stays within limits.
 
-use crate::cli::args::measure::{Room, RunArgs, Sampling, TextArgs, conclude, model, options};
+use crate::cli::args::measure::{
+    Room, RunArgs, Sampling, TextArgs, conclude, inputs, model, options,
+};
+use crate::cli::args::numbers::{confidence, positive, share as share_of};
 use crate::cli::args::share;
 use crate::cli::views::measured::Show;
 use crate::eval::Limits;
 use crate::measure::{Job, Subject, Terms};
+use serde_json::Value;
 use std::path::PathBuf;
 
 /// Decide whether a model's loss stays within limits, as early as the measurements allow.
@@ -28,11 +32,11 @@ pub struct Args {
     /// Largest perplexity, divided by the reference's
     #[arg(long, value_name = "X", value_parser = positive)]
     max_ppl_ratio: Option<f64>,
-    /// Smallest share of tokens with the same most probable token, from 0 to 1
-    #[arg(long, value_name = "X", value_parser = positive)]
+    /// Smallest share of tokens with the same most probable token, such as 0.95 or 95%
+    #[arg(long, value_name = "X", value_parser = share_of)]
     min_same_top: Option<f64>,
     /// Probability that a verdict is right
-    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = probability)]
+    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = confidence)]
     confidence: f64,
     #[command(flatten)]
     sampling: Sampling,
@@ -42,15 +46,6 @@ pub struct Args {
     room: Room,
     #[command(flatten)]
     run: RunArgs,
-}
-
-fn positive(text: &str) -> Result<f64, String> {
-    text.parse().ok().filter(|x: &f64| *x > 0.0 && x.is_finite()).ok_or("not above 0".to_owned())
-}
-
-fn probability(text: &str) -> Result<f64, String> {
-    let inside = |p: &f64| *p > 0.5 && *p < 1.0;
-    text.parse().ok().filter(inside).ok_or("not between 0.5 and 1".to_owned())
 }
 
 /// The exit code of the verdict.
@@ -68,7 +63,9 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let job =
         Job::Gate { reference, candidate, terms: Terms { limits, confidence: args.confidence } };
     if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
-        let show = Show { json: args.run.json, ..Show::default() };
+        let json = args.run.json;
+        let inputs = if json { inputs(&texts, &[reference, candidate])? } else { Value::Null };
+        let show = Show { json, inputs, ..Show::default() };
         return conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);

@@ -1,6 +1,7 @@
 //! `requant join`: the result of a measurement that several machines have shared.
 
 use crate::cli::args::imatrix::File;
+use crate::cli::args::measure::Shape;
 use crate::cli::args::places;
 use crate::cli::say;
 use crate::cli::views::measured::{self, Show};
@@ -28,15 +29,17 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
     #[command(flatten)]
+    shape: Shape,
+    #[command(flatten)]
     file: File,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
 }
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    if let Some(path) = &args.report {
+    for path in args.report.iter().chain(args.shape.files()) {
         places::prepare(path)?;
     }
     let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));
@@ -49,9 +52,10 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         sums.add(own).ok().context("importances join nothing")?;
         args.file.write(&sums, args.json)?;
     }
-    let Args { json, by_layer, report, .. } = args;
+    let Args { by_layer, report, .. } = args;
+    let json = args.json || args.shape.is_json();
     measured::found(
         &found,
-        &Show { json: *json, by_layer: *by_layer, report: report.clone(), ..Show::default() },
+        &Show { json, by_layer: *by_layer, report: report.clone(), ..args.shape.show() },
     )
 }

@@ -1,7 +1,7 @@
 //! `requant mix`: the mix of types that loses least for a size, found by measurement.
 
 use crate::cli::args::measure::{self as measuring, Room, RunArgs, TextArgs};
-use crate::cli::args::output::binary_size;
+use crate::cli::args::numbers::binary_size;
 use crate::cli::args::types::Imatrix;
 use crate::cli::args::{calibrate, places};
 use crate::cli::progress::Progress;

@@ -17,4 +17,5 @@ pub mod plan;
 pub mod quantize;
 pub mod recipe;
 pub mod split;
+pub mod types;
 pub mod verify;

@@ -6,7 +6,7 @@ use crate::cli::progress::Progress;
 use crate::cli::views::measured::{self, Show};
 use crate::cli::{bad_usage, say};
 use crate::measure::{Job, Options, Subject, Text};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -57,7 +57,8 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         &options,
         args.run.json,
     )? {
-        let show = Show { json: args.run.json, choices: ask()?, ..Show::default() };
+        let inputs = if args.run.json { measure::inputs(&texts, &[subject])? } else { Value::Null };
+        let show = Show { json: args.run.json, choices: ask()?, inputs, ..Show::default() };
         return measure::conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);

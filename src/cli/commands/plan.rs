@@ -28,7 +28,7 @@ pub struct Args {
     #[command(flatten)]
     output_options: output::Args,
     /// Print the plan as JSON on standard output
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
 }
 

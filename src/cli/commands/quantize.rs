@@ -1,8 +1,8 @@
 //! `requant quantize`: a GGUF file to another type.
 
 use crate::cli::args::ladder::Outputs;
-use crate::cli::args::types::{self, recipe};
-use crate::cli::args::{calibrate, output};
+use crate::cli::args::types::{self, MIXES, recipe};
+use crate::cli::args::{calibrate, output, place};
 use crate::cli::views::plan::{self, line, summary};
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say};
@@ -40,35 +40,36 @@ pub struct Args {
     fourth: Option<String>,
     /// Types of several outputs instead of TYPE, which are written into the folder OUTPUT in one pass: the
     /// source is read once, and each file is as if written by itself
-    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = recipe)]
+    #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = MIXES,
+          hide_possible_values = true)]
     types: Vec<Arc<Recipe>>,
     #[command(flatten)]
     recipe: types::Args,
     #[command(flatten)]
     calibrate: calibrate::Args,
     /// Quantize tensors that are quantized already, through their f32 values
-    #[arg(long)]
+    #[arg(long, help_heading = "Conversion")]
     allow_requantize: bool,
     /// Split the joint attn_kv_b of older deepseek2 files into attn_k_b and attn_v_b, or join these
     /// (legacy). Keys are transposed, so what is quantized goes through its f32 values (with COPY, to
     /// Q8_0)
-    #[arg(long, value_enum, value_name = "LAYOUT")]
+    #[arg(long, value_enum, value_name = "LAYOUT", help_heading = "Conversion")]
     mla: Option<MlaArg>,
     /// Memory for the rows of tensors, in MiB, as llama-quantize takes it; --memory limits the
     /// whole program's
-    #[arg(long, value_name = "MiB", conflicts_with = "memory",
+    #[arg(long, value_name = "MiB", conflicts_with = "memory", help_heading = "Machine",
           value_parser = clap::value_parser!(u64).range(1..1 << 40))]
     max_buffer_size: Option<u64>,
     /// Write as many files as the source has, each with the tensors of one of them
-    #[arg(long)]
+    #[arg(long, help_heading = "Output")]
     keep_split: bool,
     #[command(flatten)]
     output_options: output::Args,
     /// Show the plan and stop
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     dry_run: bool,
     /// Print the plan as JSON on standard output
-    #[arg(long, requires = "dry_run")]
+    #[arg(long, requires = "dry_run", help_heading = "Results")]
     json: bool,
 }
 
@@ -146,6 +147,7 @@ fn target(text: &str) -> Result<Target, String> {
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Operands { output, target, n_threads } = args.operands().map_err(bad_usage)?;
+    place::refuse_folder(&args.input)?;
     let mut source = GgufSource::open(&args.input)?;
     source.set_simd(args.recipe.simd());
     match args.mla {

@@ -1,6 +1,6 @@
 //! `requant recipe`: what each tensor of a model gets in a mix, and which mix a file has.
 
-use crate::cli::args::types::{self, recipe};
+use crate::cli::args::types::{self, MIXES};
 use crate::cli::args::{output, place};
 use crate::cli::say;
 use crate::cli::views::units;
@@ -28,6 +28,9 @@ pub struct Args {
 enum Command {
     Show(Box<ShowArgs>),
     From(FromArgs),
+    /// List the mixes by name, as `requant types`
+    #[command(after_help = "Example:\n  requant recipe list --json")]
+    List(super::types::Args),
 }
 
 /// Show the rules of a mix, or what each tensor of a model gets in it, and why.
@@ -35,7 +38,7 @@ enum Command {
 #[command(after_help = "Example:\n  requant recipe show Q4_K_M --model DeepSeek-R1")]
 struct ShowArgs {
     /// Mix, named as llama-quantize names it, or a recipe file (*.toml)
-    #[arg(value_name = "TYPE", value_parser = recipe)]
+    #[arg(value_name = "TYPE", value_parser = MIXES, hide_possible_values = true)]
     mix: Arc<Recipe>,
     /// Model: checkpoint or GGUF file; without it, the recipe itself is printed
     #[arg(long)]
@@ -45,7 +48,7 @@ struct ShowArgs {
     #[command(flatten)]
     resources: output::Resources,
     /// Print JSON
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
 }
 
@@ -63,6 +66,10 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     match &args.command {
         Command::Show(args) => show(args),
         Command::From(args) => from(args),
+        Command::List(args) => {
+            super::types::run(args);
+            Ok(())
+        }
     }
 }
 

@@ -1,6 +1,7 @@
 //! `requant verify`: whether a file is whole, and whether it is what it claims to be.
 
 use crate::cli::args::choices::Precision;
+use crate::cli::args::numbers::share;
 use crate::cli::args::{output, place, types};
 use crate::cli::progress::Progress;
 use crate::cli::say;
@@ -50,7 +51,7 @@ pub struct Args {
     #[command(flatten)]
     resources: output::Resources,
     /// Print the result as JSON on standard output
-    #[arg(long)]
+    #[arg(long, help_heading = "Results")]
     json: bool,
 }
 
@@ -224,16 +225,4 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
     let comparison = plan.compare(&model, file, share, seed, &progress)?;
     progress.finish();
     Ok(comparison)
-}
-
-/// `5%` or `0.05`.
-fn share(text: &str) -> Result<f64, String> {
-    let (number, unit) = match text.strip_suffix('%') {
-        Some(percent) => (percent, 0.01),
-        None => (text, 1.0),
-    };
-    match number.trim().parse::<f64>() {
-        Ok(n) if n > 0.0 && n * unit <= 1.0 => Ok(n * unit),
-        _ => Err("not a share; write for example 5% or 0.05".to_owned()),
-    }
 }

@@ -1,6 +1,7 @@
 //! What was measured, for people and for programs.
 
-use super::{report, units};
+use super::models::{self, Format, by_chunk, percentile};
+use super::{per_token, report, units};
 use crate::cli::{is_interrupted, say};
 use crate::eval::{Activations, Perplexity, Verdict};
 use crate::io::LocalDisk;
@@ -13,6 +14,14 @@ use std::path::{Path, PathBuf};
 pub struct Show {
     /// As JSON.
     pub json: bool,
+    /// In which form, where it is not JSON.
+    pub format: Format,
+    /// With all figures of several models, not a line each.
+    pub verbose: bool,
+    /// With values of every token, in this file.
+    pub per_token: Option<PathBuf>,
+    /// What is known of texts and models beside their names, for programs.
+    pub inputs: Value,
     /// With the error of the hidden states after each layer.
     pub by_layer: bool,
     /// With a page.
@@ -27,6 +36,9 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
     match show.json {
         true => print_json(found, show)?,
         false => print_tables(found, show),
+    }
+    if let (Some(path), Found::Comparison(outcome)) = (&show.per_token, found) {
+        per_token::write(outcome, path)?;
     }
     if let (Some(path), Found::Comparison(outcome)) = (&show.report, found) {
         let page = report::page(outcome, show.choices.as_ref());
@@ -53,6 +65,9 @@ fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
     if let Some(choices) = &show.choices {
         json["choices"] = json!(choices);
     }
+    if !show.inputs.is_null() {
+        json["inputs"] = show.inputs.clone();
+    }
     say::json(json);
     Ok(())
 }
@@ -60,7 +75,13 @@ fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
 fn print_tables(found: &Found, show: &Show) {
     match found {
         Found::Perplexity(outcome) => print!("{}", perplexity_table(outcome)),
-        Found::Comparison(outcome) => print!("{}", table(outcome, show.by_layer)),
+        Found::Comparison(outcome) => match (show.format, outcome.rows.len()) {
+            (Format::Md, _) => print!("{}", models::markdown(outcome)),
+            (Format::Csv, _) => print!("{}", models::csv(outcome)),
+            (_, 0 | 1) => print!("{}", table(outcome, show.by_layer)),
+            (_, _) if show.verbose || show.by_layer => print!("{}", table(outcome, show.by_layer)),
+            (_, _) => print!("{}\n{}", of_reference(outcome), models::text(outcome)),
+        },
         Found::Judgement(judged) => print!("{}", judgement_table(judged)),
         Found::Importances(_) => {}
     }
@@ -177,6 +198,7 @@ fn sampled(outcome: &Outcome) -> String {
 /// See docs/schema/perplexity.json.
 fn perplexity(outcome: &Outcome) -> anyhow::Result<Value> {
     let mut value = serde_json::to_value(&outcome.own)?;
+    value["version"] = json!(1);
     value["model"] = json!(outcome.reference);
     value["text"] = texts(outcome);
     value["ctx"] = json!(outcome.ctx);
@@ -247,15 +269,15 @@ fn judgement_table(judged: &Judgement) -> String {
     out + &format!("{name} at confidence {confidence} after {n} of {all} chunks{stopped}\n")
 }
 
-/// Of models compared with a reference, for people.
-fn table(outcome: &Outcome, by_layer: bool) -> String {
+/// The reference, and how much of the texts was taken.
+fn of_reference(outcome: &Outcome) -> String {
     let mut out = format!(
-        "reference {}\n  perplexity {:.4} ± {:.4}, {} tokens scored in {} chunks of {}{}\n",
+        "reference {}\n  perplexity {:.4} ± {:.4}, {} tokens scored in {} of {}{}\n",
         outcome.reference.display(),
         outcome.own.perplexity,
         outcome.own.perplexity_error,
         outcome.own.tokens_scored,
-        outcome.own.nll_per_chunk.len(),
+        units::of(outcome.chunks, "chunk"),
         outcome.ctx,
         match outcome.activations {
             Activations::F32 => "",
@@ -265,10 +287,20 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
     for domain in &outcome.domains {
         out += &format!("  {:<24} {}\n", name(&domain.text), of_text(&domain.own));
     }
-    out += &sampled(outcome);
+    out + &sampled(outcome)
+}
+
+/// Of models compared with a reference, for people.
+fn table(outcome: &Outcome, by_layer: bool) -> String {
+    let mut out = of_reference(outcome);
     for (i, row) in outcome.rows.iter().enumerate() {
         let c = &row.comparison;
-        out += &format!("\n{} ({:.3} bits per weight)\n", row.path.display(), row.bits_per_weight);
+        out += &format!(
+            "\n{} ({}, {:.3} bits per weight)\n",
+            row.path.display(),
+            units::bytes(row.bytes),
+            row.bits_per_weight
+        );
         let mut line = |name: &str, text: String| out += &format!("  {name:<24} {text}\n");
         let p = &c.perplexity;
         line("perplexity", format!("{:.4} ± {:.4}", p.perplexity, p.perplexity_error));
@@ -279,11 +311,10 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
         line("PPL ratio", format!("{:.6} ± {:.6}", c.paired.ratio, c.paired.ratio_error));
         line("correlation of ln p", format!("{:.3} %", 100.0 * c.correlation));
         let kl = &c.kl_divergence;
-        let chunk = kl.mean_error_by_chunk.map_or(String::new(), |e| format!(" (by chunk {e:.6})"));
-        line("mean KL divergence", format!("{:.6} ± {:.6}{chunk}", kl.mean.value, kl.mean.error));
-        let at = |d: &crate::eval::Distribution, wanted: f64| {
-            d.percentiles.iter().find(|p| p.0 == wanted).map_or(f64::NAN, |p| p.1)
-        };
+        let (mean, token) = (kl.mean.value, kl.mean.error);
+        let error = format!("± {:.6} by chunk, ± {token:.6} by token", by_chunk(kl));
+        line("mean KL divergence", format!("{mean:.6} {error}"));
+        let at = percentile;
         let percentiles = [50.0, 90.0, 95.0, 99.0, 99.9].map(|p| format!("{:.6}", at(kl, p)));
         line("  50 90 95 99 99.9 %", percentiles.join("  "));
         line("  maximum", format!("{:.6}", kl.max));
@@ -328,6 +359,7 @@ fn comparison(outcome: &Outcome) -> Value {
         let mut value = json!({
             "model": row.path,
             "bits_per_weight": row.bits_per_weight,
+            "bytes": row.bytes,
             "result": row.comparison,
         });
         if let Some(tensors) = &row.tensors {
@@ -337,13 +369,14 @@ fn comparison(outcome: &Outcome) -> Value {
         value
     };
     let mut value = json!({
-        "version": 1,
+        "version": 2,
         "reference": outcome.reference,
         "text": texts(outcome),
         "ctx": outcome.ctx,
         "activations": outcome.activations,
         "reference_perplexity": outcome.own,
         "models": outcome.rows.iter().map(row).collect::<Vec<_>>(),
+        "pairs": outcome.pairs(),
     });
     add_parts(&mut value, outcome, |domain| {
         json!({
