@@ -225,6 +225,56 @@ fn a_text_may_come_from_standard_input_and_types_are_listed() {
 }
 
 #[test]
+fn output_and_type_are_words_or_options_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [a, b, c, d] = ["a", "b", "c", "d"].map(|name| at(&format!("{name}.gguf")));
+    for args in [
+        ["convert", TINY_R1, &a, "Q8_0", "-q"],
+        ["convert", TINY_R1, "-tQ8_0", &format!("-o{b}"), "-q"],
+        ["quantize", BF16, &c, "Q8_0", "-q"],
+        ["quantize", BF16, "-tQ8_0", &format!("-o{d}"), "-q"],
+    ] {
+        let run = requant(&args);
+        assert_eq!(run.status.code(), Some(0), "{args:?}: {}", text(&run.stderr));
+    }
+    let bytes = |path: &String| std::fs::read(path).unwrap();
+    assert!(bytes(&a) == bytes(&b) && bytes(&c) == bytes(&d));
+    let parts = at("parts");
+    let cut = requant(&["split", &a, "-o", &parts, "--split-max-size", "3M", "-q"]);
+    assert_eq!(cut.status.code(), Some(0), "{}", text(&cut.stderr));
+    for args in [
+        &["convert", TINY_R1, "Q8_0"][..],
+        &["convert", TINY_R1, &a],
+        &["convert", TINY_R1, &a, "Q8_0", "4"],
+        &["quantize", BF16, "Q8_0", &a],
+        &["quantize", BF16, &a],
+        &["split", &a, "--split-max-size", "3M"],
+    ] {
+        assert_eq!(requant(args).status.code(), Some(2), "{args:?}");
+    }
+    let help = text(&requant(&["merge", "--help"]).stdout);
+    assert!(!help.contains("--split-max-size") && !help.contains("--shard"), "{help}");
+    assert!(!text(&requant(&["plan", "--help"]).stdout).contains("--manifest"));
+}
+
+#[test]
+fn a_size_is_told_without_importances_and_room() {
+    let run = requant(&["plan", TINY_R1, "IQ2_XS"]);
+    let (out, err) = (text(&run.stdout), text(&run.stderr));
+    assert_eq!(run.status.code(), Some(0), "{err}");
+    assert!(out.contains("3435392 bytes") && err.contains("--imatrix"), "{out}{err}");
+    assert!(!out.contains("blk.0.attn_norm.weight"), "{out}");
+    let run = requant(&["plan", TINY_R1, "-t", "Q8_0", "--tensors"]);
+    assert!(text(&run.stdout).contains("blk.0.attn_norm.weight"));
+    let share = ["--split-max-size", "3M", "--shard", "1/2"];
+    let run = requant(&[&["plan", TINY_R1, "x", "Q8_0"], &share[..]].concat());
+    let out = text(&run.stdout);
+    assert!(out.contains("share      1/2, 3 of 5 files, 7.2 MiB"), "{out}");
+    assert!(out.contains("disk       7.2 MiB"), "{out}");
+}
+
+#[test]
 fn what_is_no_file_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe.gguf");

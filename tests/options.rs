@@ -112,7 +112,7 @@ fn the_output_may_be_left_out_as_in_llama_quantize() {
         (&[out], "the type is missing"),
         (&[out, "Q4KM"], "did you mean Q4_K_M?"),
         (&["Q8_0", "two"], "`two` is no number of threads"),
-        (&["Q8_0", "Q8_0", "2"], "is a type"),
+        (&["Q8_0", "Q8_0", "2"], "which is a type"),
     ] {
         let (code, err) = run(arguments);
         assert!(code == Some(2) && err.contains(expected), "{arguments:?}: {err}");

@@ -66,6 +66,7 @@ struct Cli {
 enum Command {
     Convert(Box<convert::Args>),
     Quantize(Box<quantize::Args>),
+    #[command(mut_args(|arg| without(arg, WRITING)))]
     Plan(Box<plan::Args>),
     Verify(Box<verify::Args>),
     Perplexity(Box<perplexity::Args>),
@@ -76,6 +77,7 @@ enum Command {
     Inspect(inspect::Args),
     Diff(diff::Args),
     Split(Box<split::SplitArgs>),
+    #[command(mut_args(|arg| without(arg, CUTTING)))]
     Merge(Box<split::MergeArgs>),
     Set(edit::SetArgs),
     Unset(edit::UnsetArgs),
@@ -99,6 +101,16 @@ enum Command {
     },
 }
 
+/// Options of outputs that a command has no use for.
+const CUTTING: &[&str] = &["split_max_size", "split_max_tensors", "no_tensor_first_split", "shard"];
+const WRITING: &[&str] = &["manifest", "force", "restart"];
+
+/// Leaves options out of a help.
+fn without(arg: clap::Arg, hidden: &[&str]) -> clap::Arg {
+    let hide = hidden.contains(&arg.get_id().as_str());
+    arg.hide(hide)
+}
+
 pub use formats::all as formats_json;
 
 /// Runs the program on the process's arguments.
@@ -120,9 +132,9 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut exit = 0;
     let result =
         handler.map_err(anyhow::Error::from).and_then(|()| match parse(arguments).command {
-            Command::Convert(args) => convert::run(&args),
+            Command::Convert(args) => convert::run(args),
             Command::Quantize(args) => quantize::run(&args),
-            Command::Plan(args) => plan::run(&args),
+            Command::Plan(args) => plan::run(args),
             Command::Verify(args) => verify::run(&args).map(|same| {
                 exit = if same { 0 } else { 3 };
             }),

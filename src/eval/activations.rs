@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 /// In which precision activations meet weights.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Activations {
     /// As they are, in f32.
     #[default]

@@ -15,6 +15,7 @@ use crate::monitor::Monitor;
 use serde::Serialize;
 
 /// Where the reference's probabilities come from.
+#[non_exhaustive]
 pub enum Reference<'r, 'a> {
     /// A model that runs alongside.
     Model(&'r Model<'a>),

@@ -23,6 +23,7 @@ pub struct Limits {
 /// What is known about a limit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
+#[non_exhaustive]
 pub enum Verdict {
     /// The limit is kept.
     Pass,

@@ -43,7 +43,7 @@ impl Config {
     }
 
     /// Every key with its value, those of the rotary settings as `rope_scaling.factor`.
-    pub(super) fn entries(&self) -> Vec<(String, &Value)> {
+    pub fn entries(&self) -> Vec<(String, &Value)> {
         fn flatten<'a>(key: String, value: &'a Value, out: &mut Vec<(String, &'a Value)>) {
             let holds = ROTARY.contains(&key.as_str()) || key.ends_with("_attention");
             match value {

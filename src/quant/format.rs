@@ -44,6 +44,7 @@ pub struct Format {
 
 /// What is stored in a type.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Kind {
     /// Floating-point numbers, of the type that torch knows by this name.
     Float(&'static str),
@@ -57,6 +58,7 @@ pub enum Kind {
 
 /// The numbers of a block that can be infinite or NaN.
 #[derive(Clone, Copy, Debug)]
+#[non_exhaustive]
 pub enum Numbers {
     /// There are none: every block is valid.
     None,
@@ -85,6 +87,7 @@ pub enum Importance {
 /// What activations are rounded to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[expect(non_camel_case_types, reason = "as the types are spelled")]
+#[non_exhaustive]
 pub enum Activation {
     /// Nothing: they stay as they are.
     F32,

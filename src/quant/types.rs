@@ -15,6 +15,7 @@ macro_rules! types {
         #[allow(non_camel_case_types)]
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
         #[repr(u32)]
+        #[non_exhaustive]
         pub enum QuantType {
             $($(#[$doc])* $name = $id,)*
         }

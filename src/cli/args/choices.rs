@@ -1,13 +1,15 @@
 //! What a conversion makes of a checkpoint, which `convert` and `plan` share.
 
 use super::ladder::Outputs;
+use super::operands::Operands;
 use super::types::{self, MIXES, Named, recipe};
 use super::{calibrate, output, place};
-use crate::cli::bad_usage;
-use crate::convert::{Intermediate, Mode, Plan, Settings};
+use crate::cli::{bad_usage, say};
+use crate::convert::{ConvertError, Intermediate, Mode, Plan, Settings};
 use crate::model::{CheckpointModel, Given, Mla, Mtp};
-use crate::recipe::{FileType, Recipe};
+use crate::recipe::{FileType, Recipe, RecipeError};
 use crate::simd::Simd;
+use crate::warning::{Topic, Warning};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,7 +21,7 @@ pub struct Choices {
     /// Type of the output, named as llama-quantize names it, a recipe file (*.toml), or lossless: each
     /// tensor in the smallest type that keeps its values, such as Q4_0 for INT4 in groups of 32
     #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = TARGETS,
-        hide_possible_values = true, required_unless_present_any = ["outtype", "types"])]
+        hide_possible_values = true)]
     ty: Option<Target>,
     /// Types of several outputs, which are written into the folder OUTPUT in one pass: the source is read
     /// once, and each file is as if written by itself
@@ -62,6 +64,9 @@ pub struct Choices {
     tokenizer_pre: Option<String>,
     #[command(flatten)]
     recipe: types::Args,
+    /// Whether a mix that needs importances is planned without any, as if there were some.
+    #[arg(skip)]
+    assumes: bool,
 }
 
 /// What `--type` may say.
@@ -121,6 +126,48 @@ enum MlaArg {
 }
 
 impl Choices {
+    /// Takes up the type that stands behind the output; gives the output.
+    pub fn take_up(&mut self, operands: &Operands) -> anyhow::Result<Option<PathBuf>> {
+        let has_type = self.ty.is_some() || self.outtype.is_some() || self.is_ladder();
+        let words = operands.words(has_type, |word| target(word).is_ok()).map_err(bad_usage)?;
+        if words.threads.is_some() {
+            return Err(bad_usage("a word too many behind the type; -j N gives threads"));
+        }
+        match words.ty.map(|word| target(&word)) {
+            Some(ty) => self.ty = Some(ty.map_err(bad_usage)?),
+            None if has_type => {}
+            None => {
+                let text =
+                    "the type is missing: give it behind the output, or with --type or --outtype";
+                return Err(bad_usage(text));
+            }
+        }
+        Ok(words.output)
+    }
+
+    /// Plans mixes that need importances without any, as if there were some.
+    pub fn assume_importances(&mut self) {
+        self.assumes = true;
+    }
+
+    /// A plan, which may take importances for granted.
+    fn planned(&self, model: &CheckpointModel, settings: &Settings) -> anyhow::Result<Plan> {
+        match Plan::of_checkpoint(model, settings) {
+            Err(ConvertError::Recipe(RecipeError::NeedsImatrix { file_type, .. }))
+                if self.assumes =>
+            {
+                let mut settings = settings.clone();
+                settings.options.imatrix = true;
+                let text = format!(
+                    "{file_type} needs importances (--imatrix), which are taken for granted here"
+                );
+                say::warning(&Warning::new(Topic::Imatrix, text));
+                Ok(Plan::of_checkpoint(model, &settings)?)
+            }
+            plan => Ok(plan?),
+        }
+    }
+
     /// Opens a checkpoint and plans its conversion into each of the outputs.
     pub fn plan(
         &self,
@@ -186,13 +233,13 @@ impl Choices {
             memory: output.memory(),
         };
         let outputs = match self.types.is_empty() {
-            true => Outputs::one(Plan::of_checkpoint(&model, &settings)?, path),
+            true => Outputs::one(self.planned(&model, &settings)?, path),
             false => {
                 let planned = |recipe: &Arc<Recipe>| {
                     let recipe = recipe.clone();
-                    Plan::of_checkpoint(&model, &Settings { recipe, ..settings.clone() })
+                    self.planned(&model, &Settings { recipe, ..settings.clone() })
                 };
-                let plans = self.types.iter().map(planned).collect::<Result<_, _>>()?;
+                let plans = self.types.iter().map(planned).collect::<anyhow::Result<_>>()?;
                 Outputs::ladder(plans, path, checkpoint)
             }
         };

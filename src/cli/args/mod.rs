@@ -7,6 +7,7 @@ mod instructions;
 pub mod ladder;
 pub mod measure;
 pub mod numbers;
+pub mod operands;
 pub mod output;
 pub mod place;
 pub mod places;

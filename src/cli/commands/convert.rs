@@ -2,11 +2,12 @@
 
 use crate::cli::args::choices::Choices;
 use crate::cli::args::measure::Room;
+use crate::cli::args::operands::Operands;
 use crate::cli::args::{calibrate, output, place};
 use crate::cli::views::conversion::{beside, describe};
 use crate::cli::views::evaluation::{self, Evaluation};
 use crate::cli::views::plan;
-use crate::cli::{errors, say};
+use crate::cli::{bad_usage, errors, say};
 use crate::convert::RunOptions;
 use crate::measure::{Options, Subject, Text};
 use crate::model::{CheckpointModel, Mtp};
@@ -20,15 +21,18 @@ use std::path::{Path, PathBuf};
 /// intermediate file; memory does not grow with the model. By default the output's tensors are
 /// those of convert_hf_to_gguf.py --outtype bf16 followed by llama-quantize, byte for byte.
 #[derive(clap::Args)]
-#[command(after_help = "Examples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \\\n    \
+#[command(
+    override_usage = "requant convert [OPTIONS] <CHECKPOINT> <OUTPUT> [TYPE]",
+    after_help = "Examples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \\\n    \
                         --type Q4_K_M --evaluate wiki.test.raw\n  requant convert DeepSeek-R1 R1-GGUF \\\n    \
-                        --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS --split-max-size 40G --manifest")]
+                        --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS --split-max-size 40G --manifest"
+)]
 pub struct Args {
     /// Checkpoint: a folder with config.json, tokenizer.json and safetensors files, or the URL of
     /// one (s3://, gs://, az://, https://, hf://organization/name or name@revision)
     checkpoint: PathBuf,
-    /// GGUF file to write, or with --types the folder of several
-    output: PathBuf,
+    #[command(flatten)]
+    operands: Operands,
     #[command(flatten)]
     choices: Choices,
     #[command(flatten)]
@@ -55,7 +59,11 @@ pub struct Args {
     json: bool,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
+pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
+    let output = args.choices.take_up(&args.operands)?.ok_or_else(|| {
+        bad_usage("the output is missing: requant convert CHECKPOINT OUTPUT TYPE")
+    })?;
+    let (args, output) = (&*args, &*output);
     // Text and folder are looked at first: a typo in their names should not cost a conversion.
     let measured = Room::in_folder(args.scratch.clone());
     let measured = measured.apply(Options { chunks: args.chunks, ..Options::default() });
@@ -67,18 +75,18 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let pre = args.choices.tokenizer_pre();
     let calibrated = args.calibrate.prepare(&args.checkpoint, pre)?;
     let calibrated = calibrated.as_ref();
-    let Args { checkpoint, output, choices, output_options, .. } = args;
+    let Args { checkpoint, choices, output_options, .. } = args;
     let (model, outputs) = choices.plan(checkpoint, output, output_options, calibrated)?;
     let ladder = outputs.to_write()?;
     let plan = ladder.rungs()[0].plan;
-    say::info(describe(&model, &ladder, &choices.name(), checkpoint));
-    say::warnings(&outputs.warnings());
-    say::heed()?;
     let keep_journal = text.is_some();
     let options = RunOptions { keep_journal, ..output_options.options()? };
+    say::info(describe(&model, &ladder, &choices.name(), checkpoint, options.shard));
+    say::warnings(&outputs.warnings());
+    say::heed()?;
     let beside = beside(&model, plan);
     if args.dry_run {
-        return plan::print(&ladder, &model, options.shard, args.json.then_some(beside));
+        return plan::print(&ladder, &model, options.shard, true, args.json.then_some(beside));
     }
     let rounding = match calibrated {
         None => {

@@ -1,5 +1,7 @@
 //! `requant export`: a GGUF model as a checkpoint folder.
 
+use crate::cli::args::operands::Destination;
+use crate::cli::args::places;
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::io::LocalDisk;
@@ -15,8 +17,8 @@ use std::path::PathBuf;
 pub struct Args {
     /// GGUF file, or the first file of a split model
     file: PathBuf,
-    /// Folder to write
-    folder: PathBuf,
+    #[command(flatten)]
+    folder: Destination,
     /// Type of the weights
     #[arg(long, value_enum, default_value = "bf16")]
     dtype: Dtype16,
@@ -30,6 +32,7 @@ enum Dtype16 {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    places::prepare_folder(args.folder.path())?;
     let model = GgufModel::open(&args.file)?;
     say::warnings(model.warnings());
     say::heed()?;
@@ -40,7 +43,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     };
     let weights: u64 = model.gguf().tensors().iter().map(|t| t.n_elements()).sum();
     let progress = Progress::start("export", weights, "weights", 0);
-    crate::convert::export(&model, model.gguf(), &LocalDisk, &args.folder, ty, &progress)
+    crate::convert::export(&model, model.gguf(), &LocalDisk, args.folder.path(), ty, &progress)
         .with_context(|| args.file.display().to_string())?;
     progress.finish();
     Ok(())

@@ -75,6 +75,8 @@ struct Subject {
     metadata: Metadata,
     /// What becomes of each setting of config.json.
     settings: Vec<(String, &'static str)>,
+    /// The values of these.
+    config: BTreeMap<String, Json>,
     files: Vec<String>,
     /// Whose values can be read; `None` for a header alone.
     source: Option<Box<dyn Source>>,
@@ -102,13 +104,16 @@ impl Subject {
             Metadata::new()
         });
         let settings = model.config().settings()?;
-        Ok(Self { settings, ..Self::of(described, files, model) })
+        let entries = model.config().entries().into_iter();
+        let config = entries.map(|(key, value)| (key, value.clone())).collect();
+        Ok(Self { settings, config, ..Self::of(described, files, model) })
     }
 
     fn of(metadata: Metadata, files: Vec<String>, source: Box<dyn Source>) -> Self {
         let tensors = source.tensors().to_vec();
         let settings = Vec::new();
-        Self { tensors, metadata, settings, files, source: Some(source), size: None }
+        let config = BTreeMap::new();
+        Self { tensors, metadata, settings, config, files, source: Some(source), size: None }
     }
 
     fn header(path: &Path) -> anyhow::Result<Self> {
@@ -122,6 +127,7 @@ impl Subject {
             tensors: header.tensors().iter().map(meta).collect(),
             metadata: header.metadata().clone(),
             settings: Vec::new(),
+            config: BTreeMap::new(),
             files: vec![path.display().to_string()],
             source: None,
             size: Some((header.file_size(), header.full_size())),
@@ -168,6 +174,17 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         for (key, value) in subject.metadata.iter() {
             println!("{key:<47} {:<16} {}", value.type_name(), units::value(value));
+        }
+        if !subject.settings.is_empty() {
+            println!("\n{:<38} {:<30} what becomes of it", "config.json", "");
+        }
+        for (key, what) in &subject.settings {
+            let value = subject.config.get(key).cloned().unwrap_or_default().to_string();
+            let value = match value.char_indices().nth(28) {
+                Some((at, _)) => format!("{}…", &value[..at]),
+                None => value,
+            };
+            println!("{key:<38} {value:<30} {what}");
         }
         let row = |name: &str, share: &Share| {
             println!(

@@ -1,44 +1,53 @@
 //! `requant plan`: what a conversion will write, to the byte, from headers alone.
 
 use crate::cli::args::choices::Choices;
+use crate::cli::args::operands::Operands;
 use crate::cli::args::output;
 use crate::cli::say;
 use crate::cli::views::conversion::{beside, describe};
 use crate::cli::views::plan::print;
 use std::path::PathBuf;
 
-/// Show what a conversion will write: every tensor with its type, file and offset.
+/// Show what a conversion will write, and what that takes.
 ///
 /// Reads headers alone, and some weights to estimate the time; 64 MiB are written beside the output for it and
-/// removed. Fails where the disk of the
-/// output, or the memory, cannot suffice.
+/// removed. Warns where the disk cannot suffice, and fails where the memory cannot. Mixes that need importances
+/// are planned without them as well.
 #[derive(clap::Args)]
 #[command(
+    override_usage = "requant plan [OPTIONS] <CHECKPOINT> [OUTPUT] [TYPE]",
     after_help = "Examples:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G\n  \
                         requant plan DeepSeek-R1 R1-GGUF --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS"
 )]
 pub struct Args {
     /// Checkpoint: a folder, or a URL
     checkpoint: PathBuf,
-    /// GGUF file that would be written, or with --types a folder
-    #[arg(default_value = "model.gguf")]
-    output: PathBuf,
+    #[command(flatten)]
+    operands: Operands,
     #[command(flatten)]
     choices: Choices,
     #[command(flatten)]
     output_options: output::Args,
+    /// Show every tensor
+    #[arg(long, help_heading = "Results")]
+    tensors: bool,
     /// Print the plan as JSON on standard output
     #[arg(long, help_heading = "Results")]
     json: bool,
 }
 
-pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Args { checkpoint, output, choices, output_options, .. } = args;
-    let (model, outputs) = choices.plan(checkpoint, output, output_options, None)?;
+pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
+    let output = args.choices.take_up(&args.operands)?.unwrap_or_else(|| "model.gguf".into());
+    args.choices.assume_importances();
+    let Args { checkpoint, choices, output_options, .. } = &*args;
+    let (model, outputs) = choices.plan(checkpoint, &output, output_options, None)?;
     let ladder = outputs.to_write()?;
-    say::info(describe(&model, &ladder, &choices.name(), checkpoint));
+    let shard = output_options.options()?.shard;
     say::warnings(&outputs.warnings());
     say::heed()?;
     let json = args.json.then(|| beside(&model, ladder.rungs()[0].plan));
-    print(&ladder, &model, output_options.options()?.shard, json)
+    if json.is_none() {
+        print!("{}", describe(&model, &ladder, &choices.name(), checkpoint, shard));
+    }
+    print(&ladder, &model, shard, args.tensors, json)
 }

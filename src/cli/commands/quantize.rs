@@ -1,7 +1,8 @@
 //! `requant quantize`: a GGUF file to another type.
 
 use crate::cli::args::ladder::Outputs;
-use crate::cli::args::types::{self, MIXES, recipe};
+use crate::cli::args::operands::Operands;
+use crate::cli::args::types::{self, MIXES, Named, recipe};
 use crate::cli::args::{calibrate, output, place};
 use crate::cli::views::plan::{self, line, summary};
 use crate::cli::views::units;
@@ -10,7 +11,7 @@ use crate::convert::{Mode, Plan, Settings};
 use crate::model::{join_legacy_mla, split_legacy_mla};
 use crate::recipe::{FileType, Recipe};
 use crate::source::GgufSource;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// MiB that are granted beside the rows where only theirs are limited.
@@ -27,17 +28,13 @@ const OTHER_MEMORY: u64 = 256;
 pub struct Args {
     /// GGUF file to read
     input: PathBuf,
-    /// GGUF file to write; where it is left out, ggml-model-TYPE.gguf beside the input. With --types, the
-    /// folder of several
-    #[arg(value_name = "OUTPUT")]
-    second: PathBuf,
+    #[command(flatten)]
+    operands: Operands,
     /// Type of the output, named as llama-quantize names it, or a recipe file (*.toml); COPY
     /// keeps every tensor
-    #[arg(value_name = "TYPE")]
-    third: Option<String>,
-    /// Threads, in the place where llama-quantize takes them; as --threads
-    #[arg(value_name = "NTHREADS")]
-    fourth: Option<String>,
+    #[arg(long = "type", short = 't', value_name = "TYPE", value_parser = TARGETS,
+          hide_possible_values = true, conflicts_with = "types")]
+    ty: Option<Target>,
     /// Types of several outputs instead of TYPE, which are written into the folder OUTPUT in one pass: the
     /// source is read once, and each file is as if written by itself
     #[arg(long, value_name = "TYPE,...", value_delimiter = ',', value_parser = MIXES,
@@ -80,73 +77,69 @@ enum MlaArg {
 }
 
 /// A type, or none, or several.
+#[derive(Clone)]
 enum Target {
     Type(Arc<Recipe>),
     Copy,
     Ladder,
 }
 
-/// What follows the input: as for llama-quantize, the output may be missing.
-struct Operands {
+const COPY: &str = "COPY";
+
+const TARGETS: Named<Target> =
+    Named::new(target, || FileType::all().map(FileType::name).chain([COPY]).collect());
+
+fn target(text: &str) -> Result<Target, String> {
+    match text.eq_ignore_ascii_case(COPY) {
+        true => Ok(Target::Copy),
+        false => recipe(text).map(Target::Type),
+    }
+}
+
+/// What is made of the input: as for llama-quantize, the output may be missing.
+struct Wanted {
     output: PathBuf,
     target: Target,
     n_threads: Option<usize>,
 }
 
 impl Args {
-    fn operands(&self) -> Result<Operands, String> {
-        let named = self.second.to_str().and_then(|word| Some((word, target(word).ok()?)));
-        let (output, target, threads) = match named {
-            _ if !self.types.is_empty() => {
-                if self.fourth.is_some() {
-                    return Err("--types stands instead of the type behind the output".to_owned());
-                }
-                (self.second.clone(), Target::Ladder, &self.third)
-            }
-            Some((word, found)) if !word.ends_with(".toml") => {
-                if self.fourth.is_some() {
-                    return Err(format!("`{word}` is a type, what follows it can only be threads"));
-                }
-                let name = match &found {
-                    Target::Type(recipe) if word.parse::<u32>().is_ok() => recipe.name().to_owned(),
-                    _ => word.to_ascii_uppercase(),
-                };
-                let output = self.input.with_file_name(format!("ggml-model-{name}.gguf"));
-                (output, found, &self.third)
-            }
-            _ => {
-                let Some(word) = &self.third else {
-                    return Err(match self.second.to_str().map(target) {
-                        Some(Err(error)) if self.second.extension().is_none() => error,
-                        _ => "the type is missing: <INPUT> [OUTPUT] <TYPE> [NTHREADS]".to_owned(),
-                    });
-                };
-                (self.second.clone(), target(word)?, &self.fourth)
+    fn wanted(&self) -> Result<Wanted, String> {
+        let is_ladder = !self.types.is_empty();
+        let words = self.operands.words(self.ty.is_some() || is_ladder, |w| target(w).is_ok())?;
+        let found = match (&self.ty, &words.ty) {
+            (Some(ty), _) => ty.clone(),
+            (None, Some(word)) => target(word)?,
+            (None, None) if is_ladder => Target::Ladder,
+            (None, None) => {
+                let word = words.output.as_deref().filter(|path| path.extension().is_none());
+                let typo = word.and_then(Path::to_str).and_then(|word| target(word).err());
+                let missing =
+                    || "the type is missing: <INPUT> [OUTPUT] <TYPE> [NTHREADS]".to_owned();
+                return Err(typo.unwrap_or_else(missing));
             }
         };
-        let n_threads = match threads {
-            None => None,
-            Some(_) if self.output_options.has_threads() => {
-                return Err("threads are given twice, behind the type and by --threads".to_owned());
+        let output = match (words.output, &found) {
+            (Some(output), _) => output,
+            (None, Target::Ladder) => return Err("give the folder of the outputs".to_owned()),
+            (None, found) => {
+                let name = match (found, words.ty) {
+                    (_, Some(word)) if word.parse::<u32>().is_err() => word.to_ascii_uppercase(),
+                    (Target::Type(recipe), _) => recipe.name().to_owned(),
+                    _ => COPY.to_owned(),
+                };
+                self.input.with_file_name(format!("ggml-model-{name}.gguf"))
             }
-            Some(word) => match word.parse() {
-                Ok(n @ 1..=1024) => Some(n),
-                _ => return Err(format!("`{word}` is no number of threads from 1 to 1024")),
-            },
         };
-        Ok(Operands { output, target, n_threads })
-    }
-}
-
-fn target(text: &str) -> Result<Target, String> {
-    match text.eq_ignore_ascii_case("copy") {
-        true => Ok(Target::Copy),
-        false => recipe(text).map(Target::Type),
+        if words.threads.is_some() && self.output_options.has_threads() {
+            return Err("threads are given twice, behind the type and by --threads".to_owned());
+        }
+        Ok(Wanted { output, target: found, n_threads: words.threads.map(usize::from) })
     }
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let Operands { output, target, n_threads } = args.operands().map_err(bad_usage)?;
+    let Wanted { output, target, n_threads } = args.wanted().map_err(bad_usage)?;
     place::refuse_folder(&args.input)?;
     let mut source = GgufSource::open(&args.input)?;
     source.set_simd(args.recipe.simd());
@@ -162,7 +155,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let importance = args.recipe.importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
-        Target::Copy => (Arc::new(Recipe::of(FileType::F32)), Mode::Copy, "COPY"),
+        Target::Copy => (Arc::new(Recipe::of(FileType::F32)), Mode::Copy, COPY),
         Target::Ladder => (args.types[0].clone(), Mode::Quantize, ""),
     };
     let settings = Settings {
@@ -200,13 +193,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let mut out = String::new();
     let size = units::bytes(source.n_bytes());
     line(&mut out, "source", &format!("{} ({size})", args.input.display()));
-    summary(&mut out, &ladder, name);
+    let options = args.output_options.options()?;
+    summary(&mut out, &ladder, name, options.shard);
     say::info(out);
     say::warnings(&outputs.warnings());
     say::heed()?;
-    let options = args.output_options.options()?;
     if args.dry_run {
-        return plan::print(&ladder, &source, options.shard, args.json.then(Default::default));
+        let json = args.json.then(Default::default);
+        return plan::print(&ladder, &source, options.shard, true, json);
     }
     match calibrated {
         None => args.output_options.run("quantize", &ladder, &source, options),

@@ -2,7 +2,7 @@
 
 use super::plan::{line, summary};
 use super::units;
-use crate::convert::{Ladder, Plan, is_lossless};
+use crate::convert::{Ladder, Plan, Shard, is_lossless};
 use crate::model::{CheckpointModel, LeftOut};
 use crate::names::in_short;
 use serde_json::{Value as Json, json};
@@ -10,7 +10,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 /// The plan as people read it.
-pub fn describe(model: &CheckpointModel, ladder: &Ladder, name: &str, path: &Path) -> String {
+pub fn describe(
+    model: &CheckpointModel,
+    ladder: &Ladder,
+    name: &str,
+    path: &Path,
+    shard: Option<Shard>,
+) -> String {
     let plan = ladder.rungs()[0].plan;
     let mut out = String::new();
     let hparams = model.hparams();
@@ -24,7 +30,7 @@ pub fn describe(model: &CheckpointModel, ladder: &Ladder, name: &str, path: &Pat
         units::bytes(checkpoint.n_bytes())
     );
     line(&mut out, "source", &source);
-    summary(&mut out, ladder, name);
+    summary(&mut out, ladder, name, shard);
     let left_out = model.left_out();
     let mtp = left_out.get(&LeftOut::Mtp).map_or(0, Vec::len);
     match (hparams.n_nextn, mtp) {

@@ -9,7 +9,7 @@ use crate::names::in_short;
 use crate::quant::QuantType;
 use crate::recipe::Reason;
 use crate::source::Source;
-use anyhow::bail;
+use crate::warning::{Topic, Warning};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -23,12 +23,13 @@ pub fn merge(json: &mut Value, others: Value) {
     }
 }
 
-/// Prints what is planned, as JSON where what stands beside it there is given, and fails where it cannot be
-/// carried out.
+/// Prints how long what is planned will take, and its tensors, or all as JSON where what stands beside it there is
+/// given; warns where the disk cannot suffice.
 pub fn print(
     ladder: &Ladder,
     source: &dyn Source,
     shard: Option<Shard>,
+    tensors: bool,
     json: Option<Value>,
 ) -> anyhow::Result<()> {
     let time = Time::of(ladder, source, shard);
@@ -46,22 +47,22 @@ pub fn print(
             say::json(json);
         }
         None => {
-            if ladder.folder().is_none() {
-                let Rung { plan, output } = ladder.rungs()[0];
-                print!("{}", table(plan, source, plan.files_of(shard), output));
+            println!("time       {}", time.describe());
+            for &Rung { plan, output } in ladder.rungs().iter().filter(|_| tensors) {
+                print!("\n{}", table(plan, source, plan.files_of(shard), output));
             }
-            say::info(format!("time       {}", time.describe()));
         }
     }
-    match free {
-        Some(free) if free < size => bail!(
+    if let Some(free) = free.filter(|&free| free < size) {
+        let text = format!(
             "{}: the output needs {} and {} are free; free some room or choose another folder",
             ladder.folder().unwrap_or(&place).display(),
             units::bytes(size),
             units::bytes(free)
-        ),
-        _ => Ok(()),
+        );
+        say::warning(&Warning::new(Topic::Output, text));
     }
+    Ok(())
 }
 
 /// A plan for programs.
@@ -186,10 +187,10 @@ impl Time {
             )
         });
         format!(
-            "about {}: {} on {} threads",
+            "about {}: {} on {}",
             units::duration(self.seconds()),
             parts.join(", "),
-            self.threads
+            units::of(self.threads, "thread")
         )
     }
 }
@@ -201,21 +202,21 @@ fn table(plan: &Plan, source: &dyn Source, files: Range<usize>, output: &Path) -
         let file = &plan.files()[i];
         let path = plan.path(i, output);
         let _ = writeln!(out, "{}: {} bytes", path.display(), file.layout.file_size());
-        for (in_file, t) in file.tensors.clone().enumerate() {
+        for t in file.tensors.clone() {
             let tensor = &plan.tensors()[t];
             let dims: Vec<String> = tensor.dims.iter().map(u64::to_string).collect();
             let _ = writeln!(
                 out,
-                "  {:<width$} {:>20} {:>8} -> {:<8} {:>6.3} bits {:>14} @ {:<14} {}",
+                "{:<width$} {:>14} {:>8} > {:<7} {:>6.3}",
                 tensor.name,
-                dims.join(" x "),
+                dims.join("x"),
                 source.tensors()[tensor.source].dtype,
                 tensor.ty,
                 bits(plan, t),
-                file.layout.n_bytes(in_file),
-                file.layout.offset(in_file),
-                reason(plan, t).unwrap_or_default(),
             );
+            if let Some(reason) = reason(plan, t) {
+                let _ = writeln!(out, "    {reason}");
+            }
         }
     }
     out
@@ -285,10 +286,20 @@ pub fn line(out: &mut String, name: &str, text: &str) {
 }
 
 /// What will be written, and what that takes.
-pub fn summary(out: &mut String, ladder: &Ladder, file_type: &str) {
-    for rung in ladder.rungs() {
-        let name = if ladder.folder().is_some() { rung.plan.recipe().name() } else { file_type };
-        output(out, rung, name);
+pub fn summary(out: &mut String, ladder: &Ladder, file_type: &str, shard: Option<Shard>) {
+    match ladder.folder() {
+        Some(folder) => {
+            line(out, "outputs", &folder.display().to_string());
+            ladder.rungs().iter().for_each(|rung| one_of_several(out, rung));
+        }
+        None => output(out, &ladder.rungs()[0], file_type),
+    }
+    if let Some(shard) = shard {
+        let files = |shard| ladder.rungs().iter().map(|rung| rung.paths(shard).count()).sum();
+        let (own, all): (usize, usize) = (files(Some(shard)), files(None));
+        let size = units::bytes(ladder.size(Some(shard)));
+        let text = format!("{}/{}, {own} of {all} files, {size}", shard.number(), shard.count());
+        line(out, "share", &text);
     }
     let plan = ladder.rungs()[0].plan;
     let weights = units::count(plan.n_weights() as f64);
@@ -298,9 +309,16 @@ pub fn summary(out: &mut String, ladder: &Ladder, file_type: &str) {
     line(out, "tensors", &format!("{n}{types}, {weights} weights"));
     line(out, "memory", &format!("at most {}", units::bytes(ladder.peak_memory())));
     let free = free_disk(&ladder.place()).map(|free| format!(", {} free", units::bytes(free)));
-    let size = units::bytes(ladder.size(None));
+    let size = units::bytes(ladder.size(shard));
     line(out, "disk", &format!("{size}{}", free.unwrap_or_default()));
     exceptions(out, ladder);
+}
+
+/// One of several files that a plan becomes.
+fn one_of_several(out: &mut String, rung: &Rung) {
+    let name = rung.output.file_name().unwrap_or_default().to_string_lossy();
+    let (bits, size) = (rung.plan.bits_per_weight(), units::bytes(rung.plan.file_size()));
+    line(out, "", &format!("{name:<44} {bits:>6.2} bits {size:>11}"));
 }
 
 /// The file that a plan becomes.
