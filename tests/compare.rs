@@ -8,7 +8,7 @@ use assert_cmd::cargo::CommandCargoExt;
 use common::{BF16, CALIBRATION, HELDOUT, TINY_R1, requant, validate};
 use requant::eval::{self, Limits, PerplexityOptions, Reference, Verdict, compare};
 use requant::imatrix::{Imatrix, Sums};
-use requant::measure::{self, Options, Subject, Terms, Text};
+use requant::measure::{self, Against, Options, Subject, Terms, Text};
 use requant::model::{Model, Mtp};
 use requant::monitor::Monitor;
 use serde_json::Value;
@@ -126,6 +126,10 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
 
     let page = std::fs::read_to_string(report).unwrap();
     assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 6);
+    // The checkpoint's tensors are the file's, and all models are in the same pictures.
+    assert!(page.contains("unchanged") && page.contains("class=\"same\""));
+    assert!(page.contains("Mean KL divergence over bits per weight") && page.contains("legend"));
+    assert_eq!(page.matches("<polyline").count(), 6);
     // What is folded away on a screen is printed.
     assert!(page.contains("<details>") && page.contains("details::details-content"));
     for forbidden in ["http:", "https:", "src=", "url(", "NaN", "inf"] {
@@ -196,10 +200,50 @@ fn verdicts_have_exit_codes() {
     assert!(json["chunks"].as_u64().unwrap() < 16, "decided early: {json}");
     let (code, json) = gate(&q2, &["--max-kld", "0.002", "--min-same-top", "0.5"], "8");
     assert_eq!((code, json["verdict"].as_str()), (3, Some("fail")), "{json}");
-    let value = json["checks"][0]["value"].as_f64().unwrap().to_string();
+    assert_eq!(json["models"][0]["checks"][0]["what"], "mean_kld");
+    let value = json["models"][0]["checks"][0]["value"].as_f64().unwrap().to_string();
     let (code, json) = gate(&q2, &["--max-kld", &value], "6");
     assert_eq!((code, json["verdict"].as_str()), (4, Some("undecided")), "{json}");
     assert!(requant(&["gate", BF16, BF16, "--text", HELDOUT]).0 == 2, "no limit is bad usage");
+}
+
+#[test]
+fn a_gate_judges_several_models_in_one_run_and_says_so_to_what_runs_checks() {
+    let dir = tempfile::tempdir().unwrap();
+    let [q2, q8] = ["Q2_K", "Q8_0"].map(|ty| quantized(dir.path(), ty));
+    let [q2, q8] = [&q2, &q8].map(|path| path.to_str().unwrap());
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [base, report, summary, junit] = ["base", "a.html", "s.md", "j.xml"].map(path);
+    std::fs::write(&summary, "# Before\n").unwrap();
+    let text = ["--text", HELDOUT, "--ctx", "128", "--chunks", "24"];
+    let limits = ["--max-kld", "0.002", "--min-same-top", "0.5", "-q", "--json"];
+    let files = ["--report", &report, "--summary", &summary, "--junit", &junit];
+    let (code, out, err) =
+        requant(&[&["gate", BF16, q8, q2], &text[..], &limits, &files, &["--by-tensor"]].concat());
+    assert_eq!(code, 3, "{err}");
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    common::validate("gate", &found);
+    let verdicts = |of: &serde_json::Value| -> Vec<String> {
+        let models = of["models"].as_array().unwrap().iter();
+        models.map(|model| model["verdict"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(verdicts(&found), ["pass", "fail"]);
+    let read = |path: &str| std::fs::read_to_string(path).unwrap();
+    let lines = read(&summary);
+    assert!(lines.starts_with("# Before\n### requant gate: FAIL\n"), "{lines}");
+    assert_eq!(lines.matches("| pass |").count(), 3, "{lines}");
+    let cases = read(&junit);
+    assert!(cases.contains("tests=\"4\" failures=\"1\" errors=\"0\""), "{cases}");
+    assert!(cases.contains("name=\"mean KL divergence\"><failure type=\"fail\""), "{cases}");
+    assert!(read(&report).contains("blk.0.ffn_down.weight"));
+
+    let save = ["compare", BF16, "--save-base", &base, "-q"];
+    assert_eq!(requant(&[&save[..], &text].concat()).0, 0);
+    let (code, out, err) = requant(&[&["gate", "--base", &base, q8, q2], &limits[..]].concat());
+    assert_eq!(code, 3, "{err}");
+    assert_eq!(verdicts(&serde_json::from_str(&out).unwrap()), ["pass", "fail"]);
+    let alone = requant(&[&["gate", BF16], &text[..], &limits].concat());
+    assert!(alone.0 == 2 && alone.2.contains("at least one model"), "{}", alone.2);
 }
 
 #[test]
@@ -248,10 +292,88 @@ fn importances_are_those_of_llama_imatrix() {
     }
     assert_eq!(distance(&twice.means(), &ours), 0.0);
 
-    run(&["imatrix", BF16, "--text", CALIBRATION, "-o", &dat, "--output-format", "dat", "-q"]);
+    run(&["imatrix", BF16, "--text", CALIBRATION, "-o", &dat, "-q"]);
+    assert_ne!(std::fs::read(&dat).unwrap()[..4], *b"GGUF", "the name says which format is meant");
     assert!(distance(&Imatrix::open(Path::new(&dat)).unwrap(), &ours) < 1e-6);
     let (code, _, err) = requant(&["imatrix", BF16, "--text", CALIBRATION, "-o", &dat]);
     assert!(code == 1 && err.contains("exists"), "{err}");
+}
+
+#[test]
+fn statistics_are_those_of_llama_imatrix() {
+    let file = "tests/fixtures/reference/imatrix.gguf";
+    let (code, out, err) = requant(&["imatrix", "--show-statistics", file, "--json"]);
+    assert_eq!(code, 0, "{err}");
+    let found: serde_json::Value = serde_json::from_str(&out).unwrap();
+    common::validate("statistics", &found);
+    let theirs = common::json("tests/fixtures/reference/imatrix.json");
+    let theirs_of = theirs["statistics"].as_object().unwrap();
+    let tensors = found["tensors"].as_array().unwrap();
+    assert_eq!(tensors.len(), theirs_of.len());
+    let near = |ours: f64, theirs: &serde_json::Value, digit: f64, what: &str| {
+        let theirs = theirs.as_f64().unwrap();
+        // Theirs are sums in f32, and as many digits as are printed.
+        let apart = (ours - theirs).abs();
+        assert!(apart <= 0.51 * digit + 1e-4 * theirs.abs(), "{what}: {ours} and {theirs}");
+    };
+    for tensor in tensors {
+        let name = tensor["tensor"].as_str().unwrap();
+        let figures = [
+            ("sum", 1.0, 1e-2),
+            ("min", 1.0, 1e-4),
+            ("max", 1.0, 1e-4),
+            ("mean", 1.0, 1e-2),
+            ("deviation", 1.0, 1e-2),
+            ("active", 100.0, 1e-2),
+            ("inputs", 1.0, 1.0),
+            ("entropy", 1.0, 1e-4),
+            ("entropy_share", 100.0, 1e-2),
+            ("above_deviation", 100.0, 1e-2),
+            ("cosine", 1.0, 1e-4),
+        ];
+        for (i, (what, scale, digit)) in figures.into_iter().enumerate() {
+            let ours = scale * tensor[what].as_f64().unwrap_or(0.0);
+            near(ours, &theirs_of[name][i], digit, &format!("{what} of {name}"));
+        }
+    }
+    for layer in found["layers"].as_array().unwrap() {
+        let of = &theirs["layers"][layer["layer"].to_string()];
+        let figures = [("sum", 1.0, 1e-2), ("above_deviation", 100.0, 1e-4), ("cosine", 1.0, 1e-4)];
+        for (i, (what, scale, digit)) in figures.into_iter().enumerate() {
+            near(scale * layer[what].as_f64().unwrap(), &of[i], digit, what);
+        }
+    }
+    let (code, out, _) = requant(&["imatrix", "--show-statistics", "--in-file", file]);
+    assert!(code == 0 && out.lines().all(|line| line.chars().count() <= 80), "{out}");
+}
+
+#[test]
+fn options_of_llama_imatrix_find_what_it_finds() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let [text, with, without] = ["text", "with.gguf", "without.gguf"].map(path);
+    let calibration = std::fs::read_to_string(CALIBRATION).unwrap();
+    std::fs::write(&text, calibration.replace('\n', "<｜end▁of▁sentence｜>")).unwrap();
+    // The checkpoint has BOS at the beginning of each chunk, as the reference was told.
+    let run = ["imatrix", TINY_R1, "-q", "--text", &text, "--chunks", "2"];
+    let options = ["--process-output", "--parse-special", "--from-chunk", "1", "-o", &with];
+    assert_eq!(requant(&[&run[..], &options].concat()).0, 0);
+    assert_eq!(requant(&[&run[..], &["-o", &without]].concat()).0, 0);
+    let theirs = common::json("tests/fixtures/reference/imatrix.json");
+    let ours = Sums::open(Path::new(&with), 512).unwrap();
+    let output = &ours.entries["output.weight"];
+    assert_eq!(output.counts, [theirs["count"].as_f64().unwrap() as u64]);
+    let (mut apart, mut norm) = (0.0, 0.0);
+    for (&ours, theirs) in output.sums.iter().zip(theirs["output"].as_array().unwrap()) {
+        let (ours, theirs) = (ours / output.counts[0] as f64, theirs.as_f64().unwrap());
+        (apart, norm) = (apart + (ours - theirs).powi(2), norm + theirs * theirs);
+    }
+    let error = (apart / norm).sqrt();
+    assert!(error < 1e-2, "{error}");
+    let without = Sums::open(Path::new(&without), 512).unwrap();
+    assert!(!without.entries.contains_key("output.weight"));
+    let name = "blk.1.attn_q_a.weight";
+    assert_ne!(ours.entries[name], without.entries[name]);
 }
 
 #[test]
@@ -594,7 +716,7 @@ fn what_was_found_before_it_was_stopped_is_said() {
     let terms = Terms { limits, confidence: 0.99 };
     let gate = |work: u64| {
         let stops = StopsAfter(0.into(), work);
-        measure::gate(subject, subject, &texts, terms, &plain, &stops).unwrap()
+        measure::gate(Against::Model(subject), &[subject], &texts, terms, &plain, &stops).unwrap()
     };
     let judged = gate(0);
     assert_eq!((judged.verdict, judged.complete, judged.chunks), (Verdict::Undecided, false, 0));

@@ -59,6 +59,12 @@ fn every_output_is_as_its_schema_says() {
     let file = at("imatrix.gguf");
     holds("imatrix", &[0], &[&with(&["imatrix", BF16])[..], &["-o", &file]].concat());
 
+    holds("statistics", &[0], &["imatrix", "--show-statistics", &file]);
+    let weighed = ["convert", TINY_R1, &at("i.gguf"), "-t", "IQ4_XS", "--imatrix", imatrix];
+    holds("convert", &[0], &weighed);
+    let args = ["verify", &at("i.gguf"), "--against", TINY_R1, "--sample", "1%"];
+    assert_eq!(holds("verify", &[0, 3], &args)["missing"].as_array().unwrap().len(), 1);
+
     let tasks = at("tasks.jsonl");
     let task = r#"{"context": "The sky is", "choices": ["blue.", "a fork."], "answer": 0}"#;
     std::fs::write(&tasks, task).unwrap();
@@ -66,7 +72,7 @@ fn every_output_is_as_its_schema_says() {
     holds("perplexity", &[0], &with(&["perplexity", BF16]));
     holds("estimate", &[0], &with(&["perplexity", BF16, "--dry-run"]));
     holds("drafts", &[0], &with(&["perplexity", TINY_R1, "--mtp"]));
-    let gate = ["gate", BF16, &q4, "--max-kld", "0.5"];
+    let gate = ["gate", BF16, &q4, &q8, "--max-kld", "0.5"];
     holds("gate", &[0, 3, 4], &[&gate[..], &text].concat());
     let tokens = at("tokens.jsonl");
     let compare = ["compare", BF16, &q8, &q4, "--by-tensor", "--per-token", &tokens];
@@ -94,7 +100,8 @@ fn every_output_is_as_its_schema_says() {
 
 #[test]
 fn every_schema_is_of_something_that_the_tests_look_at() {
-    let tests = ["tests/json.rs", "tests/mix.rs", "tests/compare.rs", "tests/tools.rs"];
+    let tests =
+        ["json", "mix", "compare", "tools", "remote"].map(|name| format!("tests/{name}.rs"));
     let tests: String = tests.iter().map(|path| std::fs::read_to_string(path).unwrap()).collect();
     let run = json("docs/schema/run.json");
     let schemas = std::fs::read_dir("docs/schema").unwrap();

@@ -260,7 +260,8 @@ fn the_program_writes_a_folder() {
     let names: Vec<&str> = found.keys().map(String::as_str).collect();
     let manifest = |name: &str| format!("{name}.manifest.json");
     let files = ["tiny-r1-Q4_K_M.gguf", "tiny-r1-Q8_0.gguf"];
-    assert_eq!(names, [files[0], &manifest(files[0]), files[1], &manifest(files[1])]);
+    let of = |name: &str| [name.to_owned(), manifest(name), format!("{name}.sha256")];
+    assert_eq!(names, files.map(of).concat());
     assert_eq!(json["outputs"][1]["bytes"], found[files[0]].len());
     let run = requant(&["convert", TINY_R1, &single, "-t", "Q4_K_M", "-q", "--manifest"]);
     assert_eq!(run.0, 0, "{}", run.2);

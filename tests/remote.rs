@@ -1,4 +1,4 @@
-//! Checkpoints behind URLs give the bytes that local ones give, over connections that fail.
+//! Checkpoints and GGUF files behind URLs give the bytes that local ones give, over connections that fail.
 #![cfg(all(feature = "cli", feature = "remote"))]
 
 mod common;
@@ -7,7 +7,7 @@ use assert_cmd::cargo::CommandCargoExt;
 use common::TINY_R1;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -21,16 +21,21 @@ struct Server {
 impl Server {
     /// Serves the fixture below `prefix`, to those who show `token`.
     fn start(prefix: &'static str, token: Option<&'static str>, missing: &'static str) -> Self {
+        Self::of(Site { root: TINY_R1.into(), prefix, token, missing })
+    }
+
+    fn of(site: Site) -> Self {
+        let site = Arc::new(site);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
         let requests = Arc::new(AtomicUsize::new(0));
         let count = requests.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let count = count.clone();
+                let (count, site) = (count.clone(), site.clone());
                 // A client that leaves early ends its own connection alone.
                 std::thread::spawn(move || {
-                    let _ = serve(&stream, prefix, token, missing, &count);
+                    let _ = serve(&stream, &site, &count);
                 });
             }
         });
@@ -38,13 +43,27 @@ impl Server {
     }
 }
 
-fn serve(
-    stream: &TcpStream,
-    prefix: &str,
-    token: Option<&str>,
-    missing: &str,
-    count: &AtomicUsize,
-) -> std::io::Result<()> {
+/// What a server has.
+struct Site {
+    root: PathBuf,
+    prefix: &'static str,
+    token: Option<&'static str>,
+    missing: &'static str,
+}
+
+/// What the hub says of the files of a folder.
+fn listed(root: &Path) -> Vec<u8> {
+    let entry = |entry: std::fs::DirEntry| {
+        let (name, data) = (entry.file_name().into_string().unwrap(), entry.metadata().unwrap());
+        let kind = if data.is_dir() { "directory" } else { "file" };
+        serde_json::json!({ "type": kind, "path": name, "size": data.len(), "oid": "0" })
+    };
+    let entries: Vec<_> = root.read_dir().unwrap().map(|found| entry(found.unwrap())).collect();
+    serde_json::to_vec(&entries).unwrap()
+}
+
+fn serve(stream: &TcpStream, site: &Site, count: &AtomicUsize) -> std::io::Result<()> {
+    let &Site { ref root, prefix, token, missing } = site;
     let mut lines = BufReader::new(stream).lines();
     let mut out = stream;
     while let Some(Ok(request)) = lines.next() {
@@ -64,8 +83,11 @@ fn serve(
         }
         let path = request.split(' ').nth(1).unwrap();
         let name = path.strip_prefix(prefix).unwrap_or("");
-        let file = std::fs::read(Path::new(TINY_R1).join(name.trim_start_matches('/')));
-        let Some(body) = file.ok().filter(|_| name != missing) else {
+        let file = match path.starts_with("/api/models/org/") && path.ends_with("/tree/v1") {
+            true => Ok(listed(root)),
+            false => std::fs::read(root.join(name.trim_start_matches('/'))),
+        };
+        let Some(body) = file.ok().filter(|_| name.is_empty() || name != missing) else {
             write!(out, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         };
@@ -98,6 +120,15 @@ fn serve(
         out.write_all(body)?;
     }
     Ok(())
+}
+
+/// Exit code, standard output and standard error, with the hub at this address.
+fn requant(args: &[&str], hub: &str) -> (Option<i32>, String, String) {
+    let mut command = Command::cargo_bin("requant").unwrap();
+    command.env_remove("HF_TOKEN").env("HF_HOME", "/nonexistent").env("HF_ENDPOINT", hub);
+    let run = command.args(args).output().unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (run.status.code(), text(run.stdout), text(run.stderr))
 }
 
 fn convert(url: &str, output: &Path, variables: &[(&str, &str)]) -> (bool, String) {
@@ -155,4 +186,72 @@ fn what_is_not_there_is_named() {
         assert!(!done && err.contains(expected), "{err}");
     }
     assert!(!out.exists());
+}
+
+#[test]
+fn gguf_files_are_read_where_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+    let site =
+        |prefix| Site { root: "tests/fixtures/reference".into(), prefix, token: None, missing: "" };
+    let server = Server::of(site("/models"));
+    let url = format!("{}/models/tiny-r1-bf16.gguf", server.address);
+    let inspected = |place: &str| -> serde_json::Value {
+        let (code, out, err) = requant(&["inspect", place, "--json"], "");
+        assert_eq!(code, Some(0), "{err}");
+        serde_json::from_str(&out).unwrap()
+    };
+    let (mut here, mut there) = (inspected(local), inspected(&url));
+    assert_eq!(server.requests.load(Ordering::Relaxed), 1, "one for the header");
+    assert_eq!(there["files"], serde_json::json!([url]));
+    for json in [&mut here, &mut there] {
+        json["files"].take();
+        json["run"].take();
+    }
+    assert_eq!(here, there);
+    let (code, out, err) = requant(&["diff", local, &url, "-q"], "");
+    assert_eq!((code, out.as_str()), (Some(0), "0 of 52 tensors differ\n"), "{err}");
+    assert_eq!(requant(&["recipe", "from", &url], "").1.lines().last(), Some("default = \"BF16\""));
+    let (code, out, err) = requant(&["verify", &url, "-q"], "");
+    assert!(code == Some(0) && out.contains("every block finite"), "{err}");
+    let [a, b] = ["a.gguf", "b.gguf"].map(|name| dir.path().join(name));
+    for (source, output) in [(local, &a), (&*url, &b)] {
+        let output = output.to_str().unwrap();
+        let (code, _, err) = requant(&["quantize", source, output, "Q4_K_M", "-q"], "");
+        assert_eq!(code, Some(0), "{err}");
+    }
+    assert!(std::fs::read(&a).unwrap() == std::fs::read(&b).unwrap());
+
+    let server = Server::of(site("/org/repo/resolve/v1"));
+    let hub = server.address.as_str();
+    let (code, _, err) = requant(&["inspect", "hf://org/repo@v1/tiny-r1-bf16.gguf"], hub);
+    assert_eq!(code, Some(0), "{err}");
+    let (code, out, err) = requant(&["inspect", "hf://org/repo@v1", "--files"], hub);
+    assert!(code == Some(0) && out.contains("19.8 MiB  tiny-r1-bf16.gguf"), "{out}{err}");
+    let (_, out, _) = requant(&["inspect", "hf://org/repo@v1", "--files", "--json"], hub);
+    common::validate("files", &serde_json::from_str(&out).unwrap());
+    let (code, _, err) = requant(&["inspect", "hf://org/repo@v1"], hub);
+    assert!(code == Some(1) && err.contains("tiny-r1-bf16.gguf; add the name"), "{err}");
+    let (code, _, err) = requant(&["inspect", "hf://org/repo@v1/other.gguf"], hub);
+    assert!(code == Some(1) && err.contains("hf://org/repo@v1/other.gguf"), "{err}");
+}
+
+#[test]
+fn parts_of_a_model_are_found_beside_its_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let local = "tests/fixtures/reference/tiny-r1-bf16.gguf";
+    let parts = dir.path().join("m");
+    let split = ["split", local, parts.to_str().unwrap(), "--split-max-tensors", "20", "-q"];
+    assert_eq!(requant(&split, "").0, Some(0));
+    let site = |missing| Site { root: dir.path().to_owned(), prefix: "", token: None, missing };
+    let server = Server::of(site("none"));
+    let first = format!("{}/m-00001-of-00003.gguf", server.address);
+    let (code, out, err) = requant(&["diff", local, &first, "-q"], "");
+    assert_eq!((code, out.as_str()), (Some(0), "0 of 52 tensors differ\n"), "{err}");
+    let second = first.replace("-00001-", "-00002-");
+    assert_eq!(requant(&["inspect", &second, "--header"], "").0, Some(0));
+    let server = Server::of(site("/m-00003-of-00003.gguf"));
+    let first = format!("{}/m-00001-of-00003.gguf", server.address);
+    let (code, _, err) = requant(&["inspect", &first], "");
+    assert!(code == Some(1) && err.contains("/m-00003-of-00003.gguf: this part"), "{err}");
 }

@@ -43,6 +43,17 @@ fn parts_and_the_whole_equal_those_of_llama_gguf_split() {
 }
 
 #[test]
+fn how_many_files_a_model_is_in_is_no_difference() {
+    let dir = tempfile::tempdir().unwrap();
+    let parts = dir.path().join("parts");
+    let parts = parts.to_str().unwrap();
+    assert_eq!(requant(&["split", BF16, parts, "--split-max-tensors", "20", "-q"]).0, 0);
+    let first = format!("{parts}-00001-of-00003.gguf");
+    let (code, out, err) = requant(&["diff", BF16, &first, "-q"]);
+    assert_eq!((code, out.as_str()), (0, "0 of 52 tensors differ\n"), "{err}");
+}
+
+#[test]
 fn differences_are_found_and_measured() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("q.gguf");
@@ -142,7 +153,7 @@ fn a_mix_is_shown_and_taken_from_a_file() {
     assert_eq!(requant(&["quantize", BF16, b, list, "-q"]).0, 0);
     assert_eq!(sha256(&first), sha256(&second));
 
-    // Types that no named mix gives are listed.
+    // Of a mix with other types for some tensors, these are what is said.
     let other = ["--tensor-type", "blk\\.1\\.ffn_up=q5_K", "--tensor-type", "attn_q_a=q8_0"];
     assert_eq!(
         requant(&[&["quantize", BF16, a, "Q4_K_M", "-q", "--force"][..], &other].concat()).0,
@@ -150,9 +161,20 @@ fn a_mix_is_shown_and_taken_from_a_file() {
     );
     let (code, out, _) = requant(&["recipe", "from", a]);
     assert!(code == 0 && out.contains("layers = \"1\""), "{out}");
+    assert!(out.contains("Q4_K_M, with 3 rules before its own"), "{out}");
     std::fs::write(list, &out).unwrap();
     assert_eq!(requant(&["quantize", BF16, b, list, "-q", "--force"]).0, 0);
     assert_eq!(sha256(&first), sha256(&second));
+
+    // Where there is no mix like it, types are listed.
+    let few = ["--pure", "--tensor-type", "attn_q_b=q8_0"];
+    assert_eq!(requant(&[&["quantize", BF16, a, "Q5_0", "-q", "--force"][..], &few].concat()).0, 0);
+    let (code, listed, _) = requant(&["recipe", "from", a]);
+    assert!(code == 0 && listed.matches("[[rule]]").count() == 1, "{listed}");
+    std::fs::write(list, &listed).unwrap();
+    assert_eq!(requant(&["quantize", BF16, b, list, "-q", "--force"]).0, 0);
+    assert_eq!(sha256(&first), sha256(&second));
+    std::fs::write(list, &out).unwrap();
 
     // A file that holds its recipe gives it back.
     assert_eq!(requant(&["quantize", BF16, a, list, "-q", "--force", "--write-recipe"]).0, 0);
@@ -161,7 +183,7 @@ fn a_mix_is_shown_and_taken_from_a_file() {
     assert!(code == 2 && err.contains("--pure"), "{err}");
     std::fs::write(list, out.replace("default", "defualt")).unwrap();
     let (code, _, err) = requant(&["quantize", BF16, a, list]);
-    assert!(code == 2 && err.contains("defualt") && err.contains("line 3"), "{err}");
+    assert!(code == 2 && err.contains("defualt") && err.contains("line 4"), "{err}");
 
     let shown = json(&["recipe", "show", "Q4_K_M", "--model", TINY_R1, "--json"]);
     let types: Vec<(&str, &str)> = shown["tensors"]

@@ -6,6 +6,7 @@ mod common;
 use assert_cmd::cargo::CommandCargoExt;
 use common::{Copy, TINY_R1};
 use requant::gguf::GgufFile;
+use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::process::Command;
 
@@ -82,7 +83,21 @@ fn a_manifest_finds_damage_and_missing_parts() {
 
     let manifest = dir.path().join("out.gguf.manifest.json");
     let json = common::json(manifest.to_str().unwrap());
-    assert_eq!(json["inputs"].as_array().unwrap().len(), 3);
+    let inputs = json["inputs"].as_array().unwrap();
+    let of = |what: &str| inputs.iter().filter(|input| input["what"] == what).count();
+    assert_eq!((of("weights"), inputs.len()), (3, 3 + of("description")));
+    let config = inputs.iter().find(|input| input["name"] == "config.json").unwrap();
+    let bytes = std::fs::read(Path::new(TINY_R1).join("config.json")).unwrap();
+    let hash: String = Sha256::digest(bytes).iter().map(|b| format!("{b:02x}")).collect();
+    assert_eq!(config["sha256"], hash);
+    assert_eq!(json["recipe"]["name"], "Q8_0");
+    assert!((8.0..10.0).contains(&json["bits_per_weight"].as_f64().unwrap()));
+    // Nothing is said of this machine's folders.
+    let text = std::fs::read_to_string(&manifest).unwrap();
+    assert!(!text.contains(dir.path().to_str().unwrap()) && !text.contains("fixtures"), "{text}");
+    let mut check = Command::new("sha256sum");
+    let checked = check.args(["-c", "out.gguf.sha256"]).current_dir(&dir).output().unwrap();
+    assert_eq!(String::from_utf8(checked.stdout).unwrap().matches(": OK").count(), 3);
     assert_eq!(json["tensors"].as_array().unwrap().len(), 52);
     let hash = common::hashes(&first)[0].2.clone();
     assert_eq!(json["tensors"][0]["sha256"], hash);
@@ -96,6 +111,62 @@ fn a_manifest_finds_damage_and_missing_parts() {
     let (code, _, err) = requant(&verify);
     assert_eq!(code, Some(1));
     assert!(err.contains("out-00003-of-00003.gguf") && err.contains("missing"), "{err}");
+}
+
+#[test]
+fn what_belonged_to_a_replaced_output_goes_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let source = dir.path().join("model-00001-of-00001.gguf");
+    std::fs::copy("tests/fixtures/reference/tiny-r1-bf16.gguf", &source).unwrap();
+    let out = dir.path().join("model.gguf");
+    let run = |options: &[&str]| {
+        let command = ["quantize", source.to_str().unwrap(), out.to_str().unwrap(), "Q8_0"];
+        requant(&[&command[..], options].concat())
+    };
+    let names = || -> Vec<String> {
+        let entries = std::fs::read_dir(dir.path()).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names.retain(|name| name != "model-00001-of-00001.gguf");
+        names
+    };
+    assert_eq!(run(&["--manifest", "--split-max-tensors", "20", "-q"]).0, Some(0));
+    assert_eq!(names().len(), 5);
+    std::fs::write(dir.path().join("model-x.gguf"), "another's").unwrap();
+    // An unfinished run with other options.
+    std::fs::write(dir.path().join("model.gguf.journal"), "{}\n").unwrap();
+    let (code, _, err) = run(&[]);
+    assert!(code == Some(1) && err.contains("--restart"), "{err}");
+    let (code, _, err) = run(&["--force"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(err.contains("begins anew") && err.contains("model-00003-of-00003.gguf"), "{err}");
+    assert_eq!(names(), ["model-x.gguf", "model.gguf"]);
+    assert!(source.exists(), "what is read stays");
+}
+
+#[test]
+fn what_it_takes_to_make_a_file_again_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let out = dir.path().join("out.gguf");
+    let out = out.to_str().unwrap();
+    let convert =
+        ["convert", TINY_R1, out, "-t", "IQ4_XS", "-q", "--imatrix", IMATRIX, "--manifest"];
+    assert_eq!(requant(&convert).0, Some(0));
+    let (code, stdout, err) = requant(&["verify", out, "-q"]);
+    assert_eq!(code, Some(0), "{err}");
+    assert!(stdout.contains(&format!("made with  importance matrix {IMATRIX}")), "{stdout}");
+    let (_, _, err) = requant(&["verify", out, "--against", TINY_R1, "--log-level", "warn"]);
+    assert!(
+        err.contains("was made with the importance matrix") && err.contains("--imatrix"),
+        "{err}"
+    );
+    let other = "tests/fixtures/reference/imatrix.gguf";
+    let against = ["verify", out, "--against", TINY_R1, "--log-level", "warn", "--imatrix"];
+    let (_, _, err) = requant(&[&against[..], &[other]].concat());
+    assert!(err.contains("imatrix.gguf is not the manifest's imatrix.dat"), "{err}");
+    let (code, _, err) = requant(&[&against[..], &[IMATRIX]].concat());
+    assert_eq!((code, err.as_str()), (Some(0), ""));
 }
 
 #[test]

@@ -366,6 +366,7 @@ def _compared(model: dict[str, Any]) -> Comparison:
 class Check:
     """One limit of a gate, measured."""
 
+    #: ``"mean_kld"``, ``"ppl_ratio"`` or ``"same_top"``.
     what: str
     value: float
     #: Standard error, chunks taken as independent.

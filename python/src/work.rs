@@ -249,7 +249,7 @@ pub fn imatrix(
         let (opened, texts) = (opened(&model)?, read(&texts)?);
         let subject = Subject { path: &model, model: &opened };
         let options = options(how);
-        let found = measure::importances(subject, &texts, &options, watch).map_err(failed)?;
+        let found = measure::importances(subject, false, &texts, &options, watch).map_err(failed)?;
         found.write_gguf(&LocalDisk, &output).map_err(failed)?;
         Ok(found.entries.len())
     })
@@ -277,10 +277,12 @@ pub fn gate(
         let limits = Limits { kl, perplexity_ratio, same_top };
         let terms = Terms { limits, confidence };
         let options = options(how);
-        let found = measure::gate(reference, candidate, &texts, terms, &options, watch);
+        let reference = Against::Model(reference);
+        let found = measure::gate(reference, &[candidate], &texts, terms, &options, watch);
         let found = found.map_err(failed)?;
+        let judged = &found.models[0];
         Ok(serde_json::json!({
-            "verdict": found.verdict, "checks": found.checks, "chunks": found.chunks,
+            "verdict": judged.verdict, "checks": judged.checks, "chunks": judged.chunks,
             "chunks_available": found.chunks_available,
         })
         .to_string())

@@ -1,11 +1,11 @@
-//! What went in and what came out, by SHA-256: a JSON file beside the output.
+//! What went in and what came out, by SHA-256: a JSON file beside the output, and one for `sha256sum -c`.
 
 use super::error::ConvertError;
-use crate::gguf::GgufFile;
+use super::ladder::Rung;
 use crate::io::{Blob, Disk, IoError, LocalFile};
 use crate::monitor::Monitor;
 use crate::names::hex;
-use crate::source::Source;
+use crate::source::{GgufSource, Source};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -22,19 +22,115 @@ pub struct Manifest {
     /// Version of the program that wrote it.
     pub program: String,
     /// How it was run.
-    pub options: serde_json::Value,
+    pub options: Vec<String>,
+    /// The mix or recipe that the output was made by.
+    #[serde(default)]
+    pub recipe: OfRecipe,
+    /// Bits per weight of the output.
+    #[serde(default)]
+    pub bits_per_weight: f64,
     /// Files that were read.
-    pub inputs: Vec<HashedFile>,
+    pub inputs: Vec<Input>,
     /// Files that were written.
     pub outputs: Vec<HashedFile>,
     /// Tensors that were written.
     pub tensors: Vec<HashedTensor>,
 }
 
+/// A mix or recipe, which a program that knows the mix, or the file itself, has in full.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OfRecipe {
+    /// Its name.
+    pub name: String,
+    /// SHA-256 of its text, in hexadecimal digits.
+    pub sha256: String,
+}
+
+/// A file that the output was made of, or with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Input {
+    /// What it was to the output.
+    #[serde(default)]
+    pub what: Role,
+    /// Its name.
+    pub name: String,
+    /// Its bytes.
+    pub bytes: u64,
+    /// SHA-256 of all of them, in hexadecimal digits; not known of weights behind a URL.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sha256: Option<String>,
+    /// What a store behind a URL calls this version of the file.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// What a file was to the output.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
+pub enum Role {
+    /// The weights.
+    #[default]
+    Weights,
+    /// What describes a checkpoint: configuration, vocabulary, model card.
+    Description,
+    /// An importance matrix.
+    Imatrix,
+    /// A list of types for tensors.
+    TensorTypes,
+    /// Metadata to be written.
+    Metadata,
+    /// A text that rounding was calibrated with.
+    Calibration,
+}
+
+/// A file that an output was made with, beside its weights.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Ingredient {
+    /// What it was.
+    pub what: Role,
+    /// A file of this machine.
+    pub path: PathBuf,
+}
+
+impl Input {
+    /// Hashes a file.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of(
+        ingredient: &Ingredient,
+        naming: Naming,
+        monitor: &dyn Monitor,
+    ) -> Result<Self, ConvertError> {
+        let Ingredient { what, path } = ingredient;
+        let HashedFile { bytes, sha256, .. } = hash_file(path, monitor)?;
+        let (name, sha256) = (naming.of(path), Some(sha256));
+        Ok(Self { what: *what, name, bytes, sha256, version: None })
+    }
+}
+
+/// How files are named.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Naming {
+    /// By their names without folders, so that nothing is said of the machine.
+    #[default]
+    Base,
+    /// As they were given.
+    Full,
+}
+
+impl Naming {
+    fn of(self, path: &Path) -> String {
+        let base = path.file_name().filter(|_| self == Self::Base);
+        base.map_or(path.to_string_lossy(), |name| name.to_string_lossy()).into_owned()
+    }
+}
+
 /// A file and its hash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HashedFile {
-    /// Its name, without folders.
+    /// Its name.
     pub name: String,
     /// Its bytes.
     pub bytes: u64,
@@ -59,63 +155,98 @@ pub struct HashedTensor {
 impl Manifest {
     /// The name of the manifest of an output.
     pub fn path(output: &Path) -> PathBuf {
-        let mut name = output.as_os_str().to_owned();
-        name.push(".manifest.json");
-        name.into()
+        with_ending(output, ".manifest.json")
     }
 
-    /// Writes it beside an output.
+    /// The name of the list of checksums of an output.
+    pub fn checksums_path(output: &Path) -> PathBuf {
+        with_ending(output, ".sha256")
+    }
+
+    /// Writes it beside an output, and the list of checksums of its files, which `sha256sum -c` reads.
     ///
     /// # Errors
     /// The system refuses.
     pub fn write(&self, disk: &dyn Disk, output: &Path) -> Result<(), IoError> {
         let json = serde_json::to_value(self).expect("names and numbers are always JSON");
+        let line = |file: &HashedFile| {
+            format!("{}  {}\n", file.sha256, Naming::Base.of(Path::new(&file.name)))
+        };
+        let checksums: String = self.outputs.iter().map(line).collect();
+        crate::io::write(disk, &Self::checksums_path(output), checksums.as_bytes())?;
         crate::io::write(disk, &Self::path(output), format!("{json:#}\n").as_bytes())
     }
 
-    /// Reads every file of a source once and hashes it. The monitor counts bytes.
+    /// Reads every file of a source, and what it is made into something with, once and hashes it; not weights
+    /// behind a URL, of which the store says what tells them from others. The monitor counts bytes.
     ///
     /// # Errors
     /// Files that cannot be read.
     pub fn hash_inputs(
         source: &dyn Source,
+        ingredients: &[Ingredient],
+        naming: Naming,
         monitor: &dyn Monitor,
-    ) -> Result<Vec<HashedFile>, ConvertError> {
-        source.files().iter().map(|file| Ok(hash(&file.path, &[], monitor)?.0)).collect()
+    ) -> Result<Vec<Input>, ConvertError> {
+        let mut inputs = Vec::new();
+        for file in source.files() {
+            let sha256 = match file.is_local() {
+                true => Some(hash_file(&file.path, monitor)?.sha256),
+                false => None,
+            };
+            let version = Some(file.version).filter(|_| sha256.is_none());
+            let (name, bytes) = (naming.of(&file.path), file.size);
+            inputs.push(Input { what: Role::Weights, name, bytes, sha256, version });
+        }
+        for ingredient in ingredients {
+            inputs.push(Input::of(ingredient, naming, monitor)?);
+        }
+        Ok(inputs)
     }
 
-    /// Reads every output file once and hashes it, for a manifest with what was read. The monitor counts
+    /// Reads every file of an output once and hashes it, for a manifest with what was read. The monitor counts
     /// bytes.
     ///
     /// # Errors
     /// Files that cannot be read.
     pub fn make(
-        inputs: Vec<HashedFile>,
-        outputs: &[PathBuf],
-        options: serde_json::Value,
+        inputs: Vec<Input>,
+        made: Rung,
+        options: Vec<String>,
+        naming: Naming,
         monitor: &dyn Monitor,
     ) -> Result<Self, ConvertError> {
-        let (outputs, tensors) = Self::hash_outputs(outputs, monitor)?;
-        let program = env!("CARGO_PKG_VERSION").to_owned();
-        Ok(Self { format: 1, program, options, inputs, outputs, tensors })
+        let paths: Vec<PathBuf> = made.paths(None).collect();
+        let (mut outputs, tensors) = Self::hash_files(&GgufSource::open(&paths[0])?, monitor)?;
+        outputs.iter_mut().zip(&paths).for_each(|(file, path)| file.name = naming.of(path));
+        let recipe = made.plan.recipe();
+        Ok(Self {
+            format: 1,
+            program: env!("CARGO_PKG_VERSION").to_owned(),
+            options,
+            recipe: OfRecipe { name: recipe.name().to_owned(), sha256: recipe.sha256() },
+            bits_per_weight: made.plan.bits_per_weight(),
+            inputs,
+            outputs,
+            tensors,
+        })
     }
 
-    /// Hashes of GGUF files and of their tensors. The monitor counts bytes.
+    /// Hashes of a model's files and of their tensors. The monitor counts bytes.
     ///
     /// # Errors
     /// Files that cannot be read.
-    pub fn hash_outputs(
-        paths: &[PathBuf],
+    pub fn hash_files(
+        model: &GgufSource,
         monitor: &dyn Monitor,
     ) -> Result<(Vec<HashedFile>, Vec<HashedTensor>), ConvertError> {
         let (mut files, mut tensors) = (Vec::new(), Vec::new());
-        for path in paths {
-            let gguf = GgufFile::open(path)?;
+        for (gguf, blob) in model.blobs() {
             let ranges: Vec<std::ops::Range<u64>> = (0..gguf.tensors().len())
                 .map(|i| gguf.tensor_range(i))
                 .map(|range| range.start as u64..range.end as u64)
                 .collect();
-            let (file, hashes) = hash(path, &ranges, monitor)?;
+            let (file, hashes) = hash(gguf.path(), blob, &ranges, monitor)?;
             for (info, sha256) in gguf.tensors().iter().zip(hashes) {
                 let (name, ty) = (info.name.clone(), info.ty.to_string());
                 tensors.push(HashedTensor { name, ty, file: file.name.clone(), sha256 });
@@ -149,14 +280,26 @@ impl Manifest {
     }
 }
 
+fn with_ending(output: &Path, ending: &str) -> PathBuf {
+    let mut name = output.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
+/// Hashes a file of this machine.
+fn hash_file(path: &Path, monitor: &dyn Monitor) -> Result<HashedFile, ConvertError> {
+    let file = LocalFile::open(path).map_err(|error| IoError::new(path, error))?;
+    Ok(hash(path, &file, &[], monitor)?.0)
+}
+
 /// Hashes a file in one pass, and ranges of it, which are in order.
 fn hash(
     path: &Path,
+    file: &dyn Blob,
     ranges: &[std::ops::Range<u64>],
     monitor: &dyn Monitor,
 ) -> Result<(HashedFile, Vec<String>), ConvertError> {
     let io = |error| IoError::new(path, error);
-    let file = LocalFile::open(path).map_err(io)?;
     let (mut whole, mut part) = (Sha256::new(), Sha256::new());
     let mut parts = Vec::with_capacity(ranges.len());
     let mut buffer = vec![0; PIECE];

@@ -8,6 +8,7 @@ mod begun;
 mod cut;
 mod encode;
 mod error;
+mod explain;
 #[cfg(feature = "eval")]
 mod export;
 mod importance;
@@ -15,8 +16,10 @@ mod job;
 mod journal;
 mod ladder;
 mod lossless;
+mod made_with;
 mod manifest;
 mod metadata;
+mod older;
 mod plan;
 mod prune;
 mod run;
@@ -28,12 +31,14 @@ mod verify;
 #[cfg(feature = "eval")]
 pub(crate) use begun::Begun;
 pub use error::ConvertError;
+pub use explain::{Explained, Explanation, explain};
 #[cfg(feature = "eval")]
 pub use export::export;
 pub use importance::Weighing;
 pub use ladder::{Ladder, Rung};
 pub use lossless::is_lossless;
-pub use manifest::{HashedFile, HashedTensor, Manifest};
+pub use made_with::{MadeWith, OfCalibration, OfImatrix};
+pub use manifest::{HashedFile, HashedTensor, Ingredient, Input, Manifest, Naming, OfRecipe, Role};
 pub use metadata::RECIPE;
 pub use plan::{Plan, PlannedFile, PlannedTensor};
 pub use run::RunOptions;

@@ -301,12 +301,18 @@ pub fn compare(
     let Some(any) = walks.first() else { return Err(EvalError::NothingToScore) };
     // Where whole rows are needed for a file, only few may exist.
     let whole = save.is_some() || own.is_none();
+    if let (Some(own), Some(walk)) = (own, of_reference) {
+        own.observe_embeddings(&walk.inputs()).map_err(|error| error.of(0))?;
+    }
     let mut nll_reference = Vec::new();
     let mut values: Vec<Vec<TokenValues>> = vec![Vec::new(); candidates.len()];
     for rows in any.groups(if whole { WHOLE_ROWS } else { vocabulary::ROWS }) {
         let targets = any.targets(rows.clone());
         let normed = of_reference.map(|walk| walk.normed(rows.clone()));
         let normed = normed.transpose().map_err(|error| error.of(0))?;
+        if let (Some(own), Some(normed)) = (own, &normed) {
+            own.observe_output(normed.view()).map_err(|error| error.of(0))?;
+        }
         let mut states = Vec::new();
         for (number, walk) in (1..).zip(others) {
             states.push(walk.normed(rows.clone()).map_err(|error| error.of(number))?);

@@ -33,11 +33,34 @@ pub enum Verdict {
     Undecided,
 }
 
+/// What a limit is on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Limited {
+    /// The mean KL divergence.
+    MeanKld,
+    /// The perplexity, divided by the reference's.
+    PplRatio,
+    /// The share of tokens with the same most probable token.
+    SameTop,
+}
+
+impl Limited {
+    /// What people call it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::MeanKld => "mean KL divergence",
+            Self::PplRatio => "perplexity ratio",
+            Self::SameTop => "same top token",
+        }
+    }
+}
+
 /// One limit, measured.
 #[derive(Clone, Debug, Serialize)]
 pub struct Check {
     /// What is limited.
-    pub what: &'static str,
+    pub what: Limited,
     /// What it was found to be.
     pub value: f64,
     /// Its standard error, chunks taken as independent.
@@ -88,15 +111,15 @@ impl Limits {
             });
         };
         if let Some(limit) = self.kl {
-            judge("mean KL divergence", by_chunk(&|t| t.kl), limit, |x| x, 1.0);
+            judge(Limited::MeanKld, by_chunk(&|t| t.kl), limit, |x| x, 1.0);
         }
         if let Some(limit) = self.perplexity_ratio {
             let values = by_chunk(&|t| t.nll - t.nll_reference);
-            judge("perplexity ratio", values, limit.ln(), f64::exp, 1.0);
+            judge(Limited::PplRatio, values, limit.ln(), f64::exp, 1.0);
         }
         if let Some(limit) = self.same_top {
             let values = by_chunk(&|t| f64::from(u8::from(t.same_top)));
-            judge("same top token", values, limit, |x| x, -1.0);
+            judge(Limited::SameTop, values, limit, |x| x, -1.0);
         }
         checks
     }

@@ -78,14 +78,9 @@ impl Collector {
     }
 }
 
-impl Observer for Collector {
-    fn product(
-        &self,
-        tensor: usize,
-        matrix: usize,
-        x: ArrayView2<f32>,
-        _y: ArrayView2<f32>,
-    ) -> Result<(), EvalError> {
+impl Collector {
+    /// Adds the squares of inputs of a matrix.
+    fn add(&self, tensor: usize, matrix: usize, x: ArrayView2<f32>) {
         let meta = &self.tensors[tensor];
         let columns = meta.n_per_row() as usize;
         let matrices = meta.dims.get(2).map_or(1, |&n| n as usize);
@@ -104,6 +99,18 @@ impl Observer for Collector {
         if routed || matrix == 0 {
             entry.counts[if routed { matrix } else { 0 }] += x.nrows() as u64;
         }
+    }
+}
+
+impl Observer for Collector {
+    fn product(
+        &self,
+        tensor: usize,
+        matrix: usize,
+        x: ArrayView2<f32>,
+        _y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        self.add(tensor, matrix, x);
         Ok(())
     }
 
@@ -133,7 +140,8 @@ impl Observer for Collector {
     }
 }
 
-/// Runs a text through the layers of a model that a [`Collector`] observes.
+/// Runs a text through the layers of a model that a [`Collector`] observes, which also sees
+/// what goes into the output matrix where the number of that tensor is given.
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -141,6 +149,8 @@ impl Observer for Collector {
 /// A text too short, weights that cannot be read, results that are not finite.
 pub fn collect(
     model: &Model,
+    collector: &Collector,
+    of_output: Option<usize>,
     tokens: &[u32],
     options: &PerplexityOptions,
     monitor: &dyn Monitor,
@@ -152,5 +162,8 @@ pub fn collect(
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;
     }
-    Ok(())
+    match of_output {
+        Some(output) => walk.last(|x| collector.add(output, 0, x)),
+        None => Ok(()),
+    }
 }

@@ -21,6 +21,12 @@ use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::collections::HashMap;
 use std::sync::Arc;
 
+/// Tokens that an observer is told of at a time.
+const OBSERVED_TOKENS: usize = 512;
+
+/// Logits that exist at a time where an observer is told of them.
+const OBSERVED_LOGITS: usize = 1 << 25;
+
 /// A model ready to run: every tensor is there and has the shape that the hyper-parameters call for.
 pub struct Model<'a> {
     hparams: &'a Hparams,
@@ -229,6 +235,29 @@ impl<'a> Model<'a> {
             true => Kind::Output,
             false => Kind::TokenEmbd,
         }
+    }
+
+    /// Tells the observer, where there is one, of embedded tokens.
+    pub(super) fn observe_embeddings(&self, tokens: &[u32]) -> Result<(), EvalError> {
+        let Some(observer) = self.observer else { return Ok(()) };
+        let tensor = self.outer(Kind::TokenEmbd);
+        tokens
+            .chunks(OBSERVED_TOKENS)
+            .try_for_each(|tokens| observer.embedded(tensor, tokens, self.embed(tokens)?.view()))
+    }
+
+    /// Tells the observer, where there is one, of products of the output matrix with normalised states.
+    pub(super) fn observe_output(&self, normed: ArrayView2<f32>) -> Result<(), EvalError> {
+        let Some(observer) = self.observer else { return Ok(()) };
+        let output = self.output();
+        let threads = rayon::current_num_threads();
+        let fit = OBSERVED_LOGITS / output.rows.max(1) / threads;
+        let rows = normed.nrows().div_ceil(threads).min(fit).max(1);
+        let parts: Vec<_> = normed.axis_chunks_iter(Axis(0), rows).collect();
+        parts.into_par_iter().try_for_each(|x| {
+            let y = output.apply_here(x)?;
+            observer.product(output.tensor, 0, x, y.view())
+        })
     }
 
     /// The name of the output matrix.

@@ -3,7 +3,8 @@
 use super::error::EvalError;
 use ndarray::ArrayView2;
 
-/// Sees what goes into the matrices of the layers, and what comes out.
+/// Sees what goes into the matrices of the layers, and what comes out; in a comparison those of the output
+/// matrix as well.
 pub trait Observer: Sync {
     /// Rows of `x` have been multiplied with a matrix of a tensor (numbered where several are
     /// stacked) and have given rows of `y`. Called from many threads at once.
@@ -30,6 +31,19 @@ pub trait Observer: Sync {
         _matrix: usize,
         _x: ArrayView2<f32>,
         _y: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        Ok(())
+    }
+
+    /// Tokens have been embedded, by the tensor with this number.
+    ///
+    /// # Errors
+    /// As [`Observer::product`].
+    fn embedded(
+        &self,
+        _tensor: usize,
+        _tokens: &[u32],
+        _states: ArrayView2<f32>,
     ) -> Result<(), EvalError> {
         Ok(())
     }

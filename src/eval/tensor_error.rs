@@ -21,7 +21,12 @@ pub struct TensorErrors<'a> {
     /// The other's tensor, for each of the reference's.
     partners: Vec<Option<usize>>,
     sums: Vec<Mutex<Apart>>,
+    /// The tensor that tokens are embedded by, and the errors of embedded tokens.
+    embedding: Mutex<Option<(usize, Apart)>>,
 }
+
+/// What is added to the name of the embedding where it serves as output matrix, for the error of those products.
+pub const AS_OUTPUT: &str = " as output";
 
 impl<'a> TensorErrors<'a> {
     /// Pairs the tensors of two models that multiply in the same way.
@@ -40,14 +45,22 @@ impl<'a> TensorErrors<'a> {
         let partners: Vec<_> = reference.tensors().iter().map(partner).collect();
         let sums = partners.iter().map(|_| Mutex::default()).collect();
         let names = reference.tensors().iter().map(|t| t.name.clone()).collect();
-        Self { names, other, simd, activations, partners, sums }
+        let embedding = Mutex::default();
+        Self { names, other, simd, activations, partners, sums, embedding }
     }
 
-    /// The error of each tensor's output, in the order of the reference; tensors that took no part are
-    /// left out.
+    /// The error of each tensor's output, in the order of the reference, and of embedded tokens; tensors
+    /// that took no part are left out.
     pub fn sums(&self) -> Vec<(String, Apart)> {
-        let sums = self.sums.iter().map(|s| *s.lock().unwrap_or_else(PoisonError::into_inner));
-        let all = self.names.iter().cloned().zip(sums);
+        let embedding = *self.embedding.lock().unwrap_or_else(PoisonError::into_inner);
+        let tied = embedding.map(|(tensor, _)| tensor);
+        let of_products = self.names.iter().zip(&self.sums).enumerate().map(|(i, (name, sum))| {
+            let as_output = if tied == Some(i) { AS_OUTPUT } else { "" };
+            let sum = *sum.lock().unwrap_or_else(PoisonError::into_inner);
+            (format!("{name}{as_output}"), sum)
+        });
+        let embedded = embedding.map(|(tensor, sum)| (self.names[tensor].clone(), sum));
+        let all = embedded.into_iter().chain(of_products);
         all.filter(|(_, sum)| *sum != Apart::default()).collect()
     }
 }
@@ -76,6 +89,24 @@ impl Observer for TensorErrors<'_> {
         let mut sum = Apart::default();
         y.rows().into_iter().zip(found.rows()).for_each(|(y, found)| sum.add(y, found));
         *self.sums[tensor].lock().unwrap_or_else(PoisonError::into_inner) += sum;
+        Ok(())
+    }
+
+    fn embedded(
+        &self,
+        tensor: usize,
+        tokens: &[u32],
+        states: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        let Some(partner) = self.partners[tensor] else { return Ok(()) };
+        let mut row = vec![0.0; states.ncols()];
+        let mut sum = Apart::default();
+        for (&token, state) in tokens.iter().zip(states.rows()) {
+            self.other.read_rows(partner, token.into(), &mut row)?;
+            sum.add(state, &row);
+        }
+        let mut embedding = self.embedding.lock().unwrap_or_else(PoisonError::into_inner);
+        embedding.get_or_insert((tensor, Apart::default())).1 += sum;
         Ok(())
     }
 

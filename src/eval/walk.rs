@@ -70,6 +70,15 @@ impl<'m, 'a> Walk<'m, 'a> {
         self.states.restart_beyond(layers)
     }
 
+    /// What goes into the model: the text, with BOS at the beginning of each chunk where it belongs there.
+    pub fn inputs(&self) -> Vec<u32> {
+        let mut inputs = self.tokens.clone();
+        if let Some(bos) = self.bos {
+            inputs.iter_mut().step_by(self.ctx).for_each(|token| *token = bos);
+        }
+        inputs
+    }
+
     /// Embeds the chunks that begin anew, and tells the observer what it saw before. Returns the
     /// work that was done before, in tokens times layers.
     pub fn begin(&mut self) -> Result<u64, EvalError> {

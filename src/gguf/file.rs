@@ -64,7 +64,7 @@ impl Header {
 
     /// Reads a header from the beginning of a file of so many bytes. No length field is trusted with
     /// memory: what is allocated is bounded by a small multiple of the header's size.
-    pub(super) fn parse(path: &Path, bytes: &[u8], file_size: u64) -> Result<Self, GgufError> {
+    pub(crate) fn parse(path: &Path, bytes: &[u8], file_size: u64) -> Result<Self, GgufError> {
         let mut reader = Reader { path, bytes, cursor: Cursor::new(bytes) };
         let (version, n_tensors, n_keys) = reader.head()?;
         let metadata = reader.metadata(n_keys)?;
@@ -122,38 +122,20 @@ impl Header {
     }
 }
 
-/// An opened GGUF file.
-pub struct GgufFile {
+/// A GGUF file as its header describes it, wherever its data is.
+#[derive(Clone)]
+pub struct Described {
     path: PathBuf,
-    map: Mapping,
     header: Header,
     index: HashMap<String, usize>,
 }
 
-impl std::fmt::Debug for GgufFile {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("GgufFile")
-            .field("path", &self.path)
-            .field("version", &self.header.version)
-            .field("keys", &self.header.metadata.len())
-            .field("tensors", &self.header.tensors.len())
-            .finish_non_exhaustive()
-    }
-}
-
-impl GgufFile {
-    /// Opens a file and checks everything that its header says: counts, lengths and offsets
-    /// against the file, types against the table, names against each other.
+impl Described {
+    /// Takes a file by its header, which may lie behind a URL.
     ///
     /// # Errors
-    /// The first broken rule, naming the file and the key or tensor; a file whose data is incomplete,
-    /// or, by its name, a download that has not ended.
-    pub fn open(path: &Path) -> Result<Self, GgufError> {
-        if edit::is_waiting(path) {
-            return Err(GgufError::Interrupted { path: path.to_owned() });
-        }
-        let map = Mapping::open(path).map_err(|error| GgufError::io(path, error))?;
-        let header = Header::parse(path, map.bytes(), map.bytes().len() as u64)?;
+    /// A file whose data is incomplete, or, by its name, a download that has not ended.
+    pub fn new(path: &Path, header: Header) -> Result<Self, GgufError> {
         let by_name = sniff::by_name(path);
         if let Some(tensor) = header.first_cut() {
             return Err(GgufError::Cut {
@@ -169,7 +151,7 @@ impl GgufFile {
         }
         let names = header.tensors.iter().map(|t| t.name.clone());
         let index = names.enumerate().map(|(i, name)| (name, i)).collect();
-        Ok(Self { path: path.to_owned(), map, header, index })
+        Ok(Self { path: path.to_owned(), header, index })
     }
 
     /// The file.
@@ -207,21 +189,11 @@ impl GgufFile {
         self.index.get(name).copied()
     }
 
-    /// The data of the tensor with this index.
-    pub fn tensor_data(&self, index: usize) -> &[u8] {
-        &self.map.bytes()[self.tensor_range(index)]
-    }
-
     /// Where the tensor's data lies in the file.
     pub fn tensor_range(&self, index: usize) -> Range<usize> {
         let info = &self.header.tensors[index];
         let start = (self.header.data_offset + info.offset) as usize;
         start..start + info.n_bytes() as usize
-    }
-
-    /// The table of tensors as it stands in the file.
-    pub(super) fn table(&self) -> &[u8] {
-        &self.map.bytes()[self.header.table.clone()]
     }
 
     /// Where the data section begins.
@@ -232,6 +204,77 @@ impl GgufFile {
     /// Bytes of the file.
     pub fn file_size(&self) -> u64 {
         self.header.file_size
+    }
+}
+
+impl std::fmt::Debug for Described {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Described")
+            .field("path", &self.path)
+            .field("version", &self.header.version)
+            .field("keys", &self.header.metadata.len())
+            .field("tensors", &self.header.tensors.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl AsRef<Self> for Described {
+    fn as_ref(&self) -> &Self {
+        self
+    }
+}
+
+/// An opened GGUF file of this machine: what its header says, and its data, mapped.
+#[derive(Debug)]
+pub struct GgufFile {
+    described: Described,
+    map: Mapping,
+}
+
+impl std::ops::Deref for GgufFile {
+    type Target = Described;
+
+    fn deref(&self) -> &Described {
+        &self.described
+    }
+}
+
+impl AsRef<Described> for GgufFile {
+    fn as_ref(&self) -> &Described {
+        &self.described
+    }
+}
+
+impl From<GgufFile> for Described {
+    fn from(file: GgufFile) -> Self {
+        file.described
+    }
+}
+
+impl GgufFile {
+    /// Opens a file and checks everything that its header says: counts, lengths and offsets
+    /// against the file, types against the table, names against each other.
+    ///
+    /// # Errors
+    /// The first broken rule, naming the file and the key or tensor; a file whose data is incomplete,
+    /// or, by its name, a download that has not ended.
+    pub fn open(path: &Path) -> Result<Self, GgufError> {
+        if edit::is_waiting(path) {
+            return Err(GgufError::Interrupted { path: path.to_owned() });
+        }
+        let map = Mapping::open(path).map_err(|error| GgufError::io(path, error))?;
+        let header = Header::parse(path, map.bytes(), map.bytes().len() as u64)?;
+        Ok(Self { described: Described::new(path, header)?, map })
+    }
+
+    /// The data of the tensor with this index.
+    pub fn tensor_data(&self, index: usize) -> &[u8] {
+        &self.map.bytes()[self.tensor_range(index)]
+    }
+
+    /// The table of tensors as it stands in the file.
+    pub(super) fn table(&self) -> &[u8] {
+        &self.map.bytes()[self.described.header.table.clone()]
     }
 }
 

@@ -27,10 +27,12 @@ mod writer;
 
 pub use edit::{Edited, finish_interrupted, replace_metadata};
 pub use error::GgufError;
-pub use file::{GgufFile, Header, TensorInfo};
+pub use file::{Described, GgufFile, Header, TensorInfo};
 pub use layout::Layout;
 pub use metadata::Metadata;
-pub use split::{SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, split_path, whole_name};
+pub use split::{
+    SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Split, open_all, open_all_by, split_path, whole_name,
+};
 pub use tensor_type::{Opaque, TensorType};
 pub use value::{Array, Flag, Value};
 pub use writer::Writer;

@@ -4,7 +4,7 @@
 //! (`llama_split_path`, `llama_model_loader::llama_model_loader`).
 
 use super::error::GgufError;
-use super::file::GgufFile;
+use super::file::{Described, GgufFile};
 use super::metadata::Metadata;
 use super::value::Value;
 use std::collections::HashMap;
@@ -93,13 +93,25 @@ pub fn whole_name(name: &str) -> &str {
 /// # Errors
 /// Any file that is missing, damaged, of another set, or holds a tensor that another holds too.
 pub fn open_all(path: &Path) -> Result<Vec<GgufFile>, GgufError> {
-    let first = GgufFile::open(path)?;
+    open_all_by(path, |paths| paths.iter().map(|path| GgufFile::open(path)).collect())
+}
+
+/// As [`open_all`], where files are opened in another way, some together.
+///
+/// # Errors
+/// As [`open_all`].
+pub fn open_all_by<T: AsRef<Described>>(
+    path: &Path,
+    mut open: impl FnMut(&[PathBuf]) -> Result<Vec<T>, GgufError>,
+) -> Result<Vec<T>, GgufError> {
+    let mut files = open(&[path.to_owned()])?;
+    let Some(first) = files.first().map(AsRef::as_ref) else { return Ok(files) };
     let bad = |path: &Path, what: String| GgufError::Split { path: path.to_owned(), what };
     // A single part is a whole model, whatever its name.
     let read =
-        |file: &GgufFile| Split::read(file.metadata()).map_err(|error| error.in_file(file.path()));
-    let Some(split) = read(&first)?.filter(|split| split.count > 1) else {
-        return Ok(vec![first]);
+        |file: &Described| Split::read(file.metadata()).map_err(|error| error.in_file(file.path()));
+    let Some(split) = read(first)?.filter(|split| split.count > 1) else {
+        return Ok(files);
     };
     let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let suffix = format!("-{:05}-of-{:05}.gguf", split.no + 1, split.count);
@@ -111,23 +123,24 @@ pub fn open_all(path: &Path) -> Result<Vec<GgufFile>, GgufError> {
         let first = split_path(&whole, 0, split.count.into());
         return Err(bad(path, format!("is a later part of a model; give {}", first.display())));
     }
-    let mut files = vec![first];
-    for no in 1..split.count {
-        let path = split_path(&whole, no.into(), split.count.into());
-        let file = match GgufFile::open(&path) {
-            Err(GgufError::Io(error)) if error.source.kind() == std::io::ErrorKind::NotFound => {
-                let what = "this part of the model is missing; fetch it into the same folder";
-                return Err(bad(&path, what.to_owned()));
-            }
-            other => other?,
-        };
-        if read(&file)? != Some(Split { no, ..split }) {
-            return Err(bad(&path, "its split keys are not those of this model".to_owned()));
+    let others: Vec<PathBuf> =
+        (1..split.count).map(|no| split_path(&whole, no.into(), split.count.into())).collect();
+    let opened = open(&others).map_err(|error| match error {
+        GgufError::Io(error) if error.source.kind() == std::io::ErrorKind::NotFound => {
+            let what = "this part of the model is missing; fetch it into the same folder";
+            bad(&error.path, what.to_owned())
         }
-        files.push(file);
+        other => other,
+    })?;
+    for (no, file) in (1..).zip(&opened) {
+        if read(file.as_ref())? != Some(Split { no, ..split }) {
+            let what = "its split keys are not those of this model".to_owned();
+            return Err(bad(file.as_ref().path(), what));
+        }
     }
+    files.extend(opened);
     let mut seen = HashMap::new();
-    for file in &files {
+    for file in files.iter().map(AsRef::as_ref) {
         for tensor in file.tensors() {
             if let Some(other) = seen.insert(tensor.name.as_str(), file.path()) {
                 let what = format!("tensor `{}` is in {} too", tensor.name, other.display());

@@ -5,8 +5,10 @@
 
 mod file;
 mod legacy;
+mod statistics;
 mod sums;
 
+pub use statistics::{OfLayer, Statistics};
 pub use sums::{Entry, Sums};
 
 use crate::gguf::GgufError;

@@ -24,6 +24,11 @@ pub trait Blob: Send + Sync {
     /// What the system says; [`io::ErrorKind::UnexpectedEof`] where the blob ends before.
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()>;
 
+    /// The file of this machine that it is, if it is one.
+    fn local(&self) -> Option<&File> {
+        None
+    }
+
     /// Says that these bytes will be read soon. A hint.
     fn prefetch(&self, _bytes: Range<u64>) {}
 
@@ -54,11 +59,6 @@ impl LocalFile {
         let (size, modified) = (metadata.len(), metadata.modified().ok());
         Ok(Self { file, size, modified, drop_pages: false })
     }
-
-    /// The file itself.
-    pub fn file(&self) -> &File {
-        &self.file
-    }
 }
 
 impl Blob for LocalFile {
@@ -73,6 +73,10 @@ impl Blob for LocalFile {
 
     fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         read_exact_at(&self.file, out, offset)
+    }
+
+    fn local(&self) -> Option<&File> {
+        Some(&self.file)
     }
 
     fn prefetch(&self, bytes: Range<u64>) {

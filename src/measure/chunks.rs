@@ -34,11 +34,13 @@ impl Chunks {
         for text in texts {
             let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
             let (found, path) = (read.tokens.len(), text.path().to_owned());
-            if found < least * ctx {
-                return Err(MeasureError::TooShort { path, found, needed: least * ctx, ctx });
+            let needed = options.first_chunk.saturating_add(least).saturating_mul(ctx);
+            if found < needed {
+                return Err(MeasureError::TooShort { path, found, needed, ctx });
             }
             let begin = all.len();
-            all.tokens.extend(&read.tokens[..options.n_chunks(found) * ctx]);
+            let tokens = &read.tokens[options.first_chunk * ctx..];
+            all.tokens.extend(&tokens[..options.n_chunks(tokens.len()) * ctx]);
             all.texts.push((path, begin..all.len()));
             all.bos = read.bos;
         }

@@ -44,7 +44,7 @@ pub fn estimate(
     let n_tokens = own.len() * chunks.ctx;
     let first = chunks.tokens(&[0]);
     let subjects = job.subjects();
-    let watched = matches!(job, Job::Importances(_));
+    let watched = matches!(job, Job::Importances { .. });
     let collectors: Vec<Collector> =
         subjects.iter().map(|subject| Collector::new(subject.model.source())).collect();
     let mut runners: Vec<Model> = Vec::new();

@@ -3,15 +3,18 @@
 use super::chunks::{Chunks, fingerprint, fingerprint_of_file};
 use super::deadline::Deadline;
 use super::order::spread;
-use super::part::{FORM, Head, Kind, Measured};
+use super::part::{FORM, Head, Kind, Measured, Stored};
+use super::text::heed;
 use super::values::{OfModel, Values};
 use super::{Against, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
 use crate::eval::{
     self, BaseReader, BaseWriter, Collector, EvalError, Model, Observer, PerplexityOptions,
-    Reference, TensorErrors, Verdict, collect, comparison_work, looks,
+    Reference, TensorErrors, collect, comparison_work, looks,
 };
 use crate::io::LocalDisk;
 use crate::monitor::Monitor;
+use crate::source::TensorMeta;
+use crate::warning::{Topic, Warning};
 use ndarray::ArrayView2;
 use std::path::Path;
 use std::time::Instant;
@@ -30,18 +33,28 @@ pub enum Job<'a> {
         /// What is given beside the result.
         extras: Extras<'a>,
     },
-    /// Whether a model keeps within limits.
+    /// Whether models keep within limits.
     Gate {
         /// The reference.
-        reference: Subject<'a>,
-        /// The model.
-        candidate: Subject<'a>,
+        reference: Against<'a>,
+        /// The models.
+        candidates: &'a [Subject<'a>],
+        /// What is given beside the verdict.
+        extras: Extras<'a>,
         /// The limits.
         terms: Terms,
     },
     /// Sums of squares of a model's inputs.
-    Importances(Subject<'a>),
+    Importances {
+        /// The model.
+        subject: Subject<'a>,
+        /// Whether those of the output matrix are wanted as well.
+        of_output: bool,
+    },
 }
+
+/// The output matrix, where it is not the token embedding.
+const OUTPUT: &str = "output.weight";
 
 /// Chunks that are taken first, where an error decides how many are enough.
 const FIRST: usize = 8;
@@ -50,25 +63,26 @@ impl<'a> Job<'a> {
     /// The models that run, the reference first.
     pub fn subjects(&self) -> Vec<Subject<'a>> {
         match *self {
-            Self::Perplexity(subject) | Self::Importances(subject) => vec![subject],
-            Self::Compare { reference: Against::Model(reference), candidates, .. } => {
-                [&[reference], candidates].concat()
-            }
-            Self::Compare { reference: Against::Base(_), candidates, .. } => candidates.to_vec(),
-            Self::Gate { reference, candidate, .. } => vec![reference, candidate],
+            Self::Perplexity(subject) | Self::Importances { subject, .. } => vec![subject],
+            Self::Compare { reference, candidates, .. }
+            | Self::Gate { reference, candidates, .. } => match reference {
+                Against::Model(reference) => [&[reference], candidates].concat(),
+                Against::Base(_) => candidates.to_vec(),
+            },
         }
     }
 
     fn base(&self) -> Option<&'a Path> {
         match *self {
-            Self::Compare { reference: Against::Base(path), .. } => Some(path),
+            Self::Compare { reference: Against::Base(path), .. }
+            | Self::Gate { reference: Against::Base(path), .. } => Some(path),
             _ => None,
         }
     }
 
     pub(super) fn extras(&self) -> Extras<'a> {
         match *self {
-            Self::Compare { extras, .. } => extras,
+            Self::Compare { extras, .. } | Self::Gate { extras, .. } => extras,
             _ => Extras::default(),
         }
     }
@@ -78,14 +92,14 @@ impl<'a> Job<'a> {
             Self::Perplexity(_) => Kind::Perplexity,
             Self::Compare { .. } => Kind::Compare,
             Self::Gate { terms, .. } => Kind::Gate(terms),
-            Self::Importances(_) => Kind::Imatrix,
+            Self::Importances { .. } => Kind::Imatrix,
         }
     }
 
     /// Chunks that a text must have.
     fn least(&self) -> usize {
         match self {
-            Self::Importances(_) => 1,
+            Self::Importances { .. } => 1,
             _ => 2,
         }
     }
@@ -94,7 +108,7 @@ impl<'a> Job<'a> {
     fn head(&self, chunks: &Chunks, options: &Options) -> Result<Head, MeasureError> {
         let subjects = self.subjects();
         let compared = match self {
-            Self::Perplexity(_) | Self::Importances(_) => &[],
+            Self::Perplexity(_) | Self::Importances { .. } => &[],
             _ => &subjects[usize::from(self.base().is_none())..],
         };
         let reference = self.base().unwrap_or_else(|| subjects[0].path).to_owned();
@@ -113,6 +127,10 @@ impl<'a> Job<'a> {
             ctx: chunks.ctx,
             activations: options.activations,
             by_tensor: self.extras().by_tensor,
+            stored: match self.extras().by_tensor {
+                true => compared.iter().map(|subject| stored(*subject)).collect(),
+                false => Vec::new(),
+            },
             until_error: options.until_error,
             seed: options.seed,
             warnings: Vec::new(),
@@ -132,8 +150,12 @@ impl<'a> Job<'a> {
     ) -> Result<Vec<(String, String)>, MeasureError> {
         let mut identity = Vec::new();
         let mut is = |what: &str, value: String| identity.push((what.to_owned(), value));
-        let by_tensor = if head.by_tensor { " with tensors" } else { "" };
-        is("measurement", format!("{}{by_tensor}", self.kind().name()));
+        let with = match self {
+            Self::Importances { of_output: true, .. } => " with the output matrix",
+            _ if head.by_tensor => " with tensors",
+            _ => "",
+        };
+        is("measurement", format!("{}{with}", self.kind().name()));
         is("program", format!("requant {}", env!("CARGO_PKG_VERSION")));
         is("number of shares", head.share.map_or(1, |(_, count)| count).to_string());
         is("tokens per chunk", chunks.ctx.to_string());
@@ -202,7 +224,9 @@ pub fn measure_unless(
         return Ok((true, part));
     }
     match job {
-        Job::Importances(subject) => part.measured = squares(subject, &chosen, monitor)?,
+        Job::Importances { subject, of_output } => {
+            part.measured = squares(subject, of_output, &chosen, monitor)?;
+        }
         _ => {
             let base = chosen.base.take();
             let pass = Pass { job, chosen: &chosen };
@@ -232,7 +256,7 @@ impl Chosen {
     ) -> Result<Self, MeasureError> {
         options.check()?;
         let subjects = job.subjects();
-        if !matches!(job, Job::Importances(_)) {
+        if !matches!(job, Job::Importances { .. }) {
             for (text, &subject) in texts.iter().flat_map(|t| subjects.iter().map(move |s| (t, s)))
             {
                 text.heed_calibration(subject, monitor)?;
@@ -251,14 +275,38 @@ impl Chosen {
     }
 }
 
+/// How a model stores its tensors.
+fn stored(subject: Subject) -> Vec<Stored> {
+    let of = |tensor: &TensorMeta| Stored {
+        name: tensor.name.clone(),
+        ty: tensor.dtype.to_string(),
+        weights: tensor.n_elements(),
+        bytes: tensor.n_bytes(),
+    };
+    subject.model.source().tensors().iter().map(of).collect()
+}
+
 /// Sums of squares over some chunks.
 fn squares(
     subject: Subject,
+    of_output: bool,
     chosen: &Chosen,
     monitor: &dyn Monitor,
 ) -> Result<Measured, MeasureError> {
     let Chosen { chunks, own, options, settings, .. } = chosen;
-    let collector = Collector::new(subject.model.source());
+    let source = subject.model.source();
+    let output = match of_output {
+        true => source.find(OUTPUT),
+        false => None,
+    };
+    if of_output && output.is_none() {
+        let what = format!(
+            "{} has no {OUTPUT}, so that nothing is collected of it",
+            subject.path.display()
+        );
+        heed(&[Warning::new(Topic::Imatrix, what)], monitor)?;
+    }
+    let collector = Collector::new(source);
     let mut runner = subject.runner(options)?;
     runner.keep_compressed();
     runner.observe(&collector);
@@ -266,7 +314,7 @@ fn squares(
     monitor.expect(settings.work(tokens.len(), subject.model.hparams()));
     if !own.is_empty() {
         options
-            .on_threads(|| collect(&runner, &tokens, settings, monitor))?
+            .on_threads(|| collect(&runner, &collector, output, &tokens, settings, monitor))?
             .map_err(|error| MeasureError::of(subject.path, chunks.placed(error, own)))?;
     }
     Ok(Measured::Squares(collector.finish()))
@@ -390,9 +438,7 @@ impl Pass<'_> {
             }
             last = Some((next - done, began.elapsed()));
             let decided = match gate {
-                Some(terms) => {
-                    gate::judge(&values, head, terms, false)?.verdict != Verdict::Undecided
-                }
+                Some(terms) => gate::are_decided(&gate::judge(&values, head, terms)?),
                 None => false,
             };
             let small = |wanted| values.chunks.len() >= FIRST && values.relative_error() <= wanted;
@@ -467,6 +513,15 @@ impl Observer for Together<'_> {
         y: ArrayView2<f32>,
     ) -> Result<(), EvalError> {
         self.0.iter().try_for_each(|one| one.product(tensor, matrix, x, y))
+    }
+
+    fn embedded(
+        &self,
+        tensor: usize,
+        tokens: &[u32],
+        states: ArrayView2<f32>,
+    ) -> Result<(), EvalError> {
+        self.0.iter().try_for_each(|one| one.embedded(tensor, tokens, states))
     }
 
     fn seen(&self, layer: u32) -> Vec<u8> {

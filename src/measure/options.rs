@@ -12,7 +12,9 @@ use std::time::Duration;
 pub struct Options {
     /// Tokens per chunk.
     pub ctx: usize,
-    /// Chunks at most, from the beginning of the text.
+    /// Chunks at the beginning of each text that are left out.
+    pub first_chunk: usize,
+    /// Chunks at most, from there on.
     pub chunks: Option<usize>,
     /// In which precision activations meet weights.
     pub activations: Activations,
@@ -45,6 +47,7 @@ impl Default for Options {
     fn default() -> Self {
         Self {
             ctx: PerplexityOptions::default().ctx,
+            first_chunk: 0,
             chunks: None,
             activations: Activations::F32,
             tokenizer_pre: None,

@@ -1,10 +1,11 @@
 //! What follows from measured values.
 
-use super::part::Head;
+use super::part::{Head, Stored};
 use super::values::Values;
 use super::{Judgement, MeasureError};
-use crate::eval::{Activations, Apart, Comparison, Perplexity};
+use crate::eval::{AS_OUTPUT, Activations, Apart, Comparison, Perplexity};
 use crate::imatrix::Sums;
+use serde::Serialize;
 use std::path::PathBuf;
 
 /// What was found.
@@ -14,8 +15,8 @@ pub enum Found {
     Perplexity(Box<Outcome>),
     /// Of models compared with a reference.
     Comparison(Box<Outcome>),
-    /// Of a model that was to keep within limits.
-    Judgement(Judgement),
+    /// Of models that were to keep within limits.
+    Judgement(Box<Judgement>),
     /// Sums of squares.
     Importances(Sums),
 }
@@ -42,8 +43,24 @@ pub struct Row {
     pub bytes: u64,
     /// How far it is from the reference.
     pub comparison: Comparison,
-    /// Relative error of the output of each tensor, largest first, where it was asked for.
-    pub tensors: Option<Vec<(String, f64)>>,
+    /// The error of the output of each tensor, largest first, where it was asked for.
+    pub tensors: Option<Vec<TensorCost>>,
+}
+
+/// What a tensor of a model costs.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct TensorCost {
+    /// Its name.
+    pub name: String,
+    /// Relative error of its output, or of the tokens that it embeds; 0 where it is unchanged.
+    pub error: f64,
+    /// Its type.
+    #[serde(rename = "type")]
+    pub ty: String,
+    /// Bits per weight.
+    pub bits_per_weight: f64,
+    /// Its bytes.
+    pub bytes: u64,
 }
 
 /// How well a model predicts texts, and how far several models are from it.
@@ -105,13 +122,14 @@ impl Outcome {
     pub(super) fn new(head: &Head, values: &Values, stopped: bool) -> Result<Self, MeasureError> {
         let values = values.sorted();
         let models = head.models.iter().zip(values.comparisons()?).zip(&values.models);
-        let models = models.zip(head.sizes.iter().copied());
-        let rows = models.map(|((((path, bits_per_weight), comparison), model), bytes)| Row {
+        let stored = head.stored.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
+        let models = models.zip(head.sizes.iter().copied().zip(stored));
+        let rows = models.map(|((((path, bits_per_weight), comparison), model), about)| Row {
             path: path.clone(),
             bits_per_weight: *bits_per_weight,
-            bytes,
+            bytes: about.0,
             comparison,
-            tensors: head.by_tensor.then(|| largest_first(&model.tensors)),
+            tensors: head.by_tensor.then(|| largest_first(&model.tensors, about.1)),
         });
         let mut domains = Vec::new();
         for (text, chunks) in head.texts.iter().filter(|_| head.texts.len() > 1) {
@@ -145,10 +163,20 @@ impl Outcome {
     }
 }
 
-/// The tensors that differ.
-fn largest_first(errors: &[(String, Apart)]) -> Vec<(String, f64)> {
-    let errors = errors.iter().map(|(name, error)| (name.clone(), error.relative()));
-    let mut list: Vec<(String, f64)> = errors.filter(|(_, error)| *error > 0.0).collect();
-    list.sort_by(|a, b| b.1.total_cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
+/// What tensors cost, with how they are stored.
+fn largest_first(errors: &[(String, Apart)], stored: &[Stored]) -> Vec<TensorCost> {
+    let cost = |(name, error): &(String, Apart)| {
+        let tensor = name.strip_suffix(AS_OUTPUT).unwrap_or(name);
+        let stored = stored.iter().find(|stored| stored.name == tensor)?;
+        Some(TensorCost {
+            name: name.clone(),
+            error: error.relative(),
+            ty: stored.ty.clone(),
+            bits_per_weight: stored.bytes as f64 * 8.0 / stored.weights.max(1) as f64,
+            bytes: stored.bytes,
+        })
+    };
+    let mut list: Vec<TensorCost> = errors.iter().filter_map(cost).collect();
+    list.sort_by(|a, b| b.error.total_cmp(&a.error).then_with(|| a.name.cmp(&b.name)));
     list
 }

@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The version of this form.
-pub(super) const FORM: u32 = 1;
+pub(super) const FORM: u32 = 2;
 /// The key of the metadata.
 const HEAD: &str = "requant.part";
 /// Missing shares that are named, at most.
@@ -65,10 +65,21 @@ pub(super) struct Head {
     pub ctx: usize,
     pub activations: Activations,
     pub by_tensor: bool,
+    /// The tensors of each of the models, where errors of tensors are wanted.
+    pub stored: Vec<Vec<Stored>>,
     pub until_error: Option<f64>,
     pub seed: u64,
     /// What was not as one would expect.
     pub warnings: Vec<Warning>,
+}
+
+/// How a tensor is stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Stored {
+    pub name: String,
+    pub ty: String,
+    pub weights: u64,
+    pub bytes: u64,
 }
 
 /// Which measurement it is.
@@ -91,11 +102,12 @@ impl Head {
         let compared = match self.kind {
             Kind::Perplexity | Kind::Imatrix => self.models.is_empty(),
             Kind::Compare => true,
-            Kind::Gate(_) => self.models.len() == 1,
+            Kind::Gate(_) => !self.models.is_empty(),
         };
         let share = self.share.is_some() == self.shard().is_some();
         let sizes = self.sizes.len() == self.models.len();
-        compared && sizes && share && self.chunks > 0 && self.ctx >= 4
+        let stored = !self.by_tensor || self.stored.len() == self.models.len();
+        compared && sizes && share && stored && self.chunks > 0 && self.ctx >= 4
     }
 
     /// The chunks that belong to it.
@@ -262,7 +274,7 @@ impl Part {
                 Found::Importances(importances(squares, texts.collect(), chunks, ctx))
             }
             (Measured::Values(values), Kind::Gate(terms)) => {
-                Found::Judgement(gate::judge(values, head, terms, self.stopped)?)
+                Found::Judgement(Box::new(gate::judgement(values, head, terms, self.stopped)?))
             }
             (Measured::Values(values), kind) => {
                 let outcome = Box::new(Outcome::new(head, values, self.stopped)?);

@@ -19,6 +19,7 @@ pub struct Text {
     /// Of the whole file.
     sha256: String,
     content: Content,
+    special: bool,
 }
 
 #[derive(Clone, Debug)]
@@ -59,7 +60,13 @@ impl Text {
             at: error.utf8_error().valid_up_to(),
         })?;
         text.truncate(text.strip_suffix('\n').unwrap_or(&text).len());
-        Ok(Self { path: path.to_owned(), sha256, content: Content::Characters(text) })
+        let (path, content) = (path.to_owned(), Content::Characters(text));
+        Ok(Self { path, sha256, content, special: false })
+    }
+
+    /// The text, in which names of special tokens, such as those of a chat, stand for these tokens.
+    pub fn with_special_tokens(self) -> Self {
+        Self { special: true, ..self }
     }
 
     /// Reads a file of numbers of tokens, separated by spaces, commas or lines.
@@ -106,6 +113,7 @@ impl Text {
         Ok(std::array::from_fn(|i| Self {
             path: self.path.clone(),
             sha256: self.sha256.clone(),
+            special: self.special,
             content: Content::Tokens(tokens[n * i / N * ctx..n * (i + 1) / N * ctx].to_vec()),
         }))
     }
@@ -151,7 +159,11 @@ impl Text {
             Content::Characters(text) => {
                 let tokenizer = tokenizer(subject.model, pre).map_err(bad)?;
                 heed(tokenizer.warnings(), monitor)?;
-                let tokens = tokenizer.encode(text).map_err(bad)?;
+                let tokens = match self.special {
+                    true => tokenizer.encode_special(text),
+                    false => tokenizer.encode(text),
+                };
+                let tokens = tokens.map_err(bad)?;
                 Ok(Tokens { tokens, bos: tokenizer.bos() })
             }
             // The numbers are taken as they are; the vocabulary may not even be there.
@@ -178,7 +190,7 @@ impl Tokens {
 pub const CALIBRATED_WITH: &str = "requant.calibration.sha256";
 
 /// Ends the work where the monitor takes a warning for an error.
-fn heed(warnings: &[Warning], monitor: &dyn Monitor) -> Result<(), MeasureError> {
+pub(super) fn heed(warnings: &[Warning], monitor: &dyn Monitor) -> Result<(), MeasureError> {
     match warnings.iter().find(|&warning| !monitor.warn(warning.clone())) {
         Some(warning) => Err(MeasureError::Unwanted(warning.clone())),
         None => Ok(()),

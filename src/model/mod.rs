@@ -77,7 +77,14 @@ impl GgufModel {
     /// # Errors
     /// When the file is damaged or its metadata does not describe such a model.
     pub fn open(path: &Path) -> Result<Self, ModelError> {
-        let mut source = GgufSource::open(path)?;
+        Self::of(GgufSource::open(path)?)
+    }
+
+    /// Takes a file that was opened.
+    ///
+    /// # Errors
+    /// As [`GgufModel::open`].
+    pub fn of(mut source: GgufSource) -> Result<Self, ModelError> {
         source.apply_scales()?;
         let hparams = hparams_of(&source)?;
         let path = source.file().path();

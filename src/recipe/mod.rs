@@ -15,6 +15,6 @@ pub use assign::{
 };
 pub use choose::{Choice, choose};
 pub use file_type::{FileType, UnknownFileType};
-pub use recover::recover;
+pub use recover::{Quantized, Recovered, amend, recover};
 pub use role::Role;
 pub use rules::{Facts, Recipe};

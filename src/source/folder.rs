@@ -7,6 +7,27 @@ use crate::io::{Blob, LocalFile};
 use std::io;
 use std::path::{Path, PathBuf};
 
+/// The files that describe a model, where they exist.
+pub const DESCRIPTIONS: [&str; 14] = [
+    "config.json",
+    "generation_config.json",
+    "hf_quant_config.json",
+    "tokenizer.json",
+    "tiktoken.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+    "README.md",
+    INDEX,
+];
+
+/// Says which file of weights each tensor is in.
+pub(super) const INDEX: &str = "model.safetensors.index.json";
+
 /// A checkpoint's folder.
 pub struct Folder {
     place: Place,

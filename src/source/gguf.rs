@@ -1,7 +1,9 @@
 //! A GGUF model as a source of weights, in one file or several.
 
 use super::{Dtype, Origin, SCRATCH, Source, SourceError, SourceFile, Storage, TensorMeta};
-use crate::gguf::{GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
+#[cfg(feature = "remote")]
+use crate::gguf::open_all_by;
+use crate::gguf::{Described, GgufError, GgufFile, Metadata, Opaque, TensorType, open_all};
 use crate::io::{Blob, LocalFile, memory};
 use crate::quant::QuantType;
 use crate::simd::Simd;
@@ -49,8 +51,8 @@ struct Stored {
 
 /// An opened GGUF model whose tensors can be read as `f32` whatever their type.
 pub struct GgufSource {
-    files: Vec<GgufFile>,
-    data: Vec<LocalFile>,
+    files: Vec<Described>,
+    data: Vec<Box<dyn Blob>>,
     metas: Vec<TensorMeta>,
     metadata: Metadata,
     places: Vec<Place>,
@@ -58,6 +60,8 @@ pub struct GgufSource {
     /// For tensors that have some, a factor for each matrix.
     factors: HashMap<usize, Vec<f32>>,
     simd: Simd,
+    /// Memory that reading the files takes, at most.
+    cache_bytes: u64,
 }
 
 impl GgufSource {
@@ -67,16 +71,42 @@ impl GgufSource {
     /// See [`open_all`].
     pub fn open(path: &Path) -> Result<Self, GgufError> {
         let files = open_all(path)?;
-        let size: u64 = files.iter().map(GgufFile::file_size).sum();
+        let size: u64 = files.iter().map(|file| file.file_size()).sum();
         let large = memory().usable().is_some_and(|memory| size > memory / 2);
-        let mut data = Vec::new();
+        let open = |file: &GgufFile| -> Result<Box<dyn Blob>, GgufError> {
+            let opened = LocalFile::open(file.path());
+            let mut blob = opened.map_err(|error| GgufError::io(file.path(), error))?;
+            blob.drop_pages(large);
+            Ok(Box::new(blob))
+        };
+        let data = files.iter().map(open).collect::<Result<_, _>>()?;
+        Ok(Self::new(files.into_iter().map(Described::from).collect(), data))
+    }
+
+    /// Opens a file, or all files of a split model, in a folder behind a URL; their headers are read in one
+    /// or two requests each.
+    ///
+    /// # Errors
+    /// See [`open_all`], and what the store says.
+    #[cfg(feature = "remote")]
+    pub fn open_remote(folder: &super::Remote, name: &str) -> Result<Self, GgufError> {
+        let mut data: Vec<Box<dyn Blob>> = Vec::new();
+        let files = open_all_by(&folder.path_of(name), |paths| {
+            let mut described = Vec::new();
+            for (path, blob) in paths.iter().zip(folder.open_all(paths, data.is_empty())) {
+                let mut blob = blob.map_err(|error| GgufError::io(path, error))?;
+                described.push(Described::new(path, blob.header(path)?)?);
+                data.push(Box::new(blob));
+            }
+            Ok(described)
+        })?;
+        Ok(Self { cache_bytes: folder.cache_bytes(0), ..Self::new(files, data) })
+    }
+
+    fn new(files: Vec<Described>, data: Vec<Box<dyn Blob>>) -> Self {
         let mut places = Vec::new();
         let mut metas = Vec::new();
         for (i, file) in files.iter().enumerate() {
-            let mut blob =
-                LocalFile::open(file.path()).map_err(|error| GgufError::io(file.path(), error))?;
-            blob.drop_pages(large);
-            data.push(blob);
             for (j, t) in file.tensors().iter().enumerate() {
                 places.push(Place { file: i, index: j, part: Part::Whole });
                 let dtype = t.ty.into();
@@ -86,7 +116,12 @@ impl GgufSource {
         let by_name = metas.iter().enumerate().map(|(i, t)| (t.name.clone(), i)).collect();
         let metadata = files[0].metadata().clone();
         let (factors, simd) = (HashMap::new(), Simd::detect());
-        Ok(Self { files, data, metas, metadata, places, by_name, factors, simd })
+        Self { files, data, metas, metadata, places, by_name, factors, simd, cache_bytes: 0 }
+    }
+
+    /// All files, as what their bytes are read from.
+    pub fn blobs(&self) -> impl Iterator<Item = (&Described, &dyn Blob)> {
+        self.files.iter().zip(self.data.iter().map(Box::as_ref))
     }
 
     /// Sets the instructions to decode with, instead of the fastest of this machine.
@@ -117,12 +152,12 @@ impl GgufSource {
     }
 
     /// The first file, or the only one.
-    pub fn file(&self) -> &GgufFile {
+    pub fn file(&self) -> &Described {
         &self.files[0]
     }
 
     /// All files.
-    pub fn files(&self) -> &[GgufFile] {
+    pub fn files(&self) -> &[Described] {
         &self.files
     }
 
@@ -308,7 +343,7 @@ impl GgufSource {
 
     /// Bytes of all files together.
     pub fn n_bytes(&self) -> u64 {
-        self.files.iter().map(GgufFile::file_size).sum()
+        self.files.iter().map(Described::file_size).sum()
     }
 
     fn path(&self, tensor: usize) -> PathBuf {
@@ -332,8 +367,8 @@ impl GgufSource {
         start + rows.start * row..start + rows.end * row
     }
 
-    fn blob(&self, tensor: usize) -> &LocalFile {
-        &self.data[self.places[tensor].file]
+    fn blob(&self, tensor: usize) -> &dyn Blob {
+        &*self.data[self.places[tensor].file]
     }
 }
 
@@ -424,7 +459,7 @@ impl Source for GgufSource {
 
 impl Storage for GgufSource {
     fn table_bytes(&self) -> u64 {
-        super::table_bytes(&self.metas)
+        super::table_bytes(&self.metas) + self.cache_bytes
     }
 
     fn granule(&self, tensor: usize) -> u64 {
@@ -437,7 +472,8 @@ impl Storage for GgufSource {
 
     fn stored_in(&self, tensor: usize, rows: Range<u64>) -> Option<(&File, Range<u64>)> {
         let whole = matches!(self.places[tensor].part, Part::Whole);
-        whole.then(|| (self.blob(tensor).file(), self.bytes_of(tensor, rows)))
+        let file = self.blob(tensor).local().filter(|_| whole)?;
+        Some((file, self.bytes_of(tensor, rows)))
     }
 
     fn prefetch(&self, tensor: usize, rows: Range<u64>) {

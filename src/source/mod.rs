@@ -13,15 +13,17 @@ mod overlay;
 #[cfg(feature = "remote")]
 mod remote;
 mod shards;
+mod url;
 
 pub use checkpoint::Checkpoint;
 pub use coding::Factors;
 pub use error::{CheckpointError, SourceError};
-pub use folder::Folder;
+pub use folder::{DESCRIPTIONS, Folder};
 pub use gguf::GgufSource;
 pub use overlay::Overlay;
 #[cfg(feature = "remote")]
-pub use remote::{RemoteError, RemoteFolder, RemoteOptions, is_url};
+pub use remote::{Remote, RemoteError, RemoteFolder, RemoteOptions, gguf_in};
+pub use url::{is_url, without_secrets};
 
 use crate::gguf::{Opaque, TensorType};
 use crate::quant::QuantType;
@@ -125,6 +127,17 @@ impl TensorMeta {
     pub fn n_elements(&self) -> u64 {
         self.dims.iter().product()
     }
+
+    /// Bytes that it takes as it is stored.
+    pub fn n_bytes(&self) -> u64 {
+        let n = self.n_elements();
+        let (bytes, weights) = match self.dtype {
+            Dtype::Gguf(ty) => (ty.block_bytes() as u64, ty.block_len() as u64),
+            Dtype::Coded(coding) => (coding.bytes, coding.weights),
+            Dtype::Opaque(opaque) => return opaque.n_bytes,
+        };
+        (n as u128 * u128::from(bytes) / u128::from(weights.max(1))) as u64
+    }
 }
 
 /// Where a row is stored, for messages.
@@ -151,6 +164,13 @@ pub struct SourceFile {
     pub size: u64,
     /// Changes when the file does: its time of modification, or what a remote store calls it.
     pub version: String,
+}
+
+impl SourceFile {
+    /// Whether it is a file of this machine, and not behind a URL.
+    pub fn is_local(&self) -> bool {
+        !self.path.to_str().is_some_and(is_url)
+    }
 }
 
 /// Named tensors, readable row by row from many threads at once.

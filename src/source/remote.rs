@@ -5,6 +5,9 @@
 //! fetched once, by whoever needs it first: a reader, or the hint that one will come. Nothing of
 //! the weights is stored on this machine. Failed requests are tried again with growing pauses.
 
+use super::folder::{DESCRIPTIONS, INDEX};
+use super::url::{is_url, without_secrets};
+use crate::gguf::{GgufError, Header};
 use crate::io::Blob;
 use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
@@ -25,28 +28,16 @@ const CHUNK: u64 = 4 << 20;
 const CHUNKS: usize = 32;
 /// Bytes fetched along with a file's size: the header of a shard of R1 is within.
 const HEAD: u64 = 128 << 10;
+/// Bytes fetched along with the size of a GGUF file: a header with a vocabulary of 130,000 tokens is within.
+const GGUF_HEAD: u64 = 8 << 20;
+/// Files of a folder that are listed, at most, and those that an error names.
+const MOST_LISTED: usize = 10_000;
+const MOST_NAMED: usize = 6;
 /// Files whose heads are fetched at a time.
 const AT_A_TIME: usize = 16;
 /// Largest file that is taken for a description.
 const SMALL: u64 = 256 << 20;
 
-/// The files that describe a model, where they exist.
-const DESCRIPTIONS: [&str; 13] = [
-    "config.json",
-    "generation_config.json",
-    "hf_quant_config.json",
-    "tokenizer.json",
-    "tiktoken.model",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "chat_template.jinja",
-    "chat_template.json",
-    "README.md",
-];
-const INDEX: &str = "model.safetensors.index.json";
 const SINGLE: &str = "model.safetensors";
 
 /// What a remote store may need to know beside the URL.
@@ -87,20 +78,20 @@ pub enum RemoteError {
     Local(#[from] io::Error),
 }
 
-/// Whether this is a URL rather than a path.
-pub fn is_url(text: &str) -> bool {
-    text.split_once("://").is_some_and(|(scheme, _)| {
-        scheme.len() > 1 && scheme.chars().all(|c| c.is_ascii_alphanumeric())
-    })
-}
-
-/// A folder behind a URL, whose small files have been fetched.
-pub struct RemoteFolder {
+/// A folder behind a URL.
+pub struct Remote {
     shared: Arc<Shared>,
     root: ObjectPath,
     /// The URL as it may be shown.
     label: String,
+    /// Of the hub, where the list of a folder's files is.
+    tree: Option<ObjectPath>,
     heads: Mutex<HashMap<String, Result<Head, object_store::Error>>>,
+}
+
+/// A checkpoint behind a URL, whose small files have been fetched.
+pub struct RemoteFolder {
+    remote: Remote,
     dir: PathBuf,
     _descriptions: TempDir,
 }
@@ -120,67 +111,26 @@ struct Head {
 
 type Bytes = Arc<[u8]>;
 
-impl RemoteFolder {
-    /// Fetches the small files of a checkpoint.
+/// The URL of a folder and the name of a GGUF file in it, where a URL names one.
+pub fn gguf_in(url: &str) -> Option<(&str, &str)> {
+    let path = url.split(['?', '#']).next().unwrap_or(url);
+    let (folder, name) = path.rsplit_once('/').filter(|(_, name)| name.ends_with(".gguf"))?;
+    is_url(folder).then_some((folder, name))
+}
+
+impl Remote {
+    /// Takes a folder; nothing is fetched.
     ///
     /// # Errors
-    /// A URL of an unknown kind, or a store that refuses.
-    pub fn open(url: &str, options: &RemoteOptions) -> Result<Self, RemoteError> {
+    /// A URL of an unknown kind, or no room for threads.
+    pub fn new(url: &str, options: &RemoteOptions) -> Result<Self, RemoteError> {
         let label = without_secrets(url.trim_end_matches('/'));
-        let bad = |what: String| RemoteError::Url { url: label.clone(), what };
-        let (store, root) = store(url, options).map_err(&bad)?;
+        let Found { store, root, tree } =
+            store(url, options).map_err(|what| RemoteError::Url { url: label.clone(), what })?;
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-        // The converter takes the model's name from that of its folder. A revision is no part of it.
-        let place = label.split_once("/resolve/").map_or(label.as_str(), |(place, _)| place);
-        let revision = place.find('@').filter(|_| place.starts_with("hf://"));
-        let place = &place[..revision.unwrap_or(place.len())];
-        let name = place.rsplit('/').next().unwrap_or("model");
-        let name = name.split('@').next().unwrap_or(name);
-        let descriptions = tempfile::tempdir()?;
-        let dir = descriptions.path().join(name);
-        std::fs::create_dir(&dir)?;
-        let cache = Mutex::default();
-        let shared = Arc::new(Shared { runtime, store, cache });
-        let heads = Mutex::default();
-        let folder = Self { shared, root, label, heads, dir, _descriptions: descriptions };
-        folder.fetch_descriptions()?;
-        Ok(folder)
-    }
-
-    fn fetch_descriptions(&self) -> Result<(), RemoteError> {
-        let failed = |name: &str, error: object_store::Error| RemoteError::Store {
-            url: self.path_of(name).display().to_string(),
-            what: without_secrets(&error.to_string()),
-        };
-        for name in DESCRIPTIONS.into_iter().chain([INDEX]) {
-            let path = self.object(name);
-            let fetched = self.shared.runtime.block_on(async {
-                let found = self.shared.store.get(&path).await?;
-                match found.meta.size <= SMALL {
-                    true => found.bytes().await,
-                    false => Err(object_store::Error::Generic {
-                        store: "remote",
-                        source: "too large to be a description".into(),
-                    }),
-                }
-            });
-            match fetched {
-                Ok(bytes) => std::fs::write(self.dir.join(name), bytes)?,
-                Err(object_store::Error::NotFound { .. }) if name != DESCRIPTIONS[0] => {}
-                Err(error) => return Err(failed(name, error)),
-            }
-        }
-        if !self.dir.join(INDEX).exists() {
-            // Its name is all that is needed of a single file of weights.
-            std::fs::write(self.dir.join(SINGLE), [])?;
-        }
-        Ok(())
-    }
-
-    /// The local folder that holds the small files.
-    pub fn dir(&self) -> &Path {
-        &self.dir
+        let shared = Arc::new(Shared { runtime, store, cache: Mutex::default() });
+        Ok(Self { shared, root, label, tree, heads: Mutex::default() })
     }
 
     /// A file's URL, as it may be shown.
@@ -190,7 +140,7 @@ impl RemoteFolder {
 
     /// Memory that the cache and the heads of so many files take at most, chunks under way
     /// included.
-    pub fn cache_bytes(&self, files: usize) -> u64 {
+    pub(super) fn cache_bytes(&self, files: usize) -> u64 {
         2 * CHUNKS as u64 * CHUNK + files as u64 * HEAD
     }
 
@@ -198,19 +148,222 @@ impl RemoteFolder {
         name.split('/').fold(self.root.clone(), |path, part| path.join(part))
     }
 
-    /// Fetches the heads of these files, many at a time.
-    pub fn expect(&self, names: &[String]) {
+    fn failed(&self, name: &str, error: &object_store::Error) -> RemoteError {
+        let what = without_secrets(&error.to_string());
+        RemoteError::Store { url: self.path_of(name).display().to_string(), what }
+    }
+
+    /// A small file; `None` where there is none of that name.
+    fn small(&self, path: &ObjectPath) -> Result<Option<Bytes>, object_store::Error> {
+        let fetched = self.shared.runtime.block_on(async {
+            let found = self.shared.store.get(path).await?;
+            match found.meta.size <= SMALL {
+                true => Ok(found.bytes().await?.as_ref().into()),
+                false => Err(object_store::Error::Generic {
+                    store: "remote",
+                    source: "too large to be a description".into(),
+                }),
+            }
+        });
+        match fetched {
+            Ok(bytes) => Ok(Some(bytes)),
+            Err(object_store::Error::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Names and sizes of all files, those of folders within included.
+    ///
+    /// # Errors
+    /// What the store says; servers of plain files have no lists.
+    pub fn list(&self) -> Result<Vec<(String, u64)>, RemoteError> {
+        let mut files = Vec::new();
+        let mut folders = vec![String::new()];
+        while let Some(folder) = folders.pop() {
+            let found = match &self.tree {
+                Some(tree) => self.of_hub(tree, &folder)?,
+                None => self.of_store(&folder)?,
+            };
+            for (name, size) in found {
+                match size {
+                    Some(size) => files.push((name, size)),
+                    None if folders.len() + files.len() < MOST_LISTED => folders.push(name),
+                    None => {}
+                }
+            }
+        }
+        files.sort_unstable();
+        Ok(files)
+    }
+
+    /// What a folder of the hub holds: files with their sizes, and folders.
+    fn of_hub(
+        &self,
+        tree: &ObjectPath,
+        folder: &str,
+    ) -> Result<Vec<(String, Option<u64>)>, RemoteError> {
+        #[derive(serde::Deserialize)]
+        struct Entry {
+            path: String,
+            #[serde(rename = "type")]
+            kind: String,
+            size: u64,
+        }
+        let parts = folder.split('/').filter(|part| !part.is_empty());
+        let path = parts.fold(tree.clone(), |path, part| path.join(part));
+        let bytes = self.small(&path).map_err(|error| self.failed(folder, &error))?;
+        let bad = |what: String| RemoteError::Store { url: self.label.clone(), what };
+        let bytes =
+            bytes.ok_or_else(|| bad("there is no such repository or revision".to_owned()))?;
+        let entries: Vec<Entry> = serde_json::from_slice(&bytes)
+            .map_err(|error| bad(format!("a list of files that cannot be read: {error}")))?;
+        let of = |entry: Entry| (entry.path, (entry.kind == "file").then_some(entry.size));
+        Ok(entries.into_iter().map(of).collect())
+    }
+
+    fn of_store(&self, folder: &str) -> Result<Vec<(String, Option<u64>)>, RemoteError> {
+        let parts = folder.split('/').filter(|part| !part.is_empty());
+        let path = parts.fold(self.root.clone(), |path, part| path.join(part));
+        let listed = self.shared.store.list_with_delimiter(Some(&path));
+        let listed = self.shared.runtime.block_on(listed);
+        let listed = listed.map_err(|error| self.failed(folder, &error))?;
+        let name = |path: &ObjectPath| -> String {
+            let below = path.prefix_match(&self.root);
+            let parts = below.into_iter().flatten().map(|part| part.as_ref().to_owned());
+            parts.collect::<Vec<_>>().join("/")
+        };
+        let files = listed.objects.iter().map(|meta| (name(&meta.location), Some(meta.size)));
+        let folders = listed.common_prefixes.iter().map(|path| (name(path), None));
+        Ok(files.chain(folders).collect())
+    }
+
+    /// Fetches so many bytes of these files' beginnings, many files at a time.
+    fn expect(&self, names: &[String], bytes: u64) {
         for some in names.chunks(AT_A_TIME) {
             let mut tasks = JoinSet::new();
             for name in some {
                 let (store, path) = (self.shared.store.clone(), self.object(name));
                 let name = name.clone();
                 let handle = self.shared.runtime.handle();
-                tasks.spawn_on(async move { (name, head(&*store, &path).await) }, handle);
+                let head = async move { (name, head(&*store, &path, bytes).await) };
+                tasks.spawn_on(head, handle);
             }
             let done = self.shared.runtime.block_on(tasks.join_all());
             self.heads.lock().unwrap_or_else(PoisonError::into_inner).extend(done);
         }
+    }
+
+    /// Opens a file, of whose beginning so many bytes are fetched with its size.
+    fn open(&self, name: &str, bytes: u64) -> io::Result<RemoteFile> {
+        let path = self.object(name);
+        let known = self.heads.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
+        let head = match known {
+            Some(head) => head,
+            None => self.shared.runtime.block_on(head(&*self.shared.store, &path, bytes)),
+        };
+        let head = head.map_err(io_error)?;
+        Ok(RemoteFile { shared: self.shared.clone(), path, head })
+    }
+
+    /// The header of a GGUF file, whose data may be missing.
+    ///
+    /// # Errors
+    /// As [`Header::read`], and what the store says.
+    pub fn gguf_header(&self, name: &str) -> Result<Header, GgufError> {
+        let path = self.path_of(name);
+        let file = self.open(name, GGUF_HEAD).map_err(|error| GgufError::io(&path, error));
+        file?.header(&path)
+    }
+
+    /// Opens GGUF files, of whose headers the first one's has a vocabulary.
+    pub(super) fn open_all(&self, paths: &[PathBuf], first: bool) -> Vec<io::Result<RemoteFile>> {
+        let bytes = if first { GGUF_HEAD } else { HEAD };
+        let name =
+            |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let names: Vec<String> = paths.iter().map(name).collect();
+        self.expect(&names, bytes);
+        names.iter().map(|name| self.open(name, bytes)).collect()
+    }
+}
+
+impl RemoteFolder {
+    /// Fetches the small files of a checkpoint.
+    ///
+    /// # Errors
+    /// A URL of an unknown kind, or a store that refuses.
+    pub fn open(url: &str, options: &RemoteOptions) -> Result<Self, RemoteError> {
+        let remote = Remote::new(url, options)?;
+        // The converter takes the model's name from that of its folder. A revision is no part of it.
+        let label = remote.label.as_str();
+        let place = label.split_once("/resolve/").map_or(label, |(place, _)| place);
+        let revision = place.find('@').filter(|_| place.starts_with("hf://"));
+        let place = &place[..revision.unwrap_or(place.len())];
+        let name = place.rsplit('/').next().unwrap_or("model");
+        let name = name.split('@').next().unwrap_or(name);
+        let descriptions = tempfile::tempdir()?;
+        let dir = descriptions.path().join(name);
+        std::fs::create_dir(&dir)?;
+        let folder = Self { remote, dir, _descriptions: descriptions };
+        folder.fetch_descriptions()?;
+        Ok(folder)
+    }
+
+    fn fetch_descriptions(&self) -> Result<(), RemoteError> {
+        for name in DESCRIPTIONS {
+            let fetched = self.remote.small(&self.remote.object(name));
+            match fetched.map_err(|error| self.remote.failed(name, &error))? {
+                Some(bytes) => std::fs::write(self.dir.join(name), bytes)?,
+                None if name == DESCRIPTIONS[0] => return Err(self.nothing()),
+                None => {}
+            }
+        }
+        if !self.dir.join(INDEX).exists() {
+            // Its name is all that is needed of a single file of weights.
+            std::fs::write(self.dir.join(SINGLE), [])?;
+        }
+        Ok(())
+    }
+
+    /// A folder without a configuration, which may hold GGUF files.
+    fn nothing(&self) -> RemoteError {
+        let url = self.remote.path_of(DESCRIPTIONS[0]).display().to_string();
+        let files = self.remote.tree.as_ref().and_then(|_| self.remote.list().ok());
+        let files = files.unwrap_or_default().into_iter().map(|(name, _)| name);
+        let mut names: Vec<String> = files.filter(|name| name.ends_with(".gguf")).collect();
+        let more = names.len().saturating_sub(MOST_NAMED);
+        names.truncate(MOST_NAMED);
+        if more > 0 {
+            names.push(format!("{more} more"));
+        }
+        let what = match names.is_empty() {
+            true => "there is no such file".to_owned(),
+            false => format!(
+                "there is no such file, but there are GGUF files: {}; add the name of one to the URL",
+                names.join(", ")
+            ),
+        };
+        RemoteError::Store { url, what }
+    }
+
+    /// The local folder that holds the small files.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// A file's URL, as it may be shown.
+    pub fn path_of(&self, name: &str) -> PathBuf {
+        self.remote.path_of(name)
+    }
+
+    /// Memory that the cache and the heads of so many files take at most, chunks under way
+    /// included.
+    pub fn cache_bytes(&self, files: usize) -> u64 {
+        self.remote.cache_bytes(files)
+    }
+
+    /// Fetches the heads of these files, many at a time.
+    pub fn expect(&self, names: &[String]) {
+        self.remote.expect(names, HEAD);
     }
 
     /// Opens a file of weights.
@@ -218,19 +371,12 @@ impl RemoteFolder {
     /// # Errors
     /// What the store says.
     pub fn open_file(&self, name: &str) -> io::Result<Box<dyn Blob>> {
-        let path = self.object(name);
-        let known = self.heads.lock().unwrap_or_else(PoisonError::into_inner).remove(name);
-        let head = match known {
-            Some(head) => head,
-            None => self.shared.runtime.block_on(head(&*self.shared.store, &path)),
-        };
-        let head = head.map_err(io_error)?;
-        Ok(Box::new(RemoteFile { shared: self.shared.clone(), path, head }))
+        Ok(Box::new(self.remote.open(name, HEAD)?))
     }
 }
 
 /// A file of weights behind a URL.
-struct RemoteFile {
+pub(super) struct RemoteFile {
     shared: Arc<Shared>,
     path: ObjectPath,
     head: Head,
@@ -282,6 +428,26 @@ impl Blob for RemoteFile {
 }
 
 impl RemoteFile {
+    /// The header of a GGUF file, of which more is fetched where the beginning does not hold it.
+    pub fn header(&mut self, path: &Path) -> Result<Header, GgufError> {
+        loop {
+            let there = self.head.bytes.len() as u64;
+            match Header::parse(path, &self.head.bytes, self.head.size) {
+                Err(GgufError::Truncated { .. }) if there < self.head.size => {
+                    let store = &*self.shared.store;
+                    let more = head(store, &self.path, 8 * there.max(HEAD));
+                    let more = self.shared.runtime.block_on(more).map_err(io_error);
+                    self.head = more.map_err(|error| GgufError::io(path, error))?;
+                }
+                header => {
+                    // Nobody reads it again.
+                    self.head.bytes = Arc::new([]);
+                    return header;
+                }
+            }
+        }
+    }
+
     /// The chunk's place in the cache. A hint gets none where others wait to be read or the chunk
     /// is there already.
     fn cell(&self, chunk: u64, reader: bool) -> Option<Arc<OnceCell<Bytes>>> {
@@ -356,8 +522,12 @@ impl Cache {
     }
 }
 
-async fn head(store: &dyn ObjectStore, path: &ObjectPath) -> Result<Head, object_store::Error> {
-    let (bytes, size, version) = get(store, path, 0..HEAD).await?;
+async fn head(
+    store: &dyn ObjectStore,
+    path: &ObjectPath,
+    bytes: u64,
+) -> Result<Head, object_store::Error> {
+    let (bytes, size, version) = get(store, path, 0..bytes).await?;
     Ok(Head { size, version, bytes })
 }
 
@@ -374,8 +544,16 @@ async fn get(
     Ok((found.bytes().await?.as_ref().into(), meta.size, version))
 }
 
-/// The store behind a URL, and the folder within.
-fn store(url: &str, options: &RemoteOptions) -> Result<(Arc<dyn ObjectStore>, ObjectPath), String> {
+/// The store behind a URL.
+struct Found {
+    store: Arc<dyn ObjectStore>,
+    /// The folder within.
+    root: ObjectPath,
+    /// Of the hub, where the list of a folder's files is.
+    tree: Option<ObjectPath>,
+}
+
+fn store(url: &str, options: &RemoteOptions) -> Result<Found, String> {
     if let Some(place) = url.strip_prefix("hf://") {
         return hub(place, options);
     }
@@ -387,15 +565,22 @@ fn store(url: &str, options: &RemoteOptions) -> Result<(Arc<dyn ObjectStore>, Ob
     let pairs = settings.iter().map(|(key, value)| (key.as_str(), value.as_str()));
     let (store, root) = object_store::parse_url_opts(&url, pairs)
         .map_err(|error| without_secrets(&error.to_string()))?;
-    Ok((store.into(), root))
+    Ok(Found { store: store.into(), root, tree: None })
 }
 
-/// A repository of the Hugging Face hub: `organization/name`, and a revision behind an `@`.
-fn hub(place: &str, options: &RemoteOptions) -> Result<(Arc<dyn ObjectStore>, ObjectPath), String> {
-    let (id, revision) = place.trim_end_matches('/').split_once('@').unwrap_or((place, "main"));
-    let id = id.trim_end_matches('/');
-    if id.split('/').count() != 2 || id.split('/').any(str::is_empty) || revision.is_empty() {
-        return Err("not of the form hf://organization/name[@revision]".to_owned());
+/// A repository of the Hugging Face hub: `organization/name`, a revision behind an `@`, and a folder.
+fn hub(place: &str, options: &RemoteOptions) -> Result<Found, String> {
+    let parts: Vec<&str> = place.trim_end_matches('/').split('/').collect();
+    let [organization, name, rest @ ..] = &parts[..] else {
+        return Err(FORM_OF_HUB.to_owned());
+    };
+    let (name, revision) = name.split_once('@').unwrap_or((name, "main"));
+    // Such as `refs/pr/1`, which is one segment of the address.
+    let of_refs = if revision == "refs" { rest.len().min(2) } else { 0 };
+    let (of_revision, folder) = rest.split_at(of_refs);
+    let revision = [&[revision], of_revision].concat().join("/");
+    if parts.iter().any(|part| part.is_empty()) || name.is_empty() || revision.is_empty() {
+        return Err(FORM_OF_HUB.to_owned());
     }
     let address = options.hub.as_deref().unwrap_or("https://huggingface.co");
     let mut client = ClientOptions::new().with_allow_http(address.starts_with("http://"));
@@ -411,10 +596,15 @@ fn hub(place: &str, options: &RemoteOptions) -> Result<(Arc<dyn ObjectStore>, Ob
         .with_client_options(client)
         .build()
         .map_err(|error| error.to_string())?;
-    // A revision such as `refs/pr/1` is one segment of the address.
-    let root = ObjectPath::from_iter(id.split('/').chain(["resolve", revision]));
-    Ok((Arc::new(store), root))
+    let under = |begin: &[&str], what: &str| {
+        let parts = begin.iter().copied().chain([*organization, name, what, &revision]);
+        ObjectPath::from_iter(parts.chain(folder.iter().copied()))
+    };
+    let (root, tree) = (under(&[], "resolve"), under(&["api", "models"], "tree"));
+    Ok(Found { store: Arc::new(store), root, tree: Some(tree) })
 }
+
+const FORM_OF_HUB: &str = "not of the form hf://organization/name[@revision]";
 
 fn io_error(error: object_store::Error) -> io::Error {
     let kind = match error {
@@ -426,35 +616,9 @@ fn io_error(error: object_store::Error) -> io::Error {
     io::Error::new(kind, without_secrets(&error.to_string()))
 }
 
-/// A text without the parts of URLs that grant access: what follows a `?`, and what precedes an
-/// `@` in front of the host.
-fn without_secrets(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    let mut rest = text;
-    while let Some(at) = rest.find("://") {
-        let (before, url) = rest.split_at(at + 3);
-        out += before;
-        let end = url.find(|c: char| c.is_whitespace() || "\"')>".contains(c)).unwrap_or(url.len());
-        let (url, after) = url.split_at(end);
-        let url = url.split('?').next().unwrap_or(url);
-        let (host, path) = url.split_at(url.find('/').unwrap_or(url.len()));
-        // On the hub the `@` introduces a revision, and stands behind the first slash.
-        out += host.rsplit('@').next().unwrap_or(host);
-        out += path;
-        rest = after;
-    }
-    out + rest
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn secrets_are_not_shown() {
-        let shown = without_secrets("GET \"https://u:p@host/a/b?sig=xyz\" failed, see hf://o/n@v1");
-        assert_eq!(shown, "GET \"https://host/a/b\" failed, see hf://o/n@v1");
-    }
 
     #[test]
     fn hints_leave_room_for_readers() {
@@ -469,11 +633,5 @@ mod tests {
             assert!(cache.slots.len() <= CHUNKS);
         }
         assert!(cache.cell(&path, 3 * CHUNKS as u64 - 1, false).is_none());
-    }
-
-    #[test]
-    fn urls_are_told_from_paths() {
-        assert!(is_url("s3://bucket/x") && is_url("hf://a/b"));
-        assert!(!is_url("models/R1") && !is_url("C:\\models") && !is_url("/a://b"));
     }
 }

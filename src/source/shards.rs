@@ -7,7 +7,7 @@
 
 use super::coding::Part;
 use super::error::{CheckpointError, SourceError};
-use super::folder::Folder;
+use super::folder::{Folder, INDEX};
 use crate::io::{Blob, IoError, memory};
 use crate::json;
 use crate::names::few;
@@ -21,7 +21,6 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 use std::path::{Component, Path, PathBuf};
 
-const INDEX: &str = "model.safetensors.index.json";
 const INDEX_END: &str = ".safetensors.index.json";
 const SHARD_END: &str = ".safetensors";
 

@@ -84,13 +84,31 @@ impl Tokenizer {
     /// # Errors
     /// The engine refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_with(text, false)
+    }
+
+    /// As [`Tokenizer::encode`], but names of special tokens in the text stand for these tokens, as with
+    /// `--parse-special` of llama-imatrix.
+    ///
+    /// # Errors
+    /// The engine refuses.
+    pub fn encode_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode_with(text, true)
+    }
+
+    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let bpe = |engine: &tokenizers::Tokenizer| {
+            let encoding = engine.encode_fast(text, false).map_err(TokenizerError::Engine)?;
+            Ok::<_, TokenizerError>(encoding.get_ids().to_vec())
+        };
         let mut tokens = match &self.engine {
-            Engine::Spm(spm) => spm.encode(text)?,
-            Engine::Bpe(engine) => {
-                let encoding = engine.encode_fast(text, false);
-                let encoding = encoding.map_err(TokenizerError::Engine)?;
-                encoding.get_ids().to_vec()
+            Engine::Spm(spm) => spm.encode(text, special)?,
+            Engine::Bpe(engine) if special => {
+                let mut engine = engine.clone();
+                engine.set_encode_special_tokens(false);
+                bpe(&engine)?
             }
+            Engine::Bpe(engine) => bpe(engine)?,
         };
         tokens.splice(0..0, self.bos);
         Ok(tokens)

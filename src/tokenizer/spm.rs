@@ -18,6 +18,8 @@ pub(super) struct Spm {
     scores: Vec<f32>,
     /// Matched in the text before anything else, longest first.
     user_defined: Vec<(String, u32)>,
+    /// The same with tokens that are only matched where they are asked for.
+    special: Vec<(String, u32)>,
     space_prefix: bool,
 }
 
@@ -75,21 +77,28 @@ impl Spm {
             return Err(error(SCORES, "is not as long as the list of tokens"));
         }
         let ids = (0..).zip(tokens).map(|(id, token)| (token.to_vec(), id)).collect();
-        let all = (0..).zip(tokens).zip(types);
-        let mut user_defined: Vec<(String, u32)> = all
-            .filter(|((_, token), ty)| **ty == TokenType::UserDefined as i32 && !token.is_empty())
-            .map(|((id, token), _)| (token.to_string(), id))
-            .collect();
-        user_defined.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+        let of = |wanted: &[TokenType]| {
+            let all = (0..).zip(tokens).zip(types);
+            let is = |ty: i32| wanted.iter().any(|&wanted| wanted as i32 == ty);
+            let mut found: Vec<(String, u32)> = all
+                .filter(|((_, token), ty)| is(**ty) && !token.is_empty())
+                .map(|((id, token), _)| (token.to_string(), id))
+                .collect();
+            found.sort_by_key(|(token, _)| std::cmp::Reverse(token.len()));
+            found
+        };
+        let user_defined = of(&[TokenType::UserDefined]);
+        let special = of(&[TokenType::UserDefined, TokenType::Control, TokenType::Unknown]);
         let space_prefix = metadata.bool("tokenizer.ggml.add_space_prefix")?.unwrap_or(true);
-        Ok(Self { ids, scores, user_defined, space_prefix })
+        Ok(Self { ids, scores, user_defined, special, space_prefix })
     }
 
-    /// The tokens of a text.
-    pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    /// The tokens of a text, and the special ones whose names stand in it where that is asked for.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
+        let matched = if special { &self.special } else { &self.user_defined };
         let mut tokens = Vec::new();
         let mut begins = true;
-        for part in self.parts(text) {
+        for part in parts(text, matched) {
             match part {
                 Ok(token) => tokens.push(token),
                 Err(text) => {
@@ -100,27 +109,6 @@ impl Spm {
             begins = part.is_ok();
         }
         Ok(tokens)
-    }
-
-    /// User-defined tokens, and the text between them.
-    fn parts<'a>(&self, text: &'a str) -> Vec<Result<u32, &'a str>> {
-        let mut parts = vec![Err(text)];
-        for (token, id) in &self.user_defined {
-            if !text.contains(token.as_str()) {
-                continue;
-            }
-            let split = |part| match part {
-                Err(text) => {
-                    let texts = str::split(text, token.as_str()).map(Err);
-                    // A token stands between two texts, not before the first.
-                    texts.flat_map(|text| [Ok(*id), text]).skip(1).collect()
-                }
-                token => vec![token],
-            };
-            parts = parts.into_iter().flat_map(split).collect();
-        }
-        parts.retain(|part| part.is_ok() || part.is_err_and(|text| !text.is_empty()));
-        parts
     }
 
     /// Merges neighbours as long as any two make a piece, and adds what is left to the tokens.
@@ -181,4 +169,24 @@ impl Spm {
             what: format!("has no token for the byte 0x{byte:02X} of the text"),
         })
     }
+}
+/// Tokens that are matched in a text, and the text between them.
+fn parts<'a>(text: &'a str, matched: &[(String, u32)]) -> Vec<Result<u32, &'a str>> {
+    let mut parts = vec![Err(text)];
+    for (token, id) in matched {
+        if !text.contains(token.as_str()) {
+            continue;
+        }
+        let split = |part| match part {
+            Err(text) => {
+                let texts = str::split(text, token.as_str()).map(Err);
+                // A token stands between two texts, not before the first.
+                texts.flat_map(|text| [Ok(*id), text]).skip(1).collect()
+            }
+            token => vec![token],
+        };
+        parts = parts.into_iter().flat_map(split).collect();
+    }
+    parts.retain(|part| part.is_ok() || part.is_err_and(|text| !text.is_empty()));
+    parts
 }

@@ -5,7 +5,7 @@ use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, W
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say};
-use crate::convert::Rung;
+use crate::convert::{Ingredient, Role, Rung};
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
@@ -223,6 +223,11 @@ impl Prepared {
             ("requant.calibration.ctx".to_owned(), Value::U32(self.ctx as u32)),
             ("requant.calibration.inputs".to_owned(), inputs.into()),
         ]
+    }
+
+    /// The text, as a file that the output is made with.
+    pub fn ingredient(&self) -> Ingredient {
+        Ingredient { what: Role::Calibration, path: self.path.clone() }
     }
 
     /// Carries out a plan.

@@ -5,10 +5,11 @@ use super::operands::Operands;
 use super::types::{self, MIXES, Named, recipe};
 use super::{calibrate, output, place};
 use crate::cli::{bad_usage, say};
-use crate::convert::{ConvertError, Intermediate, Mode, Plan, Settings};
+use crate::convert::{ConvertError, Ingredient, Intermediate, Mode, Plan, Role, Settings};
 use crate::model::{CheckpointModel, Given, Mla, Mtp};
 use crate::recipe::{FileType, Recipe, RecipeError};
 use crate::simd::Simd;
+use crate::source::DESCRIPTIONS;
 use crate::warning::{Topic, Warning};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -249,6 +250,23 @@ impl Choices {
     /// Whether several outputs are asked for.
     pub fn is_ladder(&self) -> bool {
         !self.types.is_empty()
+    }
+
+    /// Files that the output is made with, beside the weights.
+    pub fn ingredients(
+        &self,
+        model: &CheckpointModel,
+        calibrated: Option<&calibrate::Prepared>,
+    ) -> Vec<Ingredient> {
+        let descriptions = DESCRIPTIONS.iter().map(|name| model.dir().join(name));
+        let descriptions = descriptions.filter(|path| path.is_file());
+        let what = Role::Description;
+        let mut all: Vec<Ingredient> = descriptions.map(|path| Ingredient { what, path }).collect();
+        all.extend(self.recipe.ingredients());
+        let metadata = self.metadata.iter().cloned();
+        all.extend(metadata.map(|path| Ingredient { what: Role::Metadata, path }));
+        all.extend(calibrated.map(calibrate::Prepared::ingredient));
+        all
     }
 
     /// The instructions to use.

@@ -15,9 +15,9 @@ pub struct File {
     /// File to write
     #[arg(long, short, value_name = "FILE", default_value = "imatrix.gguf")]
     output: PathBuf,
-    /// Format: gguf, or the legacy dat
-    #[arg(long, value_enum, value_name = "FORMAT", default_value = "gguf")]
-    output_format: Format,
+    /// Format: gguf, or the legacy dat [default: dat where the file's name ends so, else gguf]
+    #[arg(long, value_enum, value_name = "FORMAT")]
+    output_format: Option<Format>,
     /// Replace an existing output
     #[arg(long, short)]
     force: bool,
@@ -37,7 +37,8 @@ impl File {
 
     /// Writes it, and says what is in it.
     pub fn write(&self, sums: &Sums, json: bool) -> anyhow::Result<()> {
-        match self.output_format {
+        let is_dat = self.output.extension().is_some_and(|ext| ext.eq_ignore_ascii_case("dat"));
+        match self.output_format.unwrap_or(if is_dat { Format::Dat } else { Format::Gguf }) {
             Format::Gguf => sums.write_gguf(&LocalDisk, &self.output)?,
             Format::Dat => sums.write_legacy(&LocalDisk, &self.output)?,
         }

@@ -9,7 +9,7 @@ use crate::cli::views::models::Format;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
 use crate::eval::{Activations, Scratch};
-use crate::measure::{Choices, Found, Options, Subject, Text, choices};
+use crate::measure::{Against, Choices, Found, Options, Subject, Text, choices};
 use crate::model::Model;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use serde_json::{Value, json};
@@ -114,6 +114,90 @@ pub fn inputs(texts: &[Text], subjects: &[Subject]) -> anyhow::Result<Value> {
     });
     let models = models.collect::<anyhow::Result<Vec<_>>>()?;
     Ok(json!({ "texts": texts.collect::<Vec<_>>(), "models": models }))
+}
+
+/// The reference, and the models that are compared with it.
+#[derive(clap::Args)]
+pub struct Models {
+    /// The reference, then the models to compare with it; with --base, the models alone
+    #[arg(required = true, value_name = "MODEL")]
+    models: Vec<PathBuf>,
+    /// Take the reference from a file of log-probabilities (llama-perplexity's format)
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "tokens", "ctx"])]
+    base: Option<PathBuf>,
+}
+
+/// Models that were opened.
+pub struct Opened<'a> {
+    reference: Reference<'a>,
+    candidates: Vec<(&'a Path, Model)>,
+}
+
+enum Reference<'a> {
+    Model(&'a Path, Box<Model>),
+    Base(&'a Path),
+}
+
+impl Models {
+    /// Whether the reference is a file of log-probabilities.
+    pub fn has_base(&self) -> bool {
+        self.base.is_some()
+    }
+
+    /// Bad usage where there is nothing to compare with the reference.
+    pub fn require_candidates(&self) -> anyhow::Result<()> {
+        match self.base.is_none() && self.models.len() < 2 {
+            true => Err(bad_usage("give a reference and at least one model to compare with it")),
+            false => Ok(()),
+        }
+    }
+
+    /// Opens them.
+    pub fn open(&self, options: &Options) -> anyhow::Result<Opened<'_>> {
+        let mut candidates = Vec::new();
+        for path in &self.models {
+            candidates.push((path.as_path(), model(path, options)?));
+        }
+        let reference = match &self.base {
+            Some(base) => Reference::Base(base),
+            None => {
+                let (path, model) = candidates.remove(0);
+                Reference::Model(path, Box::new(model))
+            }
+        };
+        Ok(Opened { reference, candidates })
+    }
+
+    /// The texts, unless the file of log-probabilities has one.
+    pub fn texts(&self, text: &TextArgs) -> anyhow::Result<Vec<Text>> {
+        if self.has_base() { Ok(Vec::new()) } else { text.read() }
+    }
+}
+
+impl Opened<'_> {
+    /// What the models are compared with.
+    pub fn reference(&self) -> Against<'_> {
+        match &self.reference {
+            Reference::Model(path, model) => Against::Model(Subject { path, model }),
+            Reference::Base(path) => Against::Base(path),
+        }
+    }
+
+    /// The models.
+    pub fn candidates(&self) -> Vec<Subject<'_>> {
+        self.candidates.iter().map(|(path, model)| Subject { path, model }).collect()
+    }
+}
+
+/// Files that say what a verdict is, for what runs checks of changes.
+#[derive(Clone, Default, clap::Args)]
+pub struct Verdicts {
+    /// Add a table in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    pub summary: Option<PathBuf>,
+    /// Write the verdicts as JUnit's XML
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    pub junit: Option<PathBuf>,
 }
 
 /// The text, and how it is cut.

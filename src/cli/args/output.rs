@@ -5,13 +5,12 @@ use super::{places, share};
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
-use crate::convert::{Ladder, Limit, Manifest, RunOptions, Rung, SplitBy};
-use crate::io::LocalDisk;
-use crate::source::Source;
+use crate::convert::{Ingredient, Ladder, Limit, Manifest, Naming, RunOptions, Rung, SplitBy};
+use crate::io::{LocalDisk, folder};
+use crate::source::{Source, SourceFile, is_url, without_secrets};
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
-use serde_json::json;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How the output is written.
 #[derive(clap::Args)]
@@ -31,10 +30,14 @@ pub struct Args {
     /// takes K and N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE
     #[arg(long, value_name = "K/N")]
     shard: Option<String>,
-    /// Then write OUTPUT.manifest.json: SHA-256 of every input, output and tensor
+    /// Then write OUTPUT.manifest.json, SHA-256 of every input, output and tensor, and OUTPUT.sha256 for
+    /// sha256sum -c
     #[arg(long, conflicts_with = "shard")]
     manifest: bool,
-    /// Replace an existing output
+    /// Name files in the manifest with their folders, as they were given
+    #[arg(long, requires = "manifest")]
+    full_paths: bool,
+    /// Replace an existing output, and remove what belonged to it
     #[arg(long, short)]
     force: bool,
     /// Begin anew where an interrupted run was kept
@@ -126,9 +129,10 @@ impl Args {
         what: &'static str,
         ladder: &Ladder,
         source: &dyn Source,
+        ingredients: &[Ingredient],
         options: RunOptions,
     ) -> anyhow::Result<()> {
-        self.run_with(ladder, source, options, |output| {
+        self.run_with(ladder, source, ingredients, options, |output| {
             let progress = output.progress(what);
             ladder.run(source, output.options, &progress)?;
             progress.finish();
@@ -141,6 +145,7 @@ impl Args {
         &self,
         ladder: &Ladder,
         source: &dyn Source,
+        ingredients: &[Ingredient],
         options: RunOptions,
         run: impl FnOnce(&Output) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
@@ -193,28 +198,77 @@ impl Args {
             units::of(files, "file"),
             units::bytes(ladder.peak_memory())
         ));
+        let options = match ladder.other_run(source, options)? {
+            Some(what) if options.force && !options.restart => {
+                let place = ladder.place();
+                say::info(format!(
+                    "{}: begins anew; an unfinished run of {what} was kept here",
+                    place.display()
+                ));
+                RunOptions { restart: true, ..options }
+            }
+            _ => options,
+        };
         let done = run(&Output { ladder, options, memory: self.memory() })?;
+        if options.force {
+            let removed = ladder.remove_older(source, options)?;
+            let names: Vec<String> =
+                removed.iter().map(|path| path.display().to_string()).collect();
+            if !names.is_empty() {
+                say::info(format!("removed with the older output: {}", names.join(", ")));
+            }
+        }
         if self.manifest {
-            write_manifests(ladder, source)?;
+            self.write_manifests(ladder, source, ingredients)?;
         }
         Ok(done)
     }
+
+    /// Writes manifests beside the outputs; what was read is hashed once.
+    fn write_manifests(
+        &self,
+        ladder: &Ladder,
+        source: &dyn Source,
+        ingredients: &[Ingredient],
+    ) -> anyhow::Result<()> {
+        let local = source.files().into_iter().filter(SourceFile::is_local).map(|file| file.size);
+        let inputs: u64 = local.sum();
+        let progress = Progress::start("hash", inputs + ladder.size(None), "B", 0);
+        let naming = if self.full_paths { Naming::Full } else { Naming::Base };
+        let options: Vec<String> = std::env::args_os()
+            .skip(1)
+            .map(|argument| naming_of(naming, &argument.to_string_lossy()))
+            .collect();
+        let inputs = Manifest::hash_inputs(source, ingredients, naming, &progress)?;
+        for rung in ladder.rungs() {
+            let inputs = inputs.clone();
+            let manifest = Manifest::make(inputs, *rung, options.clone(), naming, &progress)?;
+            manifest.write(&LocalDisk, rung.output)?;
+        }
+        progress.finish();
+        Ok(())
+    }
 }
 
-/// Writes manifests beside the outputs; what was read is hashed once.
-fn write_manifests(ladder: &Ladder, source: &dyn Source) -> anyhow::Result<()> {
-    let inputs: u64 = source.files().iter().map(|f| f.size).sum();
-    let progress = Progress::start("hash", inputs + ladder.size(None), "B", 0);
-    let options: Vec<String> =
-        std::env::args_os().skip(1).map(|arg| arg.to_string_lossy().into_owned()).collect();
-    let inputs = Manifest::hash_inputs(source, &progress)?;
-    for rung in ladder.rungs() {
-        let outputs: Vec<PathBuf> = rung.paths(None).collect();
-        let manifest = Manifest::make(inputs.clone(), &outputs, json!(options), &progress)?;
-        manifest.write(&LocalDisk, rung.output)?;
+/// An argument as a manifest has it: without folders, and without what in a URL grants access.
+fn naming_of(naming: Naming, argument: &str) -> String {
+    let (option, value) = match argument.split_once('=') {
+        Some((option, value)) if option.starts_with("--") => (Some(option), value),
+        _ => (None, argument),
+    };
+    let value = match is_url(value) {
+        true => without_secrets(value),
+        // What is no path has no folder that exists.
+        false if naming == Naming::Base && folder(Path::new(value)).is_dir() => {
+            let name = Path::new(value).file_name().unwrap_or(value.as_ref());
+            name.to_string_lossy().into_owned()
+        }
+        false => value.to_owned(),
+    };
+    match option {
+        Some(option) => format!("{option}={value}"),
+        None => value,
     }
-    progress.finish();
-    Ok(())
 }
 
 /// Where and how plans are carried out.

@@ -1,15 +1,29 @@
-//! Where a checkpoint is: a folder, or a URL with the credentials that its provider's tools use.
+//! Where a model is: a folder or file, or a URL with the credentials that its provider's tools use.
 
 use crate::cli::say;
-use crate::model::{CheckpointModel, Model, Mtp};
-use crate::source::Folder;
+use crate::gguf::Header;
+use crate::model::{CheckpointModel, GgufModel, Model, Mtp};
+use crate::source::{Folder, GgufSource, is_url};
 use anyhow::{Context, bail};
 use std::path::Path;
 
+/// The URL that an argument is, if it is one.
+pub fn url(place: &Path) -> Option<&str> {
+    place.to_str().filter(|text| is_url(text))
+}
+
+/// Whether an argument names a GGUF file, here or elsewhere, and not a checkpoint.
+pub fn is_gguf(place: &Path) -> bool {
+    match url(place) {
+        Some(url) => url.split(['?', '#']).next().is_some_and(|path| path.ends_with(".gguf")),
+        None => place.is_file(),
+    }
+}
+
 /// The folder that an argument names.
 pub fn folder(place: &Path) -> anyhow::Result<Folder> {
-    if let Some(url) = place.to_str().filter(|text| text.contains("://")) {
-        return remote(url);
+    if let Some(url) = url(place) {
+        return remote::folder(url);
     }
     place.metadata().with_context(|| format!("{}{}", place.display(), on_hub(place)))?;
     if !place.is_dir() {
@@ -64,23 +78,43 @@ pub fn refuse_text(place: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// The model that an argument names: a checkpoint, here or elsewhere, or a GGUF file. What is odd about it
+/// The GGUF file that an argument names, or all files of a split model.
+pub fn gguf(place: &Path) -> anyhow::Result<GgufSource> {
+    match url(place) {
+        Some(url) => remote::gguf(url),
+        None => Ok(GgufSource::open(place)?),
+    }
+}
+
+/// The header of the GGUF file that an argument names, whose data may be missing.
+pub fn header(place: &Path) -> anyhow::Result<Header> {
+    match url(place) {
+        Some(url) => remote::header(url),
+        None => Ok(Header::read(place)?),
+    }
+}
+
+/// Names and sizes of the files in a folder behind a URL.
+pub fn list(url: &str) -> anyhow::Result<Vec<(String, u64)>> {
+    remote::list(url)
+}
+
+/// The model that an argument names: a checkpoint or a GGUF file, here or elsewhere. What is odd about it
 /// is left to whoever plans with it.
 pub fn open(place: &Path) -> anyhow::Result<Model> {
-    let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
-    Ok(match elsewhere || !place.is_file() {
-        true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Drop)?)),
-        false => Model::open(place, Mtp::Drop)?,
+    open_with(place, Mtp::Drop)
+}
+
+fn open_with(place: &Path, mtp: Mtp) -> anyhow::Result<Model> {
+    Ok(match is_gguf(place) {
+        true => Model::Gguf(Box::new(GgufModel::of(gguf(place)?)?)),
+        false => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, mtp)?)),
     })
 }
 
 /// As [`open`], with layers for multi-token prediction.
 pub fn open_with_drafts(place: &Path) -> anyhow::Result<Model> {
-    let elsewhere = place.to_str().is_some_and(|text| text.contains("://"));
-    let model = match elsewhere || place.is_dir() {
-        true => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, Mtp::Keep)?)),
-        false => Model::open(place, Mtp::Keep)?,
-    };
+    let model = open_with(place, Mtp::Keep)?;
     say::warnings(model.warnings());
     Ok(model)
 }
@@ -93,74 +127,123 @@ pub fn model(place: &Path) -> anyhow::Result<Model> {
 }
 
 #[cfg(not(feature = "remote"))]
-fn remote(_url: &str) -> anyhow::Result<Folder> {
-    bail!("this build reads no URLs; build it with --features remote")
+mod remote {
+    use super::*;
+
+    fn refuse<T>() -> anyhow::Result<T> {
+        bail!("this build reads no URLs; build it with --features remote")
+    }
+
+    pub fn folder(_url: &str) -> anyhow::Result<Folder> {
+        refuse()
+    }
+
+    pub fn gguf(_url: &str) -> anyhow::Result<GgufSource> {
+        refuse()
+    }
+
+    pub fn header(_url: &str) -> anyhow::Result<Header> {
+        refuse()
+    }
+
+    pub fn list(_url: &str) -> anyhow::Result<Vec<(String, u64)>> {
+        refuse()
+    }
 }
 
 #[cfg(feature = "remote")]
-fn remote(url: &str) -> anyhow::Result<Folder> {
-    use crate::source::{RemoteFolder, RemoteOptions};
-    let home = std::env::home_dir().unwrap_or_default();
-    let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let mut settings = Vec::new();
-    if url.starts_with("s3") {
-        let profile = variable("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
-        let file = |name: &str, default: &str| {
-            let path = variable(name).map_or_else(|| home.join(default), Into::into);
-            std::fs::read_to_string(path).unwrap_or_default()
+mod remote {
+    use super::*;
+    use crate::source::{Remote, RemoteFolder, RemoteOptions, gguf_in};
+
+    pub fn folder(url: &str) -> anyhow::Result<Folder> {
+        Ok(Folder::remote(RemoteFolder::open(url, &options(url))?))
+    }
+
+    /// A folder, and the name of a GGUF file in it.
+    fn file(url: &str) -> anyhow::Result<(Remote, &str)> {
+        let Some((folder, name)) = gguf_in(url) else {
+            bail!("{url}: not the URL of a GGUF file, whose name ends with .gguf")
         };
-        let config = file("AWS_CONFIG_FILE", ".aws/config");
-        let credentials = file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
-        settings.extend(section(&config, &format!("profile {profile}")));
-        settings.extend(section(&config, &profile));
-        settings.extend(section(&credentials, &profile));
+        Ok((Remote::new(folder, &options(url))?, name))
     }
-    // What comes later wins: the environment stands above files, as in the providers' own tools.
-    settings.extend(std::env::vars_os().filter_map(|(name, value)| {
-        let name = name.into_string().ok()?;
-        let known = ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
-        Some((name, value.into_string().ok()?)).filter(|(_, value)| known && !value.is_empty())
-    }));
-    let endpoint = settings.iter().rev().find(|(name, _)| {
-        let name = name.to_ascii_lowercase();
-        ["aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint"].contains(&name.as_str())
-    });
-    if let Some((_, endpoint)) = endpoint {
-        let endpoint = endpoint.clone();
-        if endpoint.starts_with("http://") {
-            settings.push(("aws_allow_http".to_owned(), "true".to_owned()));
-        }
-        settings.push(("aws_endpoint".to_owned(), endpoint));
-    }
-    let hub_home = variable("HF_HOME")
-        .map_or_else(|| home.join(".cache/huggingface"), std::path::PathBuf::from);
-    let hub_token = variable("HF_TOKEN")
-        .or_else(|| std::fs::read_to_string(hub_home.join("token")).ok())
-        .map(|token| token.trim().to_owned())
-        .filter(|token| !token.is_empty());
-    let options = RemoteOptions { settings, hub_token, hub: variable("HF_ENDPOINT") };
-    Ok(Folder::remote(RemoteFolder::open(url, &options)?))
-}
 
-/// The settings of one profile in a file of the AWS tools, under the names of their variables.
-#[cfg(feature = "remote")]
-fn section(text: &str, profile: &str) -> Vec<(String, String)> {
-    let mut within = false;
-    let mut found = Vec::new();
-    for line in text.lines().map(str::trim) {
-        if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
-            within = name.trim() == profile;
-        } else if let Some((key, value)) = line.split_once('=').filter(|_| within) {
-            let key = match key.trim() {
-                "region" => "aws_region",
-                "endpoint_url" => "aws_endpoint_url",
-                key if key.starts_with("aws_") => key,
-                _ => continue,
-            };
-            found.push((key.to_owned(), value.trim().to_owned()));
-        }
+    pub fn gguf(url: &str) -> anyhow::Result<GgufSource> {
+        let (folder, name) = file(url)?;
+        Ok(GgufSource::open_remote(&folder, name)?)
     }
-    found
+
+    pub fn header(url: &str) -> anyhow::Result<Header> {
+        let (folder, name) = file(url)?;
+        Ok(folder.gguf_header(name)?)
+    }
+
+    pub fn list(url: &str) -> anyhow::Result<Vec<(String, u64)>> {
+        Ok(Remote::new(url, &options(url))?.list()?)
+    }
+
+    /// Settings and credentials, from where the providers' own tools have them.
+    fn options(url: &str) -> RemoteOptions {
+        let home = std::env::home_dir().unwrap_or_default();
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let mut settings = Vec::new();
+        if url.starts_with("s3") {
+            let profile = variable("AWS_PROFILE").unwrap_or_else(|| "default".to_owned());
+            let file = |name: &str, default: &str| {
+                let path = variable(name).map_or_else(|| home.join(default), Into::into);
+                std::fs::read_to_string(path).unwrap_or_default()
+            };
+            let config = file("AWS_CONFIG_FILE", ".aws/config");
+            let credentials = file("AWS_SHARED_CREDENTIALS_FILE", ".aws/credentials");
+            settings.extend(section(&config, &format!("profile {profile}")));
+            settings.extend(section(&config, &profile));
+            settings.extend(section(&credentials, &profile));
+        }
+        // What comes later wins: the environment stands above files, as in the providers' own tools.
+        settings.extend(std::env::vars_os().filter_map(|(name, value)| {
+            let name = name.into_string().ok()?;
+            let known = ["AWS_", "GOOGLE_", "AZURE_"].iter().any(|prefix| name.starts_with(prefix));
+            Some((name, value.into_string().ok()?)).filter(|(_, value)| known && !value.is_empty())
+        }));
+        let endpoint = settings.iter().rev().find(|(name, _)| {
+            let name = name.to_ascii_lowercase();
+            ["aws_endpoint_url", "aws_endpoint_url_s3", "aws_endpoint"].contains(&name.as_str())
+        });
+        if let Some((_, endpoint)) = endpoint {
+            let endpoint = endpoint.clone();
+            if endpoint.starts_with("http://") {
+                settings.push(("aws_allow_http".to_owned(), "true".to_owned()));
+            }
+            settings.push(("aws_endpoint".to_owned(), endpoint));
+        }
+        let hub_home = variable("HF_HOME")
+            .map_or_else(|| home.join(".cache/huggingface"), std::path::PathBuf::from);
+        let hub_token = variable("HF_TOKEN")
+            .or_else(|| std::fs::read_to_string(hub_home.join("token")).ok())
+            .map(|token| token.trim().to_owned())
+            .filter(|token| !token.is_empty());
+        RemoteOptions { settings, hub_token, hub: variable("HF_ENDPOINT") }
+    }
+
+    /// The settings of one profile in a file of the AWS tools, under the names of their variables.
+    pub(super) fn section(text: &str, profile: &str) -> Vec<(String, String)> {
+        let mut within = false;
+        let mut found = Vec::new();
+        for line in text.lines().map(str::trim) {
+            if let Some(name) = line.strip_prefix('[').and_then(|l| l.strip_suffix(']')) {
+                within = name.trim() == profile;
+            } else if let Some((key, value)) = line.split_once('=').filter(|_| within) {
+                let key = match key.trim() {
+                    "region" => "aws_region",
+                    "endpoint_url" => "aws_endpoint_url",
+                    key if key.starts_with("aws_") => key,
+                    _ => continue,
+                };
+                found.push((key.to_owned(), value.trim().to_owned()));
+            }
+        }
+        found
+    }
 }
 
 #[cfg(all(test, feature = "remote"))]
@@ -169,7 +252,7 @@ mod tests {
     fn a_profile_is_found_among_others() {
         let text =
             "[a]\naws_access_key_id = 1\n[b]\n aws_access_key_id=2 \nregion = x\noutput=json";
-        let found = super::section(text, "b");
+        let found = super::remote::section(text, "b");
         let pair = |key: &str, value: &str| (key.to_owned(), value.to_owned());
         assert_eq!(found, [pair("aws_access_key_id", "2"), pair("aws_region", "x")]);
     }

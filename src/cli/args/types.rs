@@ -1,7 +1,7 @@
 //! Options on types that `convert` and `quantize` share.
 
 use super::instructions::Instructions;
-use crate::convert::Importance;
+use crate::convert::{Importance, Ingredient, Role};
 use crate::gguf::{self, Value};
 use crate::imatrix::Unrouted;
 use crate::quant::QuantType;
@@ -111,9 +111,23 @@ impl Imatrix {
     pub fn simd(&self) -> Simd {
         self.instructions.simd()
     }
+
+    /// The file of the importance matrix.
+    pub fn ingredients(&self) -> Vec<Ingredient> {
+        let what = Role::Imatrix;
+        self.imatrix.iter().map(|path| Ingredient { what, path: path.clone() }).collect()
+    }
 }
 
 impl Args {
+    /// Files that the output is made with.
+    pub fn ingredients(&self) -> Vec<Ingredient> {
+        let types = self.tensor_type_file.iter();
+        let what = Role::TensorTypes;
+        let types = types.map(|path| Ingredient { what, path: path.clone() });
+        self.weights.ingredients().into_iter().chain(types).collect()
+    }
+
     /// The importance matrix, read and filtered.
     pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
         self.weights.importance()

@@ -1,12 +1,12 @@
 //! `requant compare`: what quantizations cost, token by token.
 
 use crate::cli::args::measure::{
-    Room, RunArgs, Sampling, Shape, Tasks, TextArgs, conclude, inputs, model, options,
+    Models, Room, RunArgs, Sampling, Shape, Tasks, TextArgs, conclude, inputs, options,
 };
 use crate::cli::args::{places, share};
 use crate::cli::bad_usage;
 use crate::cli::views::measured::{self, Show};
-use crate::measure::{Against, Extras, Job, Subject};
+use crate::measure::{Extras, Job};
 use serde_json::Value;
 use std::path::PathBuf;
 
@@ -19,16 +19,13 @@ use std::path::PathBuf;
                         --text wiki.test.raw --report cost.html\n  \
                         requant compare --base r1.kld DeepSeek-R1-Q4_K_M.gguf")]
 pub struct Args {
-    /// The reference, then the models to compare with it; with --base, the models alone
-    #[arg(required = true, value_name = "MODEL")]
-    models: Vec<PathBuf>,
+    #[command(flatten)]
+    models: Models,
     #[command(flatten)]
     text: TextArgs,
-    /// Take the reference from a file of log-probabilities (llama-perplexity's format)
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["text", "tokens", "ctx", "save_base"])]
-    base: Option<PathBuf>,
     /// Save the reference's log-probabilities in llama-perplexity's format
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "until_error", "time_limit"])]
+    #[arg(long, value_name = "FILE",
+          conflicts_with_all = ["base", "shard", "until_error", "time_limit"])]
     save_base: Option<PathBuf>,
     /// Show the error of the hidden states after each layer
     #[arg(long, conflicts_with = "shard")]
@@ -62,28 +59,13 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         return Err(bad_usage("--per-token is for the whole; give it to `requant join`"));
     }
     let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
-    let candidates = match (&args.base, args.models.as_slice()) {
-        (Some(_), models) => models,
-        (None, [_, candidates @ ..]) if args.save_base.is_some() || !candidates.is_empty() => {
-            candidates
-        }
-        _ => return Err(bad_usage("give a reference and at least one model to compare with it")),
-    };
-    let open = |path: &PathBuf| model(path, &options);
-    let opened = candidates.iter().map(open).collect::<anyhow::Result<Vec<_>>>()?;
-    let candidates: Vec<Subject> =
-        candidates.iter().zip(&opened).map(|(path, model)| Subject { path, model }).collect();
-    let alone = args.base.is_none() && args.tasks.are_alone(&args.text);
-    let path = &args.models[0];
-    let of_reference;
-    let (reference, texts) = match &args.base {
-        Some(base) => (Against::Base(base), Vec::new()),
-        None => {
-            of_reference = open(path)?;
-            let texts = if alone { Vec::new() } else { args.text.read()? };
-            (Against::Model(Subject { path, model: &of_reference }), texts)
-        }
-    };
+    if args.save_base.is_none() {
+        args.models.require_candidates()?;
+    }
+    let alone = !args.models.has_base() && args.tasks.are_alone(&args.text);
+    let opened = args.models.open(&options)?;
+    let texts = if alone { Vec::new() } else { args.models.texts(&args.text)? };
+    let (reference, candidates) = (opened.reference(), opened.candidates());
     let json = args.run.json || args.shape.is_json();
     let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
     let job = Job::Compare { reference, candidates: &candidates, extras };

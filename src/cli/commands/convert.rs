@@ -88,15 +88,16 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     if args.dry_run {
         return plan::print(&ladder, &model, options.shard, true, args.json.then_some(beside));
     }
+    let made_with = choices.ingredients(&model, calibrated);
     let rounding = match calibrated {
         None => {
-            output_options.run("convert", &ladder, &model, options)?;
+            output_options.run("convert", &ladder, &model, &made_with, options)?;
             Json::Null
         }
         Some(calibrated) => {
             let simd = choices.simd();
             let run = |output: &output::Output| calibrated.run("convert", &model, output, simd);
-            output_options.run_with(&ladder, &model, options, run)?
+            output_options.run_with(&ladder, &model, &made_with, options, run)?
         }
     };
     if choices.is_ladder() {

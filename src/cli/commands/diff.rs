@@ -4,7 +4,7 @@ use crate::cli::args::place;
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::cli::views::units;
-use crate::gguf::Metadata;
+use crate::gguf::{Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS};
 use crate::inspect::{Difference, difference, same_bytes};
 use crate::model::{GgufModel, Model};
 use crate::monitor::Monitor;
@@ -90,16 +90,16 @@ enum Side {
 
 impl Side {
     fn open(place: &Path) -> anyhow::Result<Self> {
-        if !place.is_file() {
+        if !place::is_gguf(place) {
             return Ok(Self::Model(place::model(place)?));
         }
-        match GgufModel::open(place) {
+        match GgufModel::of(place::gguf(place)?) {
             Ok(model) => {
                 let model = Model::Gguf(Box::new(model));
                 say::warnings(model.warnings());
                 Ok(Self::Model(model))
             }
-            Err(_) => Ok(Self::Stored(Box::new(GgufSource::open(place)?))),
+            Err(_) => Ok(Self::Stored(Box::new(place::gguf(place)?))),
         }
     }
 
@@ -226,7 +226,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
 fn diff_metadata(a: &Metadata, b: &Metadata) -> Vec<(String, Option<String>, Option<String>)> {
     let keys =
         a.iter().map(|x| x.0).chain(b.iter().map(|x| x.0).filter(|key| a.get(key).is_none()));
-    keys.filter(|key| a.get(key) != b.get(key))
+    // How many files a model is in is no matter of what it is.
+    keys.filter(|key| ![SPLIT_NO, SPLIT_COUNT, SPLIT_TENSORS].contains(key))
+        .filter(|key| a.get(key) != b.get(key))
         .map(|key| {
             let shown = |m: &Metadata| m.get(key).map(units::value);
             (key.to_owned(), shown(a), shown(b))

@@ -1,29 +1,29 @@
-//! `requant gate`: whether a model's loss stays within limits.
+//! `requant gate`: whether the loss of models stays within limits.
 
 use crate::cli::args::measure::{
-    Room, RunArgs, Sampling, TextArgs, conclude, inputs, model, options,
+    Models, Room, RunArgs, Sampling, TextArgs, Verdicts, conclude, inputs, options,
 };
 use crate::cli::args::numbers::{confidence, positive, share as share_of};
-use crate::cli::args::share;
+use crate::cli::args::{places, share};
 use crate::cli::views::measured::Show;
 use crate::eval::Limits;
-use crate::measure::{Job, Subject, Terms};
+use crate::measure::{Extras, Job, Terms};
 use serde_json::Value;
 use std::path::PathBuf;
 
-/// Decide whether a model's loss stays within limits, as early as the measurements allow.
+/// Decide whether the loss of models stays within limits, as early as the measurements allow.
 ///
 /// Exit codes: 0 all limits are kept, 3 one is not, 4 undecided at this confidence.
 #[derive(clap::Args)]
-#[command(after_help = "Example:\n  requant gate DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
-                        --text wiki.test.raw --max-kld 0.02 --max-ppl-ratio 1.01")]
+#[command(after_help = "Examples:\n  requant gate DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
+                        --text wiki.test.raw --max-kld 0.02 --max-ppl-ratio 1.01\n  \
+                        requant gate --base r1.kld *.gguf --max-kld 0.05 \
+                        --summary $GITHUB_STEP_SUMMARY --report cost.html")]
 #[command(group(clap::ArgGroup::new("limits").required(true).multiple(true)
                 .args(["max_kld", "max_ppl_ratio", "min_same_top"])))]
 pub struct Args {
-    /// The reference: checkpoint or GGUF file
-    reference: PathBuf,
-    /// The model to judge
-    model: PathBuf,
+    #[command(flatten)]
+    models: Models,
     #[command(flatten)]
     text: TextArgs,
     /// Largest mean KL divergence, in nats
@@ -38,6 +38,14 @@ pub struct Args {
     /// Probability that a verdict is right
     #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = confidence)]
     confidence: f64,
+    /// Measure the error of each tensor's output alone, for --report
+    #[arg(long, conflicts_with = "base", requires = "report")]
+    by_tensor: bool,
+    /// Write a page with tables and pictures of what was measured
+    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    report: Option<PathBuf>,
+    #[command(flatten)]
+    verdicts: Verdicts,
     #[command(flatten)]
     sampling: Sampling,
     #[command(flatten)]
@@ -50,22 +58,28 @@ pub struct Args {
 
 /// The exit code of the verdict.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
+    let Verdicts { summary, junit } = &args.verdicts;
+    for path in args.report.iter().chain(summary).chain(junit) {
+        places::prepare(path)?;
+    }
     let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
-    let texts = args.text.read()?;
-    let (reference, model) = (model(&args.reference, &options)?, model(&args.model, &options)?);
-    let reference = Subject { path: &args.reference, model: &reference };
-    let candidate = Subject { path: &args.model, model: &model };
+    args.models.require_candidates()?;
+    let opened = args.models.open(&options)?;
+    let texts = args.models.texts(&args.text)?;
+    let (reference, candidates) = (opened.reference(), opened.candidates());
     let limits = Limits {
         kl: args.max_kld,
         perplexity_ratio: args.max_ppl_ratio,
         same_top: args.min_same_top,
     };
-    let job =
-        Job::Gate { reference, candidate, terms: Terms { limits, confidence: args.confidence } };
+    let terms = Terms { limits, confidence: args.confidence };
+    let extras = Extras { by_tensor: args.by_tensor, ..Extras::default() };
+    let job = Job::Gate { reference, candidates: &candidates, extras, terms };
     if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
-        let json = args.run.json;
-        let inputs = if json { inputs(&texts, &[reference, candidate])? } else { Value::Null };
-        let show = Show { json, inputs, ..Show::default() };
+        let Verdicts { summary, junit } = args.verdicts.clone();
+        let (json, report) = (args.run.json, args.report.clone());
+        let inputs = if json { inputs(&texts, &job.subjects())? } else { Value::Null };
+        let show = Show { json, report, summary, junit, inputs, ..Show::default() };
         return conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);

@@ -1,12 +1,13 @@
 //! `requant hash`: SHA-256 of a model's tensors, whatever files it is spread over.
 
 use super::diff::trimmed;
+use crate::cli::args::place;
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::inspect::{hash_metadata, hash_tensor};
 use crate::monitor::Monitor;
 use crate::names::hex;
-use crate::source::{GgufSource, Source};
+use crate::source::Source;
 use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 use sha2::{Digest, Sha256};
@@ -24,7 +25,7 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
-    let model = GgufSource::open(&args.model)?;
+    let model = place::gguf(&args.model)?;
     let weights: u64 = model.tensors().iter().map(|t| t.n_elements()).sum();
     let progress = Progress::start("hash", weights, "weights", model.n_bytes());
     let mut tensors: Vec<(usize, [u8; 32])> = (0..model.tensors().len())

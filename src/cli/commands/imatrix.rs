@@ -3,9 +3,10 @@
 use crate::cli::args::imatrix::File;
 use crate::cli::args::measure::{self, Room, RunArgs, TextArgs};
 use crate::cli::args::share;
-use crate::cli::bad_usage;
+use crate::cli::views::statistics;
+use crate::cli::{bad_usage, say};
 use crate::imatrix::Sums;
-use crate::measure::{Found, Job, Subject};
+use crate::measure::{Found, Job, Options, Subject, Text};
 use std::path::PathBuf;
 
 /// Collect an importance matrix, as llama-imatrix does but with f32 activations.
@@ -14,17 +15,32 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  requant imatrix DeepSeek-R1 --text calibration.txt -o imatrix.gguf\n  \
-                        requant imatrix --merge a.gguf --merge b.gguf -o imatrix.gguf"
+                        requant imatrix --merge a.gguf --merge b.gguf -o imatrix.gguf\n  \
+                        requant imatrix --show-statistics imatrix.gguf"
 )]
 pub struct Args {
-    /// Checkpoint or GGUF file; may be left out where files are merged
+    /// Checkpoint or GGUF file; may be left out where files are merged. With --show-statistics, an
+    /// importance matrix
     model: Option<PathBuf>,
     #[command(flatten)]
     text: TextArgs,
     #[command(flatten)]
     file: File,
+    /// Leave out the first N chunks of each text
+    #[arg(long = "chunk", visible_alias = "from-chunk", value_name = "N", default_value_t = 0)]
+    first_chunk: u32,
+    /// Collect for the output matrix as well
+    #[arg(long)]
+    process_output: bool,
+    /// Take names of special tokens in the text, such as those of a chat, for these tokens
+    #[arg(long, conflicts_with = "tokens")]
+    parse_special: bool,
+    /// Show what an importance matrix says about the inputs of each tensor, and stop
+    #[arg(long, conflicts_with_all = ["text", "tokens", "process_output", "parse_special",
+        "first_chunk", "shard", "dry_run"])]
+    show_statistics: bool,
     /// Add the sums of these files (either format); repeatable
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    #[arg(long, visible_alias = "in-file", value_name = "FILE", conflicts_with = "shard")]
     merge: Vec<PathBuf>,
     #[command(flatten)]
     share: share::Args,
@@ -35,11 +51,15 @@ pub struct Args {
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.show_statistics {
+        return show_statistics(args);
+    }
     if args.model.is_none() && args.merge.is_empty() {
         return Err(bad_usage("give a model and a text, or files to --merge"));
     }
     args.file.check()?;
     let options = measure::options(&args.text, &args.room, &args.run);
+    let options = Options { first_chunk: args.first_chunk as usize, ..options };
     let mut sums = Sums::default();
     for path in &args.merge {
         let other = Sums::open(path, options.ctx as u32)?;
@@ -51,8 +71,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })?;
     }
     if let Some(path) = &args.model {
-        let (texts, model) = (args.text.read()?, measure::model(path, &options)?);
-        let job = Job::Importances(Subject { path, model: &model });
+        let (mut texts, model) = (args.text.read()?, measure::model(path, &options)?);
+        if args.parse_special {
+            texts = texts.into_iter().map(Text::with_special_tokens).collect();
+        }
+        let (subject, of_output) = (Subject { path, model: &model }, args.process_output);
+        let job = Job::Importances { subject, of_output };
         let Some(part) = args.share.measure("imatrix", job, &texts, &options, args.run.json)?
         else {
             Room::finish(&options);
@@ -68,5 +92,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     args.file.write(&sums, args.run.json)?;
     Room::finish(&options);
+    Ok(())
+}
+
+/// Shows the statistics of the one file that is given.
+fn show_statistics(args: &Args) -> anyhow::Result<()> {
+    let files: Vec<&PathBuf> = args.model.iter().chain(&args.merge).collect();
+    let [path] = files[..] else {
+        return Err(bad_usage("--show-statistics takes one importance matrix"));
+    };
+    let options = measure::options(&args.text, &args.room, &args.run);
+    let sums = Sums::open(path, options.ctx as u32)?;
+    let all = sums.statistics();
+    match args.run.json {
+        true => say::json(statistics::json(path, &sums, &all)),
+        false => print!("{}", statistics::table(&all)),
+    }
     Ok(())
 }

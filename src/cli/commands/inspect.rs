@@ -2,13 +2,13 @@
 
 use crate::cli::args::place;
 use crate::cli::views::units;
-use crate::cli::{errors, say};
-use crate::gguf::{Array, Header, Metadata, TensorInfo, Value};
+use crate::cli::{bad_usage, errors, say};
+use crate::gguf::{Array, Metadata, TensorInfo, Value};
 use crate::inspect::{Stats, stats};
 use crate::model::Model;
 use crate::names::did_you_mean;
 use crate::recipe::Role;
-use crate::source::{Dtype, GgufSource, Source, Storage, TensorMeta};
+use crate::source::{Source, Storage, TensorMeta};
 use crate::warning::{Topic, Warning};
 use anyhow::{Context, bail};
 use serde_json::{Value as Json, json};
@@ -22,8 +22,11 @@ use std::path::{Path, PathBuf};
                         requant inspect model.gguf --tensor blk.3.attn_q_b.weight --stats\n  \
                         requant inspect model.gguf.part --header")]
 pub struct Args {
-    /// GGUF file, the first file of a split model, or a checkpoint
+    /// GGUF file, the first file of a split model, or a checkpoint; or the URL of one
     model: PathBuf,
+    /// List the files of a repository or folder behind a URL instead, such as hf://organization/name
+    #[arg(long, conflicts_with_all = ["tensors", "tensor", "header"])]
+    files: bool,
     /// List every tensor
     #[arg(long)]
     tensors: bool,
@@ -54,7 +57,7 @@ impl Share {
     fn add(&mut self, meta: &TensorMeta) {
         self.tensors += 1;
         self.weights += meta.n_elements();
-        self.bytes += n_bytes(meta);
+        self.bytes += meta.n_bytes();
     }
 
     fn bits(&self) -> f64 {
@@ -90,8 +93,8 @@ impl Subject {
             return Self::header(&args.model);
         }
         // A file of any architecture can be looked at, whether or not it can be run.
-        if args.model.is_file() {
-            let file = GgufSource::open(&args.model)?;
+        if place::is_gguf(&args.model) {
+            let file = place::gguf(&args.model)?;
             let files = file.files().iter().map(|f| f.path().display().to_string()).collect();
             return Ok(Self::of(file.metadata().clone(), files, Box::new(file)));
         }
@@ -117,7 +120,7 @@ impl Subject {
     }
 
     fn header(path: &Path) -> anyhow::Result<Self> {
-        let header = Header::read(path)?;
+        let header = place::header(path)?;
         let meta = |t: &TensorInfo| TensorMeta {
             name: t.name.clone(),
             dims: t.dims.clone(),
@@ -148,7 +151,25 @@ impl Subject {
     }
 }
 
+/// The files of a folder behind a URL.
+fn list(args: &Args) -> anyhow::Result<()> {
+    let Some(url) = place::url(&args.model) else { return Err(bad_usage("--files takes a URL")) };
+    let files = place::list(url)?;
+    if args.json {
+        let files = files.iter().map(|(name, bytes)| json!({ "name": name, "bytes": bytes }));
+        say::json(json!({ "version": 1, "url": url, "files": files.collect::<Vec<_>>() }));
+        return Ok(());
+    }
+    for (name, bytes) in &files {
+        println!("{:>10}  {name}", units::bytes(*bytes));
+    }
+    Ok(())
+}
+
 pub fn run(args: &Args) -> anyhow::Result<()> {
+    if args.files {
+        return list(args);
+    }
     let subject = Subject::open(args)?;
     let chosen: Vec<usize> = match args.tensor.is_empty() {
         true => (0..subject.tensors.len()).collect(),
@@ -214,7 +235,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
             let meta = &subject.tensors[i];
             let dims: Vec<String> = meta.dims.iter().map(u64::to_string).collect();
             let ty = meta.dtype.to_string();
-            let size = units::bytes(n_bytes(meta));
+            let size = units::bytes(meta.n_bytes());
             println!("{:<width$} {ty:>8} {:>22} {size:>12}", meta.name, dims.join(" x "));
             if args.stats {
                 subject.stats(i)?.iter().for_each(print_stats);
@@ -261,7 +282,7 @@ fn print_json(
         let meta = &subject.tensors[i];
         let mut tensor = json!({
             "name": meta.name, "type": meta.dtype.to_string(), "shape": meta.dims,
-            "bytes": n_bytes(meta), "role": Role::of(&meta.name).name(),
+            "bytes": meta.n_bytes(), "role": Role::of(&meta.name).name(),
         });
         if args.stats
             && let Some(s) = subject.stats(i)?
@@ -312,13 +333,5 @@ fn to_json(value: &Value) -> Json {
         Value::I64(n) => json!(n),
         Value::F64(x) => json!(x),
         Value::Array(array) => json!({ "array": Array::type_name(array), "length": array.len() }),
-    }
-}
-
-fn n_bytes(meta: &TensorMeta) -> u64 {
-    match meta.dtype {
-        Dtype::Coded(coding) => meta.n_elements() * coding.bytes / coding.weights,
-        Dtype::Gguf(ty) => meta.n_elements() / ty.block_len() as u64 * ty.block_bytes() as u64,
-        Dtype::Opaque(opaque) => opaque.n_bytes,
     }
 }

@@ -28,6 +28,12 @@ pub struct Args {
     /// Write a page with tables and pictures
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Of a gate, add a table in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// Of a gate, write the verdicts as JUnit's XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
@@ -52,10 +58,13 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         sums.add(own).ok().context("importances join nothing")?;
         args.file.write(&sums, args.json)?;
     }
-    let Args { by_layer, report, .. } = args;
-    let json = args.json || args.shape.is_json();
-    measured::found(
-        &found,
-        &Show { json, by_layer: *by_layer, report: report.clone(), ..args.shape.show() },
-    )
+    let show = Show {
+        json: args.json || args.shape.is_json(),
+        by_layer: args.by_layer,
+        report: args.report.clone(),
+        summary: args.summary.clone(),
+        junit: args.junit.clone(),
+        ..args.shape.show()
+    };
+    measured::found(&found, &show)
 }

@@ -13,7 +13,7 @@ use crate::measure::{self, Options, Sensitivities, Subject, Text};
 use crate::model::Model;
 use crate::pattern::Pattern;
 use crate::quant::QuantType;
-use crate::recipe::{Choice, FileType, Recipe, Role, choose, fitting, recover};
+use crate::recipe::{Choice, FileType, Quantized, Recipe, Role, choose, fitting, recover};
 use anyhow::{Context, bail};
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -534,9 +534,9 @@ impl Search<'_> {
         tensors.iter().for_each(|(_, n, ty)| *weights.entry(*ty).or_default() += n);
         let most = weights.iter().max_by_key(|(_, n)| **n).map(|(ty, _)| *ty);
         let file_type = most.and_then(FileType::of_type).unwrap_or(FileType::Q4_K_M);
-        let named: Vec<(&str, u64, QuantType)> =
-            tensors.iter().map(|(name, n, ty)| (name.as_str(), *n, *ty)).collect();
-        let recipe = Recipe::parse(&recover("measured mix", file_type, &named))?;
+        let named = tensors.iter().map(|(name, n, ty)| Quantized { name, weights: *n, ty: *ty });
+        let found = recover("measured mix", file_type, &named.collect::<Vec<_>>());
+        let recipe = Recipe::parse(&found.text)?;
         let mut settings = Settings {
             recipe: Arc::new(recipe.clone()),
             importance: self.importance.clone(),

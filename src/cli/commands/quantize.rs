@@ -10,7 +10,6 @@ use crate::cli::{bad_usage, say};
 use crate::convert::{Mode, Plan, Settings};
 use crate::model::{join_legacy_mla, split_legacy_mla};
 use crate::recipe::{FileType, Recipe};
-use crate::source::GgufSource;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -141,7 +140,7 @@ impl Args {
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let Wanted { output, target, n_threads } = args.wanted().map_err(bad_usage)?;
     place::refuse_folder(&args.input)?;
-    let mut source = GgufSource::open(&args.input)?;
+    let mut source = place::gguf(&args.input)?;
     source.set_simd(args.recipe.simd());
     match args.mla {
         Some(MlaArg::Split) => split_legacy_mla(&mut source)?,
@@ -202,12 +201,14 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let json = args.json.then(Default::default);
         return plan::print(&ladder, &source, options.shard, true, json);
     }
+    let mut made_with = args.recipe.ingredients();
+    made_with.extend(calibrated.as_ref().map(calibrate::Prepared::ingredient));
     match calibrated {
-        None => args.output_options.run("quantize", &ladder, &source, options),
+        None => args.output_options.run("quantize", &ladder, &source, &made_with, options),
         Some(calibrated) => {
             let simd = args.recipe.simd();
             let run = |output: &output::Output| calibrated.run("quantize", &source, output, simd);
-            args.output_options.run_with(&ladder, &source, options, run)?;
+            args.output_options.run_with(&ladder, &source, &made_with, options, run)?;
             Ok(())
         }
     }

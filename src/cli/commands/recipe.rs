@@ -4,11 +4,10 @@ use crate::cli::args::types::{self, MIXES};
 use crate::cli::args::{output, place};
 use crate::cli::say;
 use crate::cli::views::units;
-use crate::convert::{Plan, RECIPE, Settings};
+use crate::convert::{Explained, Explanation, Plan, Settings, explain};
 use crate::model::Model;
 use crate::names::by_layer;
 use crate::recipe::{FileType, Reason, Recipe, Role};
-use crate::source::GgufSource;
 use clap::Subcommand;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -97,8 +96,8 @@ fn show(args: &ShowArgs) -> anyhow::Result<()> {
         memory: args.resources.memory(),
         ..Settings::new(FileType::F32)
     };
-    let plan = if model.is_file() {
-        Plan::of_gguf(&GgufSource::open(model)?, &settings)?
+    let plan = if place::is_gguf(model) {
+        Plan::of_gguf(&place::gguf(model)?, &settings)?
     } else {
         let Model::Checkpoint(opened) = place::model(model)? else {
             anyhow::bail!("{}: neither a file nor a checkpoint", model.display())
@@ -167,36 +166,23 @@ fn why(plan: &Plan, reason: Reason) -> String {
 }
 
 fn from(args: &FromArgs) -> anyhow::Result<()> {
-    let file = GgufSource::open(&args.file)?;
-    if let Some(text) = file.metadata().str(RECIPE)? {
-        print!("{text}");
-        return Ok(());
-    }
-    let plan = |file_type, imatrix| {
-        let mut settings = Settings { allow_requantize: true, ..Settings::new(file_type) };
-        settings.options.imatrix = imatrix;
-        Plan::of_gguf(&file, &settings)
-    };
-    let given = file.metadata().u32("general.file_type")?;
-    let said = FileType::all().find(|ft| Some(ft.id()) == given);
-    let said = said.unwrap_or(FileType::Q4_K_M);
-    // The mix that the file claims to be, then all others.
-    let mixes = std::iter::once(said).chain(FileType::all().filter(|&ft| ft != said));
-    for (file_type, imatrix) in mixes.flat_map(|ft| [(ft, true), (ft, false)]) {
-        let Ok(plan) = plan(file_type, imatrix) else { continue };
-        if plan.tensors().iter().all(|t| t.reason == Reason::Kept || t.ty == t.stored) {
-            let with = if imatrix { "with" } else { "without" };
-            println!("# {}: the types of this mix {with} an imatrix.", args.file.display());
-            print!("{}", plan.recipe().text());
-            return Ok(());
-        }
-    }
-    let plan = plan(said, true)?;
-    let quantized = plan.tensors().iter().filter(|t| t.reason != Reason::Kept);
-    let types: Vec<_> = quantized
-        .filter_map(|t| Some((t.name.as_str(), t.n_elements(), t.stored.known()?)))
-        .collect();
+    let file = place::gguf(&args.file)?;
     let name = args.file.file_stem().unwrap_or_default().to_string_lossy();
-    print!("{}", crate::recipe::recover(&name, said, &types));
+    let Explanation { text, how } = explain(&file, &name)?;
+    let with = |imatrix| if imatrix { ", with an imatrix" } else { "" };
+    let how = match how {
+        Explained::Stored => None,
+        Explained::Mix { mix, imatrix } => Some(format!("the types of {mix}{}", with(imatrix))),
+        Explained::Amended { mix, imatrix, rules } => Some(format!(
+            "{mix}{}, with {rules} rule{} before its own",
+            with(imatrix),
+            if rules == 1 { "" } else { "s" }
+        )),
+        Explained::Listed => Some("no mix of llama-quantize; the types, listed".to_owned()),
+    };
+    if let Some(how) = how {
+        println!("# {}: {how}", args.file.display());
+    }
+    print!("{text}");
     Ok(())
 }

@@ -72,6 +72,6 @@ fn regroup(
     let ladder = Ladder::of(&plan, output);
     match dry_run {
         true => plan::print(&ladder, &source, run_options.shard, true, None),
-        false => options.run(what, &ladder, &source, run_options),
+        false => options.run(what, &ladder, &source, &[], run_options),
     }
 }

@@ -7,7 +7,8 @@ use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::cli::views::units;
 use crate::convert::{
-    Comparison, Intermediate, Manifest, Plan, Settings, is_lossless, validate_blocks, zeros,
+    Comparison, Input, Intermediate, MadeWith, Manifest, Naming, OfCalibration, OfImatrix, Plan,
+    Settings, is_lossless, validate_blocks, zeros,
 };
 use crate::model::{CheckpointModel, Mla, Mtp};
 use crate::names::in_short;
@@ -57,7 +58,7 @@ pub struct Args {
 
 /// Whether everything that was compared is equal.
 pub fn run(args: &Args) -> anyhow::Result<bool> {
-    let file = GgufSource::open(&args.model)?;
+    let file = place::gguf(&args.model)?;
     let threads = args.resources.threads();
     let weights: u64 = file.tensors().iter().map(|t| t.n_elements()).sum();
     let progress = Progress::start("blocks", weights, "weights", file.n_bytes());
@@ -73,7 +74,15 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
     }
     say::warnings(&zeros(&file)?);
     let mut problems = Vec::new();
+    let made_with = MadeWith::read(file.metadata())?;
     let manifest = check_manifest(args, &file, &mut problems)?;
+    let missing = match args.against {
+        Some(_) => missing(args, &made_with, manifest.as_ref().map(|(_, manifest)| manifest))?,
+        None => Vec::new(),
+    };
+    for text in &missing {
+        say::warning(&Warning::new(Topic::Imatrix, text.clone()));
+    }
     let comparison = match &args.against {
         Some(checkpoint) => Some(compare(args, checkpoint, &file)?),
         None => None,
@@ -94,7 +103,9 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
             "files": file.files().len(),
             "tensors": file.tensors().len(),
             "bytes": file.n_bytes(),
-            "manifest": manifest,
+            "manifest": manifest.as_ref().map(|(path, _)| path),
+            "made_with": made_with,
+            "missing": missing,
             "problems": problems,
             "compared": comparison.as_ref().map(|c| json!({
                 "weights": c.weights,
@@ -104,7 +115,8 @@ pub fn run(args: &Args) -> anyhow::Result<bool> {
         });
         say::json(json);
     } else {
-        println!("{}", describe(&file, manifest.as_deref(), comparison.as_ref()));
+        let manifest = manifest.as_ref().map(|(path, _)| path.as_path());
+        println!("{}", describe(&file, manifest, &made_with, comparison.as_ref()));
     }
     if problems.is_empty() {
         return Ok(true);
@@ -123,7 +135,44 @@ fn of_unknown_types(file: &GgufSource) -> impl Iterator<Item = &TensorMeta> {
     file.tensors().iter().filter(|t| matches!(t.dtype, Dtype::Opaque(_)))
 }
 
-fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comparison>) -> String {
+/// What it takes to make the file again, and was not given.
+fn missing(
+    args: &Args,
+    made_with: &MadeWith,
+    manifest: Option<&Manifest>,
+) -> anyhow::Result<Vec<String>> {
+    let mut missing = Vec::new();
+    let given = args.recipe.ingredients();
+    if let (Some(imatrix), []) = (&made_with.imatrix, &given[..]) {
+        let OfImatrix { file, .. } = imatrix;
+        missing.push(format!(
+            "it was made with the importance matrix {file}, without which tensors that it weighed \
+             differ (--imatrix)"
+        ));
+    }
+    if let Some(OfCalibration { file, .. }) = &made_with.calibration {
+        missing.push(format!(
+            "its rounding was calibrated with {file}, so that its tensors are not those of plain \
+             rounding; `requant convert --calibrate` makes it again"
+        ));
+    }
+    for ingredient in given {
+        let found = Input::of(&ingredient, Naming::Base, &())?;
+        let mut named = manifest.iter().flat_map(|m| &m.inputs).filter(|i| i.what == found.what);
+        if let Some(expected) = named.next().filter(|expected| expected.sha256 != found.sha256) {
+            let (given, name) = (ingredient.path.display(), &expected.name);
+            missing.push(format!("{given} is not the manifest's {name}; give that one"));
+        }
+    }
+    Ok(missing)
+}
+
+fn describe(
+    file: &GgufSource,
+    manifest: Option<&Path>,
+    made_with: &MadeWith,
+    comparison: Option<&Comparison>,
+) -> String {
     let size = units::bytes(file.n_bytes());
     let mut out = format!(
         "structure  {} in {}, {size}, every block{} finite",
@@ -133,6 +182,14 @@ fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comp
     );
     if let Some(manifest) = manifest {
         out += &format!("\nmanifest   {} was checked", manifest.display());
+    }
+    if let Some(OfImatrix { file, dataset, entries, .. }) = &made_with.imatrix {
+        let n = entries.map_or(String::new(), |n| format!(", {n} entries"));
+        let of = dataset.as_ref().map_or(String::new(), |dataset| format!(", from {dataset}"));
+        out += &format!("\nmade with  importance matrix {file}{n}{of}");
+    }
+    if let Some(OfCalibration { file, .. }) = &made_with.calibration {
+        out += &format!("\nmade with  rounding calibrated on {file}");
     }
     if let Some(c) = comparison {
         let share = 100.0 * c.weights as f64 / c.of.max(1) as f64;
@@ -146,12 +203,12 @@ fn describe(file: &GgufSource, manifest: Option<&Path>, comparison: Option<&Comp
     out
 }
 
-/// Checks the manifest that is given or found, and returns its path.
+/// Checks the manifest that is given or found, and returns it with its path.
 fn check_manifest(
     args: &Args,
     file: &GgufSource,
     problems: &mut Vec<String>,
-) -> anyhow::Result<Option<PathBuf>> {
+) -> anyhow::Result<Option<(PathBuf, Manifest)>> {
     let path = match &args.manifest {
         Some(path) => path.clone(),
         None => match candidates(&args.model).into_iter().find(|path| path.is_file()) {
@@ -165,12 +222,11 @@ fn check_manifest(
     if manifest.format != 1 {
         bail!("{}: manifest of version {}, known is 1", path.display(), manifest.format);
     }
-    let paths: Vec<PathBuf> = file.files().iter().map(|f| f.path().to_owned()).collect();
     let progress = Progress::start("hash", file.n_bytes(), "B", 0);
-    let (files, tensors) = Manifest::hash_outputs(&paths, &progress)?;
+    let (files, tensors) = Manifest::hash_files(file, &progress)?;
     progress.finish();
     problems.extend(manifest.differences(&files, &tensors));
-    Ok(Some(path))
+    Ok(Some((path, manifest)))
 }
 
 /// Where the manifest of a model may lie: beside it, under the name that it was given when it was

@@ -1,12 +1,14 @@
 //! What was measured, for people and for programs.
 
 use super::models::{self, Format, by_chunk, percentile};
-use super::{per_token, report, units};
+use super::{ci, per_token, report, units};
 use crate::cli::{is_interrupted, say};
-use crate::eval::{Activations, Perplexity, Verdict};
+use crate::eval::{Activations, Check, Perplexity, Verdict};
 use crate::io::LocalDisk;
-use crate::measure::{Choices, Domain, Estimate, Found, Judgement, Outcome, Row};
+use crate::measure::{Choices, Domain, Estimate, Found, Judged, Judgement, Outcome, Row};
+use anyhow::Context;
 use serde_json::{Value, json};
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// How it is shown.
@@ -26,6 +28,10 @@ pub struct Show {
     pub by_layer: bool,
     /// With a page.
     pub report: Option<PathBuf>,
+    /// With a summary in Markdown of a verdict, at the end of this file.
+    pub summary: Option<PathBuf>,
+    /// With a verdict as JUnit's XML.
+    pub junit: Option<PathBuf>,
     /// And how tasks were answered.
     pub choices: Option<Choices>,
 }
@@ -40,10 +46,7 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
     if let (Some(path), Found::Comparison(outcome)) = (&show.per_token, found) {
         per_token::write(outcome, path)?;
     }
-    if let (Some(path), Found::Comparison(outcome)) = (&show.report, found) {
-        let page = report::page(outcome, show.choices.as_ref());
-        crate::io::write(&LocalDisk, path, page.as_bytes())?;
-    }
+    write_files(found, show)?;
     Ok(match found {
         Found::Judgement(judged) => match judged.verdict {
             Verdict::Pass => 0,
@@ -88,6 +91,29 @@ fn print_tables(found: &Found, show: &Show) {
     if let Some(choices) = &show.choices {
         print!("\n{}", answers(choices));
     }
+}
+
+/// Writes the files that are asked for.
+fn write_files(found: &Found, show: &Show) -> anyhow::Result<()> {
+    let outcome = match found {
+        Found::Comparison(outcome) => Some(&**outcome),
+        Found::Judgement(judged) => judged.outcome.as_ref(),
+        Found::Perplexity(_) | Found::Importances(_) => None,
+    };
+    if let (Some(path), Some(outcome)) = (&show.report, outcome) {
+        let page = report::page(outcome, show.choices.as_ref());
+        crate::io::write(&LocalDisk, path, page.as_bytes())?;
+    }
+    let Found::Judgement(judged) = found else { return Ok(()) };
+    if let Some(path) = &show.summary {
+        let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
+        let written = file.and_then(|mut file| file.write_all(ci::summary(judged).as_bytes()));
+        written.with_context(|| path.display().to_string())?;
+    }
+    if let Some(path) = &show.junit {
+        crate::io::write(&LocalDisk, path, ci::junit(judged).as_bytes())?;
+    }
+    Ok(())
 }
 
 /// How tasks were answered, where nothing else was measured.
@@ -147,8 +173,8 @@ fn answers(choices: &Choices) -> String {
 }
 
 /// The text, the list of them, or null where it is not known.
-fn texts(outcome: &Outcome) -> Value {
-    match outcome.texts.as_slice() {
+fn texts(texts: &[PathBuf]) -> Value {
+    match texts {
         [] => Value::Null,
         [text] => json!(text),
         texts => json!(texts),
@@ -200,7 +226,7 @@ fn perplexity(outcome: &Outcome) -> anyhow::Result<Value> {
     let mut value = serde_json::to_value(&outcome.own)?;
     value["version"] = json!(1);
     value["model"] = json!(outcome.reference);
-    value["text"] = texts(outcome);
+    value["text"] = texts(&outcome.texts);
     value["ctx"] = json!(outcome.ctx);
     value["activations"] = json!(outcome.activations);
     add_parts(
@@ -229,44 +255,67 @@ fn perplexity_table(outcome: &Outcome) -> String {
 
 /// See docs/schema/gate.json.
 fn judgement(judged: &Judgement) -> Value {
+    let model = |model: &Judged| {
+        json!({
+            "model": model.path,
+            "bits_per_weight": model.bits_per_weight,
+            "verdict": model.verdict,
+            "chunks": model.chunks,
+            "checks": model.checks,
+        })
+    };
     json!({
-        "version": 1,
+        "version": 2,
         "reference": judged.reference,
-        "model": judged.model,
+        "text": texts(&judged.texts),
+        "ctx": judged.ctx,
         "activations": judged.activations,
         "verdict": judged.verdict,
         "complete": judged.complete,
         "confidence": judged.confidence,
         "chunks": judged.chunks,
         "chunks_available": judged.chunks_available,
-        "checks": judged.checks,
+        "models": judged.models.iter().map(model).collect::<Vec<_>>(),
     })
+}
+
+/// A verdict as people read it.
+pub fn verdict(verdict: Verdict) -> &'static str {
+    match verdict {
+        Verdict::Pass => "pass",
+        Verdict::Fail => "FAIL",
+        Verdict::Undecided => "undecided",
+    }
+}
+
+/// A verdict, and how much text would give one.
+pub fn with_need(check: &Check) -> String {
+    match check.chunks_needed {
+        Some(n) => format!("{}, some {n} chunks would decide", verdict(check.verdict)),
+        None => verdict(check.verdict).to_owned(),
+    }
 }
 
 fn judgement_table(judged: &Judgement) -> String {
     let mut out = String::new();
-    for check in &judged.checks {
-        let verdict = match check.verdict {
-            Verdict::Pass => "pass".to_owned(),
-            Verdict::Fail => "FAIL".to_owned(),
-            Verdict::Undecided => match check.chunks_needed {
-                Some(n) => format!("undecided, some {n} chunks would decide"),
-                None => "undecided".to_owned(),
-            },
-        };
-        out += &format!(
-            "{:<20} {:.6} ± {:.6}, limit {}: {verdict}\n",
-            check.what, check.value, check.error, check.limit
-        );
+    for model in &judged.models {
+        let n = model.chunks;
+        out += &format!("{}: {} after {n} chunks\n", name(&model.path), verdict(model.verdict));
+        for check in &model.checks {
+            out += &format!(
+                "  {:<20} {:.6} ± {:.6}, limit {}: {}\n",
+                check.what.name(),
+                check.value,
+                check.error,
+                check.limit,
+                with_need(check)
+            );
+        }
     }
-    let name = match judged.verdict {
-        Verdict::Pass => "PASS",
-        Verdict::Fail => "FAIL",
-        Verdict::Undecided => "UNDECIDED",
-    };
     let (confidence, n, all) = (judged.confidence, judged.chunks, judged.chunks_available);
+    let all_together = verdict(judged.verdict).to_uppercase();
     let stopped = if judged.complete { "" } else { ", stopped" };
-    out + &format!("{name} at confidence {confidence} after {n} of {all} chunks{stopped}\n")
+    out + &format!("{all_together} at confidence {confidence} after {n} of {all} chunks{stopped}\n")
 }
 
 /// The reference, and how much of the texts was taken.
@@ -346,8 +395,12 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
             let top = format!("same top token {:.3} %", 100.0 * top.value);
             line(&name(&domain.text), format!("{kl}, {top}, PPL ratio {:.6}", c.paired.ratio));
         }
-        for (name, error) in row.tensors.iter().flatten() {
-            line(name, format!("{error:.3e} relative, of its output"));
+        for tensor in row.tensors.iter().flatten() {
+            let says = match tensor.error {
+                0.0 => "unchanged".to_owned(),
+                error => format!("{error:.3e} relative, of its output"),
+            };
+            line(&tensor.name, format!("{says}, {}", tensor.ty));
         }
     }
     out
@@ -363,15 +416,14 @@ fn comparison(outcome: &Outcome) -> Value {
             "result": row.comparison,
         });
         if let Some(tensors) = &row.tensors {
-            let list = tensors.iter().map(|(name, error)| json!({ "name": name, "error": error }));
-            value["tensors"] = list.collect();
+            value["tensors"] = json!(tensors);
         }
         value
     };
     let mut value = json!({
         "version": 2,
         "reference": outcome.reference,
-        "text": texts(outcome),
+        "text": texts(&outcome.texts),
         "ctx": outcome.ctx,
         "activations": outcome.activations,
         "reference_perplexity": outcome.own,

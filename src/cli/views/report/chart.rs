@@ -1,0 +1,230 @@
+//! Pictures in SVG with axes that several models share, each in its own colour.
+
+use super::escape;
+use std::fmt::Write;
+use std::ops::Range;
+
+/// Width and height of a picture, in its own units.
+pub const SIZE: (f64, f64) = (640.0, 240.0);
+/// Room for the scales on the left and at the bottom.
+const MARGIN: (f64, f64) = (64.0, 32.0);
+/// Where the drawing ends.
+const RIGHT: f64 = SIZE.0 - 8.0;
+const BOTTOM: f64 = SIZE.1 - MARGIN.1;
+/// Numbers below an axis, at most.
+const LABELS: usize = 16;
+/// Colours that there are; the style sheet has as many.
+const COLOURS: usize = 8;
+
+/// A picture with a caption.
+pub fn figure(out: &mut String, caption: &str, draw: impl FnOnce(&mut String)) {
+    let (width, height) = SIZE;
+    let _ = write!(
+        out,
+        "<figure><svg viewBox=\"0 0 {width} {height}\" role=\"img\" aria-label=\"{caption}\">"
+    );
+    draw(out);
+    let _ = write!(out, "</svg><figcaption>{caption}</figcaption></figure>");
+}
+
+/// Which colour is whose.
+pub fn legend(out: &mut String, names: &[String]) {
+    *out += "<ul class=\"legend\">";
+    for (i, name) in names.iter().enumerate() {
+        let _ = write!(out, "<li class=\"{}\">{}", colour(i), escape(name));
+    }
+    *out += "</ul>";
+}
+
+/// The class of a model's colour; after the last one lines are dashed.
+fn colour(i: usize) -> String {
+    let dashed = if i / COLOURS % 2 == 1 { " dashed" } else { "" };
+    format!("m{}{dashed}", i % COLOURS)
+}
+
+/// Powers of ten that enclose values.
+#[derive(Clone, Copy)]
+pub struct Decades(i32, i32);
+
+impl Decades {
+    /// Of the values above 0.
+    pub fn of(values: impl Iterator<Item = f64>) -> Self {
+        let positive = values.filter(|v| *v > 0.0 && v.is_finite());
+        let (low, high) =
+            positive.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
+        if low > high {
+            return Self(-1, 0);
+        }
+        let low = low.log10().floor() as i32;
+        Self(low, (high.log10().ceil() as i32).max(low + 1))
+    }
+
+    /// The height of a value.
+    fn place(self, value: f64) -> f64 {
+        let part = (value.max(1e-300).log10() - f64::from(self.0)) / f64::from(self.1 - self.0);
+        BOTTOM - part.clamp(0.0, 1.0) * (BOTTOM - 10.0)
+    }
+
+    /// Lines and numbers.
+    fn draw(self, out: &mut String) {
+        // Of many decades, some.
+        let step = ((self.1 - self.0) / 8 + 1) as usize;
+        for power in (self.0..=self.1).step_by(step) {
+            let y = self.place(10f64.powi(power));
+            let _ = write!(
+                out,
+                "<line class=\"grid\" x1=\"{0}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+                 <text x=\"{1}\" y=\"{2:.1}\" text-anchor=\"end\">1e{power}</text>",
+                MARGIN.0,
+                MARGIN.0 - 8.0,
+                y + 4.0
+            );
+        }
+    }
+}
+
+/// A horizontal axis.
+#[derive(Clone, Copy)]
+pub struct Across {
+    low: f64,
+    high: f64,
+    unit: &'static str,
+}
+
+impl Across {
+    /// From one number to another.
+    pub fn new(range: Range<f64>, unit: &'static str) -> Self {
+        Self { low: range.start, high: range.end.max(range.start + 1e-9), unit }
+    }
+
+    /// Of numbered things, each with a place of its own.
+    pub fn of_numbers(n: usize) -> Self {
+        Self::new(-0.5..n as f64 - 0.5, "")
+    }
+
+    fn place(self, value: f64) -> f64 {
+        MARGIN.0 + (value - self.low) / (self.high - self.low) * (RIGHT - MARGIN.0)
+    }
+
+    /// Round numbers below the picture.
+    fn draw(self, out: &mut String) {
+        let span = self.high - self.low;
+        let least = (span / 8.0).max(f64::MIN_POSITIVE);
+        let power = 10f64.powf(least.log10().floor());
+        let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * power);
+        let step = step.into_iter().find(|step| *step >= least).unwrap_or(power);
+        let first = (self.low / step).ceil() as i64;
+        for i in (first..).take_while(|&i| i as f64 * step <= self.high + 1e-9).take(LABELS) {
+            let value = i as f64 * step;
+            let digits = (-step.log10().floor()).max(0.0) as usize;
+            let _ = write!(
+                out,
+                "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{value:.digits$}{}</text>",
+                self.place(value).clamp(MARGIN.0, RIGHT - 18.0),
+                SIZE.1 - 10.0,
+                self.unit
+            );
+        }
+    }
+}
+
+/// One line for each model.
+pub fn curves(out: &mut String, across: Across, models: &[Vec<(f64, f64)>]) {
+    let decades = Decades::of(models.iter().flatten().map(|point| point.1));
+    decades.draw(out);
+    across.draw(out);
+    for (i, points) in models.iter().enumerate() {
+        let place =
+            |&(x, y): &(f64, f64)| format!("{:.1},{:.1}", across.place(x), decades.place(y));
+        let line: Vec<String> = points.iter().map(place).collect();
+        let class = colour(i);
+        let _ = write!(out, "<polyline class=\"curve {class}\" points=\"{}\"/>", line.join(" "));
+    }
+}
+
+/// As [`curves`], with a mark and what it says at each point.
+pub fn marked(
+    out: &mut String,
+    across: Across,
+    models: &[Vec<(f64, f64)>],
+    say: impl Fn(usize, usize) -> String,
+) {
+    curves(out, across, models);
+    let decades = Decades::of(models.iter().flatten().map(|point| point.1));
+    for (i, points) in models.iter().enumerate() {
+        for (j, &(x, y)) in points.iter().enumerate() {
+            mark(out, &colour(i), across.place(x), decades.place(y), &say(i, j));
+        }
+    }
+}
+
+fn mark(out: &mut String, class: &str, x: f64, y: f64, text: &str) {
+    let _ = write!(
+        out,
+        "<circle class=\"mark {class}\" cx=\"{x:.1}\" cy=\"{y:.1}\" r=\"3\"><title>{}</title></circle>",
+        escape(text)
+    );
+}
+
+/// A model in a picture of what it costs.
+pub struct Point {
+    /// What it is called.
+    pub name: String,
+    /// How large it is.
+    pub size: f64,
+    /// What it costs.
+    pub cost: f64,
+    /// The standard error of that.
+    pub error: f64,
+}
+
+/// Points with their errors over size.
+pub fn over_size(out: &mut String, unit: &'static str, points: &[Point]) {
+    let sizes = || points.iter().map(|point| point.size);
+    let (low, high) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(0.0, f64::max));
+    let margin = (0.08 * (high - low)).max(0.02 * high);
+    let across = Across::new((low - margin).max(0.0)..high + margin, unit);
+    let ends = points.iter().flat_map(|p| [p.cost - p.error, p.cost, p.cost + p.error]);
+    let decades = Decades::of(ends);
+    decades.draw(out);
+    across.draw(out);
+    for (i, point) in points.iter().enumerate() {
+        let (x, class) = (across.place(point.size), colour(i));
+        let [top, y, bottom] = [point.cost + point.error, point.cost, point.cost - point.error]
+            .map(|v| decades.place(v));
+        let _ = write!(
+            out,
+            "<line class=\"curve {class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>"
+        );
+        let text = format!("{}: {:.6} ± {:.6}", point.name, point.cost, point.error);
+        mark(out, &class, x, y, &text);
+        let (x, anchor) = match x > 0.6 * SIZE.0 {
+            true => (x - 7.0, "end"),
+            false => (x + 7.0, "start"),
+        };
+        let name = escape(&point.name);
+        let _ = write!(
+            out,
+            "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{name}</text>",
+            y - 5.0
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn scales_enclose_what_they_show() {
+        let decades = Decades::of([0.02, 0.0, 3.0].into_iter());
+        assert_eq!((decades.0, decades.1), (-2, 1));
+        assert!(decades.place(0.02) > decades.place(3.0));
+        assert_eq!(decades.place(0.0), BOTTOM);
+        let across = Across::new(2.0..9.0, " bits");
+        assert_eq!((across.place(2.0), across.place(9.0)), (MARGIN.0, RIGHT));
+        let mut out = String::new();
+        across.draw(&mut out);
+        assert!(out.contains(">2 bits<") && out.contains(">9 bits<"), "{out}");
+    }
+}
