@@ -337,6 +337,18 @@ fn a_full_disk_behind_a_stream_is_no_panic() {
 }
 
 #[test]
+fn a_reader_that_has_seen_enough_stops_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let page = dir.path().join("page.html");
+    let args = ["compare", BF16, BF16, "--text", HELDOUT, "--chunks", "2", "-q", "--report"];
+    let mut command = Command::cargo_bin("requant").unwrap();
+    let mut child = command.args(args).arg(&page).stdout(Stdio::piped()).spawn().unwrap();
+    drop(child.stdout.take());
+    assert_eq!(child.wait().unwrap().code(), Some(0));
+    assert!(page.exists());
+}
+
+#[test]
 fn a_dry_run_writes_nothing() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");

@@ -128,15 +128,16 @@ fn several_models_are_a_table_of_any_form() {
     });
     let [a, b, c] = &made;
     let shown = |format: &str| {
-        let args = ["-q", "compare", BF16, b, c, a, "--text", HELDOUT, "--chunks", "2"];
+        let named = format!("tiny={c}");
+        let args = ["-q", "compare", BF16, b, &named, a, "--text", HELDOUT, "--chunks", "2"];
         let (code, out, err) = requant(&[&args[..], &["--format", format]].concat());
         assert_eq!(code, 0, "{err}");
         out
     };
     let text = shown("text");
-    let places = ["\nQ8_0 ", "\nIQ4_XS ", "\nQ2_K "].map(|name| text.find(name).unwrap());
+    let places = ["\nmodel-Q8_0 ", "\ntiny ", "\nmodel-Q2_K "].map(|name| text.find(name).unwrap());
     assert!(places.is_sorted(), "the largest first: {text}");
-    assert!(text.contains("IQ4_XS less Q8_0: KLD +"), "{text}");
+    assert!(text.contains("tiny less model-Q8_0: KLD +"), "{text}");
     assert!(text.lines().skip(1).all(|line| line.chars().count() <= 80), "{text}");
     assert_eq!(shown("md").lines().filter(|line| line.starts_with("| ")).count(), 4);
     let csv = shown("csv");

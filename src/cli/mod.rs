@@ -38,9 +38,12 @@ static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 /// GGUF quantization and conversion for the DeepSeek-R1 family.
 #[derive(Parser)]
 #[command(version, max_term_width = 100)]
-#[command(after_long_help = "Examples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
+#[command(
+    after_long_help = "Exit codes: 0 done, 1 failed, 2 bad usage, 3 compared and found different or beyond a \
+                             limit, 4 undecided, 130 interrupted\n\nExamples:\n  requant convert DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
                              --type Q4_K_M\n  requant quantize model-BF16.gguf model-Q4_K_M.gguf \
-                             Q4_K_M\n  requant inspect model-Q4_K_M.gguf")]
+                             Q4_K_M\n  requant inspect model-Q4_K_M.gguf"
+)]
 struct Cli {
     /// How much to say on standard error
     #[arg(
@@ -121,8 +124,6 @@ pub fn main() -> ExitCode {
 /// Runs the program on arguments, of which the first is its own name; its exit code. The process is the
 /// program's: signals are handled its way, and where arguments do not parse, the process ends.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
-    // A reader that has seen enough, such as head, ends the program quietly.
-    sigpipe::reset();
     // A second Ctrl-C ends the process at once: the output has not got its name yet.
     let handler = ctrlc::set_handler(|| {
         if INTERRUPTED.swap(true, Ordering::Relaxed) {

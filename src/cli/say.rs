@@ -5,7 +5,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::bail;
 use std::ffi::OsString;
 use std::fmt::{Arguments, Display};
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::{Instant, SystemTime};
@@ -173,13 +173,15 @@ pub fn to_stderr(line: Arguments) {
 static LOST: AtomicBool = AtomicBool::new(false);
 
 /// A result, on standard output. Where that takes nothing, as on a full disk, that is said once, and what else
-/// was to be written still is.
+/// was to be written still is. A reader that has seen enough, such as head, is no reason to complain.
 pub fn result(text: Arguments) {
     let mut out = std::io::stdout().lock();
-    if let Err(cause) = out.write_fmt(text).and_then(|()| out.flush())
-        && !LOST.swap(true, Ordering::Relaxed)
-    {
-        error(format_args!("standard output: {cause}"));
+    match out.write_fmt(text).and_then(|()| out.flush()) {
+        Err(cause) if cause.kind() == ErrorKind::BrokenPipe => {}
+        Err(cause) if !LOST.swap(true, Ordering::Relaxed) => {
+            error(format_args!("standard output: {cause}"));
+        }
+        _ => {}
     }
 }
 

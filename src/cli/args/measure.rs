@@ -119,7 +119,8 @@ pub fn inputs(texts: &[Text], subjects: &[Subject]) -> anyhow::Result<Value> {
 /// The reference, and the models that are compared with it.
 #[derive(clap::Args)]
 pub struct Models {
-    /// The reference, then the models to compare with it; with --base, the models alone
+    /// The reference, then the models to compare with it, with --base the models alone; NAME=PATH gives a model
+    /// a name in the results
     #[arg(required = true, value_name = "MODEL")]
     models: Vec<PathBuf>,
     /// Take the reference from a file of log-probabilities (llama-perplexity's format)
@@ -155,8 +156,9 @@ impl Models {
     /// Opens them.
     pub fn open(&self, options: &Options) -> anyhow::Result<Opened<'_>> {
         let mut candidates = Vec::new();
-        for path in &self.models {
-            candidates.push((path.as_path(), model(path, options)?));
+        for word in &self.models {
+            let (name, path) = labelled(word);
+            candidates.push((name, model(path, options)?));
         }
         let reference = match &self.base {
             Some(base) => Reference::Base(base),
@@ -191,6 +193,7 @@ impl Opened<'_> {
 
 /// Files that say what a verdict is, for what runs checks of changes.
 #[derive(Clone, Default, clap::Args)]
+#[command(next_help_heading = "Results")]
 pub struct Verdicts {
     /// Add a table in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
     #[arg(long, value_name = "FILE", conflicts_with = "shard")]
@@ -246,6 +249,16 @@ pub fn options(text: &TextArgs, room: &Room, run: &RunArgs) -> Options {
         threads: threads(run.threads.map(usize::from)),
         ..Options::default()
     })
+}
+
+/// What results call a model, and where it is: `NAME=PATH`, or a path that is both.
+pub fn labelled(word: &Path) -> (&Path, &Path) {
+    match word.to_str().and_then(|text| text.split_once('=')) {
+        Some((name, path)) if !word.exists() && !name.is_empty() && !name.contains(['/', ':']) => {
+            (Path::new(name), Path::new(path))
+        }
+        _ => (word, word),
+    }
 }
 
 /// A model to be measured.

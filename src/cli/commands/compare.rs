@@ -14,6 +14,9 @@ use std::path::PathBuf;
 ///
 /// All models pass the text together, layer by layer; no file of logits is needed. Definitions are
 /// those of llama-perplexity --kl-divergence.
+///
+/// Interrupted, it says what it has found where chunks are taken in rounds (--time-limit, --until-error), and exits
+/// with 130.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  requant compare DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
                         --text wiki.test.raw --report cost.html\n  \
@@ -24,14 +27,14 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     /// Save the reference's log-probabilities in llama-perplexity's format
-    #[arg(long, value_name = "FILE",
+    #[arg(long, value_name = "FILE", help_heading = "Results",
           conflicts_with_all = ["base", "shard", "until_error", "time_limit"])]
     save_base: Option<PathBuf>,
     /// Show the error of the hidden states after each layer
-    #[arg(long, conflicts_with = "shard")]
+    #[arg(long, help_heading = "Results", conflicts_with = "shard")]
     by_layer: bool,
     /// Measure the error of each tensor's output alone, on the reference's own activations
-    #[arg(long, conflicts_with = "base")]
+    #[arg(long, help_heading = "Results", conflicts_with = "base")]
     by_tensor: bool,
     /// Write a page with tables and pictures
     #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]

@@ -14,7 +14,9 @@ use rayon::prelude::*;
 use serde_json::{Value as Json, json};
 use std::path::{Path, PathBuf};
 
-/// Compare two models: metadata, tensors, types and values. Fails where they differ.
+/// Compare two models: metadata, tensors, types and values.
+///
+/// Exit codes: 0 equal, 3 different.
 #[derive(clap::Args)]
 #[command(after_help = "Example:\n  requant diff model-BF16.gguf model-Q4_K_M.gguf")]
 pub struct Args {

@@ -13,7 +13,7 @@ use std::path::PathBuf;
 
 /// Decide whether the loss of models stays within limits, as early as the measurements allow.
 ///
-/// Exit codes: 0 all limits are kept, 3 one is not, 4 undecided at this confidence.
+/// Exit codes: 0 all limits are kept, 3 one is not, 4 undecided at this confidence or when it was interrupted.
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  requant gate DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
                         --text wiki.test.raw --max-kld 0.02 --max-ppl-ratio 1.01\n  \
@@ -27,22 +27,22 @@ pub struct Args {
     #[command(flatten)]
     text: TextArgs,
     /// Largest mean KL divergence, in nats
-    #[arg(long, value_name = "X", value_parser = positive)]
+    #[arg(long, value_name = "X", value_parser = positive, help_heading = "Limits")]
     max_kld: Option<f64>,
     /// Largest perplexity, divided by the reference's
-    #[arg(long, value_name = "X", value_parser = positive)]
+    #[arg(long, value_name = "X", value_parser = positive, help_heading = "Limits")]
     max_ppl_ratio: Option<f64>,
     /// Smallest share of tokens with the same most probable token, such as 0.95 or 95%
-    #[arg(long, value_name = "X", value_parser = share_of)]
+    #[arg(long, value_name = "X", value_parser = share_of, help_heading = "Limits")]
     min_same_top: Option<f64>,
     /// Probability that a verdict is right
-    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = confidence)]
+    #[arg(long, value_name = "P", default_value_t = 0.99, value_parser = confidence, help_heading = "Limits")]
     confidence: f64,
     /// Measure the error of each tensor's output alone, for --report
-    #[arg(long, conflicts_with = "base", requires = "report")]
+    #[arg(long, conflicts_with = "base", requires = "report", help_heading = "Results")]
     by_tensor: bool,
     /// Write a page with tables and pictures of what was measured
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
+    #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
     report: Option<PathBuf>,
     #[command(flatten)]
     verdicts: Verdicts,

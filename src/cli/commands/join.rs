@@ -45,7 +45,8 @@ pub struct Args {
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    for path in args.report.iter().chain(args.shape.files()) {
+    for path in args.report.iter().chain(args.shape.files()).chain(&args.summary).chain(&args.junit)
+    {
         places::prepare(path)?;
     }
     let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));

@@ -266,6 +266,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         _ => None,
     };
     let text = written(&mix, proof, &args.model, &found);
+    // Not after: a disk that is full takes no recipe, and what was found is not to be lost.
+    report(args, output, &mix, proof);
     crate::io::write(&LocalDisk, output, text.as_bytes())?;
     if let Some(path) = &args.tensor_type_file {
         let line = |(name, _, ty): &(String, u64, QuantType)| {
@@ -275,7 +277,6 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         crate::io::write(&LocalDisk, path, lines.as_bytes())?;
     }
     Room::finish(&options);
-    report(args, output, &mix, proof);
     Ok(())
 }
 

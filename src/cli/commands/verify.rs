@@ -24,6 +24,8 @@ use std::path::{Path, PathBuf};
 /// Always checked: headers, that all parts of a split model are there, and every block. Where a
 /// manifest lies beside the model, its hashes too. With --against, tensors are made again from the
 /// checkpoint and compared byte by byte; that serves for files that other programs made as well.
+///
+/// Exit codes: 0 as it should be, 3 something differs, 1 what is no whole file.
 #[derive(clap::Args)]
 #[command(
     after_help = "Example:\n  requant verify DeepSeek-R1-Q4_K_M-00001-of-00010.gguf \\\n    \

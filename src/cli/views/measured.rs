@@ -148,7 +148,7 @@ pub fn estimate(estimate: &Estimate, json: bool) {
 }
 
 fn answers(choices: &Choices) -> String {
-    let mut out = format!("{} tasks of {}\n", choices.tasks, choices.file.display());
+    let mut out = format!("{} of {}\n", units::of(choices.tasks, "task"), choices.file.display());
     let several = choices.models.len() > 1;
     for model in &choices.models {
         let share = |accuracy: f64, error: f64| {
@@ -240,12 +240,12 @@ fn perplexity(outcome: &Outcome) -> anyhow::Result<Value> {
 fn perplexity_table(outcome: &Outcome) -> String {
     let own = &outcome.own;
     let mut out = format!(
-        "perplexity = {:.4} ± {:.5}\nmean NLL   = {:.6} over {} tokens in {} chunks\n",
+        "perplexity = {:.4} ± {:.5}\nmean NLL   = {:.6} over {} tokens in {}\n",
         own.perplexity,
         own.perplexity_error,
         own.mean_nll,
         own.tokens_scored,
-        own.nll_per_chunk.len()
+        units::of(own.nll_per_chunk.len(), "chunk")
     );
     for domain in &outcome.domains {
         out += &format!("{:<24} {}\n", name(&domain.text), of_text(&domain.own));
