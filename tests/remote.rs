@@ -232,6 +232,9 @@ fn gguf_files_are_read_where_they_are() {
     common::validate("files", &serde_json::from_str(&out).unwrap());
     let (code, _, err) = requant(&["inspect", "hf://org/repo@v1"], hub);
     assert!(code == Some(1) && err.contains("tiny-r1-bf16.gguf; add the name"), "{err}");
+    let (code, _, err) =
+        requant(&["plan", "hf://org/repo@v1/tiny-r1-bf16.gguf", "-t", "Q8_0"], hub);
+    assert!(code == Some(1) && err.contains("`requant quantize` takes GGUF files"), "{err}");
     let (code, _, err) = requant(&["inspect", "hf://org/repo@v1/other.gguf"], hub);
     assert!(code == Some(1) && err.contains("hf://org/repo@v1/other.gguf"), "{err}");
 }

@@ -22,15 +22,19 @@ pub fn is_gguf(place: &Path) -> bool {
 
 /// The folder that an argument names.
 pub fn folder(place: &Path) -> anyhow::Result<Folder> {
+    if is_gguf(place) {
+        bail!(
+            "{}: a file, and a checkpoint is a folder; `requant quantize` takes GGUF files, and shows a \
+             plan with --dry-run",
+            place.display()
+        );
+    }
     if let Some(url) = url(place) {
         return remote::folder(url);
     }
     place.metadata().with_context(|| format!("{}{}", place.display(), on_hub(place)))?;
     if !place.is_dir() {
-        bail!(
-            "{}: a file, and a checkpoint is a folder; `requant quantize` takes GGUF files",
-            place.display()
-        );
+        bail!("{}: neither a folder nor a file", place.display());
     }
     Ok(Folder::local(place))
 }
