@@ -260,7 +260,9 @@ fn every_level_gives_the_same_likelihoods() {
         let mut fused: Option<Perplexity> = None;
         for simd in Simd::supported().skip(1) {
             let found = run(simd);
-            let exact = simd.name() != "avx512vnni" || path == TINY_R1;
+            // There, integers and rounded activations have products of their own.
+            let exact =
+                simd.name() != "avx512vnni" || path == TINY_R1 && activations == Activations::F32;
             if let Some(fused) = fused.as_ref().filter(|_| exact) {
                 assert!(found.nll == fused.nll, "{path} at {simd}");
             }

@@ -82,32 +82,59 @@ compiled!(
     f16(row: &mut [f32]) -> () = each_to_f16
 );
 
+/// The step between the integers of a block of 32, and what makes them. The integers are multiplied with the step
+/// as F16.
+#[inline(always)]
+pub(super) fn of_32(block: &[f32; 32]) -> [f32; 2] {
+    let most = float::abs_max(block);
+    [most / 127.0, if most == 0.0 { 0.0 } else { 127.0 / most }]
+}
+
+/// To F16 and back.
+#[inline(always)]
+pub(super) fn to_f16(x: f32) -> f32 {
+    float::f16_to_f32(float::f32_to_f16(x))
+}
+
+/// The step between the integers of a block of 256, and what makes them; of zeros, nothing.
+#[inline(always)]
+pub(super) fn of_256(block: &[f32; 256]) -> [f32; 2] {
+    let most = float::abs_max(block);
+    if most == 0.0 {
+        return [0.0; 2];
+    }
+    let (mut above, mut below) = (false, false);
+    for x in block {
+        above |= x.to_bits() == most.to_bits();
+        below |= x.to_bits() == (-most).to_bits();
+    }
+    // The first of equal values gives the sign.
+    let first = || block.iter().find(|x| x.abs().to_bits() == most.to_bits());
+    let positive = if above && below { first().is_some_and(|&x| x > 0.0) } else { above };
+    let inverse = if positive { -127.0 } else { 127.0 } / most;
+    [1.0 / inverse, inverse]
+}
+
 #[inline(always)]
 fn in_blocks_of_32(row: &mut [f32]) {
-    for block in row.chunks_mut(32) {
-        let most = float::abs_max(block);
-        let scale = float::f16_to_f32(float::f32_to_f16(most / 127.0));
-        let inverse = if most == 0.0 { 0.0 } else { 127.0 / most };
+    for block in row.as_chunks_mut::<32>().0 {
+        let [step, inverse] = of_32(block);
+        let scale = to_f16(step);
         block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
     }
 }
 
 #[inline(always)]
 fn in_blocks_of_256(row: &mut [f32]) {
-    for block in row.chunks_mut(256) {
-        let most = float::abs_max(block);
-        // The first of equal values gives the sign.
-        let first = block.iter().find(|x| x.abs().to_bits() == most.to_bits());
-        let Some(&value) = first.filter(|&&value| value != 0.0) else { continue };
-        let inverse = -127.0 / value;
-        let scale = 1.0 / inverse;
+    for block in row.as_chunks_mut::<256>().0 {
+        let [scale, inverse] = of_256(block);
         block.iter_mut().for_each(|x| *x = (*x * inverse).round_ties_even() * scale);
     }
 }
 
 #[inline(always)]
 fn each_to_f16(row: &mut [f32]) {
-    row.iter_mut().for_each(|x| *x = float::f16_to_f32(float::f32_to_f16(*x)));
+    row.iter_mut().for_each(|x| *x = to_f16(*x));
 }
 
 #[cfg(test)]

@@ -4,7 +4,7 @@
 //! sum of a block of activations, which meets `m`, from `block_q8_1`, where it is stored as F16
 //! (`ggml_vec_dot_q4_1_q8_1`): not quite the sum of the rounded activations.
 
-use super::activations::Activations;
+use super::activations::{Activations, of_32, to_f16};
 use super::error::EvalError;
 use super::linear::Matrix;
 use crate::quant::{Activation, Format, float};
@@ -68,17 +68,15 @@ compiled!(
 
 #[inline(always)]
 fn each_rounding_error(row: &[f32], errors: &mut [f32]) {
-    for (error, block) in errors.iter_mut().zip(row.chunks_exact(BLOCK)) {
-        let most = float::abs_max(block);
-        let (scale, inverse) = (most / 127.0, if most == 0.0 { 0.0 } else { 127.0 / most });
+    for (error, block) in errors.iter_mut().zip(row.as_chunks::<BLOCK>().0) {
+        let [step, inverse] = of_32(block);
         // Integers of 8 bits: no order of the sum rounds.
         let mut lanes = [0.0; 8];
         for x in block.as_chunks::<8>().0 {
             lanes.iter_mut().zip(x).for_each(|(sum, x)| *sum += (x * inverse).round_ties_even());
         }
         let sum: f32 = lanes.iter().sum();
-        let round = |x| float::f16_to_f32(float::f32_to_f16(x));
-        *error = round(scale * sum) - round(scale) * sum;
+        *error = to_f16(step * sum) - to_f16(step) * sum;
     }
 }
 

@@ -4,7 +4,7 @@ use super::activations::Activations;
 use super::block_sums;
 use super::buffers::Rows;
 use super::error::EvalError;
-use super::gemm::{Form, PANEL_ROWS, pack};
+use super::gemm::{Form, PANEL_ROWS, pack, pack_pairs};
 use super::observe::Observer;
 use crate::simd::Simd;
 use crate::source::{Dtype, Source};
@@ -63,9 +63,9 @@ impl Matrix<'_> {
         mut out: ArrayViewMut2<f32>,
         parallel: bool,
     ) -> Result<(), EvalError> {
-        let rounded = self.activations.round(self.simd, self.dtype(), x);
-        let inputs = rounded.as_ref().map_or(x, |rounded| rounded.view());
         let form = self.form()?;
+        let own = form.inputs(self.activations, self.dtype(), x);
+        let inputs = own.as_ref().map_or(x, |own| own.view());
         let panel = form.panels_len(PANEL_ROWS, self.columns).max(1);
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
         let at_once = (PANEL_ELEMENTS * threads / panel).max(1) * PANEL_ROWS;
@@ -85,7 +85,9 @@ impl Matrix<'_> {
             }
             form.multiply(inputs, panels, out, parallel);
         }
-        block_sums::correct(self, x, out.view_mut())?;
+        if matches!(form, Form::Floats(_)) {
+            block_sums::correct(self, x, out.view_mut())?;
+        }
         self.observed(x, out.view())
     }
 
@@ -99,7 +101,8 @@ impl Matrix<'_> {
         let Dtype::Gguf(ty) = self.dtype() else { return Ok(floats) };
         let none = self.first_row..self.first_row;
         let stored = self.source.read_raw(self.tensor, none, &mut Vec::new())?;
-        Ok(if stored { Form::of(ty, self.simd) } else { floats })
+        let rounded = self.activations == Activations::Q8;
+        Ok(if stored { Form::of(ty, rounded, self.simd) } else { floats })
     }
 
     /// Brings rows from `first` into panels.
@@ -110,14 +113,17 @@ impl Matrix<'_> {
         rows: usize,
         panels: &mut [f32],
     ) -> Result<(), EvalError> {
-        let (Form::Integers { .. }, Dtype::Gguf(ty)) = (form, self.dtype()) else {
+        if let Form::Floats(_) = form {
             pack(self.decode(first, rows)?.view(), panels);
             return Ok(());
-        };
+        }
         let first = self.first_row + first as u64;
         let mut bytes = Vec::new();
         self.source.read_raw(self.tensor, first..first + rows as u64, &mut bytes)?;
-        form.pack_groups(ty, &bytes, self.columns, panels);
+        match form {
+            Form::Integers(products) => products.pack(&bytes, self.columns, panels),
+            _ => pack_pairs(&bytes, rows, self.columns, panels),
+        }
         Ok(())
     }
 

@@ -12,7 +12,7 @@
 
 use super::float::abs_max;
 use super::format::{Activation, Format, Importance, Kind, Numbers};
-use super::groups::{Group, Grouped, decode};
+use super::groups::{Group, Grouped, decode, groups, groups_of_16};
 use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
@@ -28,7 +28,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5; 2],
         kernels: Some(levels::<Mx>()),
         rounding: Some(rounding::<Mx, 32, 32, 17>()),
-        groups: None,
+        groups: groups::<Mx, 17>(),
     },
     Format {
         ty: QuantType::NVFP4, kind: Kind::Blocks, len: 64, bytes: 36,
@@ -36,7 +36,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: None, cost: [1.5; 2],
         kernels: Some(levels::<Nv>()),
         rounding: Some(rounding::<Nv, 64, 16, 36>()),
-        groups: None,
+        groups: groups_of_16::<Nv, 36>(),
     },
 ];
 

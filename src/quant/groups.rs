@@ -15,8 +15,6 @@ pub(crate) struct Group<const G: usize> {
 
 #[cfg_attr(not(feature = "eval"), allow(dead_code))]
 impl<const G: usize> Group<G> {
-    /// Weights in a group.
-    pub const LEN: usize = G;
     /// Zeros.
     pub const ZERO: Self = Self { codes: [0; G], scale: 0.0, offset: 0.0 };
 }
@@ -51,29 +49,50 @@ pub(super) fn decode<B, const LEN: usize, const G: usize, const BYTES: usize>(
     }
 }
 
-/// How blocks of a type are read as groups of 32.
+/// How blocks of a type are read as groups.
 #[derive(Clone, Copy, Debug)]
 #[cfg_attr(not(feature = "eval"), allow(dead_code))]
 pub(crate) struct Groups {
     /// Whether they have offsets.
     pub offsets: bool,
     /// Reads whole blocks, as many as the bytes hold, into as many groups as they have.
-    pub read: fn(Simd, &[u8], &mut [Group<32>]),
+    pub read: Read,
 }
 
-/// How blocks of a format are read.
-pub(super) const fn groups<B: Grouped<32, BYTES>, const BYTES: usize>() -> Groups {
-    Groups { offsets: B::OFFSETS, read: read::<B, BYTES> }
+/// A function for groups of one length or the other.
+#[derive(Clone, Copy, Debug)]
+#[cfg_attr(not(feature = "eval"), allow(dead_code))]
+pub(crate) enum Read {
+    Of16(fn(Simd, &[u8], &mut [Group<16>])),
+    Of32(fn(Simd, &[u8], &mut [Group<32>])),
+}
+
+/// How blocks of a format are read that has groups of 32.
+pub(super) const fn groups<B: Grouped<32, BYTES>, const BYTES: usize>() -> Option<Groups> {
+    Some(Groups { offsets: B::OFFSETS, read: Read::Of32(read_32::<B, BYTES>) })
+}
+
+/// The same for groups of 16.
+pub(super) const fn groups_of_16<B: Grouped<16, BYTES>, const BYTES: usize>() -> Option<Groups> {
+    Some(Groups { offsets: B::OFFSETS, read: Read::Of16(read_16::<B, BYTES>) })
 }
 
 compiled!(
     /// Reads whole blocks.
-    read<B: Grouped<32, BYTES>, const BYTES: usize>(bytes: &[u8], out: &mut [Group<32>]) -> ()
-        = read_blocks::<B, BYTES>
+    read_32<B: Grouped<32, BYTES>, const BYTES: usize>(bytes: &[u8], out: &mut [Group<32>]) -> ()
+        = read_blocks::<B, 32, BYTES>
+);
+compiled!(
+    /// Reads whole blocks.
+    read_16<B: Grouped<16, BYTES>, const BYTES: usize>(bytes: &[u8], out: &mut [Group<16>]) -> ()
+        = read_blocks::<B, 16, BYTES>
 );
 
 #[inline(always)]
-fn read_blocks<B: Grouped<32, BYTES>, const BYTES: usize>(bytes: &[u8], out: &mut [Group<32>]) {
+fn read_blocks<B: Grouped<G, BYTES>, const G: usize, const BYTES: usize>(
+    bytes: &[u8],
+    out: &mut [Group<G>],
+) {
     let blocks = bytes.as_chunks::<BYTES>().0;
     let per_block = (out.len() / blocks.len().max(1)).max(1);
     for b in 0..blocks.len() {
@@ -88,28 +107,43 @@ mod tests {
     use super::*;
     use crate::quant::{Guide, QuantType};
 
+    /// Reads blocks as groups of a length and compares with what is decoded.
+    fn check<const G: usize>(
+        ty: QuantType,
+        read: fn(Simd, &[u8], &mut [Group<G>]),
+        offsets: bool,
+        bytes: &[u8],
+        decoded: &[f32],
+    ) {
+        for simd in Simd::supported() {
+            let mut groups = vec![Group::<G>::ZERO; decoded.len() / G];
+            read(simd, bytes, &mut groups);
+            assert!(groups.iter().any(|group| group.offset != 0.0) == offsets, "{ty}");
+            for (group, expected) in groups.iter().zip(decoded.chunks_exact(G)) {
+                let found = group.codes.map(|q| group.scale * f32::from(q) + group.offset);
+                assert_eq!(found, expected, "{ty} at {simd}");
+            }
+        }
+    }
+
     #[test]
     fn groups_hold_the_weights_that_are_decoded() {
         let weights: Vec<f32> =
             (0..768).map(|i| ((i * i * 7 + 3 * i) % 1013) as f32 / 500.0 - 0.9).collect();
-        let mut seen = 0;
-        for ty in QuantType::all() {
-            let Some(Groups { offsets, read }) = ty.format().groups else { continue };
-            seen += 1;
+        let importances = vec![1.0; weights.len()];
+        for ty in QuantType::all().filter(|ty| ty.is_quantized() && ty.format().is_target()) {
+            let Some(Groups { offsets, read }) = ty.format().groups else {
+                panic!("{ty} has no groups")
+            };
             let mut bytes = vec![0; ty.row_bytes(weights.len()).unwrap()];
-            ty.encode_rows(&weights, weights.len(), Guide::Plain, &mut bytes).unwrap();
+            ty.encode_rows(&weights, weights.len(), Guide::Columns(&importances), &mut bytes)
+                .unwrap();
             let mut decoded = vec![0.0; weights.len()];
             ty.decode_rows(&bytes, weights.len(), &mut decoded).unwrap();
-            for simd in Simd::supported() {
-                let mut groups = vec![Group::<32>::ZERO; weights.len() / 32];
-                read(simd, &bytes, &mut groups);
-                assert!(groups.iter().any(|group| group.offset != 0.0) == offsets, "{ty}");
-                for (group, expected) in groups.iter().zip(decoded.chunks_exact(32)) {
-                    let found = group.codes.map(|q| group.scale * f32::from(q) + group.offset);
-                    assert_eq!(found, expected, "{ty} at {simd}");
-                }
+            match read {
+                Read::Of16(read) => check(ty, read, offsets, &bytes, &decoded),
+                Read::Of32(read) => check(ty, read, offsets, &bytes, &decoded),
             }
         }
-        assert_eq!(seen, 9);
     }
 }

@@ -30,7 +30,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [15.0; 2],
         kernels: Some(levels::<Table<32, 18>>()),
         rounding: Some(rounding::<Table<32, 18>, 32, 32, 18>()),
-        groups: Some(groups::<Table<32, 18>, 18>()),
+        groups: groups::<Table<32, 18>, 18>(),
     },
     Format {
         ty: QuantType::IQ4_XS, kind: Kind::Blocks, len: 256, bytes: 136,
@@ -38,7 +38,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [15.0; 2],
         kernels: Some(levels::<Table<256, 136>>()),
         rounding: Some(rounding::<Table<256, 136>, 256, 32, 136>()),
-        groups: Some(groups::<Table<256, 136>, 136>()),
+        groups: groups::<Table<256, 136>, 136>(),
     },
 ];
 

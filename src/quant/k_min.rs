@@ -20,7 +20,7 @@
 
 use super::float::{f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
-use super::groups::{Group, Grouped, decode, groups};
+use super::groups::{Group, Grouped, decode, groups, groups_of_16};
 use super::guide::Guide;
 use super::kernels::{Blocks, levels};
 use super::lattice::Search;
@@ -38,7 +38,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [11.0, 18.0],
         kernels: Some(levels::<Min<16, 3, 84>>()),
         rounding: Some(rounding::<Min<16, 3, 84>, 256, 16, 84>()),
-        groups: None,
+        groups: groups_of_16::<Min<16, 3, 84>, 84>(),
     },
     Format {
         ty: QuantType::Q4_K, kind: Kind::Blocks, len: 256, bytes: 144,
@@ -46,7 +46,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q5_0), cost: [11.0, 18.0],
         kernels: Some(levels::<Min<32, 15, 144>>()),
         rounding: Some(rounding::<Min<32, 15, 144>, 256, 32, 144>()),
-        groups: Some(groups::<Min<32, 15, 144>, 144>()),
+        groups: groups::<Min<32, 15, 144>, 144>(),
     },
     Format {
         ty: QuantType::Q5_K, kind: Kind::Blocks, len: 256, bytes: 176,
@@ -54,7 +54,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q5_1), cost: [11.0, 18.0],
         kernels: Some(levels::<Min<32, 31, 176>>()),
         rounding: Some(rounding::<Min<32, 31, 176>, 256, 32, 176>()),
-        groups: Some(groups::<Min<32, 31, 176>, 176>()),
+        groups: groups::<Min<32, 31, 176>, 176>(),
     },
 ];
 

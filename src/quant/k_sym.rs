@@ -18,7 +18,7 @@
 
 use super::float::{are_all_finite, f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
-use super::groups::{Group, Grouped, decode};
+use super::groups::{Group, Grouped, decode, groups_of_16};
 use super::guide::Guide;
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
@@ -38,7 +38,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [7.0; 2],
         kernels: Some(levels::<Q3>()),
         rounding: Some(rounding::<Q3, 256, 16, 110>()),
-        groups: None,
+        groups: groups_of_16::<Q3, 110>(),
     },
     Format {
         ty: QuantType::Q6_K, kind: Kind::Blocks, len: 256, bytes: 210,
@@ -46,7 +46,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q8_0), cost: [7.0; 2],
         kernels: Some(levels::<Q6>()),
         rounding: Some(rounding::<Q6, 256, 16, 210>()),
-        groups: None,
+        groups: groups_of_16::<Q6, 210>(),
     },
 ];
 

@@ -35,7 +35,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5, 6.0],
         kernels: Some(levels::<Small<15, false, 18>>()),
         rounding: Some(rounding::<Small<15, false, 18>, 32, 32, 18>()),
-        groups: Some(groups::<Small<15, false, 18>, 18>()),
+        groups: groups::<Small<15, false, 18>, 18>(),
     },
     Format {
         ty: QuantType::Q4_1, kind: Kind::Blocks, len: 32, bytes: 20,
@@ -43,7 +43,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_1, fallback: Some(QuantType::F16), cost: [1.5, 16.0],
         kernels: Some(levels::<Small<15, true, 20>>()),
         rounding: Some(rounding::<Small<15, true, 20>, 32, 32, 20>()),
-        groups: Some(groups::<Small<15, true, 20>, 20>()),
+        groups: groups::<Small<15, true, 20>, 20>(),
     },
     Format {
         ty: QuantType::Q5_0, kind: Kind::Blocks, len: 32, bytes: 22,
@@ -51,7 +51,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5, 6.0],
         kernels: Some(levels::<Small<31, false, 22>>()),
         rounding: Some(rounding::<Small<31, false, 22>, 32, 32, 22>()),
-        groups: Some(groups::<Small<31, false, 22>, 22>()),
+        groups: groups::<Small<31, false, 22>, 22>(),
     },
     Format {
         ty: QuantType::Q5_1, kind: Kind::Blocks, len: 32, bytes: 24,
@@ -59,7 +59,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_1, fallback: Some(QuantType::F16), cost: [1.5, 16.0],
         kernels: Some(levels::<Small<31, true, 24>>()),
         rounding: Some(rounding::<Small<31, true, 24>, 32, 32, 24>()),
-        groups: Some(groups::<Small<31, true, 24>, 24>()),
+        groups: groups::<Small<31, true, 24>, 24>(),
     },
     Format {
         ty: QuantType::Q8_0, kind: Kind::Blocks, len: 32, bytes: 34,
@@ -67,7 +67,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: Some(QuantType::F16), cost: [1.5; 2],
         kernels: Some(levels::<Q8>()),
         rounding: Some(rounding::<Q8, 32, 32, 34>()),
-        groups: Some(groups::<Q8, 34>()),
+        groups: groups::<Q8, 34>(),
     },
 ];
 

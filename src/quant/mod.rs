@@ -32,7 +32,7 @@ pub use error::QuantError;
 pub use format::{Activation, Format, Importance, Kind, Numbers};
 pub use fp4::{fp4_pair, mxfp4_from_pairs, nvfp4_from_pairs};
 #[cfg(feature = "eval")]
-pub(crate) use groups::{Group, Groups};
+pub(crate) use groups::{Group, Groups, Read};
 pub use guide::Guide;
 pub use legacy::{INTEGERS, block_of_integers};
 #[cfg(feature = "eval")]

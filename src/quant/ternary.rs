@@ -19,7 +19,7 @@
 
 use super::float::{abs_max, f16, put_f16};
 use super::format::{Activation, Format, Importance, Kind, Numbers};
-use super::groups::{Group, Grouped, decode};
+use super::groups::{Group, Grouped, decode, groups, groups_of_16};
 use super::guide::Guide;
 use super::k_min::pack_pairs;
 use super::kernels::{Blocks, levels};
@@ -36,7 +36,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [1.5; 2],
         kernels: Some(levels::<Tq1>()),
         rounding: Some(rounding::<Tq1, 256, 16, 54>()),
-        groups: None,
+        groups: groups_of_16::<Tq1, 54>(),
     },
     Format {
         ty: QuantType::TQ2_0, kind: Kind::Blocks, len: 256, bytes: 66,
@@ -44,7 +44,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::Q4_0), cost: [1.5; 2],
         kernels: Some(levels::<Tq2>()),
         rounding: Some(rounding::<Tq2, 256, 32, 66>()),
-        groups: None,
+        groups: groups::<Tq2, 66>(),
     },
     Format {
         ty: QuantType::Q1_0, kind: Kind::Blocks, len: 128, bytes: 18,
@@ -52,7 +52,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: None, cost: [1.5; 2],
         kernels: Some(levels::<Q1>()),
         rounding: Some(rounding::<Q1, 128, 32, 18>()),
-        groups: None,
+        groups: groups::<Q1, 18>(),
     },
     Format {
         ty: QuantType::Q2_0, kind: Kind::Blocks, len: 64, bytes: 18,
@@ -60,7 +60,7 @@ pub(super) const FORMATS: &[Format] = &[
         activations: Activation::Q8_0, fallback: Some(QuantType::Q4_0), cost: [1.5; 2],
         kernels: Some(levels::<Q2>()),
         rounding: Some(rounding::<Q2, 64, 32, 18>()),
-        groups: None,
+        groups: groups::<Q2, 18>(),
     },
 ];
 

@@ -11,6 +11,19 @@ pub(crate) struct F32x16(__m512);
 
 super::lanes::operators!(F32x16: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
 
+impl F32x16 {
+    /// What it holds with the products of pairs of BF16 added, one pair in each lane of both. To be called where
+    /// the machine has [`Avx512Bf16`](super::Avx512Bf16).
+    #[inline(always)]
+    pub(crate) fn add_pairs(self, a: Self, b: Self) -> Self {
+        // SAFETY: the features are there, as the caller sees to; registers of the same size hold any bits.
+        Self(unsafe {
+            let [a, b] = [a.0, b.0].map(|pairs| std::mem::transmute::<__m512, __m512bh>(pairs));
+            _mm512_dpbf16_ps(self.0, a, b)
+        })
+    }
+}
+
 // SAFETY of every block below: this is called in functions of the level alone, and the slices are
 // checked to hold the lanes read or written.
 impl Lanes for F32x16 {

@@ -72,6 +72,13 @@ token!(
         "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni"
 );
 
+token!(
+    /// Products of BF16 beside the instructions of [`Avx512Vnni`]; no level of its own, since nothing else
+    /// uses them.
+    Avx512Bf16: "x86_64" is_x86_feature_detected
+        "avx2" "fma" "f16c" "avx512f" "avx512bw" "avx512dq" "avx512vl" "avx512vnni" "avx512bf16"
+);
+
 /// A level of instructions that the machine has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

@@ -1,141 +1,257 @@
-//! Products of weights that are stored as integers of at most eight bits with f32 inputs, by the
-//! processor's products of bytes, of which it makes four times as many in a cycle as of f32.
+//! Products of weights that are stored as integers of at most eight bits, by the processor's products of
+//! bytes, of which it makes four times as many in a cycle as of f32.
 //!
-//! Inputs are taken 32 at a time, as fractions of 24 bits of a power of two above the largest, and
-//! cut into three slices of eight bits. The products of each slice with the codes of a group of
-//! weights are summed exactly (the Ozaki scheme: "Error-free transformations of matrix
+//! Inputs are taken in groups, as weights have them. As f32, in groups of 32, they become fractions of 24 bits of a
+//! power of two above the largest, cut into three slices of eight bits. The products of each slice with the
+//! codes of a group of weights are summed exactly (the Ozaki scheme: "Error-free transformations of matrix
 //! multiplication", 2012, and on integers "DGEMM on integer matrix multiplication unit", 2024). What
 //! is rounded is the input, by at most 2⁻²⁴ of that power, and the sum of a group, once, where f32
-//! products round 32 sums.
+//! products round 32 sums. Inputs that llama.cpp would round to eight bits are one slice.
 //!
 //! ```text
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
 //!   input = scale · (2¹⁶ upper + 2⁸ middle + lower - 2²³), sum: of the group's inputs
-//! a panel, for each group of columns          codes [8][32 rows][4] | start [32] | scale [32] | offset [32]
-//!   start: -2⁷ · the sum of the codes, which undoes the 2²³; offset where the type has them
+//!                                             scale | sum | 8, or 4 for groups of 16
+//!   input = scale · (byte - 2⁷); of blocks of 256, sum has no scale
+//! a panel, for each group of columns          codes [8 or 4][32 rows][4] | start [32] | scale [32] | offset [32]
+//!   start: -2⁷ · the sum of the codes, which undoes the 2²³ or 2⁷; offset where the type has them
 //! ```
 
+use super::super::activations::{of_32, of_256, to_f16};
 use super::super::buffers::Rows;
-use super::{Group, PANEL, TASK_ROWS, cut};
-use crate::simd::Avx512Vnni;
+use super::{PANEL, TASK_ROWS, cut};
+use crate::quant::{Activation, Group, Groups, QuantType, Read};
+use crate::simd::{Avx512Vnni, Simd};
 use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2};
 
-/// Words of a group of inputs.
-const INPUT: usize = 2 + 3 * SLICE;
-/// Words of a slice of a group.
-const SLICE: usize = Group::LEN / 4;
-/// Words of the codes of a group of columns of a panel.
-const CODES: usize = SLICE * PANEL;
-/// Groups of columns that are summed on their own, so that fewer sums are rounded.
-const SUMMED: usize = 12;
+/// Columns that are summed on their own, so that fewer sums are rounded.
+const SUMMED: usize = 384;
+/// The same of inputs in blocks, of which all have one scale.
+const BLOCK: usize = 256;
 /// Rows of inputs of a tile, at most.
 const TILE_ROWS: usize = 4;
 /// Panels of a task, at least: fewer would take hardly longer than to slice the inputs.
 const LEAST_PANELS: usize = 8;
+/// Inputs of a group that are sliced.
+const FRACTIONS: usize = 32;
 
-/// Words of a group of columns of a panel.
-fn block_words(offsets: bool) -> usize {
-    CODES + if offsets { 3 } else { 2 } * PANEL
+/// How inputs meet weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in super::super) struct Products {
+    ty: QuantType,
+    /// Weights of a group: 16 or 32.
+    len: usize,
+    /// Whether groups have offsets.
+    offsets: bool,
+    /// What inputs are rounded to; nothing where they are sliced.
+    rounded: Option<Activation>,
+    vnni: Avx512Vnni,
 }
 
-/// How many words a panel takes.
-pub(super) fn panel_len(columns: usize, offsets: bool) -> usize {
-    columns / Group::LEN * block_words(offsets)
-}
+impl Products {
+    /// Those of a type with inputs as they are, or rounded.
+    pub fn of(ty: QuantType, rounded: Option<Activation>, vnni: Avx512Vnni) -> Option<Self> {
+        let Groups { offsets, read } = ty.format().groups?;
+        let len = match read {
+            Read::Of16(_) => 16,
+            Read::Of32(_) => 32,
+        };
+        // Three slices of so few would gain nothing on f32.
+        (len == FRACTIONS || rounded.is_some()).then_some(Self { ty, len, offsets, rounded, vnni })
+    }
 
-/// Puts rows of weights into panels. What is in the place of rows that would fill the last panel
-/// stays as it was.
-pub(super) fn pack(groups: &[Group], columns: usize, offsets: bool, panels: &mut [f32]) {
-    let per_row = columns / Group::LEN;
-    let rows =
-        groups.chunks(PANEL * per_row).zip(panels.chunks_exact_mut(panel_len(columns, offsets)));
-    for (rows, panel) in rows {
-        for (i, block) in panel.chunks_exact_mut(block_words(offsets)).enumerate() {
-            let (codes, values) = block.split_at_mut(CODES);
+    /// Whether inputs have one scale for [`BLOCK`] columns.
+    fn in_blocks(self) -> bool {
+        self.rounded == Some(Activation::Q8_K)
+    }
+
+    /// Groups that are summed on their own.
+    fn summed(self) -> usize {
+        if self.in_blocks() { BLOCK / self.len } else { SUMMED / self.len }
+    }
+
+    fn slices(self) -> usize {
+        if self.rounded.is_some() { 1 } else { 3 }
+    }
+
+    /// Words of a group of inputs.
+    fn input_words(self) -> usize {
+        2 + self.slices() * self.len / 4
+    }
+
+    /// Words of a group of columns of a panel.
+    fn block_words(self) -> usize {
+        block_words(self.len, self.offsets)
+    }
+
+    /// How many words a panel takes.
+    pub fn panel_len(self, columns: usize) -> usize {
+        columns / self.len * self.block_words()
+    }
+
+    /// Puts rows of weights into panels. What is in the place of rows that would fill the last panel
+    /// stays as it was.
+    pub fn pack(self, bytes: &[u8], columns: usize, panels: &mut [f32]) {
+        let simd = Simd::Avx512Vnni(self.vnni);
+        let rows = bytes.len() / self.ty.row_bytes(columns).unwrap_or(0).max(1);
+        match self.ty.format().groups.map(|groups| groups.read) {
+            Some(Read::Of16(read)) => {
+                let mut groups = vec![Group::ZERO; rows * columns / 16];
+                read(simd, bytes, &mut groups);
+                self.pack_groups(&groups, columns, panels);
+            }
+            Some(Read::Of32(read)) => {
+                let mut groups = vec![Group::ZERO; rows * columns / 32];
+                read(simd, bytes, &mut groups);
+                self.pack_groups(&groups, columns, panels);
+            }
+            None => unreachable!("weights are groups"),
+        }
+    }
+
+    fn pack_groups<const G: usize>(self, groups: &[Group<G>], columns: usize, panels: &mut [f32]) {
+        let per_row = columns / G;
+        let panels = panels.chunks_exact_mut(self.panel_len(columns));
+        for (rows, panel) in groups.chunks(PANEL * per_row).zip(panels) {
             for (lane, row) in rows.chunks_exact(per_row).enumerate() {
-                let group = &row[i];
-                for (word, four) in group.codes.as_chunks::<4>().0.iter().enumerate() {
-                    let four = u32::from_le_bytes(four.map(|code| code as u8));
-                    codes[word * PANEL + lane] = f32::from_bits(four);
-                }
-                let sum: i32 = group.codes.iter().map(|&code| i32::from(code)).sum();
-                values[lane] = f32::from_bits((-128 * sum) as u32);
-                values[PANEL + lane] = group.scale;
-                if offsets {
-                    values[2 * PANEL + lane] = group.offset;
-                }
-            }
-        }
-    }
-}
-
-/// A product, on all threads or here.
-pub(super) fn multiply(
-    vnni: Avx512Vnni,
-    x: ArrayView2<f32>,
-    panels: &[f32],
-    offsets: bool,
-    mut out: ArrayViewMut2<f32>,
-    parallel: bool,
-) {
-    if out.is_empty() || x.is_empty() {
-        out.fill(0.0);
-        return;
-    }
-    let panel_len = panel_len(x.ncols(), offsets);
-    // Inputs are sliced once for each task, so outputs are cut only if threads would wait.
-    let n_panels = out.ncols().div_ceil(PANEL);
-    let rows = out.nrows().div_ceil(TASK_ROWS);
-    let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-    let group = n_panels.div_ceil(wanted.div_ceil(rows)).max(LEAST_PANELS);
-    let tasks = cut(x, panels, panel_len, group, out);
-    let run = |(x, panels, out)| task(vnni, x, panels, offsets, out);
-    match parallel {
-        true => tasks.into_par_iter().for_each(run),
-        false => tasks.into_iter().for_each(run),
-    }
-}
-
-/// All panels for some rows of inputs.
-fn task(
-    vnni: Avx512Vnni,
-    x: ArrayView2<f32>,
-    panels: &[f32],
-    offsets: bool,
-    mut out: ArrayViewMut2<f32>,
-) {
-    let words = x.ncols() / Group::LEN * INPUT;
-    let mut inputs = Rows::new(x.nrows(), words);
-    for (row, words) in x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words)) {
-        match row.as_slice() {
-            Some(row) => slice_row(vnni, row, words),
-            None => slice_row(vnni, &row.to_vec(), words),
-        }
-    }
-    let panels = panels.chunks_exact(panel_len(x.ncols(), offsets));
-    for (mut out, panel) in out.axis_chunks_iter_mut(Axis(1), PANEL).zip(panels) {
-        let inputs = inputs.values().chunks(TILE_ROWS * words);
-        for (mut out, inputs) in out.axis_chunks_iter_mut(Axis(0), TILE_ROWS).zip(inputs) {
-            let mut sums = [[0.0; PANEL]; TILE_ROWS];
-            tile(vnni, inputs, panel, offsets, &mut sums[..out.nrows()]);
-            for (mut out, sums) in out.rows_mut().into_iter().zip(&sums) {
-                match out.as_slice_mut().and_then(|out| out.first_chunk_mut()) {
-                    Some(out) => *out = *sums,
-                    None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+                for (group, block) in row.iter().zip(panel.chunks_exact_mut(self.block_words())) {
+                    let (mut codes, mut sum) = ([0u8; G], 0);
+                    for i in 0..G {
+                        codes[i] = group.codes[i] as u8;
+                        sum += i32::from(group.codes[i]);
+                    }
+                    let (words, values) = block.split_at_mut(G / 4 * PANEL);
+                    let four = codes.as_chunks::<4>().0;
+                    for word in 0..G / 4 {
+                        words[word * PANEL + lane] = word_of(four[word]);
+                    }
+                    values[lane] = f32::from_bits((-128 * sum) as u32);
+                    values[PANEL + lane] = group.scale;
+                    if self.offsets {
+                        values[2 * PANEL + lane] = group.offset;
+                    }
                 }
             }
         }
     }
+
+    /// A product, on all threads or here.
+    pub fn multiply(
+        self,
+        x: ArrayView2<f32>,
+        panels: &[f32],
+        mut out: ArrayViewMut2<f32>,
+        parallel: bool,
+    ) {
+        if out.is_empty() || x.is_empty() {
+            out.fill(0.0);
+            return;
+        }
+        let panel_len = self.panel_len(x.ncols());
+        // Inputs are sliced once for each task, so outputs are cut only if threads would wait.
+        let n_panels = out.ncols().div_ceil(PANEL);
+        let rows = out.nrows().div_ceil(TASK_ROWS);
+        let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
+        let group = n_panels.div_ceil(wanted.div_ceil(rows)).max(LEAST_PANELS);
+        let tasks = cut(x, panels, panel_len, group, out);
+        let run = |(x, panels, out)| self.task(x, panels, out);
+        match parallel {
+            true => tasks.into_par_iter().for_each(run),
+            false => tasks.into_iter().for_each(run),
+        }
+    }
+
+    /// All panels for some rows of inputs.
+    fn task(self, x: ArrayView2<f32>, panels: &[f32], mut out: ArrayViewMut2<f32>) {
+        let words = x.ncols() / self.len * self.input_words();
+        let mut inputs = Rows::new(x.nrows(), words);
+        for (row, words) in x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words)) {
+            match row.as_slice() {
+                Some(row) => self.cut_row(row, words),
+                None => self.cut_row(&row.to_vec(), words),
+            }
+        }
+        let rows = out.rows_mut().into_iter().map(ArrayViewMut1::into_slice);
+        match rows.collect::<Option<Vec<_>>>() {
+            Some(rows) => self.all_panels(inputs.values(), panels, rows),
+            None => {
+                let mut own = Array2::zeros(out.dim());
+                let rows = own.rows_mut().into_iter().filter_map(ArrayViewMut1::into_slice);
+                self.all_panels(inputs.values(), panels, rows.collect());
+                out.assign(&own);
+            }
+        }
+    }
+
+    /// Rows of outputs from rows of inputs in words.
+    fn all_panels(self, inputs: &[f32], panels: &[f32], mut out: Vec<&mut [f32]>) {
+        let (words, n_out) = (inputs.len() / out.len(), out[0].len());
+        let panel_len = words / self.input_words() * self.block_words();
+        let mut sums = [[0.0; PANEL]; TILE_ROWS];
+        for (first, panel) in (0..n_out).step_by(PANEL).zip(panels.chunks_exact(panel_len)) {
+            let lanes = PANEL.min(n_out - first);
+            for (out, inputs) in out.chunks_mut(TILE_ROWS).zip(inputs.chunks(TILE_ROWS * words)) {
+                self.tile(inputs, panel, &mut sums[..out.len()]);
+                for (out, sums) in out.iter_mut().zip(&sums) {
+                    match out[first..].first_chunk_mut() {
+                        Some(out) => *out = *sums,
+                        None => out[first..].copy_from_slice(&sums[..lanes]),
+                    }
+                }
+            }
+        }
+    }
+
+    /// Brings a row of inputs, whole groups, into words. A group that is not finite gets a scale that is
+    /// not.
+    fn cut_row(self, row: &[f32], words: &mut [f32]) {
+        match self.rounded {
+            // SAFETY: the token says that the machine has the instructions.
+            Some(to) => unsafe {
+                match self.len {
+                    16 => vnni::round::<16>(row, to, words),
+                    _ => vnni::round::<32>(row, to, words),
+                }
+            },
+            None => {
+                for (x, words) in row.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
+                    // SAFETY: the token says that the machine has the instructions.
+                    unsafe { vnni::slice(x, words) }
+                }
+            }
+        }
+    }
+
+    /// The products of up to [`TILE_ROWS`] rows of inputs, one for each of `out`, with a panel.
+    fn tile(self, inputs: &[f32], panel: &[f32], out: &mut [[f32; PANEL]]) {
+        let stride = inputs.len() / out.len();
+        let all = stride / self.input_words();
+        assert!(inputs.len() == out.len() * all * self.input_words(), "whole rows of whole groups");
+        assert!(panel.len() == all * self.block_words(), "a panel of as many groups");
+        assert!((1..=TILE_ROWS).contains(&out.len()), "a tile has one to four rows");
+        let tile = vnni::tiles(self)[out.len() - 1];
+        let at_once = self.summed();
+        for first in (0..all).step_by(at_once) {
+            let n = at_once.min(all - first);
+            let x = inputs[first * self.input_words()..].as_ptr();
+            let w = panel[first * self.block_words()..].as_ptr();
+            // SAFETY: the token says that the machine has the instructions; each of `out.len()` rows of
+            // inputs, `stride` apart, has `n` groups from the first on, and so has the panel, of the length
+            // and with the offsets that the kernel reads.
+            unsafe { tile(x, stride, w, n, out.as_mut_ptr(), first > 0) };
+        }
+    }
 }
 
-/// Cuts a row of inputs, whole groups, into slices. A group that is not finite gets a scale that is
-/// not.
-fn slice_row(_: Avx512Vnni, row: &[f32], words: &mut [f32]) {
-    for (x, words) in row.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
-        // SAFETY: the token says that the machine has the instructions.
-        unsafe { vnni::slice(x, words) }
-    }
+#[inline(always)]
+const fn block_words(len: usize, offsets: bool) -> usize {
+    len / 4 * PANEL + if offsets { 3 } else { 2 } * PANEL
+}
+
+#[inline(always)]
+fn word_of(bytes: [u8; 4]) -> f32 {
+    f32::from_bits(u32::from_le_bytes(bytes))
 }
 
 /// The power of two by which steps of a group with this largest magnitude are counted, less than
@@ -147,53 +263,25 @@ fn steps(most: f32) -> (f32, f32) {
     (f32::from_bits((exponent - 22) << 23), f32::from_bits((276 - exponent) << 23))
 }
 
-/// The products of up to [`TILE_ROWS`] rows of inputs, one for each of `out`, with a panel.
-fn tile(_: Avx512Vnni, inputs: &[f32], panel: &[f32], offsets: bool, out: &mut [[f32; PANEL]]) {
-    let stride = inputs.len() / out.len();
-    let all = stride / INPUT;
-    assert!(inputs.len() == out.len() * all * INPUT, "whole rows of whole groups");
-    assert!(panel.len() == all * block_words(offsets), "a panel of as many groups");
-    out.fill([0.0; PANEL]);
-    for first in (0..all).step_by(SUMMED) {
-        let n = SUMMED.min(all - first);
-        let x = inputs[first * INPUT..].as_ptr();
-        let w = panel[first * block_words(offsets)..].as_ptr();
-        // SAFETY: the token says that the machine has the instructions; each of `out.len()` rows of inputs, `stride`
-        // apart, has `n` groups from the first on, and so has the panel, with offsets if the kernel
-        // reads them.
-        unsafe {
-            match (&mut *out, offsets) {
-                ([a], false) => vnni::tile::<1, false>(x, stride, w, n, [a]),
-                ([a, b], false) => vnni::tile::<2, false>(x, stride, w, n, [a, b]),
-                ([a, b, c], false) => vnni::tile::<3, false>(x, stride, w, n, [a, b, c]),
-                ([a, b, c, d], false) => vnni::tile::<4, false>(x, stride, w, n, [a, b, c, d]),
-                ([a], true) => vnni::tile::<1, true>(x, stride, w, n, [a]),
-                ([a, b], true) => vnni::tile::<2, true>(x, stride, w, n, [a, b]),
-                ([a, b, c], true) => vnni::tile::<3, true>(x, stride, w, n, [a, b, c]),
-                ([a, b, c, d], true) => vnni::tile::<4, true>(x, stride, w, n, [a, b, c, d]),
-                _ => unreachable!("a tile has one to four rows"),
-            }
-        }
-    }
-}
+/// A kernel: inputs, words from one of their rows to the next, a panel, the number of groups, a line of outputs
+/// for each row of inputs, and whether to add to them.
+type Tile = unsafe fn(*const f32, usize, *const f32, usize, *mut [f32; PANEL], bool);
 
 /// What stands in where there are no tokens.
 #[cfg(not(target_arch = "x86_64"))]
 mod vnni {
     use super::*;
 
-    pub unsafe fn slice(x: &[f32; Group::LEN], _: &mut [f32; INPUT]) {
+    pub unsafe fn slice(x: &[f32; FRACTIONS], _: &mut [f32; 2 + 3 * FRACTIONS / 4]) {
         unreachable!("no processor for {:?}", steps(x[0]))
     }
 
-    pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
-        _: *const f32,
-        _: usize,
-        _: *const f32,
-        groups: usize,
-        _: [&mut [f32; PANEL]; ROWS],
-    ) {
-        unreachable!("no processor for {groups} groups, {SUMMED} at a time")
+    pub unsafe fn round<const G: usize>(_: &[f32], to: Activation, _: &mut [f32]) {
+        unreachable!("no processor for {to:?}, {:?}", (of_32, of_256, to_f16))
+    }
+
+    pub fn tiles(products: Products) -> [Tile; TILE_ROWS] {
+        unreachable!("no processor for {products:?}")
     }
 }
 
@@ -225,7 +313,7 @@ mod vnni {
     /// Cuts a group of inputs into slices.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    pub fn slice(x: &[f32; Group::LEN], words: &mut [f32; INPUT]) {
+    pub fn slice(x: &[f32; FRACTIONS], words: &mut [f32; 2 + 3 * FRACTIONS / 4]) {
         // SAFETY: a line is read.
         let x = unsafe { floats(x.as_ptr()) };
         // NaN are passed over here.
@@ -243,7 +331,9 @@ mod vnni {
             sum = _mm512_add_epi32(sum, steps);
             let steps = _mm512_add_epi32(steps, half);
             let bytes = [_mm512_srli_epi32(steps, 16), _mm512_srli_epi32(steps, 8), steps];
-            for (slice, bytes) in slices.as_chunks_mut::<SLICE>().0.iter_mut().zip(&bytes) {
+            for (slice, bytes) in
+                slices.as_chunks_mut::<{ FRACTIONS / 4 }>().0.iter_mut().zip(&bytes)
+            {
                 let words = &mut slice[i * LANES / 4..][..LANES / 4];
                 // SAFETY: sixteen bytes are written over.
                 unsafe {
@@ -255,33 +345,130 @@ mod vnni {
         values[1] = values[0] * _mm512_reduce_add_epi32(sum) as f32;
     }
 
-    /// Adds products to `out`.
+    /// A row as llama.cpp rounds it, in groups of `G`: those of a block have its scale, which is not finite where
+    /// a value is not.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    pub fn round<const G: usize>(row: &[f32], to: Activation, words: &mut [f32]) {
+        let group = 2 + G / 4;
+        if to == Activation::Q8_K {
+            let (blocks, per_block) = (row.as_chunks::<256>().0, 256 / G * group);
+            for b in 0..blocks.len() {
+                let [scale, inverse] = of_256(&blocks[b]);
+                let words = &mut words[b * per_block..][..per_block];
+                round_block::<G>(&blocks[b], scale, inverse, |sum| sum, words);
+            }
+            return;
+        }
+        let (blocks, per_block) = (row.as_chunks::<32>().0, 32 / G * group);
+        for b in 0..blocks.len() {
+            let [step, inverse] = of_32(&blocks[b]);
+            let scale = to_f16(step);
+            // `quantize_row_q8_1` has sums as F16, with steps that are not yet.
+            let q8_1 = to == Activation::Q8_1;
+            let sum = |sum| if q8_1 { to_f16(step * sum) } else { scale * sum };
+            let words = &mut words[b * per_block..][..per_block];
+            round_block::<G>(&blocks[b], scale, inverse, sum, words);
+        }
+    }
+
+    /// The groups of a block.
+    #[inline]
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
+    fn round_block<const G: usize>(
+        block: &[f32],
+        scale: f32,
+        inverse: f32,
+        of_sum: impl Fn(f32) -> f32,
+        words: &mut [f32],
+    ) {
+        let (inverses, half) = (_mm512_set1_ps(inverse), _mm512_set1_epi32(128));
+        for g in 0..block.len() / G {
+            let (x, words) = (&block[g * G..][..G], &mut words[g * (2 + G / 4)..][..2 + G / 4]);
+            let mut sum = _mm512_setzero_si512();
+            for i in 0..G / LANES {
+                let x = &x[i * LANES..][..LANES];
+                let bytes = &mut words[2 + i * LANES / 4..][..LANES / 4];
+                // SAFETY: sixteen values are read.
+                let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
+                let whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverses));
+                sum = _mm512_add_epi32(sum, whole);
+                let shifted = _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, half));
+                // SAFETY: sixteen bytes are written over.
+                unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), shifted) };
+            }
+            let sum = _mm512_reduce_add_epi32(sum) as f32;
+            words[0] = scale;
+            words[1] = of_sum(sum);
+        }
+    }
+
+    /// The kernels for one row, two rows, and so on.
+    pub fn tiles(products: Products) -> [Tile; TILE_ROWS] {
+        let Products { len, offsets, rounded, .. } = products;
+        match (len, rounded.is_some(), products.in_blocks(), offsets) {
+            (32, false, _, false) => of::<32, 3, false, false>(),
+            (32, false, _, true) => of::<32, 3, false, true>(),
+            (32, true, false, false) => of::<32, 1, false, false>(),
+            (32, true, false, true) => of::<32, 1, false, true>(),
+            (32, true, true, false) => of::<32, 1, true, false>(),
+            (32, true, true, true) => of::<32, 1, true, true>(),
+            (_, _, false, false) => of::<16, 1, false, false>(),
+            (_, _, false, true) => of::<16, 1, false, true>(),
+            (_, _, true, false) => of::<16, 1, true, false>(),
+            (_, _, true, true) => of::<16, 1, true, true>(),
+        }
+    }
+
+    fn of<const LEN: usize, const SLICES: usize, const BLOCKS: bool, const OFFSETS: bool>()
+    -> [Tile; TILE_ROWS] {
+        [
+            tile::<1, LEN, SLICES, BLOCKS, OFFSETS>,
+            tile::<2, LEN, SLICES, BLOCKS, OFFSETS>,
+            tile::<3, LEN, SLICES, BLOCKS, OFFSETS>,
+            tile::<4, LEN, SLICES, BLOCKS, OFFSETS>,
+        ]
+    }
+
+    /// Writes products to `out`, or adds them.
     ///
     /// # Safety
-    /// `x` holds `ROWS` rows of `groups` groups of inputs, `stride` words apart, `panel` as many groups
-    /// of columns, with offsets if `OFFSETS`, and the machine has AVX-512 F and VNNI.
+    /// `x` holds `ROWS` rows of `groups` groups of inputs of `LEN` in `SLICES`, `stride` words apart and of one scale if
+    /// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS`, `out` `ROWS` lines, and the machine has
+    /// AVX-512 F and VNNI.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub unsafe fn tile<const ROWS: usize, const OFFSETS: bool>(
+    unsafe fn tile<
+        const ROWS: usize,
+        const LEN: usize,
+        const SLICES: usize,
+        const BLOCKS: bool,
+        const OFFSETS: bool,
+    >(
         x: *const f32,
         stride: usize,
         panel: *const f32,
         groups: usize,
-        out: [&mut [f32; PANEL]; ROWS],
+        out: *mut [f32; PANEL],
+        add: bool,
     ) {
+        let words = LEN / 4;
         let upper = _mm512_set1_ps(65536.0);
         let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
         for group in 0..groups {
             // SAFETY: all that is read lies in the groups that the caller grants.
             unsafe {
-                let x = x.add(group * INPUT);
-                let block = panel.add(group * block_words(OFFSETS));
-                let zero = [_mm512_setzero_si512(); VECTORS];
-                let mut parts = [[integers(block.add(CODES)), zero, zero]; ROWS];
-                for word in 0..SLICE {
+                let x = x.add(group * (2 + SLICES * words));
+                let block = panel.add(group * block_words(LEN, OFFSETS));
+                let values = block.add(words * PANEL);
+                let mut parts = [[[_mm512_setzero_si512(); VECTORS]; SLICES]; ROWS];
+                let start = integers(values);
+                for row in 0..ROWS {
+                    parts[row][0] = start;
+                }
+                for word in 0..words {
                     let codes = integers(block.add(word * PANEL));
                     for row in 0..ROWS {
-                        for slice in 0..3 {
-                            let x = x.add(row * stride + 2 + slice * SLICE + word);
+                        for slice in 0..SLICES {
+                            let x = x.add(row * stride + 2 + slice * words + word);
                             let x = _mm512_set1_epi32(x.cast::<i32>().read());
                             for v in 0..VECTORS {
                                 let part = parts[row][slice][v];
@@ -290,17 +477,22 @@ mod vnni {
                         }
                     }
                 }
-                let scales = floats(block.add(CODES + PANEL));
-                let offsets = if OFFSETS { floats(block.add(CODES + 2 * PANEL)) } else { scales };
+                let scales = floats(values.add(PANEL));
+                let offsets = if OFFSETS { floats(values.add(2 * PANEL)) } else { scales };
                 for row in 0..ROWS {
                     let x = x.add(row * stride);
                     let (scale, sum) = (_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1)));
                     for v in 0..VECTORS {
-                        let middle = _mm512_slli_epi32(parts[row][1][v], 8);
-                        let lower = _mm512_cvtepi32_ps(_mm512_add_epi32(middle, parts[row][2][v]));
                         let high = _mm512_cvtepi32_ps(parts[row][0][v]);
-                        let whole = _mm512_fmadd_ps(high, upper, lower);
-                        let scale = _mm512_mul_ps(scales[v], scale);
+                        let whole = if SLICES == 3 {
+                            let middle = _mm512_slli_epi32(parts[row][1][v], 8);
+                            let lower = _mm512_add_epi32(middle, parts[row][2][v]);
+                            _mm512_fmadd_ps(high, upper, _mm512_cvtepi32_ps(lower))
+                        } else {
+                            high
+                        };
+                        let scale =
+                            if BLOCKS { scales[v] } else { _mm512_mul_ps(scales[v], scale) };
                         sums[row][v] = _mm512_fmadd_ps(whole, scale, sums[row][v]);
                         if OFFSETS {
                             sums[row][v] = _mm512_fmadd_ps(offsets[v], sum, sums[row][v]);
@@ -311,9 +503,13 @@ mod vnni {
         }
         for row in 0..ROWS {
             for v in 0..VECTORS {
-                let out = out[row][v * LANES..][..LANES].as_mut_ptr();
-                // SAFETY: so many values are read and written over.
-                unsafe { _mm512_storeu_ps(out, _mm512_add_ps(_mm512_loadu_ps(out), sums[row][v])) };
+                // SAFETY: the caller grants a line for each row, whose values are read and written over.
+                unsafe {
+                    let out = out.add(row).cast::<f32>().add(v * LANES);
+                    let before = if add { _mm512_loadu_ps(out) } else { _mm512_setzero_ps() };
+                    let scale = _mm512_set1_ps(if BLOCKS { *x.add(row * stride) } else { 1.0 });
+                    _mm512_storeu_ps(out, _mm512_fmadd_ps(sums[row][v], scale, before));
+                }
             }
         }
     }
@@ -321,39 +517,102 @@ mod vnni {
 
 #[cfg(test)]
 mod tests {
+    use super::super::super::activations::Activations;
     use super::super::{Form, Panels, pack as pack_floats, packed_len};
     use super::*;
-    use crate::quant::{Guide, QuantType};
-    use crate::simd::Simd;
-    use ndarray::Array2;
+    use crate::quant::Guide;
+
+    /// The specification: a group of inputs as scale, sum, and whole numbers in units of 2¹⁶ and of 1.
+    type Cut = (f32, f32, Vec<[i32; 2]>);
+
+    /// Groups of inputs as they are.
+    fn sliced(x: &[f32]) -> Vec<Cut> {
+        let group = |x: &[f32]| {
+            let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
+            let (mut scale, inverse) = steps(most);
+            if x.iter().any(|x| !x.is_finite()) {
+                scale = f32::NAN;
+            }
+            let step = |x: &f32| ((x * inverse).round_ties_even() as i32).min((1 << 23) - 1);
+            let steps: Vec<i32> = x.iter().map(step).collect();
+            let sum = scale * steps.iter().sum::<i32>() as f32;
+            (scale, sum, steps.iter().map(|step| [step >> 16, step & 0xffff]).collect())
+        };
+        x.chunks_exact(32).map(group).collect()
+    }
+
+    /// Groups of inputs as llama.cpp rounds them.
+    fn cut_by_hand(x: &[f32], to: Activation, len: usize) -> Vec<Cut> {
+        let per_block = if to == Activation::Q8_K { 256 } else { 32 };
+        let block = |block: &[f32]| {
+            let [step, inverse] = match to {
+                Activation::Q8_K => of_256(block.first_chunk().unwrap()),
+                _ => of_32(block.first_chunk().unwrap()),
+            };
+            let scale = if to == Activation::Q8_K { step } else { to_f16(step) };
+            let group = |x: &[f32]| {
+                let whole: Vec<i32> =
+                    x.iter().map(|x| (x * inverse).round_ties_even() as i8 as i32).collect();
+                let sum = whole.iter().sum::<i32>() as f32;
+                let sum = match to {
+                    Activation::Q8_K => sum,
+                    Activation::Q8_1 => to_f16(step * sum),
+                    _ => scale * sum,
+                };
+                (scale, sum, whole.into_iter().map(|whole| [0, whole]).collect())
+            };
+            block.chunks_exact(len).map(group).collect::<Vec<_>>()
+        };
+        x.chunks_exact(per_block).flat_map(block).collect()
+    }
 
     /// The specification: one row of inputs and one of weights.
-    fn plain(x: &[f32], weights: &[Group], offsets: bool) -> f32 {
+    fn plain<const G: usize>(
+        x: &[Cut],
+        weights: &[Group<G>],
+        in_blocks: bool,
+        offsets: bool,
+    ) -> f32 {
         let mut total = 0f32;
-        for (x, weights) in x.chunks(SUMMED * Group::LEN).zip(weights.chunks(SUMMED)) {
+        let summed = if in_blocks { BLOCK } else { SUMMED } / G;
+        for (x, weights) in x.chunks(summed).zip(weights.chunks(summed)) {
             let mut out = 0f32;
-            for (x, group) in x.chunks_exact(Group::LEN).zip(weights) {
-                let most = x.iter().fold(0f32, |most, x| most.max(x.abs()));
-                let (mut scale, inverse) = steps(most);
-                if x.iter().any(|x| !x.is_finite()) {
-                    scale = f32::NAN;
-                }
-                let (mut upper, mut lower, mut sum) = (0, 0, 0);
-                for (x, code) in x.iter().zip(group.codes.map(i32::from)) {
-                    let step = ((x * inverse).round_ties_even() as i32).min((1 << 23) - 1);
-                    upper += code * (step >> 16);
-                    lower += code * (step & 0xffff);
-                    sum += step;
+            for ((scale, sum, whole), group) in x.iter().zip(weights) {
+                let scale = if in_blocks { 1.0 } else { *scale };
+                let (mut upper, mut lower) = (0, 0);
+                for ([high, low], code) in whole.iter().zip(group.codes.map(i32::from)) {
+                    upper += code * high;
+                    lower += code * low;
                 }
                 let whole = (upper as f32).mul_add(65536.0, lower as f32);
                 out = whole.mul_add(group.scale * scale, out);
                 if offsets {
-                    out = group.offset.mul_add(scale * sum as f32, out);
+                    out = group.offset.mul_add(*sum, out);
                 }
             }
-            total += out;
+            total = out.mul_add(if in_blocks { x[0].0 } else { 1.0 }, total);
         }
         total
+    }
+
+    /// The same for stored rows of a type.
+    fn specified(ty: QuantType, rounds: bool, x: &[f32], bytes: &[u8]) -> f32 {
+        let Groups { offsets, read } = ty.format().groups.unwrap();
+        let to = ty.format().activations;
+        let in_blocks = rounds && to == Activation::Q8_K;
+        let cut = |len| if rounds { cut_by_hand(x, to, len) } else { sliced(x) };
+        match read {
+            Read::Of16(read) => {
+                let mut groups = vec![Group::ZERO; x.len() / 16];
+                read(Simd::detect(), bytes, &mut groups);
+                plain::<16>(&cut(16), &groups, in_blocks, offsets)
+            }
+            Read::Of32(read) => {
+                let mut groups = vec![Group::ZERO; x.len() / 32];
+                read(Simd::detect(), bytes, &mut groups);
+                plain::<32>(&cut(32), &groups, in_blocks, offsets)
+            }
+        }
     }
 
     /// Inputs as activations are: normal, some groups of other sizes, some far out.
@@ -365,7 +624,7 @@ mod tests {
         };
         Array2::from_shape_fn((rows, columns), |(_, column)| {
             let x: f32 = (0..6).map(|_| uniform()).sum();
-            match column / Group::LEN % 4 {
+            match column / 32 % 4 {
                 0 if column % 37 == 5 => 300.0 * x,
                 1 => 1e-6 * x,
                 2 if column % 3 == 0 => 0.0,
@@ -374,28 +633,30 @@ mod tests {
         })
     }
 
-    /// Weights of a type: as stored, as groups, and as f32.
-    fn weights(ty: QuantType, rows: usize, columns: usize) -> (Vec<u8>, Vec<Group>, Array2<f32>) {
+    /// Weights of a type, as stored and as f32.
+    fn weights(ty: QuantType, rows: usize, columns: usize) -> (Vec<u8>, Array2<f32>) {
         let source = inputs(rows, columns);
+        let importances = vec![1.0; columns];
         let mut bytes = vec![0; rows * ty.row_bytes(columns).unwrap()];
-        ty.encode_rows(source.as_slice().unwrap(), columns, Guide::Plain, &mut bytes).unwrap();
+        let guide = Guide::Columns(&importances);
+        ty.encode_rows(source.as_slice().unwrap(), columns, guide, &mut bytes).unwrap();
         let mut decoded = Array2::zeros((rows, columns));
         ty.decode_rows(&bytes, columns, decoded.as_slice_mut().unwrap()).unwrap();
-        let mut groups = vec![Group::ZERO; rows * columns / Group::LEN];
-        (ty.format().groups.unwrap().read)(Simd::detect(), &bytes, &mut groups);
-        (bytes, groups, decoded)
+        (bytes, decoded)
     }
 
+    /// A product, where the machine has these.
     fn product(
         ty: QuantType,
+        rounds: bool,
         x: ArrayView2<f32>,
         rows: usize,
         bytes: &[u8],
     ) -> Option<Array2<f32>> {
         let simd = Simd::Avx512Vnni(Avx512Vnni::new()?);
-        let form = Form::of(ty, simd);
+        let form @ Form::Integers(products) = Form::of(ty, rounds, simd) else { return None };
         let mut panels = vec![f32::NAN; form.panels_len(rows, x.ncols())];
-        form.pack_groups(ty, bytes, x.ncols(), &mut panels);
+        products.pack(bytes, x.ncols(), &mut panels);
         let mut out = Array2::from_elem((x.nrows(), rows), f32::NAN);
         form.multiply(x, &panels, out.view_mut(), true);
         // Not contiguous, here, and with other tasks.
@@ -409,37 +670,55 @@ mod tests {
 
     #[test]
     fn every_product_is_the_plain_reference_s() {
-        for (ty, tokens, columns, rows) in [
-            (QuantType::Q8_0, 1, 32, 1),
-            (QuantType::Q8_0, 119, 576, 45),
-            (QuantType::Q4_1, 6, 96, 64),
-            (QuantType::Q5_0, 3, 160, 70),
-            (QuantType::Q4_K, 230, 512, 300),
-            (QuantType::IQ4_XS, 2, 256, 33),
-        ] {
+        let sizes = [(1, 256, 1), (119, 768, 45), (6, 512, 64), (230, 256, 70)];
+        let types = QuantType::all().filter(|ty| ty.format().groups.is_some());
+        let all = types.flat_map(|ty| [(ty, false), (ty, true)]);
+        for ((ty, rounds), (tokens, columns, rows)) in all.zip(sizes.into_iter().cycle()) {
             let mut x = inputs(tokens, columns);
-            x[(0, columns - 1)] = f32::MAX;
+            x[(0, columns - 1)] = 1e30;
             x[(tokens - 1, 3)] = f32::from_bits(7);
-            let (bytes, groups, _) = weights(ty, rows, columns);
-            let Some(found) = product(ty, x.view(), rows, &bytes) else { return };
-            let offsets = ty.format().groups.unwrap().offsets;
+            x.slice_mut(ndarray::s![tokens / 2, 32..64]).fill(0.0);
+            let (bytes, _) = weights(ty, rows, columns);
+            let Some(found) = product(ty, rounds, x.view(), rows, &bytes) else { continue };
+            let row_bytes = ty.row_bytes(columns).unwrap();
             for ((token, row), found) in found.indexed_iter() {
-                let per_row = columns / Group::LEN;
-                let row = &groups[row * per_row..][..per_row];
-                let expected = plain(x.row(token).as_slice().unwrap(), row, offsets);
-                assert_eq!(found.to_bits(), expected.to_bits(), "{ty}: {found} and {expected}");
+                let bytes = &bytes[row * row_bytes..][..row_bytes];
+                let expected = specified(ty, rounds, x.row(token).as_slice().unwrap(), bytes);
+                let same =
+                    found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
+                assert!(same, "{ty}: {found} and {expected}");
             }
         }
     }
 
     #[test]
+    fn rounded_inputs_are_those_that_floats_would_meet() {
+        for ty in QuantType::all().filter(|ty| ty.format().groups.is_some()) {
+            if ty.format().activations == Activation::Q8_1 {
+                // Sums of blocks are rounded as well: `block_sums`.
+                continue;
+            }
+            let (tokens, rows, columns) = (5, 40, 768);
+            let x = inputs(tokens, columns);
+            let (bytes, decoded) = weights(ty, rows, columns);
+            let Some(found) = product(ty, true, x.view(), rows, &bytes) else { return };
+            let dtype = crate::source::Dtype::Gguf(ty);
+            let met = Activations::Q8.round(Simd::detect(), dtype, x.view()).unwrap();
+            let exact = met.mapv(f64::from).dot(&decoded.mapv(f64::from).t());
+            let squares = found.iter().zip(&exact).map(|(&a, b)| (f64::from(a) - b).powi(2));
+            let error = (squares.sum::<f64>() / exact.mapv(|v| v * v).sum()).sqrt();
+            assert!(error < 3e-7, "{ty}: {error:.1e}");
+        }
+    }
+
+    #[test]
     fn products_are_nearer_to_the_exact_ones_than_those_of_f32() {
-        for ty in [QuantType::Q8_0, QuantType::Q4_K] {
+        for ty in [QuantType::Q8_0, QuantType::Q4_K, QuantType::IQ3_S, QuantType::IQ1_S] {
             for columns in [256, 1536, 7168] {
                 let (tokens, rows) = (9, 40);
                 let x = inputs(tokens, columns);
-                let (bytes, _, decoded) = weights(ty, rows, columns);
-                let Some(found) = product(ty, x.view(), rows, &bytes) else { return };
+                let (bytes, decoded) = weights(ty, rows, columns);
+                let Some(found) = product(ty, false, x.view(), rows, &bytes) else { return };
                 let mut panels = vec![0.0; packed_len(rows, columns)];
                 pack_floats(decoded.view(), &mut panels);
                 let mut floats = Array2::zeros(found.dim());
@@ -461,10 +740,13 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = inputs(6, 64);
             x[(4, 40)] = bad;
-            let (bytes, ..) = weights(QuantType::Q8_0, 33, 64);
-            let Some(found) = product(QuantType::Q8_0, x.view(), 33, &bytes) else { return };
-            for (token, row) in found.rows().into_iter().enumerate() {
-                assert!(row.iter().all(|v| v.is_finite() == (token != 4)), "{bad}");
+            let (bytes, _) = weights(QuantType::Q8_0, 33, 64);
+            for rounds in [false, true] {
+                let product = product(QuantType::Q8_0, rounds, x.view(), 33, &bytes);
+                let Some(found) = product else { return };
+                for (token, row) in found.rows().into_iter().enumerate() {
+                    assert!(row.iter().all(|v| v.is_finite() == (token != 4)), "{bad}");
+                }
             }
         }
     }

@@ -13,16 +13,17 @@
 mod integers;
 mod kernel;
 
+use super::activations::Activations;
 use super::buffers::Rows;
-use crate::quant::{self, Groups, QuantType};
-use crate::simd::{Avx512Vnni, Simd};
+use crate::quant::float::f32_to_bf16;
+use crate::quant::{Activation, QuantType};
+use crate::simd::{Avx512Bf16, Simd};
+use crate::source::Dtype;
+pub(super) use integers::Products;
 use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
 use ndarray::parallel::prelude::*;
-use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::borrow::Cow;
-
-/// The groups that weights stored as integers are multiplied in.
-type Group = quant::Group<32>;
 
 /// Weights of a slice of the panels that are multiplied together, at most: a mebibyte, which comes
 /// from a core's own cache or one that cores share as fast as it is used.
@@ -38,18 +39,36 @@ pub(super) const PANEL_ROWS: usize = PANEL;
 pub(super) enum Form {
     /// f32.
     Floats(Simd),
-    /// Groups of integers, some with offsets.
-    Integers { offsets: bool, vnni: Avx512Vnni },
+    /// Pairs of BF16, in the place of f32.
+    Pairs(Avx512Bf16),
+    /// Groups of integers.
+    Integers(Products),
 }
 
 impl Form {
-    /// The fastest form for weights of a type.
-    pub fn of(ty: QuantType, simd: Simd) -> Self {
-        match (ty.format().groups, simd) {
-            (Some(Groups { offsets, .. }), Simd::Avx512Vnni(vnni)) => {
-                Self::Integers { offsets, vnni }
-            }
+    /// The fastest form for weights of a type that meet inputs as they are, or as llama.cpp rounds them.
+    pub fn of(ty: QuantType, rounded: bool, simd: Simd) -> Self {
+        let Simd::Avx512Vnni(vnni) = simd else { return Self::Floats(simd) };
+        let activations = rounded.then_some(ty.format().activations);
+        match (Products::of(ty, activations, vnni), Avx512Bf16::new()) {
+            (Some(products), _) => Self::Integers(products),
+            (None, Some(token)) if activations == Some(Activation::BF16) => Self::Pairs(token),
             _ => Self::Floats(simd),
+        }
+    }
+
+    /// Inputs as they are handed over; `None` where they stay as they are, and are rounded, if at all, when they
+    /// are multiplied.
+    pub fn inputs(
+        self,
+        activations: Activations,
+        weights: Dtype,
+        x: ArrayView2<f32>,
+    ) -> Option<Array2<f32>> {
+        match self {
+            Self::Floats(simd) => activations.round(simd, weights, x),
+            Self::Pairs(_) => Some(pairs(x)),
+            Self::Integers(_) => None,
         }
     }
 
@@ -57,25 +76,9 @@ impl Form {
     pub fn panels_len(self, rows: usize, columns: usize) -> usize {
         match self {
             Self::Floats(_) => packed_len(rows, columns),
-            Self::Integers { offsets, .. } => {
-                rows.div_ceil(PANEL) * integers::panel_len(columns, offsets)
-            }
+            Self::Pairs(_) => packed_len(rows, columns.div_ceil(2)),
+            Self::Integers(products) => rows.div_ceil(PANEL) * products.panel_len(columns),
         }
-    }
-
-    /// Puts rows of weights, stored as [`Form::Integers`], into panels. What is in the place of rows
-    /// that would fill the last panel stays as it was.
-    pub fn pack_groups(self, ty: QuantType, bytes: &[u8], columns: usize, panels: &mut [f32]) {
-        let (Self::Integers { offsets, vnni }, Some(Groups { read, .. })) =
-            (self, ty.format().groups)
-        else {
-            unreachable!("weights are groups")
-        };
-        let row_bytes = ty.row_bytes(columns).unwrap_or(0).max(1);
-        let groups = bytes.len() / row_bytes * (columns / Group::LEN);
-        let mut groups = vec![Group::ZERO; groups];
-        read(Simd::Avx512Vnni(vnni), bytes, &mut groups);
-        integers::pack(&groups, columns, offsets, panels);
     }
 
     /// `out = x · Wᵀ` with `out.ncols()` rows of `W` in panels, on all threads or on the calling one.
@@ -87,18 +90,41 @@ impl Form {
         parallel: bool,
     ) {
         match self {
-            Self::Integers { offsets, vnni } => {
-                integers::multiply(vnni, x, panels, offsets, out, parallel);
-            }
-            Self::Floats(simd) => {
-                let floats = Panels { values: panels, columns: x.ncols(), simd };
-                match parallel {
-                    true => floats.multiply(x, out),
-                    false => floats.multiply_here(x, out),
-                }
+            Self::Integers(products) => products.multiply(x, panels, out, parallel),
+            Self::Floats(simd) => product(x, panels, x.ncols(), kernel::of(simd), out, parallel),
+            Self::Pairs(token) => {
+                product(x, panels, x.ncols(), kernel::of_pairs(token), out, parallel)
             }
         }
     }
+}
+
+/// Rows as BF16, in words of two.
+fn pairs(x: ArrayView2<f32>) -> Array2<f32> {
+    let mut out = Array2::zeros((x.nrows(), x.ncols().div_ceil(2)));
+    ndarray::Zip::from(out.rows_mut()).and(x.rows()).par_for_each(|mut out, x| {
+        let word = |pair: &[f32]| {
+            let bits = |x: Option<&f32>| u32::from(f32_to_bf16(x.copied().unwrap_or(0.0)));
+            f32::from_bits(bits(pair.first()) | bits(pair.get(1)) << 16)
+        };
+        let x = x.as_standard_layout();
+        let pairs = x.as_slice().unwrap_or_default().chunks(2);
+        out.iter_mut().zip(pairs).for_each(|(out, pair)| *out = word(pair));
+    });
+    out
+}
+
+/// Puts rows of BF16, as they are stored, into panels of [`Form::Pairs`].
+pub(super) fn pack_pairs(bytes: &[u8], rows: usize, columns: usize, panels: &mut [f32]) {
+    let mut words = Array2::zeros((rows, columns.div_ceil(2)));
+    for (mut words, row) in words.rows_mut().into_iter().zip(bytes.chunks_exact(2 * columns)) {
+        for (word, pair) in words.iter_mut().zip(row.chunks(4)) {
+            let mut four = [0; 4];
+            four[..pair.len()].copy_from_slice(pair);
+            *word = f32::from_bits(u32::from_le_bytes(four));
+        }
+    }
+    pack(words.view(), panels);
 }
 
 /// How many values the panels of so many rows take in [`Form::Floats`].
@@ -162,39 +188,49 @@ pub(crate) struct Panels<'a> {
 impl Panels<'_> {
     /// `out = x · Wᵀ` on all threads, for `out.ncols()` rows and `x.ncols()` columns of `W`.
     pub fn multiply(self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
-        tasks(x, self, out).into_par_iter().for_each(Task::run);
+        product(x, self.values, self.columns, kernel::of(self.simd), out, true);
     }
 
     /// As [`Panels::multiply`] on the calling thread.
     pub fn multiply_here(self, x: ArrayView2<f32>, out: ArrayViewMut2<f32>) {
-        tasks(x, self, out).into_iter().for_each(Task::run);
+        product(x, self.values, self.columns, kernel::of(self.simd), out, false);
     }
 }
 
 /// Some rows of inputs times some panels.
 struct Task<'a> {
     x: ArrayView2<'a, f32>,
-    panels: Panels<'a>,
+    panels: &'a [f32],
+    /// Of a panel.
+    columns: usize,
+    kernels: &'static [Tile],
     out: ArrayViewMut2<'a, f32>,
 }
 
-/// Cuts a product into tasks, those of the same rows one after another.
-fn tasks<'a>(
-    x: ArrayView2<'a, f32>,
-    panels: Panels<'a>,
-    out: ArrayViewMut2<'a, f32>,
-) -> Vec<Task<'a>> {
+/// Multiplies with panels of so many columns, in tasks, those of the same rows one after another.
+fn product(
+    x: ArrayView2<f32>,
+    panels: &[f32],
+    columns: usize,
+    kernels: &'static [Tile],
+    out: ArrayViewMut2<f32>,
+    parallel: bool,
+) {
     assert_eq!(x.nrows(), out.nrows(), "one row of outputs for each of inputs");
-    assert!(x.ncols() <= panels.columns, "a column of weights for each of inputs");
-    assert!(panels.values.len() >= packed_len(out.ncols(), panels.columns), "weights for outputs");
+    assert!(x.ncols() <= columns, "a column of weights for each of inputs");
+    assert!(panels.len() >= packed_len(out.ncols(), columns), "weights for outputs");
     if out.is_empty() {
-        return Vec::new();
+        return;
     }
     let n_panels = out.ncols().div_ceil(PANEL);
     let near = (NEAR / PANEL / slice(x.ncols()).max(1)).max(1);
     let group = n_panels.div_ceil(n_panels.div_ceil(near));
-    let task = |(x, values, out)| Task { x, panels: Panels { values, ..panels }, out };
-    cut(x, panels.values, PANEL * panels.columns, group, out).into_iter().map(task).collect()
+    let task = |(x, panels, out)| Task { x, panels, columns, kernels, out };
+    let tasks = cut(x, panels, PANEL * columns, group, out);
+    match parallel {
+        true => tasks.into_par_iter().map(task).for_each(Task::run),
+        false => tasks.into_iter().map(task).for_each(Task::run),
+    }
 }
 
 /// Cuts a product into parts of [`TASK_ROWS`] rows and `group` panels, those of the same rows one after
@@ -234,12 +270,7 @@ fn slice(columns: usize) -> usize {
 }
 
 impl Task<'_> {
-    fn run(self) {
-        let kernels = kernel::of(self.panels.simd);
-        self.run_with(kernels);
-    }
-
-    fn run_with(mut self, kernels: &[Tile]) {
+    fn run(mut self) {
         let columns = self.x.ncols();
         if columns == 0 {
             self.out.fill(0.0);
@@ -251,7 +282,7 @@ impl Task<'_> {
             let slice = first..columns.min(first + slice);
             let mut row = 0;
             while row < self.x.nrows() {
-                let rows = kernels.len().min(self.x.nrows() - row);
+                let rows = self.kernels.len().min(self.x.nrows() - row);
                 for (i, to) in inputs.chunks_exact_mut(STRIDE).take(rows).enumerate() {
                     let from = self.x.row(row + i);
                     match from.to_slice() {
@@ -262,7 +293,7 @@ impl Task<'_> {
                             .for_each(|(to, from)| *to = *from),
                     }
                 }
-                self.run_tile(kernels, &inputs, row, rows, slice.start, slice.len());
+                self.run_tile(&inputs, row, rows, slice.start, slice.len());
                 row += rows;
             }
         }
@@ -272,14 +303,13 @@ impl Task<'_> {
     /// take a tenth of the time where there are few columns.
     fn run_tile(
         &mut self,
-        kernels: &[Tile],
         inputs: &[f32; MAX_ROWS * STRIDE],
         row: usize,
         rows: usize,
         first: usize,
         n: usize,
     ) {
-        let tile = kernels[rows - 1];
+        let tile = self.kernels[rows - 1];
         let add = first > 0;
         let mut edge = [0.0; MAX_ROWS * PANEL];
         let (n_rows, n_out) = self.out.dim();
@@ -287,7 +317,7 @@ impl Task<'_> {
         let contiguous = self.out.strides()[1] == 1 && self.out.strides()[0] >= 0;
         let stride = self.out.strides()[0] as usize;
         let out = self.out.as_mut_ptr();
-        let panels = self.panels.values.chunks_exact(PANEL * self.panels.columns);
+        let panels = self.panels.chunks_exact(PANEL * self.columns);
         for (start, panel) in (0..n_out).step_by(PANEL).zip(panels) {
             let weights = &panel[first * PANEL..][..n * PANEL];
             if contiguous && n_out - start >= PANEL {
@@ -354,6 +384,34 @@ mod tests {
             let expected = x.slice(s![.., ..half]).dot(&w.slice(s![.., ..half]).t());
             panels.multiply_here(x.slice(s![.., ..half]), out.view_mut());
             assert_eq!(out, expected);
+        }
+    }
+
+    /// Inputs and weights of BF16, an odd number of columns among them.
+    #[test]
+    fn pairs_give_the_products_of_rounded_inputs() {
+        let Some(token) = Avx512Bf16::new() else { return };
+        let form = Form::Pairs(token);
+        for (tokens, columns, rows) in [(1, 1, 1), (15, 385, 33), (119, 900, 70)] {
+            let number =
+                |i: usize, j: usize| ((i * 7919 + j * 104_729) % 1009) as f32 / 500.0 - 1.0;
+            let x = Array2::from_shape_fn((tokens, columns), |(i, j)| number(i, j));
+            let bits = |i: usize, j: usize| f32_to_bf16(number(j, i) / 3.0);
+            let bytes: Vec<u8> = (0..rows)
+                .flat_map(|i| (0..columns).flat_map(move |j| bits(i, j).to_le_bytes()))
+                .collect();
+            let mut panels = vec![f32::NAN; form.panels_len(rows, columns)];
+            pack_pairs(&bytes, rows, columns, &mut panels);
+            let dtype = Dtype::Gguf(QuantType::BF16);
+            let inputs = form.inputs(Activations::Q8, dtype, x.view()).unwrap();
+            let mut out = Array2::from_elem((tokens, rows), f32::NAN);
+            form.multiply(inputs.view(), &panels, out.view_mut(), true);
+            for ((i, j), found) in out.indexed_iter() {
+                let value = |bits: u16| f64::from(f32::from_bits(u32::from(bits) << 16));
+                let term = |c: usize| value(f32_to_bf16(x[(i, c)])) * value(bits(j, c));
+                let expected: f64 = (0..columns).map(term).sum();
+                assert!((f64::from(*found) - expected).abs() < 1e-4, "{found} and {expected}");
+            }
         }
     }
 }

@@ -16,7 +16,7 @@ use super::splits::{self, DELTA, DOWN, Split, UP};
 use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{abs_max, f16, f16_bits, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
-use crate::quant::groups::{Group, Grouped};
+use crate::quant::groups::{Group, Grouped, groups, groups_of_16};
 use crate::quant::kernels::levels;
 use crate::quant::types::QuantType;
 
@@ -28,7 +28,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Small, 32, 50>>()),
         rounding: None,
-        groups: None,
+        groups: groups::<Small, 50>(),
     },
     Format {
         ty: QuantType::IQ1_M, kind: Kind::Blocks, len: 256, bytes: 56,
@@ -36,7 +36,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Medium, 16, 56>>()),
         rounding: None,
-        groups: None,
+        groups: groups_of_16::<Medium, 56>(),
     },
 ];
 

@@ -17,7 +17,7 @@ use super::magnitudes::{
 use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
-use crate::quant::groups::{Group, Grouped};
+use crate::quant::groups::{Group, Grouped, groups, groups_of_16};
 use crate::quant::kernels::levels;
 use crate::quant::search::EPS;
 use crate::quant::types::QuantType;
@@ -30,7 +30,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Xxs, 32, 66>>()),
         rounding: None,
-        groups: None,
+        groups: groups::<Xxs, 66>(),
     },
     Format {
         ty: QuantType::IQ2_XS, kind: Kind::Blocks, len: 256, bytes: 74,
@@ -38,7 +38,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Xs, 16, 74>>()),
         rounding: None,
-        groups: None,
+        groups: groups_of_16::<Xs, 74>(),
     },
     Format {
         ty: QuantType::IQ2_S, kind: Kind::Blocks, len: 256, bytes: 82,
@@ -46,7 +46,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Small, 16, 82>>()),
         rounding: None,
-        groups: None,
+        groups: groups_of_16::<Small, 82>(),
     },
 ];
 

@@ -17,7 +17,7 @@ use super::magnitudes::{
 use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
-use crate::quant::groups::{Group, Grouped};
+use crate::quant::groups::{Group, Grouped, groups};
 use crate::quant::kernels::levels;
 use crate::quant::types::QuantType;
 
@@ -29,7 +29,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [70.0; 2],
         kernels: Some(levels::<Each<Xxs, 32, 98>>()),
         rounding: None,
-        groups: None,
+        groups: groups::<Xxs, 98>(),
     },
     Format {
         ty: QuantType::IQ3_S, kind: Kind::Blocks, len: 256, bytes: 110,
@@ -37,7 +37,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [70.0; 2],
         kernels: Some(levels::<Each<Small, 32, 110>>()),
         rounding: None,
-        groups: None,
+        groups: groups::<Small, 110>(),
     },
 ];
 
