@@ -109,7 +109,7 @@ fn bytes_go_where_they_save_most() {
         (&["--budget", "expert=2M", "--no-proof", "-o", &path("a")], "rest"),
         (&["--bpw", "4", "--budget", "rest=2M", "--no-proof", "-o", &path("a")], "contradict"),
         (&["--fit", "100M", "--no-proof", "-o", &path("a")], "do not even hold"),
-        (&["--bpw", "4", "--no-proof", "-o", &path("none/a")], "none/a"),
+        (&["--bpw", "4", "--no-proof", "-o", &path("none/of/a")], "none"),
         (&["--bpw", "1", "--no-proof", "-o", &path("a")], "too few"),
         (&["--bpw", "4", "--no-proof", "-o", &path("a"), "--types", "IQ"], "nothing about"),
         (&["--bpw", "4", "--no-proof", "-o", &other], "--force"),
@@ -158,4 +158,45 @@ fn texts_have_nothing_in_common() {
     // One text for both is cut.
     assert!(mix(&first, &first, &path("c.toml")).status.success());
     assert_ne!(std::fs::read(path("b.toml")).unwrap(), std::fs::read(path("c.toml")).unwrap());
+}
+
+/// A search that is killed between two batches of groups goes on, and finds the same.
+#[test]
+fn a_search_that_is_killed_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name);
+    let search = |file: &Path| {
+        let mut command = Command::cargo_bin("requant").unwrap();
+        command.args(["mix", MODEL, "--text", TEXT, "--calibrate", TEXT, "--ctx", "128"]);
+        command.args(["--chunks", "18", "--types", "Q3_K,Q5_K", "--curve", "--log-level", "error"]);
+        command.arg("--sensitivities").arg(file).stdout(std::process::Stdio::null());
+        command
+    };
+    let [whole, killed, part] = ["whole.json", "killed.json", "killed.json.part"].map(path);
+    assert!(search(&whole).status().unwrap().success());
+    let mut child = search(&killed).spawn().unwrap();
+    let begun = || {
+        let state: Value = serde_json::from_slice(&std::fs::read(&part).ok()?).ok()?;
+        Some(state["measured"]["groups"].as_array()?.len())
+    };
+    let groups = loop {
+        match begun() {
+            Some(groups) if groups > 0 => break groups,
+            _ => assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed"),
+        }
+    };
+    child.kill().unwrap();
+    child.wait().unwrap();
+    let all = json(whole.to_str().unwrap())["groups"].as_array().unwrap().len();
+    assert!(groups < all && !killed.exists(), "{groups} of {all}");
+    // What was measured is not measured again: the state counts for another search no more.
+    let mut state: Value = json(part.to_str().unwrap());
+    state["measured"]["groups"][0]["error"] = 0.125.into();
+    std::fs::write(&part, state.to_string()).unwrap();
+    assert!(search(&killed).status().unwrap().success());
+    assert!(!part.exists());
+    let mut found = json(killed.to_str().unwrap());
+    assert_eq!(found["groups"][0]["error"], 0.125);
+    found["groups"][0]["error"] = json(whole.to_str().unwrap())["groups"][0]["error"].clone();
+    assert_eq!(found, json(whole.to_str().unwrap()));
 }

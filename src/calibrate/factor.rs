@@ -201,6 +201,21 @@ pub(super) fn times(
     out
 }
 
+/// Floating-point operations a second of one thread in products like those of a calibration: the most of some
+/// short trials, so that what else the machine does counts little.
+pub fn speed(simd: Simd) -> f64 {
+    const SIDE: usize = 1024;
+    let ones = |rows| Array2::<f32>::ones((rows, SIDE));
+    let (rows, panels) = (ones(super::rows::ROWS), panels(ones(SIDE).view()));
+    let trial = |_| {
+        let start = std::time::Instant::now();
+        times(rows.view(), &panels, SIDE, simd);
+        start.elapsed().as_secs_f64()
+    };
+    let least = (0..12).map(trial).fold(f64::INFINITY, f64::min);
+    (2 * rows.len() * SIDE) as f64 / least.max(1e-9)
+}
+
 /// M and E of M·E·Mᵀ, row after row; `None` where a pivot is not positive.
 fn factored(matrix: ArrayView2<f32>) -> Option<(Vec<f64>, Vec<f64>)> {
     let n = matrix.nrows();

@@ -13,5 +13,6 @@ mod rows;
 mod watching;
 
 pub use errors::{Errors, errors};
+pub use factor::speed;
 pub use layers::{Calibration, InputsOf, OfTensor, Outcome, run, work};
 pub use rows::Way;

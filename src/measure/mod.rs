@@ -36,7 +36,7 @@ pub use outcome::{Domain, Found, Outcome, Row, Sampling, TensorCost};
 pub use pairs::Pair;
 pub use part::Part;
 pub use perplexity::{drafts, perplexity};
-pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, Types, proof, sensitivities};
+pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, SoFar, Types, proof, sensitivities};
 pub use tasks::Format;
 pub use text::{CALIBRATED_WITH, Text, Tokens};
 

@@ -10,6 +10,7 @@ use super::{MeasureError, Options, Subject, Text};
 use crate::calibrate::Errors;
 use crate::eval::{self, Comparison, EvalError, Reference, comparison_work};
 use crate::imatrix::Imatrix;
+use crate::io::IoError;
 use crate::monitor::Monitor;
 use crate::quant::{Guide, Importance, QuantType};
 use crate::recipe::fitting;
@@ -85,8 +86,28 @@ pub struct Sensitivities {
     pub tokens: u64,
     /// The groups.
     pub groups: Vec<Group>,
-    /// The tensors that can be quantized.
+    /// The tensors that can be quantized; none while groups are missing.
     pub tensors: Vec<OfTensor>,
+}
+
+impl Sensitivities {
+    /// A group's, if it is known.
+    fn of(&self, group: &Measured) -> Option<&Group> {
+        self.groups.iter().find(|known| known.name == group.name && known.layers == group.layers)
+    }
+}
+
+/// What an interrupted measurement has left behind, and who keeps what this one finds.
+pub struct SoFar<'a> {
+    /// The groups that are measured already.
+    pub begun: Option<Sensitivities>,
+    /// Called with all that are, whenever some more have been.
+    pub keep: &'a dyn Fn(&Sensitivities) -> Result<(), IoError>,
+}
+
+impl SoFar<'_> {
+    /// Nothing, and nobody.
+    pub const NONE: Self = Self { begun: None, keep: &|_| Ok(()) };
 }
 
 /// The errors of a tensor in some types.
@@ -120,7 +141,7 @@ pub struct Types<'a> {
 /// The monitor counts tokens times layers.
 ///
 /// ```
-/// use requant::measure::{Options, Subject, Text, Types, sensitivities};
+/// use requant::measure::{Options, SoFar, Subject, Text, Types, sensitivities};
 /// use requant::model::{Model, Mtp};
 /// use requant::quant::QuantType;
 /// use std::path::Path;
@@ -131,17 +152,18 @@ pub struct Types<'a> {
 /// let options = Options { ctx: 32, chunks: Some(2), ..Options::default() };
 /// let subject = Subject { path, model: &model };
 /// let types = Types { all: &[QuantType::Q4_K], imatrix: None, known: &Default::default() };
-/// let found = sensitivities(subject, &text, types, &options, &())?;
+/// let found = sensitivities(subject, &text, types, SoFar::NONE, &options, &())?;
 /// assert!(found.tensors.iter().all(|tensor| tensor.alpha >= 0.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
 /// ```
 ///
 /// # Errors
-/// As [`compare`](super::compare).
+/// As [`compare`](super::compare), and what whoever keeps results meets.
 pub fn sensitivities(
     subject: Subject,
     text: &Text,
     Types { all: types, imatrix, known }: Types,
+    SoFar { begun, keep }: SoFar,
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Sensitivities, MeasureError> {
@@ -154,12 +176,20 @@ pub fn sensitivities(
     let first = |group: &Measured| first_different(group, hparams.n_layer);
     let own = |group: &Measured| u64::from(hparams.n_layer + 1 - first(group));
     let each = settings.work(read.tokens.len(), hparams) / u64::from(hparams.n_layer + 1);
-    let references = groups.len().div_ceil(TOGETHER) as u64 * u64::from(hparams.n_layer + 1);
-    monitor.expect(each * (references + groups.iter().map(own).sum::<u64>()));
-    let mut found = Vec::new();
-    for groups in groups.chunks(TOGETHER) {
-        let probed =
-            |group: &Measured| weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)));
+    let mut found = begun.unwrap_or(Sensitivities {
+        version: 1,
+        probe: PROBE.name().to_owned(),
+        tokens: 0,
+        groups: Vec::new(),
+        tensors: Vec::new(),
+    });
+    let missing: Vec<&Measured> = groups.iter().filter(|group| found.of(group).is_none()).collect();
+    let references = missing.len().div_ceil(TOGETHER) as u64 * u64::from(hparams.n_layer + 1);
+    monitor.expect(each * (references + missing.iter().map(|group| own(group)).sum::<u64>()));
+    for groups in missing.chunks(TOGETHER) {
+        let probed = |group: &&Measured| {
+            weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)))
+        };
         let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
         let models = groups.iter().zip(&overlays).map(|(group, overlay)| {
             let mut model = subject.runner_over(overlay, options)?;
@@ -172,13 +202,23 @@ pub fn sensitivities(
             let reference = Reference::Model(&reference);
             eval::compare(reference, &models, &read.tokens, &settings, None, monitor)
         })?;
-        found.extend(comparisons.map_err(|error| MeasureError::of(subject.path, error))?.1);
+        let (_, comparisons) =
+            comparisons.map_err(|error| MeasureError::of(subject.path, error))?;
+        for (group, comparison) in groups.iter().zip(comparisons) {
+            let mean = comparison.kl_divergence.mean;
+            found.tokens = comparison.tokens.len() as u64;
+            found.groups.push(Group {
+                name: group.name.to_owned(),
+                layers: group.layers,
+                divergence: mean.value,
+                error: mean.error,
+            });
+        }
+        keep(&found)?;
     }
-    let tokens = found.first().map_or(0, |found| found.tokens.len() as u64);
     let probed_too: Vec<QuantType> =
         types.iter().copied().filter(|&ty| ty != PROBE).chain([PROBE]).collect();
-    let mut tensors = Vec::new();
-    for (group, found) in groups.iter().zip(&found) {
+    for group in &groups {
         let metas = || group.tensors.iter().map(|&tensor| &source.tensors()[tensor]);
         let known: Option<Vec<&Errors>> = metas().map(|meta| known.get(&meta.name)).collect();
         // Of each tensor: in the reference's way, and compensated.
@@ -196,24 +236,18 @@ pub fn sensitivities(
             }
         };
         let sum: f64 = errors.iter().filter_map(|[reference, _]| reference.get(&PROBE)).sum();
-        let alpha = found.kl_divergence.mean.value.max(0.0) / sum.max(f64::MIN_POSITIVE);
+        let divergence = found.of(group).map_or(0.0, |group| group.divergence);
+        let alpha = divergence.max(0.0) / sum.max(f64::MIN_POSITIVE);
         for (meta, errors) in metas().zip(errors) {
             let [errors, compensated] = errors.map(|errors| {
                 let asked = errors.into_iter().filter(|(ty, _)| types.contains(ty));
                 asked.map(|(ty, error)| (ty.name().to_owned(), error)).collect()
             });
             let TensorMeta { name, dims, .. } = meta.clone();
-            tensors.push(OfTensor { name, dims, alpha, errors, compensated });
+            found.tensors.push(OfTensor { name, dims, alpha, errors, compensated });
         }
     }
-    let groups = groups.into_iter().zip(&found).map(|(group, found)| Group {
-        name: group.name.to_owned(),
-        layers: group.layers,
-        divergence: found.kl_divergence.mean.value,
-        error: found.kl_divergence.mean.error,
-    });
-    let (groups, probe) = (groups.collect(), PROBE.name().to_owned());
-    Ok(Sensitivities { version: 1, probe, tokens, groups, tensors })
+    Ok(found)
 }
 
 /// Measures a model with tensors in other types, rounded as the reference does, against itself.

@@ -11,6 +11,7 @@ pub(crate) struct F32x16(__m512);
 
 super::lanes::operators!(F32x16: Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
 
+#[cfg(feature = "eval")]
 impl F32x16 {
     /// What it holds with the products of pairs of BF16 added, one pair in each lane of both. To be called where
     /// the machine has [`Avx512Bf16`](super::Avx512Bf16).

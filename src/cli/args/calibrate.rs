@@ -5,7 +5,7 @@ use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, W
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say};
-use crate::convert::{Ingredient, Role, Rung};
+use crate::convert::{Ingredient, Plan, Role, Rung};
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
@@ -53,7 +53,7 @@ pub struct Args {
 }
 
 /// Errors of compensated rounding, for the search for a mix.
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Rounding")]
 pub struct ForMix {
     /// Choose for compensated rounding with this text (convert --calibrate): errors are those of products with
@@ -211,6 +211,23 @@ impl Prepared {
         (self.tokens.tokens.len() / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
     }
 
+    fn n_tokens(&self) -> u64 {
+        (self.n_chunks() * self.ctx) as u64
+    }
+
+    /// How often the text passes each layer.
+    fn passes(&self) -> u64 {
+        if self.inputs == InputsOf::Rounded { 2 } else { 1 }
+    }
+
+    /// What a calibration takes beside the conversion.
+    pub fn cost(&self, plan: &Plan, simd: Simd) -> Cost {
+        let tokens = self.n_tokens();
+        let work = calibrate::work(plan, self.model.hparams(), tokens, self.passes());
+        let flop = work.map(|n| n as f64);
+        Cost { tokens, flop, seconds: flop.iter().sum::<f64>() / calibrate::speed(simd) }
+    }
+
     /// What the output says about how it was made.
     pub fn notes(&self) -> Vec<(String, Value)> {
         let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -241,24 +258,14 @@ impl Prepared {
         let Rung { plan, output: path } = output.ladder.rungs()[0];
         let hparams = self.model.hparams();
         let folder = folder(path);
-        let n = (self.n_chunks() * self.ctx) as u64;
-        let passes = if self.inputs == InputsOf::Rounded { 2 } else { 1 };
-        let work = passes * n * u64::from(hparams.n_layer);
+        let work = self.passes() * self.n_tokens() * u64::from(hparams.n_layer);
         let passing = Progress::start("calibrate", work, "token-layers", 0);
         let mut calibration = calibration(hparams, &self.tokens, folder, output.memory, simd);
         calibration.text.ctx = self.ctx;
         calibration.text.chunks = self.chunks;
         calibration.text.scratch = Some(Scratch::new(folder));
         calibration.inputs = self.inputs;
-        let [text, moments, rows] = calibrate::work(plan, hparams, n, passes).map(|n| n as f64);
-        say::info(format!(
-            "calibrate  {} tokens; about {}FLOP: {}FLOP for the text, {}FLOP for moments, {}FLOP for rows",
-            n,
-            units::count(text + moments + rows),
-            units::count(text),
-            units::count(moments),
-            units::count(rows)
-        ));
+        say::info(self.cost(plan, simd).describe());
         let writing = output.progress(what);
         let outcome =
             calibrate::run(plan, source, path, output.options, &calibration, [&passing, &writing])?;
@@ -268,6 +275,35 @@ impl Prepared {
             say::info(text);
         }
         Ok(outcome.tensors.iter().map(json_of).collect())
+    }
+}
+
+/// What a calibration takes.
+pub struct Cost {
+    tokens: u64,
+    /// For passes of the text, moments, and rows.
+    flop: [f64; 3],
+    /// Of processor time, on this machine.
+    seconds: f64,
+}
+
+impl Cost {
+    /// A line about it.
+    pub fn describe(&self) -> String {
+        let [text, moments, rows] = self.flop.map(units::count);
+        format!(
+            "calibrate  {}, about {} of processor time: {text}FLOP for the text, {moments}FLOP for moments, \
+             {rows}FLOP for rows",
+            units::of(self.tokens as usize, "token"),
+            units::duration(self.seconds)
+        )
+    }
+
+    /// The same for programs.
+    pub fn json(&self) -> Json {
+        let [text, moments, rows] = self.flop;
+        let flop = json!({ "text": text, "moments": moments, "rows": rows });
+        json!({ "tokens": self.tokens, "processor_seconds": self.seconds, "flop": flop })
     }
 }
 

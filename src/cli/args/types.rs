@@ -10,7 +10,7 @@ use crate::simd::Simd;
 use anyhow::Context;
 use clap::builder::{PossibleValue, TypedValueParser};
 use std::ffi::OsStr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 /// Which tensor gets which type, beyond the mix.
@@ -85,6 +85,11 @@ enum UnroutedArg {
 }
 
 impl Imatrix {
+    /// The file.
+    pub fn path(&self) -> Option<&Path> {
+        self.imatrix.as_deref()
+    }
+
     /// The importance matrix, read and filtered.
     pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
         let Some(path) = &self.imatrix else { return Ok(None) };

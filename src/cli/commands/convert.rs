@@ -86,7 +86,9 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     say::heed()?;
     let beside = beside(&model, plan);
     if args.dry_run {
-        return plan::print(&ladder, &model, options.shard, true, args.json.then_some(beside));
+        let cost = calibrated.map(|text| text.cost(plan, choices.simd()));
+        let json = args.json.then_some(beside);
+        return plan::print(&ladder, &model, options.shard, true, cost, json);
     }
     let made_with = choices.ingredients(&model, calibrated);
     let rounding = match calibrated {

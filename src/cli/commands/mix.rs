@@ -1,5 +1,6 @@
 //! `requant mix`: the mix of types that loses least for a size, found by measurement.
 
+use super::begun::Begun;
 use crate::cli::args::measure::{self as measuring, Room, RunArgs, TextArgs};
 use crate::cli::args::numbers::binary_size;
 use crate::cli::args::types::Imatrix;
@@ -9,7 +10,7 @@ use crate::cli::say;
 use crate::cli::views::units;
 use crate::convert::{Importance, Plan, Settings};
 use crate::io::LocalDisk;
-use crate::measure::{self, Options, Sensitivities, Subject, Text};
+use crate::measure::{self, Options, Sensitivities, SoFar, Subject, Text};
 use crate::model::Model;
 use crate::pattern::Pattern;
 use crate::quant::QuantType;
@@ -68,7 +69,7 @@ pub struct Args {
     #[arg(long, value_name = "PATTERN=TYPE", value_parser = keep)]
     keep: Vec<(String, QuantType)>,
     /// File that keeps what was measured: read where it exists, else written, so that other sizes take no
-    /// time
+    /// time. A search that is stopped goes on from the file of this name with .part
     #[arg(long, value_name = "FILE")]
     sensitivities: Option<PathBuf>,
     #[command(flatten)]
@@ -360,21 +361,36 @@ fn measured(
     importance: Option<&Importance>,
     options: &Options,
 ) -> anyhow::Result<Sensitivities> {
+    let identity = identity(args, subject, texts, options);
+    let begun = Begun::take_up(args.sensitivities.as_deref(), identity)?;
     let options = Options { chunks: None, ..options.clone() };
-    let progress = Progress::start("mix", 0, "token-layers", 0);
     let imatrix = importance.map(|importance| &*importance.imatrix);
     let known = match &texts.calibration {
-        Some(text) => args.calibrate.errors(subject, text, &args.types.0, &options)?,
+        Some(text) => {
+            begun.errors(|| args.calibrate.errors(subject, text, &args.types.0, &options))?
+        }
         None => BTreeMap::new(),
     };
     let types = measure::Types { all: &args.types.0, imatrix, known: &known };
-    let found = measure::sensitivities(subject, &texts.search, types, &options, &progress)?;
+    let so_far = SoFar { begun: begun.measured(), keep: &|found| begun.keep(found) };
+    let progress = Progress::start("mix", 0, "token-layers", 0);
+    let found = measure::sensitivities(subject, &texts.search, types, so_far, &options, &progress)?;
     progress.finish();
     if let Some(path) = &args.sensitivities {
         let json = serde_json::to_string_pretty(&found)?;
         crate::io::write(&LocalDisk, path, json.as_bytes())?;
     }
+    begun.finish()?;
     Ok(found)
+}
+
+/// What tells measurements from others.
+fn identity(args: &Args, subject: Subject, texts: &Texts, options: &Options) -> String {
+    let types: Vec<&str> = args.types.0.iter().map(|ty| ty.name()).collect();
+    let calibration = texts.calibration.as_ref().map(|text| (text.sha256(), &args.calibrate));
+    let search = (texts.search.sha256(), options.ctx, options.chunks, options.activations);
+    let importances = args.weights.path();
+    format!("{:?}", (subject.path, subject.size(), search, calibration, types, importances))
 }
 
 /// Sizes from the smallest to the largest, and what is expected of them.

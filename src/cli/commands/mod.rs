@@ -1,5 +1,6 @@
 //! The commands, a file for each: its arguments, and what it does with them.
 
+mod begun;
 pub mod compare;
 pub mod convert;
 pub mod diff;

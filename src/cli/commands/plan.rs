@@ -2,7 +2,7 @@
 
 use crate::cli::args::choices::Choices;
 use crate::cli::args::operands::Operands;
-use crate::cli::args::output;
+use crate::cli::args::{calibrate, output};
 use crate::cli::say;
 use crate::cli::views::conversion::{beside, describe};
 use crate::cli::views::plan::print;
@@ -17,6 +17,7 @@ use std::path::PathBuf;
 #[command(
     override_usage = "requant plan [OPTIONS] <CHECKPOINT> [OUTPUT] [TYPE]",
     after_help = "Examples:\n  requant plan DeepSeek-R1 --type Q4_K_M --split-max-size 40G\n  \
+                        requant plan DeepSeek-R1 --type Q3_K_M --calibrate calibration.txt\n  \
                         requant plan DeepSeek-R1 R1-GGUF --types Q8_0,Q6_K,Q5_K_M,Q4_K_M,IQ4_XS"
 )]
 pub struct Args {
@@ -26,6 +27,8 @@ pub struct Args {
     operands: Operands,
     #[command(flatten)]
     choices: Choices,
+    #[command(flatten)]
+    calibrate: calibrate::Args,
     #[command(flatten)]
     output_options: output::Args,
     /// Show every tensor
@@ -40,7 +43,12 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let output = args.choices.take_up(&args.operands)?.unwrap_or_else(|| "model.gguf".into());
     args.choices.assume_importances();
     let Args { checkpoint, choices, output_options, .. } = &*args;
-    let (model, outputs) = choices.plan(checkpoint, &output, output_options, None)?;
+    if choices.is_ladder() {
+        args.calibrate.refuse_ladder()?;
+    }
+    let calibrated = args.calibrate.prepare(checkpoint, choices.tokenizer_pre())?;
+    let (model, outputs) =
+        choices.plan(checkpoint, &output, output_options, calibrated.as_ref())?;
     let ladder = outputs.to_write()?;
     let shard = output_options.options()?.shard;
     say::warnings(&outputs.warnings());
@@ -49,5 +57,6 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     if json.is_none() {
         print!("{}", describe(&model, &ladder, &choices.name(), checkpoint, shard));
     }
-    print(&ladder, &model, shard, args.tensors, json)
+    let cost = calibrated.map(|text| text.cost(ladder.rungs()[0].plan, choices.simd()));
+    print(&ladder, &model, shard, args.tensors, cost, json)
 }

@@ -199,7 +199,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     say::heed()?;
     if args.dry_run {
         let json = args.json.then(Default::default);
-        return plan::print(&ladder, &source, options.shard, true, json);
+        let plan = ladder.rungs()[0].plan;
+        let cost = calibrated.map(|text| text.cost(plan, args.recipe.simd()));
+        return plan::print(&ladder, &source, options.shard, true, cost, json);
     }
     let mut made_with = args.recipe.ingredients();
     made_with.extend(calibrated.as_ref().map(calibrate::Prepared::ingredient));

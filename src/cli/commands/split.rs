@@ -71,7 +71,7 @@ fn regroup(
     let run_options = options.options()?;
     let ladder = Ladder::of(&plan, output);
     match dry_run {
-        true => plan::print(&ladder, &source, run_options.shard, true, None),
+        true => plan::print(&ladder, &source, run_options.shard, true, None, None),
         false => options.run(what, &ladder, &source, &[], run_options),
     }
 }

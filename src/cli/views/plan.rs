@@ -1,6 +1,7 @@
 //! A plan, for people and for programs.
 
 use super::units;
+use crate::cli::args::calibrate::Cost;
 use crate::cli::say;
 use crate::convert::{Ladder, Plan, Rung, Shard, Weighing};
 use crate::gguf;
@@ -30,6 +31,7 @@ pub fn print(
     source: &dyn Source,
     shard: Option<Shard>,
     tensors: bool,
+    calibration: Option<Cost>,
     json: Option<Value>,
 ) -> anyhow::Result<()> {
     let time = Time::of(ladder, source, shard);
@@ -44,10 +46,16 @@ pub fn print(
             merge(&mut json, time.json());
             merge(&mut json, json!({ "disk_free_bytes": free }));
             merge(&mut json, beside);
+            if let Some(cost) = calibration {
+                merge(&mut json, json!({ "calibration": cost.json() }));
+            }
             say::json(json);
         }
         None => {
             println!("time       {}", time.describe());
+            if let Some(cost) = calibration {
+                println!("{}", cost.describe());
+            }
             for &Rung { plan, output } in ladder.rungs().iter().filter(|_| tensors) {
                 print!("\n{}", table(plan, source, plan.files_of(shard), output));
             }
