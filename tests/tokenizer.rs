@@ -5,7 +5,7 @@ mod common;
 
 use common::{Copy, HELDOUT, TINY_R1, json};
 use requant::gguf::{GgufFile, Metadata};
-use requant::tokenizer::{Tokenizer, TokenizerError, Vocab};
+use requant::tokenizer::{Pieces, Tokenizer, TokenizerError, Vocab};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -65,6 +65,31 @@ fn tokens_are_those_of_llama_tokenize() {
         }
     }
     assert!(different.is_empty(), "{}", different.join("\n"));
+}
+
+#[test]
+fn tokens_are_text_again() {
+    let folder = Path::new("tests/fixtures/tokenizer");
+    let recorded = json("tests/fixtures/tokenizer/tokens.json");
+    for (name, tokens) in recorded["tokens"].as_object().unwrap() {
+        let (pre, text) = name.split_once(' ').unwrap();
+        let file = if pre == "spm" { "spm.gguf" } else { "bpe.gguf" };
+        let metadata = GgufFile::open(&folder.join(file)).unwrap().metadata().clone();
+        let tokens: Vec<u32> = serde_json::from_value(tokens.clone()).unwrap();
+        let types = metadata.i32s("tokenizer.ggml.token_type").unwrap().unwrap();
+        // SentencePiece begins anew behind a token of a user, with a space that is not in the text.
+        if pre == "spm" && tokens.iter().any(|&token| types[token as usize] == 4) {
+            continue;
+        }
+        let found = Pieces::from_metadata(&metadata).unwrap().decode(&tokens, false).unwrap();
+        let text = recorded["texts"][text].as_str().unwrap();
+        assert_eq!(String::from_utf8(found).unwrap(), text, "{name}");
+    }
+    let pieces = Pieces::of(&vocab(Path::new(TINY_R1)).unwrap());
+    assert!(pieces.decode(&[0], false).unwrap().is_empty());
+    assert_eq!(pieces.decode(&[0], true).unwrap(), "<｜begin▁of▁sentence｜>".as_bytes());
+    let error = pieces.decode(&[0, 99_999], false).unwrap_err().to_string();
+    assert!(error.contains("no token 99999"), "{error}");
 }
 
 #[test]

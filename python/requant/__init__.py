@@ -1,7 +1,7 @@
 """GGUF quantization and conversion for the DeepSeek-R1 family.
 
 Arrays to blocks and back (:func:`quantize`, :func:`dequantize`), files to look into (:func:`open`), and the
-program's work as functions: :func:`plan`, :func:`convert`, :func:`imatrix`, :func:`perplexity`,
+program's work as functions: :func:`plan`, :func:`convert`, :func:`convert_all`, :func:`imatrix`, :func:`perplexity`,
 :func:`compare`, :func:`gate`. Results are dataclasses; ``dataclasses.asdict`` makes rows for pandas of them.
 """
 
@@ -29,6 +29,7 @@ __all__ = [
     "Tensor",
     "compare",
     "convert",
+    "convert_all",
     "dequantize",
     "formats",
     "gate",
@@ -177,6 +178,13 @@ class File(Mapping):
         """The tokens of a text, as llama.cpp makes them."""
         return self._file.encode(text)
 
+    def decode(self, tokens: Sequence[int], special: bool = False) -> str:
+        """The text of tokens; ``special`` shows the names of those that steer the model, which are left out otherwise.
+
+        Tokens may end within a character: what is no UTF-8 becomes U+FFFD.
+        """
+        return self._file.decode([int(token) for token in tokens], special)
+
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
 
@@ -239,12 +247,37 @@ def convert(
     return _plan(source, output, type, imatrix, force, threads, progress)
 
 
+def convert_all(
+    source: PathLike,
+    folder: PathLike,
+    types: Sequence[str],
+    *,
+    imatrix: Optional[PathLike] = None,
+    force: bool = False,
+    threads: int = 0,
+    progress: Optional[Progress] = None,
+) -> dict[str, Plan]:
+    """Writes a GGUF file for each of the types into a folder, in one pass that reads the source once.
+
+    Each file is that of its own :func:`convert`. They are named after the source and their types; the result has the
+    plan of each path. A run that is stopped goes on with the same call.
+    """
+    text = _native.ladder(
+        os.fspath(source), os.fspath(folder), list(types),
+        None if imatrix is None else os.fspath(imatrix), force, threads, progress,
+    )
+    return {written["path"]: _planned(written["plan"]) for written in json.loads(text)}
+
+
 def _plan(source, output, type, imatrix, force, threads, progress) -> Plan:
     text = _native.convert(
         os.fspath(source), None if output is None else os.fspath(output), type,
         None if imatrix is None else os.fspath(imatrix), force, threads, progress,
     )
-    found = json.loads(text)
+    return _planned(json.loads(text))
+
+
+def _planned(found: dict[str, Any]) -> Plan:
     tensors = found.pop("tensors")
     tensors = tuple(PlannedTensor(**{**tensor, "shape": tuple(tensor["shape"])}) for tensor in tensors)
     return Plan(tensors=tensors, **found)

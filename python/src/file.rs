@@ -8,7 +8,7 @@ use pyo3::types::PyDict;
 use requant::gguf::{Array, Value};
 use requant::model::{CheckpointModel, Mtp};
 use requant::source::{Dtype, GgufSource, Source};
-use requant::tokenizer::{Tokenizer, Vocab};
+use requant::tokenizer::{Pieces, Tokenizer, TokenizerError, Vocab};
 use std::path::PathBuf;
 
 /// A model's file or folder.
@@ -50,12 +50,23 @@ impl File {
         let found = match &self.of {
             Of::Gguf(source) => Tokenizer::from_metadata(source.metadata()),
             Of::Checkpoint(model) => {
-                Vocab::from_checkpoint(model.dir(), &model.config().json(), None)
-                    .and_then(|vocab| Tokenizer::from_checkpoint(model.dir(), &vocab))
+                vocab(model).and_then(|vocab| Tokenizer::from_checkpoint(model.dir(), &vocab))
             }
         };
         found.map_err(failed)
     }
+
+    fn pieces(&self) -> PyResult<Pieces> {
+        let found = match &self.of {
+            Of::Gguf(source) => Pieces::from_metadata(source.metadata()),
+            Of::Checkpoint(model) => vocab(model).map(|vocab| Pieces::of(&vocab)),
+        };
+        found.map_err(failed)
+    }
+}
+
+fn vocab(model: &CheckpointModel) -> Result<Vocab, TokenizerError> {
+    Vocab::from_checkpoint(model.dir(), &model.config().json(), None)
 }
 
 #[pymethods]
@@ -141,6 +152,12 @@ impl File {
     /// The tokens of a text.
     fn encode(&self, py: Python, text: &str) -> PyResult<Vec<u32>> {
         py.detach(|| self.tokenizer()?.encode(text).map_err(failed))
+    }
+
+    /// The text of tokens; bytes that are no UTF-8 become replacement characters.
+    fn decode(&self, py: Python, tokens: Vec<u32>, special: bool) -> PyResult<String> {
+        let bytes = py.detach(|| self.pieces()?.decode(&tokens, special).map_err(failed))?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
     }
 }
 

@@ -160,6 +160,7 @@ fn _native(module: &Bound<PyModule>) -> PyResult<()> {
         wrap_pyfunction!(bytes_of_row, module)?,
         wrap_pyfunction!(block, module)?,
         wrap_pyfunction!(work::convert, module)?,
+        wrap_pyfunction!(work::ladder, module)?,
         wrap_pyfunction!(work::perplexity, module)?,
         wrap_pyfunction!(work::compare, module)?,
         wrap_pyfunction!(work::imatrix, module)?,

@@ -4,7 +4,7 @@
 use crate::failed;
 use pyo3::exceptions::{PyUserWarning, PyValueError};
 use pyo3::prelude::*;
-use requant::convert::{Importance, Plan, RunOptions, Settings};
+use requant::convert::{Importance, Outputs, Plan, RunOptions, Settings};
 use requant::eval::Limits;
 use requant::imatrix::Imatrix;
 use requant::io::LocalDisk;
@@ -98,13 +98,17 @@ fn watched<T: Send>(
     }
 }
 
-fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settings> {
+fn recipe(ty: &str) -> PyResult<Arc<Recipe>> {
     let recipe = Recipe::named(ty).map_err(|error| match error {
         RecipeError::Unknown(error) => PyValueError::new_err(error.to_string()),
         error => failed(error),
-    })?;
-    let mut settings = Settings::new(recipe.file_type());
-    settings.recipe = Arc::new(recipe);
+    });
+    recipe.map(Arc::new)
+}
+
+fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settings> {
+    let recipe = recipe(ty)?;
+    let mut settings = Settings { recipe: recipe.clone(), ..Settings::new(recipe.file_type()) };
     if threads > 0 {
         settings.threads = threads;
     }
@@ -138,7 +142,7 @@ pub fn convert(
                 let options = RunOptions { force, ..RunOptions::default() };
                 plan.run(source, output, options, watch).map_err(failed)?;
             }
-            Ok(described(&plan))
+            Ok(described(&plan).to_string())
         };
         match source.is_dir() {
             true => {
@@ -153,7 +157,56 @@ pub fn convert(
     })
 }
 
-fn described(plan: &Plan) -> String {
+/// Writes a file for each type into a folder, in one pass; paths and plans as JSON.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn ladder(
+    py: Python,
+    source: PathBuf,
+    folder: PathBuf,
+    types: Vec<String>,
+    imatrix: Option<PathBuf>,
+    force: bool,
+    threads: usize,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<String> {
+    let Some(first) = types.first() else {
+        return Err(PyValueError::new_err("give at least one type"));
+    };
+    let first = settings(first, imatrix.as_deref(), threads)?;
+    let of = |ty: &String| Ok(Settings { recipe: recipe(ty)?, ..first.clone() });
+    let all: Vec<Settings> = types.iter().map(of).collect::<PyResult<_>>()?;
+    watched(py, progress, move |watch| {
+        let run = |plans: Vec<Plan>, from: &dyn requant::source::Source| {
+            let outputs = Outputs::ladder(plans, &folder, &source);
+            let ladder = outputs.to_write().map_err(failed)?;
+            if !folder.is_dir() {
+                std::fs::create_dir(&folder)?;
+            }
+            watch.expect(ladder.weights(None));
+            let options = RunOptions { force, ..RunOptions::default() };
+            ladder.run(from, options, watch).map_err(failed)?;
+            let written = ladder.rungs().iter().map(|rung| {
+                serde_json::json!({ "path": rung.output, "plan": described(rung.plan) })
+            });
+            Ok(serde_json::Value::from_iter(written).to_string())
+        };
+        match source.is_dir() {
+            true => {
+                let model = CheckpointModel::open(&source, Mtp::Drop).map_err(failed)?;
+                let plan = |settings| Plan::of_checkpoint(&model, settings).map_err(failed);
+                run(all.iter().map(plan).collect::<PyResult<_>>()?, &model)
+            }
+            false => {
+                let file = GgufSource::open(&source).map_err(failed)?;
+                let plan = |settings| Plan::of_gguf(&file, settings).map_err(failed);
+                run(all.iter().map(plan).collect::<PyResult<_>>()?, &file)
+            }
+        }
+    })
+}
+
+fn described(plan: &Plan) -> serde_json::Value {
     let tensor = |(i, tensor): (usize, &requant::convert::PlannedTensor)| {
         serde_json::json!({
             "name": tensor.name, "type": tensor.ty.to_string(), "bytes": plan.n_bytes(i),
@@ -166,7 +219,6 @@ fn described(plan: &Plan) -> String {
         "peak_memory": plan.peak_memory(),
         "tensors": plan.tensors().iter().enumerate().map(tensor).collect::<Vec<_>>(),
     })
-    .to_string()
 }
 
 /// Tokens per chunk, chunks at most, and threads.

@@ -134,6 +134,28 @@ def test_files_are_read_row_by_row(tmp_path):
         requant.open(tmp_path / "nowhere.gguf")
 
 
+def test_tokens_are_text_again(tmp_path):
+    text = "Ünïcode, 12 tokens — and\n\tspaces  "
+    file = requant.open(MODEL)
+    for model in [file, requant.open(CHECKPOINT)]:
+        tokens = model.encode(text)
+        assert model.decode(tokens) == text
+    assert requant.open(CHECKPOINT).decode(tokens, special=True) != text, "it begins with a token of its own"
+    with pytest.raises(OSError, match="there is no token 1000000"):
+        file.decode([1000000])
+
+
+def test_several_types_are_written_in_one_pass(tmp_path):
+    plans = requant.convert_all(CHECKPOINT, tmp_path / "all", ["Q8_0", "Q4_K_M"])
+    single = tmp_path / "single.gguf"
+    assert [path.rsplit("-", 1)[1] for path in plans] == ["Q8_0.gguf", "Q4_K_M.gguf"]
+    for (path, plan), type in zip(plans.items(), ["Q8_0", "Q4_K_M"]):
+        assert plan == requant.convert(CHECKPOINT, single, type, force=True)
+        assert single.read_bytes() == pathlib.Path(path).read_bytes()
+    with pytest.raises(ValueError, match="at least one type"):
+        requant.convert_all(CHECKPOINT, tmp_path, [])
+
+
 def test_losses_are_measured(tmp_path):
     own = requant.perplexity(MODEL, TEXT, ctx=64, chunks=4)
     assert 60 < own.perplexity < 120 and own.tokens_scored == 4 * 31

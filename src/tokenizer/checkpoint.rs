@@ -172,7 +172,7 @@ fn is_shown(byte: u8) -> bool {
 }
 
 /// The byte that a character stands for in GPT-2's alphabet.
-fn byte_of(c: char) -> Option<u8> {
+pub(super) fn byte_of(c: char) -> Option<u8> {
     match u8::try_from(c).ok() {
         Some(byte) => Some(byte).filter(|&byte| is_shown(byte)),
         None => (0..=255).filter(|&b| !is_shown(b)).nth((c as usize).checked_sub(256)?),

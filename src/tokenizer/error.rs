@@ -56,6 +56,14 @@ pub enum TokenizerError {
         /// What is wrong.
         what: String,
     },
+    /// A token that the vocabulary does not have.
+    #[error("there is no token {token}, the vocabulary has {n}, counted from 0")]
+    NoToken {
+        /// The token.
+        token: u32,
+        /// Tokens that there are.
+        n: usize,
+    },
     /// A pre-tokenizer that text cannot be split with here.
     #[error(
         "tokenizer.ggml.pre is `{0}`, whose rules are not known here; give the numbers of the text's \

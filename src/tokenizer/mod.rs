@@ -7,6 +7,8 @@ mod added;
 mod checkpoint;
 mod damage;
 #[cfg(feature = "eval")]
+mod decode;
+#[cfg(feature = "eval")]
 mod encode;
 mod error;
 #[cfg(feature = "eval")]
@@ -20,6 +22,8 @@ mod templates;
 mod tiktoken;
 mod vocab;
 
+#[cfg(feature = "eval")]
+pub use decode::Pieces;
 #[cfg(feature = "eval")]
 pub use encode::{Tokenizer, bos};
 pub use error::TokenizerError;

@@ -1,11 +1,10 @@
 //! What a conversion makes of a checkpoint, which `convert` and `plan` share.
 
-use super::ladder::Outputs;
 use super::operands::Operands;
 use super::types::{self, MIXES, Named, recipe};
 use super::{calibrate, output, place};
 use crate::cli::{bad_usage, say};
-use crate::convert::{ConvertError, Ingredient, Intermediate, Mode, Plan, Role, Settings};
+use crate::convert::{ConvertError, Ingredient, Intermediate, Mode, Outputs, Plan, Role, Settings};
 use crate::model::{CheckpointModel, Given, Mla, Mtp};
 use crate::recipe::{FileType, Recipe, RecipeError};
 use crate::simd::Simd;

@@ -4,7 +4,6 @@ pub mod calibrate;
 pub mod choices;
 pub mod imatrix;
 mod instructions;
-pub mod ladder;
 pub mod measure;
 pub mod numbers;
 pub mod operands;

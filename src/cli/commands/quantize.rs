@@ -1,13 +1,12 @@
 //! `requant quantize`: a GGUF file to another type.
 
-use crate::cli::args::ladder::Outputs;
 use crate::cli::args::operands::Operands;
 use crate::cli::args::types::{self, MIXES, Named, recipe};
 use crate::cli::args::{calibrate, output, place};
 use crate::cli::views::plan::{self, line, summary};
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say};
-use crate::convert::{Mode, Plan, Settings};
+use crate::convert::{Mode, Outputs, Plan, Settings};
 use crate::model::{join_legacy_mla, split_legacy_mla};
 use crate::recipe::{FileType, Recipe};
 use std::path::{Path, PathBuf};

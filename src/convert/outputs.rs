@@ -1,6 +1,8 @@
-//! What is written: one output, or with `--types` a folder with one for each type.
+//! What plans become: one file, or several in a folder, with their names.
 
-use crate::convert::{ConvertError, Ladder, Plan, Rung};
+use super::error::ConvertError;
+use super::ladder::{Ladder, Rung};
+use super::plan::Plan;
 use crate::gguf::{Metadata, whole_name};
 use crate::recipe::FileType;
 use crate::warning::Warning;
