@@ -42,6 +42,11 @@ fn every_output_is_as_its_schema_says() {
     let split = ["plan", TINY_R1, &parts, "-t", "Q8_0", "--split-max-size", "3M", "--shard", "1/2"];
     holds("plan", &[0], &split);
     holds("plan", &[0], &["quantize", BF16, &at("p.gguf"), "Q4_K_M", "--dry-run"]);
+    let types = ["--types", "Q8_0,Q4_0"];
+    holds("ladder", &[0], &[&["plan", TINY_R1, &at("all")], &types[..]].concat());
+    holds("ladder", &[0], &[&["convert", TINY_R1, &at("all")], &types[..]].concat());
+    let dry = ["quantize", BF16, &at("all"), "--dry-run"];
+    holds("ladder", &[0], &[&dry[..], &types].concat());
     holds("verify", &[0], &["verify", &q8]);
     holds("verify", &[0], &["verify", &q8, "--against", TINY_R1, "--sample", "5%"]);
     holds("hash", &[0], &["hash", &q8]);
@@ -135,13 +140,14 @@ fn several_models_are_a_table_of_any_form() {
         out
     };
     let text = shown("text");
-    let places = ["\nmodel-Q8_0 ", "\ntiny ", "\nmodel-Q2_K "].map(|name| text.find(name).unwrap());
+    let places =
+        ["\nmodel-Q8_0* ", "\ntiny* ", "\nmodel-Q2_K* "].map(|name| text.find(name).unwrap());
     assert!(places.is_sorted(), "the largest first: {text}");
     assert!(text.contains("tiny less model-Q8_0: KLD +"), "{text}");
     assert!(text.lines().skip(1).all(|line| line.chars().count() <= 80), "{text}");
     assert_eq!(shown("md").lines().filter(|line| line.starts_with("| ")).count(), 4);
     let csv = shown("csv");
     assert_eq!(csv.lines().count(), 4);
-    assert!(csv.lines().all(|line| line.split(',').count() == 10), "{csv}");
+    assert!(csv.lines().all(|line| line.split(',').count() == 11), "{csv}");
     validate("compare", &serde_json::from_str(&shown("json")).unwrap());
 }

@@ -287,3 +287,53 @@ fn the_program_writes_a_folder() {
     assert!(run.0 == 1 && run.2.contains("written twice"), "{}", run.2);
     assert!(!Path::new(&path("no")).exists() && !Path::new(&path("none")).exists());
 }
+
+#[test]
+#[cfg(feature = "cli")]
+fn a_folder_gets_a_page_with_what_is_known_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let folder = path("R1-GGUF");
+    let types = ["--types", "Q8_0,Q4_0,Q4_K_M", "--split-max-size", "4M", "-q", "--manifest"];
+    let run = requant(&[&["convert", TINY_R1, &folder], &types[..]].concat());
+    assert_eq!(run.0, 0, "{}", run.2);
+    let models: Vec<String> = contents(Path::new(&folder))
+        .into_keys()
+        .filter(|name| name.contains("-00001-of-") && name.ends_with(".gguf"))
+        .map(|name| format!("{folder}/{name}"))
+        .collect();
+    assert_eq!(models.len(), 3);
+    let names: Vec<&str> = models.iter().map(String::as_str).collect();
+    let plot = path("plot.svg");
+    let more = ["--text", common::HELDOUT, "--chunks", "2", "--json", "--plot", &plot, "-q"];
+    let (code, json, error) = requant(&[&["compare", TINY_R1], &names[..], &more].concat());
+    assert_eq!(code, 0, "{error}");
+    let found: serde_json::Value = serde_json::from_str(&json).unwrap();
+    let kl = |i: usize| &found["models"][i]["result"]["kl_divergence"]["mean"]["value"];
+    assert!(found["models"].as_array().unwrap().iter().any(|model| model["front"] == true));
+    assert!(std::fs::read_to_string(&plot).unwrap().contains(">Q4_K_M</text>"));
+    let quality = path("quality.json");
+    std::fs::write(&quality, &json).unwrap();
+    let options = ["--quality", &quality, "--base-model", "deepseek-ai/DeepSeek-R1", "-q"];
+    let publish = [&["publish", &folder], &options[..]].concat();
+    let run = requant(&publish);
+    assert_eq!(run.0, 0, "{}", run.2);
+    let page = std::fs::read_to_string(format!("{folder}/README.md")).unwrap();
+    let (front, text) = page.strip_prefix("---\n").unwrap().split_once("---\n").unwrap();
+    let yaml = yaml_rust2::YamlLoader::load_from_str(front).unwrap();
+    assert_eq!(yaml[0]["base_model"].as_str(), Some("deepseek-ai/DeepSeek-R1"));
+    assert!(yaml[0]["quantized_by"].is_null() && yaml[0]["license"].is_null(), "{front}");
+    let measured = format!(" {:.5} ± ", kl(0).as_f64().unwrap());
+    assert!(text.contains(&measured) && text.contains("](quality.svg)"), "{text}");
+    assert!(text.contains("requant convert tiny-r1 R1-GGUF --types Q8_0,Q4_0,Q4_K_M"), "{text}");
+    // Checksums are those of the files, and the program that everybody has agrees.
+    let sums = std::fs::read_to_string(format!("{folder}/SHA256SUMS")).unwrap();
+    let n_files = contents(Path::new(&folder)).into_keys().filter(|n| n.ends_with(".gguf")).count();
+    assert_eq!(sums.lines().count(), n_files);
+    let mut check = std::process::Command::new("sha256sum");
+    let check = check.args(["-c", "--quiet", "SHA256SUMS"]).current_dir(&folder).output();
+    assert!(check.is_ok_and(|check| check.status.success()));
+    let again = requant(&publish);
+    assert!(again.0 == 1 && again.2.contains("--force"), "{}", again.2);
+    assert_eq!(requant(&[&publish[..], &["--force"]].concat()).0, 0);
+}

@@ -26,7 +26,7 @@ use anyhow::Context;
 use clap::{CommandFactory, Parser, Subcommand};
 use commands::{
     compare, convert, diff, edit, export, formats, gate, hash, imatrix, inspect, join, mix,
-    perplexity, plan, quantize, recipe, split, types, verify,
+    perplexity, plan, publish, quantize, recipe, split, types, verify,
 };
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -86,6 +86,7 @@ enum Command {
     Unset(edit::UnsetArgs),
     Hash(hash::Args),
     Export(export::Args),
+    Publish(publish::Args),
     Recipe(recipe::Args),
     Mix(Box<mix::Args>),
     Types(types::Args),
@@ -154,6 +155,7 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> u8 {
             Command::Unset(args) => edit::unset(&args),
             Command::Hash(args) => hash::run(&args),
             Command::Export(args) => export::run(&args),
+            Command::Publish(args) => publish::run(&args),
             Command::Recipe(args) => recipe::run(&args),
             Command::Mix(args) => mix::run(&args),
             Command::Types(args) => {
@@ -194,9 +196,33 @@ fn is_interrupted() -> bool {
     INTERRUPTED.load(Ordering::Relaxed)
 }
 
+/// What people do with it, for who asks for nothing.
+const FIRST_STEPS: &str = "\
+requant: GGUF quantization and conversion for the DeepSeek-R1 family
+
+Make a GGUF file of a checkpoint, here or on the hub; with --types several in one pass:
+  requant convert DeepSeek-R1 R1-Q4_K_M.gguf --type Q4_K_M
+  requant convert hf://deepseek-ai/DeepSeek-R1 R1-GGUF --types Q8_0,Q6_K,Q4_K_M,IQ4_XS
+Make another one of a GGUF file, as llama-quantize does:
+  requant quantize model-BF16.gguf model-Q4_K_M.gguf Q4_K_M
+Say what it cost: KL divergence, perplexity and more, against the original:
+  requant compare DeepSeek-R1 R1-Q4_K_M.gguf --text wiki.test.raw
+Look into a file, and check that it is whole and from where it should be:
+  requant inspect R1-Q4_K_M.gguf
+  requant verify R1-Q4_K_M.gguf --against DeepSeek-R1
+Get a folder of files ready for the hub: page, quality, checksums, how they were made:
+  requant publish R1-GGUF --quality quality.json
+
+requant --help lists all commands, requant COMMAND --help explains one.
+";
+
 /// The arguments; how much is said follows from them at once.
 fn parse(arguments: impl IntoIterator<Item = OsString>) -> Cli {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
+    if arguments.len() < 2 {
+        print!("{FIRST_STEPS}");
+        std::process::exit(0);
+    }
     say::begin(&arguments);
     let json = |pair: &[OsString]| pair[0] == "--format" && pair[1] == "json";
     let is_json = |argument: &OsString| argument == "--json" || argument == "--format=json";

@@ -104,7 +104,7 @@ impl Input {
         monitor: &dyn Monitor,
     ) -> Result<Self, ConvertError> {
         let Ingredient { what, path } = ingredient;
-        let HashedFile { bytes, sha256, .. } = hash_file(path, monitor)?;
+        let HashedFile { bytes, sha256, .. } = HashedFile::of(path, monitor)?;
         let (name, sha256) = (naming.of(path), Some(sha256));
         Ok(Self { what: *what, name, bytes, sha256, version: None })
     }
@@ -152,6 +152,17 @@ pub struct HashedTensor {
     pub sha256: String,
 }
 
+impl HashedFile {
+    /// Hashes a file. The monitor counts bytes.
+    ///
+    /// # Errors
+    /// It cannot be read.
+    pub fn of(path: &Path, monitor: &dyn Monitor) -> Result<Self, ConvertError> {
+        let file = LocalFile::open(path).map_err(|error| IoError::new(path, error))?;
+        Ok(hash(path, &file, &[], monitor)?.0)
+    }
+}
+
 impl Manifest {
     /// The name of the manifest of an output.
     pub fn path(output: &Path) -> PathBuf {
@@ -191,7 +202,7 @@ impl Manifest {
         let mut inputs = Vec::new();
         for file in source.files() {
             let sha256 = match file.is_local() {
-                true => Some(hash_file(&file.path, monitor)?.sha256),
+                true => Some(HashedFile::of(&file.path, monitor)?.sha256),
                 false => None,
             };
             let version = Some(file.version).filter(|_| sha256.is_none());
@@ -284,12 +295,6 @@ fn with_ending(output: &Path, ending: &str) -> PathBuf {
     let mut name = output.as_os_str().to_owned();
     name.push(ending);
     name.into()
-}
-
-/// Hashes a file of this machine.
-fn hash_file(path: &Path, monitor: &dyn Monitor) -> Result<HashedFile, ConvertError> {
-    let file = LocalFile::open(path).map_err(|error| IoError::new(path, error))?;
-    Ok(hash(path, &file, &[], monitor)?.0)
 }
 
 /// Hashes a file in one pass, and ranges of it, which are in order.

@@ -1,5 +1,6 @@
 //! What follows from measured values.
 
+use super::front::front;
 use super::part::{Head, Stored};
 use super::values::Values;
 use super::{Judgement, MeasureError};
@@ -119,6 +120,12 @@ pub struct Sampling {
 }
 
 impl Outcome {
+    /// Which models no other beats: none is as small and, by mean KL divergence, as close to the reference.
+    pub fn front(&self) -> Vec<bool> {
+        let point = |row: &Row| (row.bytes as f64, row.comparison.kl_divergence.mean.value);
+        front(&self.rows.iter().map(point).collect::<Vec<_>>())
+    }
+
     pub(super) fn new(head: &Head, values: &Values, stopped: bool) -> Result<Self, MeasureError> {
         let values = values.sorted();
         let models = head.models.iter().zip(values.comparisons()?).zip(&values.models);

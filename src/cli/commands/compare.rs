@@ -20,6 +20,7 @@ use std::path::PathBuf;
 #[derive(clap::Args)]
 #[command(after_help = "Examples:\n  requant compare DeepSeek-R1 DeepSeek-R1-Q4_K_M.gguf \
                         --text wiki.test.raw --report cost.html\n  \
+                        requant compare DeepSeek-R1 R1-GGUF/*.gguf --text wiki.test.raw --plot cost.svg\n  \
                         requant compare --base r1.kld DeepSeek-R1-Q4_K_M.gguf")]
 pub struct Args {
     #[command(flatten)]
@@ -39,6 +40,9 @@ pub struct Args {
     /// Write a page with tables and pictures
     #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
     report: Option<PathBuf>,
+    /// Draw the models' mean KL divergence over their bits per weight (SVG)
+    #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
+    plot: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
@@ -55,7 +59,8 @@ pub struct Args {
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    for path in args.report.iter().chain(&args.save_base).chain(args.shape.files()) {
+    let files = args.report.iter().chain(&args.plot).chain(&args.save_base);
+    for path in files.chain(args.shape.files()) {
         places::prepare(path)?;
     }
     if args.shape.files().is_some() && args.share.is_share() {
@@ -80,6 +85,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
             json,
             by_layer: args.by_layer,
             report: args.report.clone(),
+            plot: args.plot.clone(),
             choices: ask()?,
             inputs: if json { inputs(&texts, &job.subjects())? } else { Value::Null },
             ..args.shape.show()

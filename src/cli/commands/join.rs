@@ -28,6 +28,9 @@ pub struct Args {
     /// Write a page with tables and pictures
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Draw the models' mean KL divergence over their bits per weight (SVG)
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Of a gate, add a table in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
     #[arg(long, value_name = "FILE")]
     summary: Option<PathBuf>,
@@ -45,8 +48,8 @@ pub struct Args {
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    for path in args.report.iter().chain(args.shape.files()).chain(&args.summary).chain(&args.junit)
-    {
+    let files = args.report.iter().chain(&args.plot).chain(args.shape.files());
+    for path in files.chain(&args.summary).chain(&args.junit) {
         places::prepare(path)?;
     }
     let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));
@@ -63,6 +66,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         json: args.json || args.shape.is_json(),
         by_layer: args.by_layer,
         report: args.report.clone(),
+        plot: args.plot.clone(),
         summary: args.summary.clone(),
         junit: args.junit.clone(),
         ..args.shape.show()

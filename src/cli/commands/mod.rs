@@ -15,6 +15,7 @@ pub mod join;
 pub mod mix;
 pub mod perplexity;
 pub mod plan;
+pub mod publish;
 pub mod quantize;
 pub mod recipe;
 pub mod split;

@@ -1,5 +1,6 @@
 //! What was measured, for people and for programs.
 
+use super::ladder::{Point, picture};
 use super::models::{self, Format, by_chunk, percentile};
 use super::{ci, per_token, report, units};
 use crate::cli::{is_interrupted, say};
@@ -28,6 +29,8 @@ pub struct Show {
     pub by_layer: bool,
     /// With a page.
     pub report: Option<PathBuf>,
+    /// With a picture of divergences over sizes.
+    pub plot: Option<PathBuf>,
     /// With a summary in Markdown of a verdict, at the end of this file.
     pub summary: Option<PathBuf>,
     /// With a verdict as JUnit's XML.
@@ -56,6 +59,17 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
         _ if is_interrupted() && !found.is_complete() => 130,
         _ => 0,
     })
+}
+
+/// Divergences over sizes.
+fn plot(outcome: &Outcome) -> String {
+    let paths: Vec<&Path> = outcome.rows.iter().map(|row| row.path.as_path()).collect();
+    let names = models::names(&paths).into_iter().zip(outcome.front());
+    let points = names.zip(&outcome.rows).map(|((name, is_on_front), row)| {
+        let kl = row.comparison.kl_divergence.mean;
+        Point { name, bits: row.bits_per_weight, kl: (kl.value, kl.error), is_on_front }
+    });
+    picture(&points.collect::<Vec<_>>())
 }
 
 fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
@@ -103,6 +117,9 @@ fn write_files(found: &Found, show: &Show) -> anyhow::Result<()> {
     if let (Some(path), Some(outcome)) = (&show.report, outcome) {
         let page = report::page(outcome, show.choices.as_ref());
         crate::io::write(&LocalDisk, path, page.as_bytes())?;
+    }
+    if let (Some(path), Some(outcome)) = (&show.plot, outcome) {
+        crate::io::write(&LocalDisk, path, plot(outcome).as_bytes())?;
     }
     let Found::Judgement(judged) = found else { return Ok(()) };
     if let Some(path) = &show.summary {
@@ -408,11 +425,12 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
 
 /// See docs/schema/compare.json.
 fn comparison(outcome: &Outcome) -> Value {
-    let row = |row: &Row| {
+    let row = |(row, is_on_front): (&Row, bool)| {
         let mut value = json!({
             "model": row.path,
             "bits_per_weight": row.bits_per_weight,
             "bytes": row.bytes,
+            "front": is_on_front,
             "result": row.comparison,
         });
         if let Some(tensors) = &row.tensors {
@@ -427,7 +445,7 @@ fn comparison(outcome: &Outcome) -> Value {
         "ctx": outcome.ctx,
         "activations": outcome.activations,
         "reference_perplexity": outcome.own,
-        "models": outcome.rows.iter().map(row).collect::<Vec<_>>(),
+        "models": outcome.rows.iter().zip(outcome.front()).map(row).collect::<Vec<_>>(),
         "pairs": outcome.pairs(),
     });
     add_parts(&mut value, outcome, |domain| {

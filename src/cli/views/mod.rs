@@ -3,8 +3,10 @@
 mod ci;
 pub mod conversion;
 pub mod evaluation;
+pub mod ladder;
 pub mod measured;
 pub mod models;
+pub mod page;
 mod per_token;
 pub mod plan;
 mod report;

@@ -25,6 +25,8 @@ const WIDEST: usize = 15;
 /// What one model's line says.
 struct Line {
     name: String,
+    /// Whether no other model is as small and as close to the reference.
+    is_on_front: bool,
     row: usize,
     bytes: u64,
     bits: f64,
@@ -36,10 +38,11 @@ struct Line {
 }
 
 impl Line {
-    fn of(row: &Row, number: usize, name: String) -> Self {
+    fn of(row: &Row, is_on_front: bool, number: usize, name: String) -> Self {
         let (c, kl) = (&row.comparison, &row.comparison.kl_divergence);
         Self {
             name,
+            is_on_front,
             row: number,
             bytes: row.bytes,
             bits: row.bits_per_weight,
@@ -49,6 +52,11 @@ impl Line {
             ratio: c.paired.ratio,
             top: 100.0 * c.same_top.value,
         }
+    }
+
+    /// What the name is followed by.
+    fn mark(&self) -> &'static str {
+        if self.is_on_front { "*" } else { "" }
     }
 }
 
@@ -65,14 +73,15 @@ pub fn by_chunk(values: &Distribution) -> f64 {
 /// Models by size, largest first.
 fn lines(outcome: &Outcome) -> Vec<Line> {
     let names = names(&outcome.rows.iter().map(|row| row.path.as_path()).collect::<Vec<_>>());
-    let rows = outcome.rows.iter().zip(names).enumerate();
-    let mut lines: Vec<Line> = rows.map(|(i, (row, name))| Line::of(row, i, name)).collect();
+    let rows = outcome.rows.iter().zip(outcome.front()).zip(names).enumerate();
+    let line = |(i, ((row, is_on_front), name))| Line::of(row, is_on_front, i, name);
+    let mut lines: Vec<Line> = rows.map(line).collect();
     lines.sort_by_key(|line| std::cmp::Reverse(line.bytes));
     lines
 }
 
 /// What models are called: their files, without what all of these have in common.
-fn names(paths: &[&Path]) -> Vec<String> {
+pub fn names(paths: &[&Path]) -> Vec<String> {
     let stem = |path: &&Path| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         let name = name.strip_suffix(".gguf").unwrap_or(&name).to_owned();
@@ -110,7 +119,7 @@ fn short(x: f64) -> String {
 pub fn text(outcome: &Outcome) -> String {
     let lines = lines(outcome);
     let width =
-        lines.iter().map(|line| fitting(&line.name).chars().count()).max().unwrap_or(0).max(5);
+        lines.iter().map(|line| fitting(&line.name).chars().count()).max().unwrap_or(0).max(5) + 1;
     let mut out = format!(
         "{:<width$} {:>9} {:>5} {:>17} {:>7} {:>7} {:>7} {:>5}\n",
         "model", "size", "bits", "KLD ± error", "median", "99.9 %", "PPL", "top"
@@ -119,7 +128,7 @@ pub fn text(outcome: &Outcome) -> String {
         let [kl, error] = line.kl.map(short);
         out += &format!(
             "{:<width$} {:>9} {:>5.2} {:>17} {:>7} {:>7} {:>7.4} {:>5.2}\n",
-            fitting(&line.name),
+            fitting(&line.name) + line.mark(),
             units::bytes(line.bytes),
             line.bits,
             format!("{kl} ± {error}"),
@@ -131,7 +140,7 @@ pub fn text(outcome: &Outcome) -> String {
     }
     out += "\nKLD: mean KL divergence in nats ± standard error by chunk, median, percentile.\n\
             PPL: perplexity, divided by the reference's. top: % of tokens with the same most\n\
-            probable one. --verbose says more.\n";
+            probable one. *: no other is as small and as close. --verbose says more.\n";
     let neighbours = lines.windows(2).map(|pair| {
         let pair_of = outcome.pair([pair[0].row, pair[1].row]);
         let (kl, ln) = (pair_of.kl, pair_of.ln_ratio);
@@ -160,8 +169,9 @@ pub fn markdown(outcome: &Outcome) -> String {
     for line in lines(outcome) {
         let [kl, error] = line.kl.map(short);
         out += &format!(
-            "| {} | {} | {:.2} | {kl} ± {error} | {} | {} | {:.4} | {:.2} % |\n",
+            "| {}{} | {} | {:.2} | {kl} ± {error} | {} | {} | {:.4} | {:.2} % |\n",
             line.name.replace('|', "\\|"),
+            line.mark().replace('*', "\\*"),
             units::bytes(line.bytes),
             line.bits,
             short(line.median),
@@ -177,13 +187,13 @@ pub fn markdown(outcome: &Outcome) -> String {
 pub fn csv(outcome: &Outcome) -> String {
     let mut out =
         "model,path,bytes,bits_per_weight,mean_kld,mean_kld_error_by_chunk,median_kld,kld_99_9,\
-                   ppl_ratio,same_top\n"
+                   ppl_ratio,same_top,front\n"
             .to_owned();
     for line in lines(outcome) {
         let quoted = |text: &str| format!("\"{}\"", text.replace('"', "\"\""));
         let path = outcome.rows[line.row].path.display().to_string();
         out += &format!(
-            "{},{},{},{},{},{},{},{},{},{}\n",
+            "{},{},{},{},{},{},{},{},{},{},{}\n",
             quoted(&line.name),
             quoted(&path),
             line.bytes,
@@ -193,7 +203,8 @@ pub fn csv(outcome: &Outcome) -> String {
             line.median,
             line.tail,
             line.ratio,
-            line.top / 100.0
+            line.top / 100.0,
+            line.is_on_front
         );
     }
     out

@@ -1,0 +1,231 @@
+//! `requant publish`: what a hub shows of a folder of GGUF files, written beside them.
+
+use crate::cli::progress::Progress;
+use crate::cli::say;
+use crate::cli::views::page::{self, Entry, Page, Quality};
+use crate::convert::{HashedFile, Manifest, RECIPE};
+use crate::gguf::{Metadata, Value, whole_name};
+use crate::io::{LocalDisk, write};
+use crate::recipe::FileType;
+use crate::source::{Dtype, GgufSource, Source, Storage, TensorMeta};
+use anyhow::{Context, bail};
+use serde_json::Value as Json;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+/// Write the page of a folder of GGUF files: README.md for the hub, SHA256SUMS, and a picture of their quality.
+///
+/// The page has the front matter that the hub reads, a table of the files, how each was made, the command that
+/// makes it again, and checksums. What nobody has said, such as who quantized the model, is left to fill in.
+/// Nothing is uploaded.
+#[derive(clap::Args)]
+#[command(
+    after_help = "Example:\n  requant compare DeepSeek-R1 R1-GGUF/*.gguf --text wiki.test.raw --json \
+                        > quality.json\n  requant publish R1-GGUF --quality quality.json --base-model \
+                        deepseek-ai/DeepSeek-R1"
+)]
+pub struct Args {
+    /// Folder with GGUF files; manifests beside them (convert --manifest) are read
+    folder: PathBuf,
+    /// What requant compare --json printed for the files
+    #[arg(long, value_name = "FILE")]
+    quality: Option<PathBuf>,
+    /// The original model on the hub, organization/name [default: what the files say]
+    #[arg(long, value_name = "NAME")]
+    base_model: Option<String>,
+    /// Who quantized it
+    #[arg(long, value_name = "NAME")]
+    quantized_by: Option<String>,
+    /// Replace what an earlier call wrote
+    #[arg(long, short)]
+    force: bool,
+}
+
+const PAGE: &str = "README.md";
+const SUMS: &str = "SHA256SUMS";
+const PICTURE: &str = "quality.svg";
+
+pub fn run(args: &Args) -> anyhow::Result<()> {
+    let at = |name: &str| args.folder.join(name);
+    let quality = args.quality.as_deref().map(read_json).transpose()?;
+    for name in [Some(PAGE), Some(SUMS), quality.as_ref().map(|_| PICTURE)].into_iter().flatten() {
+        if at(name).exists() && !args.force {
+            bail!("{}: exists; --force replaces it", at(name).display());
+        }
+    }
+    let found = models(&args.folder)?;
+    let Some((first, _)) = found.first() else {
+        bail!("{}: no GGUF model in there", args.folder.display());
+    };
+    let metadata = first.metadata().clone();
+    let sums = checksums(&found)?;
+    let entries: Vec<Entry> = found
+        .iter()
+        .map(|(source, manifest)| entry(source, manifest.as_ref(), quality.as_ref()))
+        .collect::<anyhow::Result<_>>()?;
+    if let Some(json) = &quality {
+        for entry in entries.iter().filter(|entry| entry.quality.is_none()) {
+            let text = format!("{}: not in {}", entry.file, json.0.display());
+            say::warning(&crate::warning::Warning::new(crate::warning::Topic::Output, text));
+        }
+        say::heed()?;
+    }
+    let page = Page {
+        metadata: &metadata,
+        base_model: args.base_model.clone().or_else(|| base_model(&metadata)),
+        quantized_by: args.quantized_by.as_deref(),
+        quality: quality.as_ref().map(|(_, json)| json),
+        picture: quality.is_some().then_some(PICTURE),
+        sums: SUMS,
+        entries: &entries,
+    };
+    if quality.is_some() {
+        write(&LocalDisk, &at(PICTURE), page.picture().as_bytes())?;
+    }
+    let lines: String =
+        sums.iter().map(|file| format!("{}  {}\n", file.sha256, file.name)).collect();
+    write(&LocalDisk, &at(SUMS), lines.as_bytes())?;
+    write(&LocalDisk, &at(PAGE), page::text(&page).as_bytes())?;
+    say::info(format!("{}: written; what is left to fill in says so", at(PAGE).display()));
+    Ok(())
+}
+
+fn read_json(path: &Path) -> anyhow::Result<(PathBuf, Json)> {
+    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
+    let json: Json = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    if !json["models"].is_array() {
+        bail!("{}: not what `requant compare --json` prints", path.display());
+    }
+    Ok((path.to_owned(), json))
+}
+
+/// The models of a folder with their manifests, the largest first.
+fn models(folder: &Path) -> anyhow::Result<Vec<(GgufSource, Option<Manifest>)>> {
+    let listed = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut found = Vec::new();
+    for file in listed {
+        let path = file.with_context(|| folder.display().to_string())?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let Some(stem) = name.strip_suffix(".gguf") else { continue };
+        let whole = whole_name(stem);
+        if whole != stem && !stem[whole.len()..].starts_with("-00001-of-") {
+            continue;
+        }
+        let source = GgufSource::open(&path)?;
+        // An importance matrix and the like.
+        if !matches!(source.metadata().str("general.type"), Ok(None | Some("model"))) {
+            continue;
+        }
+        let manifest = Manifest::path(&folder.join(format!("{whole}.gguf")));
+        let manifest = match std::fs::read(&manifest) {
+            Ok(text) => Some(
+                serde_json::from_slice(&text).with_context(|| manifest.display().to_string())?,
+            ),
+            Err(_) => None,
+        };
+        found.push((source, manifest));
+    }
+    found.sort_by_key(|(source, _)| std::cmp::Reverse(source.n_bytes()));
+    Ok(found)
+}
+
+/// SHA-256 of all files: as manifests have it, for files of the size that they know, otherwise reckoned.
+fn checksums(models: &[(GgufSource, Option<Manifest>)]) -> anyhow::Result<Vec<HashedFile>> {
+    let files = models.iter().flat_map(|(source, manifest)| {
+        let known = manifest.iter().flat_map(|manifest| &manifest.outputs);
+        let known: Vec<HashedFile> = known.cloned().collect();
+        Storage::files(source).into_iter().map(move |file| {
+            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let hash =
+                known.iter().find(|hash| page::base(&hash.name) == name && hash.bytes == file.size);
+            (file, hash.map(|hash| HashedFile { name, ..hash.clone() }))
+        })
+    });
+    let files: Vec<_> = files.collect();
+    let left = files.iter().filter(|(_, known)| known.is_none()).map(|(file, _)| file.size).sum();
+    let progress = Progress::start("hash", left, "B", 0);
+    let hashed = files.into_iter().map(|(file, known)| match known {
+        Some(known) => Ok(known),
+        None => Ok(HashedFile::of(&file.path, &progress)?),
+    });
+    let hashed = hashed.collect::<anyhow::Result<Vec<_>>>()?;
+    if left > 0 {
+        progress.finish();
+    }
+    Ok(hashed)
+}
+
+fn entry(
+    source: &GgufSource,
+    manifest: Option<&Manifest>,
+    quality: Option<&(PathBuf, Json)>,
+) -> anyhow::Result<Entry> {
+    let metadata = source.metadata();
+    let files = Storage::files(source);
+    let file = files[0].path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let mut types: BTreeMap<String, usize> = BTreeMap::new();
+    for tensor in source.tensors() {
+        *types.entry(tensor.dtype.to_string()).or_default() += 1;
+    }
+    let bytes: u64 = source.tensors().iter().filter_map(bytes_of).sum();
+    let weights: u64 = source.tensors().iter().map(|tensor| tensor.n_elements()).sum();
+    let quality = quality.and_then(|(_, json)| {
+        let mut models = json["models"].as_array().into_iter().flatten();
+        let is_it = |model: &&Json| {
+            let path = Path::new(model["model"].as_str().unwrap_or_default());
+            path.file_name().is_some_and(|name| name == file.as_str())
+        };
+        models.find(is_it).and_then(Quality::of)
+    });
+    let ty = mix_name(metadata, &file);
+    Ok(Entry {
+        command: manifest.map(|manifest| manifest.options.clone()),
+        recipe: metadata.str(RECIPE)?.map(str::to_owned),
+        importances: metadata.str("quantize.imatrix.file")?.map(|file| {
+            let about = |key: &str| match metadata.get(key) {
+                Some(Value::String(text)) => Some(text.to_string()),
+                _ => None,
+            };
+            (file.to_owned(), about("quantize.imatrix.dataset"))
+        }),
+        calibration: metadata.str("requant.calibration.file")?.map(str::to_owned),
+        n_files: files.len(),
+        bytes: files.iter().map(|file| file.size).sum(),
+        bits_per_weight: bytes as f64 * 8.0 / weights.max(1) as f64,
+        types: types.into_iter().collect(),
+        file,
+        ty,
+        quality,
+    })
+}
+
+/// Bytes of a tensor, without what files have beside it.
+fn bytes_of(meta: &TensorMeta) -> Option<u64> {
+    match meta.dtype {
+        Dtype::Gguf(ty) => Some(ty.row_bytes(meta.n_per_row() as usize)? as u64 * meta.n_rows()),
+        Dtype::Opaque(opaque) => Some(opaque.n_bytes),
+        Dtype::Coded(_) => None,
+    }
+}
+
+/// The name of a recipe where the file has its text, of a mix otherwise.
+fn mix_name(metadata: &Metadata, file: &str) -> String {
+    let recipe = metadata.str(RECIPE).ok().flatten();
+    let named = recipe.and_then(|text| crate::recipe::Recipe::parse(text).ok());
+    let id = metadata.u32("general.file_type").ok().flatten();
+    let mix = FileType::all().find(|file_type| Some(file_type.id()) == id);
+    match (named, mix) {
+        (Some(recipe), _) => recipe.name().to_owned(),
+        (None, Some(mix)) => mix.to_string(),
+        (None, None) => file.to_owned(),
+    }
+}
+
+/// The repository on the hub that the files name as their source.
+fn base_model(metadata: &Metadata) -> Option<String> {
+    const HUB: &str = "https://huggingface.co/";
+    let keys = ["general.source.repo_url", "general.repo_url", "general.source.url"];
+    let urls = keys.iter().filter_map(|key| metadata.str(key).ok().flatten());
+    let mut names = urls.filter_map(|url| url.strip_prefix(HUB));
+    names.find(|name| name.split('/').count() == 2).map(str::to_owned)
+}
