@@ -128,7 +128,7 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
     assert!(page.starts_with("<!doctype html>") && page.matches("<svg").count() == 6);
     // The checkpoint's tensors are the file's, and all models are in the same pictures.
     assert!(page.contains("unchanged") && page.contains("class=\"same\""));
-    assert!(page.contains("Mean KL divergence over bits per weight") && page.contains("legend"));
+    assert!(page.contains("Mean KL divergence over size") && page.contains("legend"));
     assert_eq!(page.matches("<polyline").count(), 6);
     // What is folded away on a screen is printed.
     assert!(page.contains("<details>") && page.contains("details::details-content"));

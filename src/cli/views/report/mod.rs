@@ -172,15 +172,17 @@ fn pictures(out: &mut String, outcome: &Outcome, names: &[String]) {
     }
     legend(out, names);
     if rows.len() > 1 {
+        let largest = rows.iter().map(|row| row.bytes).max().unwrap_or(0);
+        let (unit, bytes) = if largest < 1 << 30 { (" MiB", 1 << 20) } else { (" GiB", 1 << 30) };
         let points = rows.iter().zip(names).map(|(row, name)| Point {
             name: name.clone(),
-            size: row.bits_per_weight,
+            size: row.bytes as f64 / f64::from(bytes),
             cost: row.comparison.kl_divergence.mean.value,
             error: error_of(&row.comparison),
         });
         let points: Vec<Point> = points.collect();
-        let caption = "Mean KL divergence over bits per weight, with its standard error by chunk";
-        figure(out, caption, |out| over_size(out, "", &points));
+        let caption = "Mean KL divergence over size, with its standard error by chunk";
+        figure(out, caption, |out| over_size(out, unit, &points));
     }
     let caption = "KL divergence below which so many percent of the tokens lie";
     let quantiles: Vec<_> = rows.iter().map(|row| quantiles(&row.comparison)).collect();
