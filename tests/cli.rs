@@ -256,6 +256,7 @@ fn output_and_type_are_words_or_options_everywhere() {
     let help = text(&requant(&["merge", "--help"]).stdout);
     assert!(!help.contains("--split-max-size") && !help.contains("--shard"), "{help}");
     assert!(!text(&requant(&["plan", "--help"]).stdout).contains("--manifest"));
+    assert!(!text(&requant(&["recipe", "show", "--help"]).stdout).contains("--write-recipe"));
 }
 
 #[test]

@@ -25,6 +25,7 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
+    #[command(mut_args(|arg| crate::cli::without(arg, &["check", "write_recipe"])))]
     Show(Box<ShowArgs>),
     From(FromArgs),
     /// List the mixes by name, as `requant types`

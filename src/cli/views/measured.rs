@@ -150,8 +150,8 @@ pub fn estimate(estimate: &Estimate, json: bool) {
     let time = units::duration(estimate.seconds);
     println!("tokens   {} for each model", estimate.tokens);
     println!(
-        "time     about {time}: {processor} of processor time on {} threads",
-        estimate.threads
+        "time     about {time}: {processor} of processor time on {}",
+        units::of(estimate.threads, "thread")
     );
     let bytes = units::bytes(estimate.read_bytes);
     match estimate.read_bytes_per_second {
