@@ -174,7 +174,9 @@ pub fn ladder(
         return Err(PyValueError::new_err("give at least one type"));
     };
     let first = settings(first, imatrix.as_deref(), threads)?;
-    let of = |ty: &String| Ok(Settings { recipe: recipe(ty)?, ..first.clone() });
+    let of = |ty: &String| -> PyResult<Settings> {
+        Ok(Settings { recipe: recipe(ty)?, ..first.clone() })
+    };
     let all: Vec<Settings> = types.iter().map(of).collect::<PyResult<_>>()?;
     watched(py, progress, move |watch| {
         let run = |plans: Vec<Plan>, from: &dyn requant::source::Source| {
