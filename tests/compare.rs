@@ -129,7 +129,8 @@ fn a_model_equals_itself_and_files_stand_in_for_references() {
     // The checkpoint's tensors are the file's, and all models are in the same pictures.
     assert!(page.contains("unchanged") && page.contains("class=\"same\""));
     assert!(page.contains("Mean KL divergence over size") && page.contains("legend"));
-    assert_eq!(page.matches("<polyline").count(), 6);
+    assert_eq!(page.matches("<polyline class=\"curve").count(), 6);
+    assert!(page.contains("<polyline class=\"front\""));
     // What is folded away on a screen is printed.
     assert!(page.contains("<details>") && page.contains("details::details-content"));
     for forbidden in ["http:", "https:", "src=", "url(", "NaN", "inf"] {

@@ -176,6 +176,8 @@ pub struct Point {
     pub cost: f64,
     /// The standard error of that.
     pub error: f64,
+    /// Whether nothing is as small and costs as little.
+    pub is_on_front: bool,
 }
 
 /// Points with their errors over size.
@@ -188,6 +190,11 @@ pub fn over_size(out: &mut String, unit: &'static str, points: &[Point]) {
     let decades = Decades::of(ends);
     decades.draw(out);
     across.draw(out);
+    let mut front: Vec<&Point> = points.iter().filter(|point| point.is_on_front).collect();
+    front.sort_by(|a, b| a.size.total_cmp(&b.size));
+    let place = |p: &&Point| format!("{:.1},{:.1}", across.place(p.size), decades.place(p.cost));
+    let line: Vec<String> = front.iter().map(place).collect();
+    let _ = write!(out, "<polyline class=\"front\" points=\"{}\"/>", line.join(" "));
     for (i, point) in points.iter().enumerate() {
         let (x, class) = (across.place(point.size), colour(i));
         let [top, y, bottom] = [point.cost + point.error, point.cost, point.cost - point.error]

@@ -28,7 +28,7 @@ td span{white-space:nowrap}\
 th:first-child,td:first-child{text-align:left;min-width:9rem}.tensors td:first-child{min-width:14.5rem}th{overflow-wrap:normal}\
 figure{margin:1.5rem 0}figcaption,.soft{color:var(--soft);font-size:.9rem}\
 svg{width:100%;height:auto;display:block}svg text{fill:var(--soft);font:12px system-ui,sans-serif}\
-.grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--c,var(--line));stroke-width:1.5}.curve.dashed{stroke-dasharray:6 4}.mark{fill:var(--c,var(--line))}.bar{fill:var(--line)}.same{fill:none;stroke:var(--faint)}svg text.on{fill:var(--paper)}svg text.off{fill:var(--ink)}\
+.grid{stroke:var(--faint)}.curve{fill:none;stroke:var(--c,var(--line));stroke-width:1.5}.curve.dashed{stroke-dasharray:6 4}.mark{fill:var(--c,var(--line))}.bar{fill:var(--line)}.same{fill:none;stroke:var(--faint)}.front{fill:none;stroke:var(--soft);stroke-dasharray:3 3}svg text.on{fill:var(--paper)}svg text.off{fill:var(--ink)}\
 summary{cursor:pointer;margin:1rem 0}\
 @media screen and (max-width:48rem){body{padding:1rem}svg text{font-size:17px}svg.map text{font-size:15px}svg text.on,svg text.off{display:none}\
 .models thead{display:none}.models tr{display:block;padding:.5rem 0;border-bottom:1px solid var(--faint)}\
@@ -174,14 +174,17 @@ fn pictures(out: &mut String, outcome: &Outcome, names: &[String]) {
     if rows.len() > 1 {
         let largest = rows.iter().map(|row| row.bytes).max().unwrap_or(0);
         let (unit, bytes) = if largest < 1 << 30 { (" MiB", 1 << 20) } else { (" GiB", 1 << 30) };
-        let points = rows.iter().zip(names).map(|(row, name)| Point {
-            name: name.clone(),
-            size: row.bytes as f64 / f64::from(bytes),
-            cost: row.comparison.kl_divergence.mean.value,
-            error: error_of(&row.comparison),
-        });
+        let points =
+            rows.iter().zip(names).zip(outcome.front()).map(|((row, name), front)| Point {
+                name: name.clone(),
+                size: row.bytes as f64 / f64::from(bytes),
+                cost: row.comparison.kl_divergence.mean.value,
+                error: error_of(&row.comparison),
+                is_on_front: front,
+            });
         let points: Vec<Point> = points.collect();
-        let caption = "Mean KL divergence over size, with its standard error by chunk";
+        let caption = "Mean KL divergence over size, with its standard error by chunk; a line joins those that \
+                       nothing beats";
         figure(out, caption, |out| over_size(out, unit, &points));
     }
     let caption = "KL divergence below which so many percent of the tokens lie";
