@@ -19,7 +19,8 @@ impl F32x16 {
     pub(crate) fn add_pairs(self, a: Self, b: Self) -> Self {
         // SAFETY: the features are there, as the caller sees to; registers of the same size hold any bits.
         Self(unsafe {
-            let [a, b] = [a.0, b.0].map(|pairs| std::mem::transmute::<__m512, __m512bh>(pairs));
+            let a = std::mem::transmute::<__m512, __m512bh>(a.0);
+            let b = std::mem::transmute::<__m512, __m512bh>(b.0);
             _mm512_dpbf16_ps(self.0, a, b)
         })
     }
