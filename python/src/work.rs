@@ -188,9 +188,9 @@ pub fn ladder(
             watch.expect(ladder.weights(None));
             let options = RunOptions { force, ..RunOptions::default() };
             ladder.run(from, options, watch).map_err(failed)?;
-            let written = ladder.rungs().iter().map(|rung| {
-                serde_json::json!({ "path": rung.output, "plan": described(rung.plan) })
-            });
+            let written = ladder.rungs().iter().map(
+                |rung| serde_json::json!({ "path": rung.output, "plan": described(rung.plan) }),
+            );
             Ok(serde_json::Value::from_iter(written).to_string())
         };
         match source.is_dir() {
@@ -303,7 +303,8 @@ pub fn imatrix(
         let (opened, texts) = (opened(&model)?, read(&texts)?);
         let subject = Subject { path: &model, model: &opened };
         let options = options(how);
-        let found = measure::importances(subject, false, &texts, &options, watch).map_err(failed)?;
+        let found =
+            measure::importances(subject, false, &texts, &options, watch).map_err(failed)?;
         found.write_gguf(&LocalDisk, &output).map_err(failed)?;
         Ok(found.entries.len())
     })
