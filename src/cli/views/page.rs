@@ -48,7 +48,7 @@ pub struct Entry {
 /// How far a model is from the original.
 #[derive(Clone, Copy)]
 pub struct Quality {
-    /// Mean KL divergence and its standard error.
+    /// Mean KL divergence and its standard error, by chunk where there are several.
     kl: (f64, f64),
     /// The KL divergence that 99.9 % of the tokens stay below.
     most: f64,
@@ -62,11 +62,14 @@ impl Quality {
     /// A model in what `compare --json` printed.
     pub fn of(model: &Json) -> Option<Self> {
         let result = &model["result"];
-        let pair = |of: &Json| Some((of["value"].as_f64()?, of["error"].as_f64()?));
         let kl = &result["kl_divergence"];
         let paired = &result["paired"];
+        let by_token = || kl["mean"]["error"].as_f64();
         Some(Self {
-            kl: pair(&kl["mean"])?,
+            kl: (
+                kl["mean"]["value"].as_f64()?,
+                kl["mean_error_by_chunk"].as_f64().or_else(by_token)?,
+            ),
             most: kl["percentiles"]["99.9"].as_f64()?,
             ratio: (paired["ratio"].as_f64()?, paired["ratio_error"].as_f64()?),
             same_top: result["same_top"]["value"].as_f64()?,
@@ -219,7 +222,7 @@ fn files(out: &mut String, page: &Page) {
         let _ = write!(
             out,
             "\nAgainst the original on {}, {} tokens in chunks of {}, by `requant compare`; ± is one standard \
-             error, KL divergence is in nats. ● marks what no other file beats in both size and divergence.\n\n\
+             error, that of KL divergence by chunk. KL divergence is in nats. ● marks what no other file beats in both size and divergence.\n\n\
              ![Mean KL divergence over bits per weight]({picture})\n",
             texts(&json["text"]),
             own["tokens_scored"],
