@@ -26,15 +26,6 @@ fn shares(dir: &Path, args: &[&str], n: u32) -> Vec<String> {
     parts.collect()
 }
 
-/// A result, without how it was come by.
-fn result(json: &str) -> Value {
-    let mut value: Value = serde_json::from_str(json).unwrap();
-    for key in ["run", "inputs"] {
-        value.as_object_mut().unwrap().remove(key);
-    }
-    value
-}
-
 fn join(parts: &[String], more: &[&str]) -> (i32, String, String) {
     let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
     requant(&[&["join"], &parts[..], more].concat())
@@ -71,7 +62,11 @@ fn shares_give_what_a_single_run_gives_to_the_digit() {
         let parts = shares(folder.path(), &other, n);
         let single = run(&[&args[..], &["--json", "-q", "--memory", "340M"]].concat());
         let (code, joined, err) = join(&parts, &["--json"]);
-        assert_eq!((code, result(&joined)), (single.0, result(&single.1)), "{args:?} {err}");
+        assert_eq!(
+            (code, common::result(&joined)),
+            (single.0, common::result(&single.1)),
+            "{args:?} {err}"
+        );
         let json: Value = serde_json::from_str(&joined).unwrap();
         validate(args[0], &json);
         // People read the same as well.
@@ -192,7 +187,7 @@ fn chunks_are_taken_until_the_error_is_small() {
         let (code, out, err) = requant(&[args, &text].concat());
         assert_eq!(code, 0, "{err}");
         validate(args[0], &serde_json::from_str(&out).unwrap());
-        result(&out)
+        common::result(&out)
     };
     let compared = run(&["compare", BF16, &q4, "--until-error", "15%"]);
     let sampling = &compared["sampling"];

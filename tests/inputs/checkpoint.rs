@@ -148,10 +148,9 @@ fn a_plan_speaks_of_mtp_where_there_is_one() {
     let bench = Bench::new();
     let (copy, dropped) = tiny_r1(&bench);
     let plan = ["plan", "c", "--type", "Q8_0", "--json"];
-    assert_eq!(
-        bench.run(&plan).ok().says(&["MTP layer  dropped with"]).json()["left_out"],
-        json!({"mtp": 124})
-    );
+    assert_eq!(bench.run(&plan).ok().json()["left_out"], json!({"mtp": 124}));
+    let said = bench.run(&plan[..4]).ok().stdout;
+    assert!(said.contains("MTP layer  dropped with"), "{said}");
     // Checkpoints stored anew say nothing of their layer.
     copy.edit("config.json", |json| {
         drop(json.as_object_mut().unwrap().remove("num_nextn_predict_layers"))

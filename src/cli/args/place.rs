@@ -66,7 +66,7 @@ pub fn refuse_folder(place: &Path) -> anyhow::Result<()> {
     }
 }
 
-/// An error where a model is wanted and a text given.
+/// An error where a model is wanted and a text given. What calls itself a GGUF file and is none, others name.
 pub fn refuse_text(place: &Path) -> anyhow::Result<()> {
     use std::io::Read;
     let mut head = [0; 256];
@@ -76,7 +76,8 @@ pub fn refuse_text(place: &Path) -> anyhow::Result<()> {
         Ok(text) => !text.contains('\0'),
         Err(error) => error.error_len().is_none() && error.valid_up_to() > 0,
     };
-    match place.is_file() && head.len() > 8 && is_text(head) {
+    let named = place.extension().is_some_and(|end| end == "gguf");
+    match place.is_file() && !named && head.len() > 8 && is_text(head) {
         true => bail!("{}: a text and no model; give texts with --text", place.display()),
         false => Ok(()),
     }
