@@ -39,7 +39,10 @@ impl Begun {
             PathBuf::from(path)
         });
         let earlier = match path.as_ref().filter(|path| path.exists()) {
-            Some(path) => Some(crate::json::read::<State>(path)?),
+            Some(path) => {
+                let state = crate::json::read::<State>(path);
+                Some(state.context("remove what an earlier search has left, to begin anew")?)
+            }
             None => None,
         };
         let state = earlier.filter(|state| state.identity == identity);

@@ -93,25 +93,24 @@ impl Products {
     /// Puts rows of weights into panels. What is in the place of rows that would fill the last panel
     /// stays as it was.
     pub fn pack(self, bytes: &[u8], columns: usize, panels: &mut [f32]) {
-        let simd = Simd::Avx512Vnni(self.vnni);
-        let rows = bytes.len() / self.ty.row_bytes(columns).unwrap_or(0).max(1);
         match self.ty.format().groups.map(|groups| groups.read) {
-            Some(Read::Of16(read)) => {
-                let mut groups = vec![Group::ZERO; rows * columns / 16];
-                read(simd, bytes, &mut groups);
-                self.pack_groups(&groups, columns, panels);
-            }
-            Some(Read::Of32(read)) => {
-                let mut groups = vec![Group::ZERO; rows * columns / 32];
-                read(simd, bytes, &mut groups);
-                self.pack_groups(&groups, columns, panels);
-            }
+            Some(Read::Of16(read)) => self.pack_groups(read, bytes, columns, panels),
+            Some(Read::Of32(read)) => self.pack_groups(read, bytes, columns, panels),
             None => unreachable!("weights are groups"),
         }
     }
 
-    fn pack_groups<const G: usize>(self, groups: &[Group<G>], columns: usize, panels: &mut [f32]) {
+    fn pack_groups<const G: usize>(
+        self,
+        read: fn(Simd, &[u8], &mut [Group<G>]),
+        bytes: &[u8],
+        columns: usize,
+        panels: &mut [f32],
+    ) {
         let per_row = columns / G;
+        let rows = bytes.len() / self.ty.row_bytes(columns).unwrap_or(0).max(1);
+        let mut groups = vec![Group::ZERO; rows * per_row];
+        read(Simd::Avx512Vnni(self.vnni), bytes, &mut groups);
         let panels = panels.chunks_exact_mut(self.panel_len(columns));
         for (rows, panel) in groups.chunks(PANEL * per_row).zip(panels) {
             for (lane, row) in rows.chunks_exact(per_row).enumerate() {

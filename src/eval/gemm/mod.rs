@@ -17,7 +17,7 @@ use super::activations::Activations;
 use super::buffers::Rows;
 use crate::quant::float::f32_to_bf16;
 use crate::quant::{Activation, QuantType};
-use crate::simd::{Avx512Bf16, Simd};
+use crate::simd::{Avx512Bf16, Simd, compiled};
 use crate::source::Dtype;
 pub(super) use integers::Products;
 use kernel::{MAX_ROWS, PANEL, SLICE, STRIDE, Tile};
@@ -40,7 +40,7 @@ pub(super) enum Form {
     /// f32.
     Floats(Simd),
     /// Pairs of BF16, in the place of f32.
-    Pairs(Avx512Bf16),
+    Pairs(Simd, Avx512Bf16),
     /// Groups of integers.
     Integers(Products),
 }
@@ -52,7 +52,9 @@ impl Form {
         let activations = rounded.then_some(ty.format().activations);
         match (Products::of(ty, activations, vnni), Avx512Bf16::new()) {
             (Some(products), _) => Self::Integers(products),
-            (None, Some(token)) if activations == Some(Activation::BF16) => Self::Pairs(token),
+            (None, Some(token)) if activations == Some(Activation::BF16) => {
+                Self::Pairs(simd, token)
+            }
             _ => Self::Floats(simd),
         }
     }
@@ -67,7 +69,7 @@ impl Form {
     ) -> Option<Array2<f32>> {
         match self {
             Self::Floats(simd) => activations.round(simd, weights, x),
-            Self::Pairs(_) => Some(pairs(x)),
+            Self::Pairs(simd, _) => Some(pairs(simd, x)),
             Self::Integers(_) => None,
         }
     }
@@ -76,7 +78,7 @@ impl Form {
     pub fn panels_len(self, rows: usize, columns: usize) -> usize {
         match self {
             Self::Floats(_) => packed_len(rows, columns),
-            Self::Pairs(_) => packed_len(rows, columns.div_ceil(2)),
+            Self::Pairs(..) => packed_len(rows, columns.div_ceil(2)),
             Self::Integers(products) => rows.div_ceil(PANEL) * products.panel_len(columns),
         }
     }
@@ -92,7 +94,7 @@ impl Form {
         match self {
             Self::Integers(products) => products.multiply(x, panels, out, parallel),
             Self::Floats(simd) => product(x, panels, x.ncols(), kernel::of(simd), out, parallel),
-            Self::Pairs(token) => {
+            Self::Pairs(_, token) => {
                 product(x, panels, x.ncols(), kernel::of_pairs(token), out, parallel)
             }
         }
@@ -100,28 +102,43 @@ impl Form {
 }
 
 /// Rows as BF16, in words of two.
-fn pairs(x: ArrayView2<f32>) -> Array2<f32> {
+fn pairs(simd: Simd, x: ArrayView2<f32>) -> Array2<f32> {
     let mut out = Array2::zeros((x.nrows(), x.ncols().div_ceil(2)));
     ndarray::Zip::from(out.rows_mut()).and(x.rows()).par_for_each(|mut out, x| {
-        let word = |pair: &[f32]| {
-            let bits = |x: Option<&f32>| u32::from(f32_to_bf16(x.copied().unwrap_or(0.0)));
-            f32::from_bits(bits(pair.first()) | bits(pair.get(1)) << 16)
-        };
         let x = x.as_standard_layout();
-        let pairs = x.as_slice().unwrap_or_default().chunks(2);
-        out.iter_mut().zip(pairs).for_each(|(out, pair)| *out = word(pair));
+        let words = out.as_slice_mut().expect("a new array is contiguous");
+        round_to_pairs(simd, x.as_slice().unwrap_or_default(), words);
     });
     out
+}
+
+compiled!(
+    /// Values as BF16, in words of two; with zero beside the last one where they are odd.
+    round_to_pairs(x: &[f32], words: &mut [f32]) -> () = each_to_pairs
+);
+
+#[inline(always)]
+fn each_to_pairs(x: &[f32], words: &mut [f32]) {
+    let word = |a, b| f32::from_bits(u32::from(f32_to_bf16(a)) | u32::from(f32_to_bf16(b)) << 16);
+    let (pairs, rest) = x.as_chunks::<2>();
+    for i in 0..pairs.len() {
+        words[i] = word(pairs[i][0], pairs[i][1]);
+    }
+    if let [last] = *rest {
+        words[pairs.len()] = word(last, 0.0);
+    }
 }
 
 /// Puts rows of BF16, as they are stored, into panels of [`Form::Pairs`].
 pub(super) fn pack_pairs(bytes: &[u8], rows: usize, columns: usize, panels: &mut [f32]) {
     let mut words = Array2::zeros((rows, columns.div_ceil(2)));
     for (mut words, row) in words.rows_mut().into_iter().zip(bytes.chunks_exact(2 * columns)) {
-        for (word, pair) in words.iter_mut().zip(row.chunks(4)) {
-            let mut four = [0; 4];
-            four[..pair.len()].copy_from_slice(pair);
-            *word = f32::from_bits(u32::from_le_bytes(four));
+        let (pairs, rest) = row.as_chunks::<4>();
+        for (word, &pair) in words.iter_mut().zip(pairs) {
+            *word = f32::from_bits(u32::from_le_bytes(pair));
+        }
+        if let [low, high] = *rest {
+            words[pairs.len()] = f32::from_bits(u32::from_le_bytes([low, high, 0, 0]));
         }
     }
     pack(words.view(), panels);
@@ -391,7 +408,7 @@ mod tests {
     #[test]
     fn pairs_give_the_products_of_rounded_inputs() {
         let Some(token) = Avx512Bf16::new() else { return };
-        let form = Form::Pairs(token);
+        let form = Form::Pairs(Simd::detect(), token);
         for (tokens, columns, rows) in [(1, 1, 1), (15, 385, 33), (119, 900, 70)] {
             let number =
                 |i: usize, j: usize| ((i * 7919 + j * 104_729) % 1009) as f32 / 500.0 - 1.0;
