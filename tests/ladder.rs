@@ -3,13 +3,12 @@
 
 mod common;
 
-use common::failing::Failing;
+use common::failing::{Failing, run_on_failing_disks};
 use common::{BF16, TINY_R1, contents, requant, settings};
 use requant::convert::{
     ConvertError, Importance, Ladder, Limit, Plan, RunOptions, Rung, Settings, Shard, SplitBy,
 };
 use requant::imatrix::Imatrix;
-use requant::io::{Disk, LocalDisk, Part};
 use requant::model::{CheckpointModel, Mtp};
 use requant::recipe::{FileType, Recipe};
 use requant::source::{GgufSource, Source, SourceError, SourceFile, Storage, TensorMeta};
@@ -17,7 +16,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicI64, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// One that the source has, one of halves, mixes that share types, and one that asks for importances.
 const TYPES: [&str; 6] = ["BF16", "Q8_0", "Q4_0", "Q4_K_M", "Q4_K_S", "IQ2_XXS"];
@@ -143,48 +142,10 @@ fn a_failing_disk_loses_nothing_that_was_written() {
     let dir = tempfile::tempdir().unwrap();
     let names = paths(&plans, dir.path());
     let ladder = ladder(&plans, &names, dir.path());
-    let mut stopped = 0;
-    loop {
-        let left = Arc::new(AtomicI64::new(45 * (stopped + 1)));
-        let disk = Failing { left, kind: io::ErrorKind::Other };
-        match ladder.run(&model, RunOptions { disk: &disk, ..RunOptions::default() }, &()) {
-            Ok(()) => break,
-            Err(error) => {
-                let kept = contents(dir.path()).contains_key("ladder.journal");
-                assert_eq!(matches!(error, ConvertError::Stopped { .. }), kept, "{error}");
-            }
-        }
-        for (name, bytes) in contents(dir.path()) {
-            if let Some(complete) = expected.get(&name) {
-                assert!(bytes == *complete, "{name} is complete or does not exist");
-            }
-        }
-        stopped += 1;
-        assert!(stopped < 1000, "no progress");
-    }
+    let run = |options: RunOptions| ladder.run(&model, options, &());
+    let (kind, journal) = (io::ErrorKind::Other, "ladder.journal");
+    let stopped = run_on_failing_disks(kind, 45, dir.path(), journal, &expected, run);
     assert!(stopped > 3 && contents(dir.path()) == expected, "after {stopped}");
-}
-
-/// A disk that gives so many names.
-struct Naming(AtomicI64);
-
-impl Disk for Naming {
-    fn open(&self, path: &Path) -> io::Result<Box<dyn Part>> {
-        LocalDisk.open(path)
-    }
-
-    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        match self.0.fetch_sub(1, Ordering::Relaxed) > 0 {
-            true => LocalDisk.rename(from, to),
-            false => Err(io::ErrorKind::Other.into()),
-        }
-    }
-
-    fn remove(&self, path: &Path) -> io::Result<()> {
-        LocalDisk.remove(path)
-    }
-
-    fn sync_names(&self, _folder: &Path) {}
 }
 
 #[test]
@@ -196,7 +157,7 @@ fn names_are_given_to_the_rest_and_what_is_lost_is_made_again() {
         let dir = tempfile::tempdir().unwrap();
         let names = paths(&plans, dir.path());
         let ladder = ladder(&plans, &names, dir.path());
-        let naming = Naming(AtomicI64::new(2));
+        let naming = Failing::naming(2);
         let error = ladder.run(&model, RunOptions { disk: &naming, ..RunOptions::default() }, &());
         assert!(matches!(error, Err(ConvertError::Stopped { .. })));
         let there: Vec<String> = contents(dir.path()).into_keys().collect();

@@ -4,14 +4,11 @@
 mod common;
 
 use assert_cmd::cargo::CommandCargoExt;
-use common::json;
+use common::{BF16, CALIBRATION, TINY_R1, json, validate};
 use requant::recipe::Recipe;
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-
-const MODEL: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
-const TEXT: &str = "tests/fixtures/text/calibration.txt";
 
 fn requant(arguments: &[&str]) -> Output {
     let mut command = Command::cargo_bin("requant").unwrap();
@@ -30,32 +27,31 @@ fn bytes_go_where_they_save_most() {
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let [known, recipe, list] = ["known.json", "mix.toml", "types.txt"].map(path);
     let [own, stock, by_list] = ["own.gguf", "stock.gguf", "list.gguf"].map(path);
-    assert!(requant(&["quantize", MODEL, &stock, "Q3_K_M"]).status.success());
+    assert!(requant(&["quantize", BF16, &stock, "Q3_K_M"]).status.success());
     let bytes = std::fs::metadata(&stock).unwrap().len();
     let size = bytes.to_string();
-    let common = ["mix", MODEL, "--sensitivities", &known, "--json"];
+    let common = ["mix", BF16, "--sensitivities", &known, "--json"];
     let first = [
         &common[..],
-        &["--text", TEXT, "--ctx", "256", "--chunks", "16", "--size", &size],
+        &["--text", CALIBRATION, "--ctx", "256", "--chunks", "16", "--size", &size],
         &["-o", &recipe, "--tensor-type-file", &list],
     ];
     let found = done(&first.concat());
-    let schema = json("docs/schema/mix.json");
-    jsonschema::validator_for(&schema).unwrap().validate(&found).unwrap();
+    validate("mix", &found);
     let [expected, measured] =
         [&found["expected_kld"], &found["measured"]["mean_kld"]].map(|v| v.as_f64().unwrap());
     assert!((0.4..2.5).contains(&(measured / expected)), "{measured} for {expected}");
 
     // The file is as large as was said, no larger than the stock mix's, and better.
-    assert!(requant(&["quantize", MODEL, &own, &recipe]).status.success());
+    assert!(requant(&["quantize", BF16, &own, &recipe]).status.success());
     let own_bytes = std::fs::metadata(&own).unwrap().len();
     assert_eq!(Some(own_bytes), found["file_bytes"].as_u64());
     assert!(own_bytes <= bytes && own_bytes > bytes / 100 * 95, "{own_bytes} of {bytes}");
-    let klds = common::divergences(Path::new(MODEL), &[Path::new(&stock), Path::new(&own)]);
+    let klds = common::divergences(Path::new(BF16), &[Path::new(&stock), Path::new(&own)]);
     assert!(klds[1] < 0.6 * klds[0], "{klds:?}");
 
     // Stock llama-quantize takes the list.
-    let with = ["quantize", MODEL, &by_list, "Q3_K", "--tensor-type-file", &list];
+    let with = ["quantize", BF16, &by_list, "Q3_K", "--tensor-type-file", &list];
     assert!(requant(&with).status.success());
     assert_eq!(common::hashes(Path::new(&by_list)), common::hashes(Path::new(&own)));
 
@@ -67,7 +63,7 @@ fn bytes_go_where_they_save_most() {
     assert!((4.3..4.5).contains(&larger["bits_per_weight"].as_f64().unwrap()), "{larger}");
     Recipe::parse(&std::fs::read_to_string(&other).unwrap()).unwrap();
     let curve = done(&[&common[..], &["--curve"]].concat());
-    jsonschema::validator_for(&schema).unwrap().validate(&curve).unwrap();
+    validate("mix", &curve);
     let klds: Vec<f64> = curve["curve"]
         .as_array()
         .unwrap()
@@ -80,7 +76,7 @@ fn bytes_go_where_they_save_most() {
     let floors = ["--floor", "output=Q8_0", "--keep", "attn_v_b=Q6_K"];
     let floored = path("floored.toml");
     done(&[&common[..], &floors, &["--bpw", "4.5", "--no-proof", "-o", &floored]].concat());
-    let shown = done(&["recipe", "show", &floored, "--model", MODEL, "--json"]);
+    let shown = done(&["recipe", "show", &floored, "--model", BF16, "--json"]);
     for tensor in shown["tensors"].as_array().unwrap() {
         let (name, ty) = (tensor["name"].as_str().unwrap(), tensor["type"].as_str().unwrap());
         assert!(name != "output.weight" || ty == "Q8_0", "{ty}");
@@ -90,7 +86,7 @@ fn bytes_go_where_they_save_most() {
     let parted = path("parted.toml");
     let budgets = ["--budget", "expert=2200K", "--budget", "rest=9MiB"];
     done(&[&common[..], &budgets, &["--no-proof", "-o", &parted]].concat());
-    let shown = done(&["recipe", "show", &parted, "--model", MODEL, "--json"]);
+    let shown = done(&["recipe", "show", &parted, "--model", BF16, "--json"]);
     let bits = |role: &str| shown["roles"][role]["bits_per_weight"].as_f64().unwrap();
     assert!((2.6..2.865).contains(&bits("expert")), "{}", bits("expert"));
     assert_eq!(["embedding", "attention", "output"].map(bits), [8.5; 3]);
@@ -121,9 +117,8 @@ fn bytes_go_where_they_save_most() {
         let said = String::from_utf8_lossy(&output.stderr);
         assert!(!output.status.success() && said.contains(words), "{options:?}: {said}");
     }
-    let family = "tests/fixtures/tiny-r1";
     let other =
-        ["mix", family, "--sensitivities", &known, "--bpw", "4", "--no-proof", "-o", &path("b")];
+        ["mix", TINY_R1, "--sensitivities", &known, "--bpw", "4", "--no-proof", "-o", &path("b")];
     let told = requant(&other);
     assert!(
         told.status.success(),
@@ -137,7 +132,7 @@ fn bytes_go_where_they_save_most() {
 fn texts_have_nothing_in_common() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
-    let text = std::fs::read_to_string(TEXT).unwrap();
+    let text = std::fs::read_to_string(CALIBRATION).unwrap();
     let lines: Vec<&str> = text.lines().collect();
     let part = |name: &str, lines: &[&str]| {
         std::fs::write(path(name), lines.join("\n")).unwrap();
@@ -146,7 +141,7 @@ fn texts_have_nothing_in_common() {
     let [first, second] = [part("first.txt", &lines[..400]), part("second.txt", &lines[400..800])];
     let overlapping = part("overlapping.txt", &lines[300..700]);
     let mix = |text: &str, calibration: &str, to: &str| {
-        let common = ["mix", MODEL, "--ctx", "64", "--chunks", "9", "--bpw", "4", "--no-proof"];
+        let common = ["mix", BF16, "--ctx", "64", "--chunks", "9", "--bpw", "4", "--no-proof"];
         let with = ["--types", "Q3_K,Q8_0", "--calibrate-chunks", "2"];
         let own = ["--text", text, "--calibrate", calibration, "-o", to];
         requant(&[&common[..], &with, &own].concat())
@@ -167,7 +162,16 @@ fn a_search_that_is_killed_goes_on() {
     let path = |name: &str| folder.path().join(name);
     let search = |file: &Path| {
         let mut command = Command::cargo_bin("requant").unwrap();
-        command.args(["mix", MODEL, "--text", TEXT, "--calibrate", TEXT, "--ctx", "128"]);
+        command.args([
+            "mix",
+            BF16,
+            "--text",
+            CALIBRATION,
+            "--calibrate",
+            CALIBRATION,
+            "--ctx",
+            "128",
+        ]);
         command.args(["--chunks", "18", "--types", "Q3_K,Q5_K", "--curve", "--log-level", "error"]);
         command.arg("--sensitivities").arg(file).stdout(std::process::Stdio::null());
         command

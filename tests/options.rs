@@ -4,16 +4,15 @@
 mod common;
 
 use assert_cmd::cargo::CommandCargoExt;
+use common::BF16;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::process::Command;
 
-const SOURCE: &str = "tests/fixtures/reference/tiny-r1-bf16.gguf";
-
 fn quantize(output: &Path, file_type: &str, options: &[&str]) -> (bool, String) {
     let run = Command::cargo_bin("requant")
         .unwrap()
-        .args(["quantize", SOURCE, output.to_str().unwrap(), file_type, "--force", "-q"])
+        .args(["quantize", BF16, output.to_str().unwrap(), file_type, "--force", "-q"])
         .args(options)
         .output()
         .unwrap();
@@ -87,7 +86,7 @@ fn threads_may_follow_the_type_as_in_llama_quantize() {
 fn the_output_may_be_left_out_as_in_llama_quantize() {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("in.gguf");
-    std::fs::copy(SOURCE, &input).unwrap();
+    std::fs::copy(BF16, &input).unwrap();
     let run = |arguments: &[&str]| {
         let mut command = Command::cargo_bin("requant").unwrap();
         let run = command.args(["quantize", input.to_str().unwrap(), "-q"]).args(arguments);
@@ -123,7 +122,7 @@ fn the_output_may_be_left_out_as_in_llama_quantize() {
 fn a_source_is_not_overwritten_by_what_is_made_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("in.gguf");
-    std::fs::copy(SOURCE, &input).unwrap();
+    std::fs::copy(BF16, &input).unwrap();
     let link = dir.path().join("link.gguf");
     std::os::unix::fs::symlink(&input, &link).unwrap();
     for output in [&input, &link] {
@@ -133,5 +132,5 @@ fn a_source_is_not_overwritten_by_what_is_made_of_it() {
         let err = String::from_utf8(run.stderr).unwrap();
         assert!(run.status.code() == Some(1) && err.contains("is the source itself"), "{err}");
     }
-    assert!(std::fs::read(&input).unwrap() == std::fs::read(SOURCE).unwrap());
+    assert!(std::fs::read(&input).unwrap() == std::fs::read(BF16).unwrap());
 }

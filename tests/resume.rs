@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::failing::Failing;
+use common::failing::{Failing, run_on_failing_disks};
 use common::{Copy, TINY_R1, contents, settings};
 use requant::convert::{ConvertError, Limit, Plan, RunOptions, Shard, SplitBy};
 use requant::model::{CheckpointModel, Mtp};
@@ -12,7 +12,6 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 
 fn plan(model: &CheckpointModel) -> Plan {
     let limit = Limit::Bytes(1_000_000);
@@ -38,28 +37,9 @@ fn a_failing_disk_loses_nothing_that_was_written() {
         for step in [3, 40] {
             let dir = tempfile::tempdir().unwrap();
             let output = dir.path().join("out.gguf");
-            let mut stopped = 0;
-            loop {
-                let left = Arc::new(AtomicI64::new(step * (stopped + 1)));
-                let disk = Failing { left, kind };
-                let options = RunOptions { disk: &disk, ..RunOptions::default() };
-                match plan.run(&model, &output, options, &()) {
-                    Ok(()) => break,
-                    Err(error) => {
-                        let full = kind == io::ErrorKind::StorageFull;
-                        assert_eq!(error.to_string().contains("the disk is full"), full, "{error}");
-                        let kept = contents(dir.path()).contains_key("out.gguf.journal");
-                        assert_eq!(matches!(error, ConvertError::Stopped { .. }), kept, "{error}");
-                    }
-                }
-                for (name, bytes) in contents(dir.path()) {
-                    if let Some(complete) = expected.get(&name) {
-                        assert!(bytes == *complete, "{name} is complete or does not exist");
-                    }
-                }
-                stopped += 1;
-                assert!(stopped < 1000, "no progress");
-            }
+            let run = |options: RunOptions| plan.run(&model, &output, options, &());
+            let journal = "out.gguf.journal";
+            let stopped = run_on_failing_disks(kind, step, dir.path(), journal, &expected, run);
             assert!(stopped > 0);
             assert!(contents(dir.path()) == expected, "{kind} after each {step} operations");
         }
@@ -74,8 +54,7 @@ fn what_the_journal_claims_is_checked() {
     let dir = tempfile::tempdir().unwrap();
     let output = dir.path().join("out.gguf");
     let stop_after = |operations| {
-        let disk =
-            Failing { left: Arc::new(AtomicI64::new(operations)), kind: io::ErrorKind::Other };
+        let disk = Failing::after(operations, io::ErrorKind::Other);
         let options = RunOptions { disk: &disk, ..RunOptions::default() };
         plan.run(&model, &output, options, &()).unwrap_err()
     };
@@ -107,7 +86,7 @@ fn a_journal_of_another_run_is_refused() {
         let model = open();
         Plan::of_checkpoint(&model, settings).unwrap().run(&model, &output, options, &())
     };
-    let disk = Failing { left: Arc::new(AtomicI64::new(60)), kind: io::ErrorKind::Other };
+    let disk = Failing::after(60, io::ErrorKind::Other);
     let failing = RunOptions { disk: &disk, ..RunOptions::default() };
     assert!(matches!(run(&settings, failing), Err(ConvertError::Stopped { .. })));
     let before = contents(dir.path());
@@ -221,8 +200,8 @@ fn an_evaluation_on_a_failing_disk_goes_on_and_finds_the_same() {
     for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
         let dir = tempfile::tempdir().unwrap();
         for stopped in 0.. {
-            let left = Arc::new(AtomicI64::new(7 * (stopped + 1)));
-            let scratch = Scratch::on(Arc::new(Failing { left, kind }), dir.path());
+            let disk = Arc::new(Failing::after(7 * (stopped + 1), kind));
+            let scratch = Scratch::on(disk, dir.path());
             let options = PerplexityOptions { scratch: Some(scratch.clone()), ..options.clone() };
             match perplexity(&model, &tokens, &options, &()) {
                 Ok(found) => {

@@ -3,21 +3,13 @@
 
 mod common;
 
-use assert_cmd::cargo::CommandCargoExt;
-use common::{Copy, TINY_R1};
+use common::{BF16, Copy, TINY_R1, requant};
 use requant::gguf::GgufFile;
 use sha2::{Digest, Sha256};
 use std::path::Path;
 use std::process::Command;
 
 const IMATRIX: &str = "tests/fixtures/reference/imatrix.dat";
-
-/// Exit code, standard output and standard error.
-fn requant(args: &[&str]) -> (Option<i32>, String, String) {
-    let run = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (run.status.code(), text(run.stdout), text(run.stderr))
-}
 
 /// Overwrites a byte in the middle of a tensor.
 fn damage(path: &Path, tensor: &str) {
@@ -34,19 +26,19 @@ fn a_file_is_traced_to_its_checkpoint() {
     let path = dir.path().join("out.gguf");
     let out = path.to_str().unwrap();
     let convert = ["convert", TINY_R1, out, "-t", "IQ2_XS", "-q", "--imatrix", IMATRIX];
-    assert_eq!(requant(&convert).0, Some(0));
+    assert_eq!(requant(&convert).0, 0);
     let verify = ["verify", out, "-q", "--against", TINY_R1, "--imatrix", IMATRIX];
     let (code, stdout, err) = requant(&verify);
-    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(code, 0, "{err}");
     assert!(stdout.contains("100.0 %") && stdout.contains("all equal"), "{stdout}");
     let sampled = [&verify[..], &["--sample", "30%", "--seed", "1", "--json"]].concat();
     let (code, stdout, err) = requant(&sampled);
-    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(code, 0, "{err}");
     let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
     let (weights, of) = (&json["compared"]["weights"], &json["compared"]["of"]);
     assert!(0 < weights.as_u64().unwrap() && weights.as_u64() < of.as_u64(), "{json}");
     assert_eq!(json["compared"]["other_metadata"], serde_json::json!([]));
-    assert_eq!(requant(&["set", out, "general.author=str:somebody", "-q"]).0, Some(0));
+    assert_eq!(requant(&["set", out, "general.author=str:somebody", "-q"]).0, 0);
     let (_, stdout, _) = requant(&verify);
     assert!(stdout.contains("not as requant writes it: general.author\n"), "{stdout}");
 
@@ -56,12 +48,12 @@ fn a_file_is_traced_to_its_checkpoint() {
     copy.poke("model-00001-of-00003.safetensors", down, 600, &[0x7e]);
     let other = copy.path().to_str().unwrap();
     let (code, _, err) = requant(&["verify", out, "-q", "--against", other, "--imatrix", IMATRIX]);
-    assert_eq!(code, Some(3));
+    assert_eq!(code, 3);
     assert!(err.contains("`blk.0.ffn_down.weight` differs, row 1"), "{err}");
 
     damage(&path, "blk.2.ffn_up_exps.weight");
     let (code, _, err) = requant(&verify);
-    assert_eq!(code, Some(3));
+    assert_eq!(code, 3);
     assert!(
         err.contains("`blk.2.ffn_up_exps.weight` differs") && err.lines().count() == 1,
         "{err}"
@@ -74,11 +66,11 @@ fn a_manifest_finds_damage_and_missing_parts() {
     let out = dir.path().join("out.gguf");
     let options = ["-t", "Q8_0", "-q", "--manifest", "--split-max-tensors", "20"];
     let convert = ["convert", TINY_R1, out.to_str().unwrap()];
-    assert_eq!(requant(&[&convert[..], &options].concat()).0, Some(0));
+    assert_eq!(requant(&[&convert[..], &options].concat()).0, 0);
     let first = dir.path().join("out-00001-of-00003.gguf");
     let verify = ["verify", first.to_str().unwrap(), "-q"];
     let (code, stdout, err) = requant(&verify);
-    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(code, 0, "{err}");
     assert!(stdout.contains("out.gguf.manifest.json was checked"), "{stdout}");
 
     let manifest = dir.path().join("out.gguf.manifest.json");
@@ -105,11 +97,11 @@ fn a_manifest_finds_damage_and_missing_parts() {
     let last = dir.path().join("out-00003-of-00003.gguf");
     damage(&last, "blk.2.ffn_up_shexp.weight");
     let (code, _, err) = requant(&verify);
-    assert_eq!(code, Some(3));
+    assert_eq!(code, 3);
     assert!(err.contains("tensor `blk.2.ffn_up_shexp.weight` is not the manifest's"), "{err}");
     std::fs::remove_file(&last).unwrap();
     let (code, _, err) = requant(&verify);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, 1);
     assert!(err.contains("out-00003-of-00003.gguf") && err.contains("missing"), "{err}");
 }
 
@@ -117,7 +109,7 @@ fn a_manifest_finds_damage_and_missing_parts() {
 fn what_belonged_to_a_replaced_output_goes_with_it() {
     let dir = tempfile::tempdir().unwrap();
     let source = dir.path().join("model-00001-of-00001.gguf");
-    std::fs::copy("tests/fixtures/reference/tiny-r1-bf16.gguf", &source).unwrap();
+    std::fs::copy(BF16, &source).unwrap();
     let out = dir.path().join("model.gguf");
     let run = |options: &[&str]| {
         let command = ["quantize", source.to_str().unwrap(), out.to_str().unwrap(), "Q8_0"];
@@ -131,15 +123,15 @@ fn what_belonged_to_a_replaced_output_goes_with_it() {
         names.retain(|name| name != "model-00001-of-00001.gguf");
         names
     };
-    assert_eq!(run(&["--manifest", "--split-max-tensors", "20", "-q"]).0, Some(0));
+    assert_eq!(run(&["--manifest", "--split-max-tensors", "20", "-q"]).0, 0);
     assert_eq!(names().len(), 5);
     std::fs::write(dir.path().join("model-x.gguf"), "another's").unwrap();
     // An unfinished run with other options.
     std::fs::write(dir.path().join("model.gguf.journal"), "{}\n").unwrap();
     let (code, _, err) = run(&[]);
-    assert!(code == Some(1) && err.contains("--restart"), "{err}");
+    assert!(code == 1 && err.contains("--restart"), "{err}");
     let (code, _, err) = run(&["--force"]);
-    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(code, 0, "{err}");
     assert!(err.contains("begins anew") && err.contains("model-00003-of-00003.gguf"), "{err}");
     assert_eq!(names(), ["model-x.gguf", "model.gguf"]);
     assert!(source.exists(), "what is read stays");
@@ -152,9 +144,9 @@ fn what_it_takes_to_make_a_file_again_is_said() {
     let out = out.to_str().unwrap();
     let convert =
         ["convert", TINY_R1, out, "-t", "IQ4_XS", "-q", "--imatrix", IMATRIX, "--manifest"];
-    assert_eq!(requant(&convert).0, Some(0));
+    assert_eq!(requant(&convert).0, 0);
     let (code, stdout, err) = requant(&["verify", out, "-q"]);
-    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(code, 0, "{err}");
     assert!(stdout.contains(&format!("made with  importance matrix {IMATRIX}")), "{stdout}");
     let (_, _, err) = requant(&["verify", out, "--against", TINY_R1, "--log-level", "warn"]);
     assert!(
@@ -166,7 +158,7 @@ fn what_it_takes_to_make_a_file_again_is_said() {
     let (_, _, err) = requant(&[&against[..], &[other]].concat());
     assert!(err.contains("imatrix.gguf is not the manifest's imatrix.dat"), "{err}");
     let (code, _, err) = requant(&[&against[..], &[IMATRIX]].concat());
-    assert_eq!((code, err.as_str()), (Some(0), ""));
+    assert_eq!((code, err.as_str()), (0, ""));
 }
 
 #[test]
@@ -174,7 +166,7 @@ fn blocks_that_are_no_numbers_are_located() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("out.gguf");
     let out = path.to_str().unwrap();
-    assert_eq!(requant(&["convert", TINY_R1, out, "-t", "Q8_0", "-q"]).0, Some(0));
+    assert_eq!(requant(&["convert", TINY_R1, out, "-t", "Q8_0", "-q"]).0, 0);
     let range = {
         let file = GgufFile::open(&path).unwrap();
         file.tensor_range(file.find("blk.0.ffn_down.weight").unwrap())
@@ -184,7 +176,7 @@ fn blocks_that_are_no_numbers_are_located() {
     bytes[range.start + 2 * 16 * 34..][..2].copy_from_slice(&[0, 0x7c]);
     std::fs::write(&path, bytes).unwrap();
     let (code, _, err) = requant(&["verify", out, "-q"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, 1);
     assert!(err.contains("blk.0.ffn_down.weight") && err.contains("block 32 "), "{err}");
 }
 
@@ -195,10 +187,10 @@ fn a_plan_is_exact_and_says_why() {
     let out = out.to_str().unwrap();
     let options = ["-t", "Q4_K_M", "-q", "--split-max-size", "3M"];
     let (code, stdout, err) = requant(&[&["plan", TINY_R1, out, "--json"], &options[..]].concat());
-    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(code, 0, "{err}");
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
     let plan: serde_json::Value = serde_json::from_str(&stdout).unwrap();
-    assert_eq!(requant(&[&["convert", TINY_R1, out], &options[..]].concat()).0, Some(0));
+    assert_eq!(requant(&[&["convert", TINY_R1, out], &options[..]].concat()).0, 0);
     let files: Vec<GgufFile> = plan["files"]
         .as_array()
         .unwrap()
@@ -227,6 +219,6 @@ fn a_plan_is_exact_and_says_why() {
     assert_eq!(pieces[1]["tensor"], "model.layers.1.mlp.experts.1.up_proj.weight");
 
     let (code, _, err) = requant(&["plan", TINY_R1, out, "-t", "Q8_0", "-q", "--memory", "20M"]);
-    assert_eq!(code, Some(1));
+    assert_eq!(code, 1);
     assert!(err.contains("--memory"), "{err}");
 }

@@ -1,6 +1,8 @@
 //! A disk that fails.
 
+use requant::convert::{ConvertError, RunOptions};
 use requant::io::{Disk, LocalDisk, Part};
+use std::collections::BTreeMap;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,8 +11,57 @@ use std::sync::atomic::{AtomicI64, Ordering};
 /// A disk that gets worse: after some operations every further one fails, and before that reads
 /// and writes come in pieces.
 pub struct Failing {
-    pub left: Arc<AtomicI64>,
-    pub kind: io::ErrorKind,
+    left: Arc<AtomicI64>,
+    /// Names that it still gives.
+    names: Arc<AtomicI64>,
+    kind: io::ErrorKind,
+}
+
+impl Failing {
+    /// So many operations work, of whatever kind.
+    pub fn after(operations: i64, kind: io::ErrorKind) -> Self {
+        let left = Arc::new(AtomicI64::new(operations));
+        Self { names: left.clone(), left, kind }
+    }
+
+    /// So many names are given, and all else works.
+    pub fn naming(names: i64) -> Self {
+        let names = Arc::new(AtomicI64::new(names));
+        Self { names, left: Arc::new(AtomicI64::new(i64::MAX)), kind: io::ErrorKind::Other }
+    }
+}
+
+/// Writes outputs to disks that fail: each lasts for `step` operations more than the one before, until one lasts to
+/// the end. A file is complete or does not exist, and the journal stays exactly where the run can go on. Returns how
+/// often it was stopped.
+pub fn run_on_failing_disks(
+    kind: io::ErrorKind,
+    step: i64,
+    dir: &Path,
+    journal: &str,
+    expected: &BTreeMap<String, Vec<u8>>,
+    run: impl Fn(RunOptions) -> Result<(), ConvertError>,
+) -> i64 {
+    let mut stopped = 0;
+    loop {
+        let disk = Failing::after(step * (stopped + 1), kind);
+        match run(RunOptions { disk: &disk, ..RunOptions::default() }) {
+            Ok(()) => return stopped,
+            Err(error) => {
+                let full = kind == io::ErrorKind::StorageFull;
+                assert_eq!(error.to_string().contains("the disk is full"), full, "{error}");
+                let kept = super::contents(dir).contains_key(journal);
+                assert_eq!(matches!(error, ConvertError::Stopped { .. }), kept, "{error}");
+            }
+        }
+        for (name, bytes) in super::contents(dir) {
+            if let Some(complete) = expected.get(&name) {
+                assert!(bytes == *complete, "{name} is complete or does not exist");
+            }
+        }
+        stopped += 1;
+        assert!(stopped < 1000, "no progress");
+    }
 }
 
 struct FailingPart {
@@ -34,7 +85,7 @@ impl Disk for Failing {
     }
 
     fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
-        spend(&self.left, self.kind)?;
+        spend(&self.names, self.kind)?;
         LocalDisk.rename(from, to)
     }
 
