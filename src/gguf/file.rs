@@ -159,31 +159,6 @@ impl Described {
         &self.path
     }
 
-    /// What it says before its data.
-    pub fn header(&self) -> &Header {
-        &self.header
-    }
-
-    /// The version of the format: 2 or 3, which differ in nothing that matters here.
-    pub fn version(&self) -> u32 {
-        self.header.version
-    }
-
-    /// The alignment of tensor data in bytes.
-    pub fn alignment(&self) -> u64 {
-        self.header.alignment
-    }
-
-    /// The metadata.
-    pub fn metadata(&self) -> &Metadata {
-        &self.header.metadata
-    }
-
-    /// The tensors, in the order of the file.
-    pub fn tensors(&self) -> &[TensorInfo] {
-        &self.header.tensors
-    }
-
     /// The index of a tensor.
     pub fn find(&self, name: &str) -> Option<usize> {
         self.index.get(name).copied()
@@ -195,15 +170,13 @@ impl Described {
         let start = (self.header.data_offset + info.offset) as usize;
         start..start + info.n_bytes() as usize
     }
+}
 
-    /// Where the data section begins.
-    pub fn data_offset(&self) -> u64 {
-        self.header.data_offset
-    }
+impl std::ops::Deref for Described {
+    type Target = Header;
 
-    /// Bytes of the file.
-    pub fn file_size(&self) -> u64 {
-        self.header.file_size
+    fn deref(&self) -> &Header {
+        &self.header
     }
 }
 

@@ -343,7 +343,7 @@ impl GgufSource {
 
     /// Bytes of all files together.
     pub fn n_bytes(&self) -> u64 {
-        self.files.iter().map(Described::file_size).sum()
+        self.files.iter().map(|file| file.file_size()).sum()
     }
 
     fn path(&self, tensor: usize) -> PathBuf {
