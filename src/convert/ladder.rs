@@ -10,7 +10,7 @@ use super::plan::{Memory, Plan, PlannedTensor, UNIT_ELEMENTS};
 use super::run::RunOptions;
 use super::shard::Shard;
 use crate::gguf::Writer;
-use crate::io::{Clock, IoError, free_disk, part_path, processor_time};
+use crate::io::{Clock, IoError, beside, free_disk, part_path, processor_time};
 use crate::source::Source;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -136,12 +136,9 @@ impl<'a> Ladder<'a> {
 
     /// Where the journal of a run lies.
     pub(super) fn journal_path(&self, shard: Option<Shard>) -> PathBuf {
-        let mut name = self.place().into_os_string();
-        if let Some(shard) = shard {
-            name.push(format!(".{}-of-{}", shard.number(), shard.count()));
-        }
-        name.push(".journal");
-        name.into()
+        let place = self.place();
+        let share = shard.map_or_else(|| place.clone(), |shard| shard.beside(&place));
+        beside(&share, ".journal")
     }
 
     /// Removes the journal that [`RunOptions::keep_journal`] left.

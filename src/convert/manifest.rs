@@ -2,7 +2,7 @@
 
 use super::error::ConvertError;
 use super::ladder::Rung;
-use crate::io::{Blob, Disk, IoError, LocalFile};
+use crate::io::{Blob, Disk, IoError, LocalFile, beside};
 use crate::monitor::Monitor;
 use crate::names::hex;
 use crate::source::{GgufSource, Source};
@@ -166,12 +166,12 @@ impl HashedFile {
 impl Manifest {
     /// The name of the manifest of an output.
     pub fn path(output: &Path) -> PathBuf {
-        with_ending(output, ".manifest.json")
+        beside(output, ".manifest.json")
     }
 
     /// The name of the list of checksums of an output.
     pub fn checksums_path(output: &Path) -> PathBuf {
-        with_ending(output, ".sha256")
+        beside(output, ".sha256")
     }
 
     /// Writes it beside an output, and the list of checksums of its files, which `sha256sum -c` reads.
@@ -289,12 +289,6 @@ impl Manifest {
         differences.extend(lost(files, &self.outputs, "is not in the manifest"));
         differences
     }
-}
-
-fn with_ending(output: &Path, ending: &str) -> PathBuf {
-    let mut name = output.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }
 
 /// Hashes a file in one pass, and ranges of it, which are in order.

@@ -4,7 +4,9 @@
 //! machine gets which follows from the plan alone.
 
 use super::plan::{Plan, PlannedTensor};
+use crate::io::beside;
 use std::ops::Range;
+use std::path::{Path, PathBuf};
 
 /// Share `number` of `count`, counted from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,6 +34,11 @@ impl Shard {
     /// How many there are.
     pub fn count(self) -> u32 {
         self.count
+    }
+
+    /// `path` with the share behind its name: `PATH.2-of-4`.
+    pub(crate) fn beside(self, path: &Path) -> PathBuf {
+        beside(path, &format!(".{}-of-{}", self.number, self.count))
     }
 
     /// Its range of `n` equal pieces of work.

@@ -13,7 +13,9 @@ use super::layout::header;
 use super::metadata::Metadata;
 use super::value::Value;
 use super::{ALIGNMENT, pad};
-use crate::io::{Disk, LocalDisk, Part, complete, folder, read_all, read_exact_at, write_all};
+use crate::io::{
+    Disk, LocalDisk, Part, beside, complete, folder, read_all, read_exact_at, write_all,
+};
 use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::ops::Range;
@@ -111,13 +113,6 @@ fn replace(
 /// The file itself, where `path` may be a link to it.
 fn target(path: &Path) -> Result<PathBuf, GgufError> {
     path.canonicalize().map_err(|error| GgufError::io(path, error))
-}
-
-/// `path` with something behind its name.
-fn beside(path: &Path, ending: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(ending);
-    name.into()
 }
 
 fn free_backup(path: &Path) -> Result<PathBuf, GgufError> {

@@ -27,5 +27,5 @@ pub(crate) use mapping::{Mapping, open};
 #[cfg(feature = "eval")]
 pub(crate) use output::Sequence;
 pub use output::{Output, write};
-pub(crate) use output::{complete, folder, give_name, part_path};
+pub(crate) use output::{beside, complete, folder, give_name, part_path};
 pub use speed::{Clock, processor_time, read_rate, write_rate};

@@ -5,11 +5,16 @@ use super::error::IoError;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+/// `path` with something behind its name.
+pub(crate) fn beside(path: &Path, ending: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(ending);
+    name.into()
+}
+
 /// The name that a file or folder has until it is complete.
 pub(crate) fn part_path(path: &Path) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".part");
-    name.into()
+    beside(path, ".part")
 }
 
 /// The folder that a file lies in.

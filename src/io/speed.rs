@@ -1,7 +1,7 @@
 //! What work costs here: processor time, which others on the machine do not change, and the speed of disks.
 
 use super::disk::{Disk, write_all};
-use super::output::part_path;
+use super::output::{beside, part_path};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -69,9 +69,7 @@ pub fn read_rate(files: &[(PathBuf, u64)]) -> Option<f64> {
 
 /// Bytes a second that a file takes beside `output` until they are on disk. `None` where none can be written.
 pub fn write_rate(disk: &dyn Disk, output: &Path) -> Option<f64> {
-    let mut name = output.as_os_str().to_owned();
-    name.push(".speed");
-    let path = part_path(Path::new(&name));
+    let path = part_path(&beside(output, ".speed"));
     let part = disk.open(&path).ok()?;
     let started = Instant::now();
     // Zeros might be written without being.

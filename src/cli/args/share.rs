@@ -9,7 +9,7 @@ use crate::convert::{BadShard, Shard};
 use crate::io::LocalDisk;
 use crate::measure::{Job, Options, Part, Text, estimate, measure, measure_unless};
 use anyhow::bail;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// How a measurement is carried out.
 #[derive(clap::Args)]
@@ -55,7 +55,7 @@ impl Args {
             return Ok(Some(part));
         };
         let shard = self::shard(shard)?;
-        let path = path_of(name, shard);
+        let path = shard.beside(name);
         places::prepare(&path)?;
         let options = Options { share: Some(shard), ..options.clone() };
         let mut other = false;
@@ -80,13 +80,6 @@ impl Args {
         say::info(format!("{}: share {}/{}", path.display(), shard.number(), shard.count()));
         Ok(None)
     }
-}
-
-/// The file of a share.
-fn path_of(name: &Path, shard: Shard) -> PathBuf {
-    let mut path = name.as_os_str().to_owned();
-    path.push(format!(".{}-of-{}", shard.number(), shard.count()));
-    path.into()
 }
 
 /// The share that an argument names.

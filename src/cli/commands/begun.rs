@@ -2,14 +2,13 @@
 //! was stopped goes on.
 
 use crate::calibrate::Errors;
-use crate::io::{IoError, LocalDisk, write};
+use crate::io::{IoError, LocalDisk, part_path, write};
 use crate::measure::Sensitivities;
 use crate::quant::QuantType;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::cell::RefCell;
 use std::collections::BTreeMap;
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// The errors of tensors, by the names of types.
@@ -33,11 +32,7 @@ pub struct Begun {
 impl Begun {
     /// Takes up what an earlier search with the same identity has left for this file; without a file, nothing is kept.
     pub fn take_up(file: Option<&Path>, identity: String) -> anyhow::Result<Self> {
-        let path = file.map(|file| {
-            let mut path = OsString::from(file);
-            path.push(".part");
-            PathBuf::from(path)
-        });
+        let path = file.map(part_path);
         let earlier = match path.as_ref().filter(|path| path.exists()) {
             Some(path) => {
                 let state = crate::json::read::<State>(path);
