@@ -1,7 +1,7 @@
 //! Whether the loss of models stays within limits, decided as early as the measurements allow.
 
 use super::order::spread;
-use super::part::Head;
+use super::part::{Compared, Head};
 use super::values::Values;
 use super::{Against, Extras, Found, Job, MeasureError, Options, Outcome, Subject, Text, measure};
 use crate::eval::{Activations, Check, Limits, Verdict, looks, verdict};
@@ -109,9 +109,9 @@ pub(super) fn judge(
 ) -> Result<Vec<Judged>, MeasureError> {
     let values = values.ordered(&spread(head.chunks, head.seed));
     let looks = looks(head.chunks);
-    let undecided = |(path, bits_per_weight): &(PathBuf, f64)| Judged {
-        path: path.clone(),
-        bits_per_weight: *bits_per_weight,
+    let undecided = |model: &Compared| Judged {
+        path: model.path.clone(),
+        bits_per_weight: model.bits_per_weight,
         verdict: Verdict::Undecided,
         checks: Vec::new(),
         chunks: 0,

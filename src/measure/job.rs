@@ -3,7 +3,7 @@
 use super::chunks::{Chunks, fingerprint, fingerprint_of_file};
 use super::deadline::Deadline;
 use super::order::spread;
-use super::part::{FORM, Head, Kind, Measured, Stored};
+use super::part::{Compared, FORM, Head, Kind, Measured, Stored};
 use super::text::heed;
 use super::values::{OfModel, Values};
 use super::{Against, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
@@ -112,8 +112,13 @@ impl<'a> Job<'a> {
             _ => &subjects[usize::from(self.base().is_none())..],
         };
         let reference = self.base().unwrap_or_else(|| subjects[0].path).to_owned();
-        let models = compared.iter().map(|s| (s.path.to_owned(), s.bits_per_weight())).collect();
-        let sizes = compared.iter().map(|s| s.size().0).collect();
+        let by_tensor = self.extras().by_tensor;
+        let of = |subject: &Subject| Compared {
+            path: subject.path.to_owned(),
+            bits_per_weight: subject.bits_per_weight(),
+            bytes: subject.size().0,
+            stored: if by_tensor { stored(*subject) } else { Vec::new() },
+        };
         let mut head = Head {
             form: FORM,
             kind: self.kind(),
@@ -122,15 +127,10 @@ impl<'a> Job<'a> {
             chunks: chunks.len(),
             texts: chunks.texts.clone(),
             reference,
-            models,
-            sizes,
+            models: compared.iter().map(of).collect(),
             ctx: chunks.ctx,
             activations: options.activations,
-            by_tensor: self.extras().by_tensor,
-            stored: match self.extras().by_tensor {
-                true => compared.iter().map(|subject| stored(*subject)).collect(),
-                false => Vec::new(),
-            },
+            by_tensor,
             until_error: options.until_error,
             seed: options.seed,
             warnings: Vec::new(),

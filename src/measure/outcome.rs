@@ -129,14 +129,12 @@ impl Outcome {
     pub(super) fn new(head: &Head, values: &Values, stopped: bool) -> Result<Self, MeasureError> {
         let values = values.sorted();
         let models = head.models.iter().zip(values.comparisons()?).zip(&values.models);
-        let stored = head.stored.iter().map(Vec::as_slice).chain(std::iter::repeat(&[][..]));
-        let models = models.zip(head.sizes.iter().copied().zip(stored));
-        let rows = models.map(|((((path, bits_per_weight), comparison), model), about)| Row {
-            path: path.clone(),
-            bits_per_weight: *bits_per_weight,
-            bytes: about.0,
+        let rows = models.map(|((model, comparison), found)| Row {
+            path: model.path.clone(),
+            bits_per_weight: model.bits_per_weight,
+            bytes: model.bytes,
             comparison,
-            tensors: head.by_tensor.then(|| largest_first(&model.tensors, about.1)),
+            tensors: head.by_tensor.then(|| largest_first(&found.tensors, &model.stored)),
         });
         let mut domains = Vec::new();
         for (text, chunks) in head.texts.iter().filter(|_| head.texts.len() > 1) {

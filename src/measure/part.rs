@@ -58,19 +58,26 @@ pub(super) struct Head {
     pub texts: Vec<(PathBuf, Range<usize>)>,
     /// The reference, or the one model.
     pub reference: PathBuf,
-    /// The models compared with it, and their bits per weight.
-    pub models: Vec<(PathBuf, f64)>,
-    /// Their sizes in bytes.
-    pub sizes: Vec<u64>,
+    /// The models compared with it.
+    pub models: Vec<Compared>,
     pub ctx: usize,
     pub activations: Activations,
     pub by_tensor: bool,
-    /// The tensors of each of the models, where errors of tensors are wanted.
-    pub stored: Vec<Vec<Stored>>,
     pub until_error: Option<f64>,
     pub seed: u64,
     /// What was not as one would expect.
     pub warnings: Vec<Warning>,
+}
+
+/// A model that is compared with the reference.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Compared {
+    pub path: PathBuf,
+    pub bits_per_weight: f64,
+    /// Its size.
+    pub bytes: u64,
+    /// Its tensors, where errors of tensors are wanted.
+    pub stored: Vec<Stored>,
 }
 
 /// How a tensor is stored.
@@ -105,9 +112,7 @@ impl Head {
             Kind::Gate(_) => !self.models.is_empty(),
         };
         let share = self.share.is_some() == self.shard().is_some();
-        let sizes = self.sizes.len() == self.models.len();
-        let stored = !self.by_tensor || self.stored.len() == self.models.len();
-        compared && sizes && share && stored && self.chunks > 0 && self.ctx >= 4
+        compared && share && self.chunks > 0 && self.ctx >= 4
     }
 
     /// The chunks that belong to it.
