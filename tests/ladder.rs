@@ -193,16 +193,17 @@ fn what_cannot_be_written_together_is_refused() {
     let whole = plan(&settings(FileType::Q8_0));
     let pruned = plan(&Settings { prune_layers: vec![2], ..settings(FileType::Q8_0) });
     let [one, two] = ["one", "two"].map(Path::new);
-    let refused = |rungs: [(&Plan, &Path); 2]| {
-        let rungs = rungs.map(|(plan, output)| Rung { plan, output });
-        Ladder::new(rungs.to_vec(), Path::new("")).map(|_| ()).unwrap_err().to_string()
+    let refused = |rungs: &[(&Plan, &Path)]| {
+        let rungs = rungs.iter().map(|&(plan, output)| Rung { plan, output });
+        Ladder::new(rungs.collect(), Path::new("")).map(|_| ()).unwrap_err().to_string()
     };
-    let error = refused([(&whole, one), (&pruned, two)]);
+    let error = refused(&[(&whole, one), (&pruned, two)]);
     assert!(error.starts_with("two: has `blk.2."), "{error}");
     assert_eq!(
-        refused([(&whole, one), (&whole, one)]),
+        refused(&[(&whole, one), (&whole, one)]),
         "one: would be written twice; ask for each type once"
     );
+    assert_eq!(refused(&[]), "no output is asked for; name a type at least");
 }
 
 #[test]

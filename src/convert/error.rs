@@ -174,6 +174,9 @@ pub enum ConvertError {
         /// The first tensor that is not the same in all.
         tensor: String,
     },
+    /// No output at all.
+    #[error("no output is asked for; name a type at least")]
+    NoOutput,
     /// Two outputs of one name.
     #[error("{}: would be written twice; ask for each type once", path.display())]
     Twice {

@@ -43,7 +43,7 @@ impl Rung<'_> {
     }
 }
 
-/// Outputs that are written together.
+/// Outputs that are written together, one at least.
 pub struct Ladder<'a> {
     pub(super) rungs: Vec<Rung<'a>>,
     /// What several are written into.
@@ -60,9 +60,12 @@ impl<'a> Ladder<'a> {
     /// Outputs of one source that are written into a folder.
     ///
     /// # Errors
-    /// Plans whose tensors differ by more than their types, two outputs of one name, and a memory budget that
-    /// does not suffice for all at once.
+    /// No plans, plans whose tensors differ by more than their types, two outputs of one name, and a memory
+    /// budget that does not suffice for all at once.
     pub fn new(rungs: Vec<Rung<'a>>, folder: &Path) -> Result<Self, ConvertError> {
+        if rungs.is_empty() {
+            return Err(ConvertError::NoOutput);
+        }
         for (i, rung) in rungs.iter().enumerate() {
             if let Some(tensor) = difference(rungs[0].plan, rung.plan) {
                 return Err(ConvertError::Apart { path: rung.output.to_owned(), tensor });
@@ -72,15 +75,19 @@ impl<'a> Ladder<'a> {
             }
         }
         let mut ladder = Self { rungs, folder: Some(folder.to_owned()), threads: 1 };
-        if let Some(first) = ladder.rungs.first() {
-            ladder.threads = ladder.memory().threads(first.plan.threads, first.plan.budget)?;
-        }
+        let first = ladder.first();
+        ladder.threads = ladder.memory().threads(first.threads, first.budget)?;
         Ok(ladder)
     }
 
     /// The outputs.
     pub fn rungs(&self) -> &[Rung<'a>] {
         &self.rungs
+    }
+
+    /// One of the plans, whose tensors are those of all but for their types.
+    pub fn first(&self) -> &'a Plan {
+        self.rungs[0].plan
     }
 
     pub(super) fn plans(&self) -> impl Iterator<Item = &'a Plan> {
@@ -108,8 +115,8 @@ impl<'a> Ladder<'a> {
 
     /// Weights that are read for a share of the work.
     pub fn weights(&self, shard: Option<Shard>) -> u64 {
-        let tensors = self.tensors(shard);
-        self.plans().take(1).flat_map(|plan| &plan.tensors[tensors.clone()]).map(elements).sum()
+        let tensors = &self.first().tensors[self.tensors(shard)];
+        tensors.iter().map(PlannedTensor::n_elements).sum()
     }
 
     /// The tensors that are read for a share of the work: those of its files in any output.
@@ -128,9 +135,9 @@ impl<'a> Ladder<'a> {
 
     /// A name beside the outputs.
     pub fn place(&self) -> PathBuf {
-        match (&self.folder, &self.rungs[..]) {
-            (None, [rung, ..]) => rung.output.to_owned(),
-            (folder, _) => folder.clone().unwrap_or_default().join("ladder"),
+        match &self.folder {
+            None => self.rungs[0].output.to_owned(),
+            Some(folder) => folder.join("ladder"),
         }
     }
 
@@ -211,7 +218,7 @@ impl<'a> Ladder<'a> {
     /// machine does has no say in it. Every kind of work, a source type on its way to the outputs' types, is
     /// tried on units from all over the model.
     pub fn estimate(&self, source: &dyn Source, shard: Option<Shard>) -> f64 {
-        let Some(first) = self.plans().next() else { return 0.0 };
+        let first = self.first();
         let mut kinds: Vec<(_, u64, Vec<usize>)> = Vec::new();
         for i in self.tensors(shard) {
             let tensor = &first.tensors[i];
@@ -255,8 +262,7 @@ impl<'a> Ladder<'a> {
 
     /// The units of a share, in the order of the files.
     pub(super) fn units(&self, shard: Option<Shard>) -> impl Iterator<Item = Unit> + use<'_, 'a> {
-        let tensors = self.tensors(shard);
-        self.plans().take(1).flat_map(move |plan| plan.units(tensors.clone()))
+        self.first().units(self.tensors(shard))
     }
 
     /// Every file of a share with its plan, number and name.
@@ -269,10 +275,6 @@ impl<'a> Ladder<'a> {
             plan.files_of(shard).map(move |file| (plan, file, plan.path(file, output)))
         })
     }
-}
-
-fn elements(tensor: &PlannedTensor) -> u64 {
-    tensor.n_elements()
 }
 
 /// The first tensor that two plans do not share, types apart.
@@ -289,14 +291,18 @@ fn difference(this: &Plan, other: &Plan) -> Option<String> {
 
 /// Whether a file was complete and got its name, as far as can be told from outside.
 pub(super) fn has_its_name(plan: &Plan, file: usize, path: &Path) -> bool {
-    let size = plan.files[file].layout.file_size();
-    !part_path(path).exists() && path.metadata().is_ok_and(|found| found.len() == size)
+    !part_path(path).exists() && has_all(plan, file, path)
 }
 
 /// Whether a file, all of which was on disk at a time, still has its part.
 pub(super) fn has_its_part(plan: &Plan, file: usize, path: &Path) -> bool {
+    has_all(plan, file, &part_path(path))
+}
+
+/// Whether what lies here is as large as the complete file.
+fn has_all(plan: &Plan, file: usize, path: &Path) -> bool {
     let size = plan.files[file].layout.file_size();
-    part_path(path).metadata().is_ok_and(|found| found.len() == size)
+    path.metadata().is_ok_and(|found| found.len() == size)
 }
 
 /// Bytes on disk that a file has already.

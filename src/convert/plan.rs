@@ -404,13 +404,7 @@ impl Plan {
 
     /// Weights in all tensors together.
     pub fn n_weights(&self) -> u64 {
-        self.weights_of(0..self.files.len())
-    }
-
-    /// Weights in the tensors of some files.
-    pub fn weights_of(&self, files: Range<usize>) -> u64 {
-        let tensors = self.files[files].iter().flat_map(|file| &self.tensors[file.tensors.clone()]);
-        tensors.map(PlannedTensor::n_elements).sum()
+        self.tensors.iter().map(PlannedTensor::n_elements).sum()
     }
 
     /// The tensors of some files.

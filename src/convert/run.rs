@@ -150,7 +150,7 @@ impl Ladder<'_> {
                     unflushed: AtomicU64::new(0),
                     recorded: &recorded,
                     made: Mutex::default(),
-                    seen: Seen::new(self.rungs[0].plan),
+                    seen: Seen::new(self.first()),
                 };
                 before(&Begun::new(&run))?;
                 run.write_units()?;
@@ -351,9 +351,9 @@ impl Run<'_> {
         }
     }
 
-    /// One of the plans, whose tensors are those of all but for their types.
+    /// As [`Ladder::first`].
     pub fn plan(&self) -> &Plan {
-        self.ladder.rungs[0].plan
+        self.ladder.first()
     }
 
     /// Waits until everything written is on disk.
