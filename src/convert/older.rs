@@ -5,6 +5,7 @@ use super::journal::Journal;
 use super::ladder::Ladder;
 use super::manifest::Manifest;
 use super::run::RunOptions;
+use crate::gguf::whole_name;
 use crate::io::{IoError, folder};
 use crate::source::Source;
 use std::path::{Path, PathBuf};
@@ -77,11 +78,8 @@ fn is_part(output: &Path, name: &str) -> bool {
     let own = output.file_name().unwrap_or_default().to_string_lossy();
     let stem = own.strip_suffix(".gguf").unwrap_or(&own);
     let name = name.strip_suffix(".part").unwrap_or(name);
-    let numbers = name.strip_prefix(stem).and_then(|rest| rest.strip_prefix('-'));
-    let numbers = numbers.and_then(|rest| rest.strip_suffix(".gguf"));
-    numbers.and_then(|numbers| numbers.split_once("-of-")).is_some_and(|(number, count)| {
-        [number, count].iter().all(|n| n.len() == 5 && n.bytes().all(|b| b.is_ascii_digit()))
-    })
+    let name = name.strip_suffix(".gguf");
+    name.is_some_and(|name| name != stem && whole_name(name) == stem)
 }
 
 /// Whether a name is that of a journal of a share of an output.
