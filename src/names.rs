@@ -34,11 +34,7 @@ pub(crate) fn did_you_mean<'a>(found: &str, known: impl Iterator<Item = &'a str>
 pub(crate) fn by_layer(names: &[&str]) -> Vec<String> {
     let mut kinds: Vec<(&str, Vec<u32>)> = Vec::new();
     for name in names {
-        let parts = crate::recipe::layer_of(name).zip(name.splitn(3, '.').nth(2));
-        let (kind, layer) = match parts {
-            Some((layer, kind)) => (kind, Some(layer)),
-            None => (*name, None),
-        };
+        let (layer, kind) = crate::recipe::layer_and_kind(name);
         match kinds.iter_mut().find(|(known, layers)| *known == kind && !layers.is_empty()) {
             Some((_, layers)) => layers.extend(layer),
             None => kinds.push((kind, layer.into_iter().collect())),

@@ -69,13 +69,10 @@ impl Pruned {
         }
         order.retain(|&i| layer_of(i).is_none_or(|layer| self.place(layer).is_some()));
         let names = order.iter().map(|&i| {
-            let name = &metas[i].name;
-            match layer_of(i).and_then(|layer| self.place(layer)) {
-                Some(place) => {
-                    let rest = name.splitn(3, '.').nth(2).unwrap_or_default();
-                    format!("blk.{place}.{rest}")
-                }
-                None => name.clone(),
+            let (layer, kind) = recipe::layer_and_kind(&metas[i].name);
+            match layer.and_then(|layer| self.place(layer)) {
+                Some(place) => format!("blk.{place}.{kind}"),
+                None => metas[i].name.clone(),
             }
         });
         Ok(names.collect())

@@ -2,6 +2,7 @@
 //! `--show-statistics` (`compute_statistics`, `compute_cossim`), with sums in f64.
 
 use super::sums::{Entry, Sums};
+use crate::recipe::layer_and_kind;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -97,12 +98,12 @@ impl Statistics {
 
     /// The layer that the tensor is in, if it is in one.
     pub fn layer(&self) -> Option<u32> {
-        layer_of(&self.tensor).map(|(layer, _)| layer)
+        layer_and_kind(&self.tensor).0
     }
 
     /// What the tensor is called in every layer, without `.weight`.
     pub fn kind(&self) -> &str {
-        let kind = layer_of(&self.tensor).map_or(&*self.tensor, |(_, kind)| kind);
+        let (_, kind) = layer_and_kind(&self.tensor);
         kind.strip_suffix(".weight").unwrap_or(kind)
     }
 
@@ -138,16 +139,10 @@ fn cosine(a: &[f64], b: &[f64]) -> Option<f64> {
     (a.len() == b.len() && norms > 0.0).then(|| product(a, b) / norms)
 }
 
-/// The layer of a tensor, and what it is called there.
-fn layer_of(tensor: &str) -> Option<(u32, &str)> {
-    let (layer, kind) = tensor.strip_prefix("blk.")?.split_once('.')?;
-    Some((layer.parse().ok()?, kind))
-}
-
 /// The name of the tensor in the layer before.
 fn before(tensor: &str) -> Option<String> {
-    let (layer, kind) = layer_of(tensor)?;
-    Some(format!("blk.{}.{kind}", layer.checked_sub(1)?))
+    let (layer, kind) = layer_and_kind(tensor);
+    Some(format!("blk.{}.{kind}", layer?.checked_sub(1)?))
 }
 
 #[cfg(test)]

@@ -333,7 +333,16 @@ pub fn output_order(a: &str, b: &str) -> std::cmp::Ordering {
 
 /// The layer number in `blk.N.…`.
 pub fn layer_of(name: &str) -> Option<u32> {
-    name.strip_prefix("blk.")?.split_once('.')?.0.parse().ok()
+    layer_and_kind(name).0
+}
+
+/// The layer number in `blk.N.…`, and what the tensor is called in every layer; its name outside of them.
+pub(crate) fn layer_and_kind(name: &str) -> (Option<u32>, &str) {
+    let parts = name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
+    match parts.and_then(|(layer, kind)| Some((layer.parse().ok()?, kind))) {
+        Some((layer, kind)) => (Some(layer), kind),
+        None => (None, name),
+    }
 }
 
 /// `tensor_allows_quantization`, for the names that occur in this family.

@@ -9,6 +9,7 @@ mod recover;
 mod role;
 mod rules;
 
+pub(crate) use assign::layer_and_kind;
 pub use assign::{
     Assignment, Options, Reason, RecipeError, Shape, TensorType, assign, assign_as_converter,
     fitting, layer_of, needs_imatrix, output_order,

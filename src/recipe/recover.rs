@@ -1,8 +1,9 @@
 //! From the types of a file's tensors back to a recipe.
 
-use super::assign::layer_of;
+use super::assign::{layer_and_kind, layer_of};
 use super::file_type::FileType;
 use super::rules::Recipe;
+use crate::names::runs;
 use crate::quant::QuantType;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -44,16 +45,6 @@ pub struct Quantized<'a> {
     pub ty: QuantType,
 }
 
-impl<'a> Quantized<'a> {
-    /// What it is called in every layer.
-    fn kind(&self) -> &'a str {
-        match layer_of(self.name) {
-            Some(_) => self.name.splitn(3, '.').nth(2).unwrap_or_default(),
-            None => self.name,
-        }
-    }
-}
-
 /// A recipe that gives tensors the types that they have here. Layers that differ from most of their kind are
 /// listed.
 pub fn recover(name: &str, file_type: FileType, tensors: &[Quantized]) -> Recovered {
@@ -61,8 +52,9 @@ pub fn recover(name: &str, file_type: FileType, tensors: &[Quantized]) -> Recove
     let mut kinds: BTreeMap<&str, BTreeMap<QuantType, Vec<Option<u32>>>> = BTreeMap::new();
     for tensor in tensors {
         *weights.entry(tensor.ty).or_default() += tensor.weights;
-        let types = kinds.entry(tensor.kind()).or_default();
-        types.entry(tensor.ty).or_default().push(layer_of(tensor.name));
+        let (layer, kind) = layer_and_kind(tensor.name);
+        let types = kinds.entry(kind).or_default();
+        types.entry(tensor.ty).or_default().push(layer);
     }
     let most = weights.iter().max_by_key(|(_, n)| **n);
     let default = most.map_or(file_type.default_type(), |(ty, _)| *ty);
@@ -92,7 +84,7 @@ pub fn amend(name: &str, mix: FileType, tensors: &[Quantized], would: &[QuantTyp
     assert_eq!(tensors.len(), would.len());
     let mut kinds: BTreeMap<&str, Vec<usize>> = BTreeMap::new();
     for (i, tensor) in tensors.iter().enumerate() {
-        kinds.entry(tensor.kind()).or_default().push(i);
+        kinds.entry(layer_and_kind(tensor.name).1).or_default().push(i);
     }
     let mut rules = Vec::new();
     for (kind, of_kind) in kinds {
@@ -122,26 +114,10 @@ impl Rule {
         let prefix = if layers.is_empty() { "^" } else { r"^blk\.\d+\." };
         Self {
             tensors: format!("{prefix}{}$", fancy_regex::escape(kind)),
-            layers: (listed && !layers.is_empty()).then(|| ranges(&layers)),
+            layers: (listed && !layers.is_empty()).then(|| runs(layers).replace(',', ", ")),
             r#type: ty.name(),
         }
     }
-}
-
-/// `0-2, 5`.
-fn ranges(sorted: &[u32]) -> String {
-    let mut ranges: Vec<(u32, u32)> = Vec::new();
-    for &layer in sorted {
-        match ranges.last_mut() {
-            Some((_, last)) if *last + 1 == layer => *last = layer,
-            _ => ranges.push((layer, layer)),
-        }
-    }
-    let text = |(first, last): &(u32, u32)| match first == last {
-        true => first.to_string(),
-        false => format!("{first}-{last}"),
-    };
-    ranges.iter().map(text).collect::<Vec<_>>().join(", ")
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::chart::SIZE;
 use super::escape;
 use crate::cli::views::units;
 use crate::measure::TensorCost;
+use crate::recipe::layer_and_kind;
 use std::fmt::Write;
 
 /// The least and the largest error of several models, so that one colour means one error in all maps.
@@ -76,11 +77,7 @@ struct Cell<'t> {
 impl<'t> Cell<'t> {
     /// blk.3.attn_q.weight is of layer 3 and kind attn_q.
     fn new(tensor: &'t TensorCost) -> Self {
-        let of_layer = tensor.name.strip_prefix("blk.").and_then(|rest| rest.split_once('.'));
-        let (layer, kind) = match of_layer.map(|(layer, kind)| (layer.parse(), kind)) {
-            Some((Ok(layer), kind)) => (Some(layer), kind),
-            _ => (None, &*tensor.name),
-        };
+        let (layer, kind) = layer_and_kind(&tensor.name);
         Self { layer, kind: kind.strip_suffix(".weight").unwrap_or(kind), tensor }
     }
 }
