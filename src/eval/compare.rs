@@ -8,7 +8,7 @@ use super::base::{BaseReader, BaseWriter};
 use super::error::EvalError;
 use super::exact::Apart;
 use super::model::Model;
-use super::perplexity::{Paired, Perplexity, PerplexityOptions, mean};
+use super::perplexity::{Paired, Perplexity, PerplexityOptions, chunk_means, mean};
 use super::vocabulary::{self, Side};
 use super::walk::{Walk, identity};
 use crate::monitor::Monitor;
@@ -130,11 +130,8 @@ impl Distribution {
     fn new(values: impl Iterator<Item = f64>, n_chunks: usize) -> Self {
         let values: Vec<f64> = values.collect();
         let (value, error) = mean(&values);
-        let per_chunk = values.len() / n_chunks.max(1);
-        let mean_error_by_chunk = (n_chunks > 1 && per_chunk > 0).then(|| {
-            let means = values.chunks(per_chunk).map(|c| c.iter().sum::<f64>() / c.len() as f64);
-            mean(&means.collect::<Vec<_>>()).1
-        });
+        let mean_error_by_chunk = (n_chunks > 1 && values.len() >= n_chunks)
+            .then(|| mean(&chunk_means(&values, n_chunks)).1);
         let mut sorted = values;
         sorted.sort_by(f64::total_cmp);
         let at = |percent: f64| {
@@ -182,17 +179,15 @@ impl Comparison {
             let (value, error) = mean(&tokens.iter().map(share).collect::<Vec<_>>());
             TopK { k, value, error }
         });
+        let kl: Vec<f64> = tokens.iter().map(|t| t.kl).collect();
         let squares: Vec<f64> = tokens.iter().map(|t| t.p_change * t.p_change).collect();
         let (square, square_error) = mean(&squares);
         Ok(Self {
             paired: Paired::new(&reference, &perplexity)?,
             correlation: covariance / (spread(&reference) * spread(&perplexity)),
             perplexity,
-            kl_divergence: Distribution::new(tokens.iter().map(|t| t.kl), n_chunks),
-            kl_per_chunk: tokens
-                .chunks((tokens.len() / n_chunks.max(1)).max(1))
-                .map(|chunk| chunk.iter().map(|t| t.kl).sum::<f64>() / chunk.len() as f64)
-                .collect(),
+            kl_per_chunk: chunk_means(&kl, n_chunks),
+            kl_divergence: Distribution::new(kl.into_iter(), n_chunks),
             same_top: Estimate {
                 value: same,
                 error: (same * (1.0 - same) / (n - 1.0).max(1.0)).sqrt(),

@@ -4,8 +4,8 @@
 //! while chunks come in; the chance of an error is shared among the looks (Bonferroni), so that
 //! the confidence holds for the whole procedure.
 
-use super::compare::Comparison;
-use super::perplexity::mean;
+use super::compare::{Comparison, TokenValues};
+use super::perplexity::{chunk_means, mean};
 use serde::{Deserialize, Serialize};
 use statrs::distribution::{ContinuousCDF, Normal, StudentsT};
 
@@ -77,10 +77,9 @@ impl Limits {
     /// Judges a comparison, at this confidence, as one of `looks` looks.
     pub fn check(&self, comparison: &Comparison, confidence: f64, looks: u32) -> Vec<Check> {
         let n_chunks = comparison.perplexity.nll_per_chunk.len();
-        let per_chunk = comparison.tokens.len() / n_chunks.max(1);
-        let by_chunk = |value: &dyn Fn(&super::compare::TokenValues) -> f64| -> Vec<f64> {
-            let chunks = comparison.tokens.chunks(per_chunk.max(1));
-            chunks.map(|c| c.iter().map(value).sum::<f64>() / c.len() as f64).collect()
+        let by_chunk = |value: fn(&TokenValues) -> f64| {
+            let values: Vec<f64> = comparison.tokens.iter().map(value).collect();
+            chunk_means(&values, n_chunks)
         };
         let one_sided = (1.0 - confidence) / f64::from(looks.max(1));
         let mut checks = Vec::new();
@@ -111,14 +110,14 @@ impl Limits {
             });
         };
         if let Some(limit) = self.kl {
-            judge(Limited::MeanKld, by_chunk(&|t| t.kl), limit, |x| x, 1.0);
+            judge(Limited::MeanKld, by_chunk(|t| t.kl), limit, |x| x, 1.0);
         }
         if let Some(limit) = self.perplexity_ratio {
-            let values = by_chunk(&|t| t.nll - t.nll_reference);
+            let values = by_chunk(|t| t.nll - t.nll_reference);
             judge(Limited::PplRatio, values, limit.ln(), f64::exp, 1.0);
         }
         if let Some(limit) = self.same_top {
-            let values = by_chunk(&|t| f64::from(u8::from(t.same_top)));
+            let values = by_chunk(|t| f64::from(u8::from(t.same_top)));
             judge(Limited::SameTop, values, limit, |x| x, -1.0);
         }
         checks

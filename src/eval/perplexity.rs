@@ -91,6 +91,12 @@ impl Perplexity {
     }
 }
 
+/// The means of values in chunks of equally many, which are independent where tokens are not.
+pub(crate) fn chunk_means(values: &[f64], n_chunks: usize) -> Vec<f64> {
+    let per_chunk = (values.len() / n_chunks.max(1)).max(1);
+    values.chunks(per_chunk).map(|c| c.iter().sum::<f64>() / c.len() as f64).collect()
+}
+
 /// Mean and standard error of the mean, tokens taken as independent
 /// (`perplexity` in llama-perplexity; the variance there is the population's, divided by `n - 1`).
 pub(crate) fn mean(values: &[f64]) -> (f64, f64) {

@@ -1,7 +1,7 @@
 //! Models that were compared with the same reference, compared with each other.
 
 use super::Outcome;
-use crate::eval::{Estimate, TokenValues, mean};
+use crate::eval::{Estimate, TokenValues, chunk_means, mean};
 use serde::Serialize;
 
 /// What one model loses more than another, token by token. Both meet the same text, so that much of what each
@@ -27,12 +27,9 @@ impl Outcome {
     /// Two of the compared models.
     pub fn pair(&self, models: [usize; 2]) -> Pair {
         let [a, b] = models.map(|i| self.rows[i].comparison.tokens.as_slice());
-        let per_chunk = (a.len() / self.chunks.max(1)).max(1);
         let by_chunk = |of: fn(&TokenValues) -> f64| {
             let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| of(b) - of(a)).collect();
-            let chunks = differences.chunks(per_chunk);
-            let means = chunks.map(|chunk| chunk.iter().sum::<f64>() / chunk.len() as f64);
-            let (value, error) = mean(&means.collect::<Vec<_>>());
+            let (value, error) = mean(&chunk_means(&differences, self.chunks));
             Estimate { value, error }
         };
         Pair { models, kl: by_chunk(|t| t.kl), ln_ratio: by_chunk(|t| t.nll) }

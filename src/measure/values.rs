@@ -1,7 +1,7 @@
 //! What has been measured of some chunks, before anything is reckoned from it.
 
 use super::MeasureError;
-use crate::eval::{Apart, Comparison, Perplexity, TokenValues, mean};
+use crate::eval::{Apart, Comparison, Perplexity, TokenValues, chunk_means, mean};
 use std::collections::HashMap;
 use std::ops::Range;
 
@@ -96,10 +96,8 @@ impl Values {
     /// The largest of the relative standard errors: of the mean KL divergence of each model, or of the
     /// mean negative log-likelihood where there are none. Chunks are taken as independent.
     pub fn relative_error(&self) -> f64 {
-        let n = self.per_chunk().max(1);
         let of = |values: &[f64]| {
-            let means = values.chunks(n).map(|chunk| chunk.iter().sum::<f64>() / n as f64);
-            let (mean, error) = mean(&means.collect::<Vec<_>>());
+            let (mean, error) = mean(&chunk_means(values, self.chunks.len()));
             match self.chunks.len() {
                 0 | 1 => f64::INFINITY,
                 _ if error == 0.0 => 0.0,

@@ -190,7 +190,8 @@ fn pictures(out: &mut String, outcome: &Outcome, names: &[String]) {
     let caption = "KL divergence below which so many percent of the tokens lie";
     let quantiles: Vec<_> = rows.iter().map(|row| quantiles(&row.comparison)).collect();
     figure(out, caption, |out| curves(out, Across::new(0.0..100.0, " %"), &quantiles));
-    let chunks: Vec<_> = rows.iter().map(|row| by_chunk(&row.comparison)).collect();
+    let chunks: Vec<_> =
+        rows.iter().map(|row| numbered(row.comparison.kl_per_chunk.iter().copied())).collect();
     let n = chunks.iter().map(Vec::len).max().unwrap_or(0);
     if n > 1 {
         let caption = "Mean KL divergence of each chunk";
@@ -225,14 +226,6 @@ fn quantiles(comparison: &Comparison) -> Vec<(f64, f64)> {
     let step = (kl.len() / 400).max(1);
     let places = (0..kl.len()).step_by(step).chain(kl.len().checked_sub(1));
     places.map(|i| (100.0 * i as f64 / last.max(1) as f64, kl[i])).collect()
-}
-
-/// The mean KL divergence of each chunk.
-fn by_chunk(comparison: &Comparison) -> Vec<(f64, f64)> {
-    let n = comparison.perplexity.nll_per_chunk.len().max(1);
-    let per_chunk = (comparison.tokens.len() / n).max(1);
-    let chunks = comparison.tokens.chunks(per_chunk);
-    numbered(chunks.map(|c| c.iter().map(|t| t.kl).sum::<f64>() / c.len() as f64))
 }
 
 /// How all models answer tasks.
