@@ -5,6 +5,7 @@ mod common;
 
 use assert_cmd::cargo::CommandCargoExt;
 use common::TINY_R1;
+use requant::gguf::{GgufFile, Value, replace_metadata};
 use std::io::{BufRead, BufReader, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
@@ -15,7 +16,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// A server of files in which every third answer fails: an error, or a connection cut half-way.
 struct Server {
     address: String,
-    requests: Arc<AtomicUsize>,
+    served: Arc<Served>,
+}
+
+/// What a server was asked for and gave.
+#[derive(Default)]
+struct Served {
+    requests: AtomicUsize,
+    bytes: AtomicUsize,
 }
 
 impl Server {
@@ -28,8 +36,8 @@ impl Server {
         let site = Arc::new(site);
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = format!("http://{}", listener.local_addr().unwrap());
-        let requests = Arc::new(AtomicUsize::new(0));
-        let count = requests.clone();
+        let served = Arc::new(Served::default());
+        let count = served.clone();
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
                 let (count, site) = (count.clone(), site.clone());
@@ -39,7 +47,11 @@ impl Server {
                 });
             }
         });
-        Self { address, requests }
+        Self { address, served }
+    }
+
+    fn requests(&self) -> usize {
+        self.served.requests.load(Ordering::Relaxed)
     }
 }
 
@@ -62,7 +74,7 @@ fn listed(root: &Path) -> Vec<u8> {
     serde_json::to_vec(&entries).unwrap()
 }
 
-fn serve(stream: &TcpStream, site: &Site, count: &AtomicUsize) -> std::io::Result<()> {
+fn serve(stream: &TcpStream, site: &Site, count: &Served) -> std::io::Result<()> {
     let &Site { ref root, prefix, token, missing } = site;
     let mut lines = BufReader::new(stream).lines();
     let mut out = stream;
@@ -91,7 +103,7 @@ fn serve(stream: &TcpStream, site: &Site, count: &AtomicUsize) -> std::io::Resul
             write!(out, "HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")?;
             continue;
         };
-        let n = count.fetch_add(1, Ordering::Relaxed);
+        let n = count.requests.fetch_add(1, Ordering::Relaxed);
         if n % 6 == 2 {
             write!(out, "HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n")?;
             continue;
@@ -118,6 +130,7 @@ fn serve(stream: &TcpStream, site: &Site, count: &AtomicUsize) -> std::io::Resul
             return out.write_all(&body[..body.len() / 2]);
         }
         out.write_all(body)?;
+        count.bytes.fetch_add(body.len(), Ordering::Relaxed);
     }
     Ok(())
 }
@@ -151,7 +164,7 @@ fn a_server_with_faults_gives_the_same_bytes() {
     let server = Server::start("/models/tiny-r1", None, "");
     let (done, err) = convert(&format!("{}/models/tiny-r1/", server.address), &remote, &[]);
     assert!(done, "{err}");
-    assert!(server.requests.load(Ordering::Relaxed) > 6, "some must have failed");
+    assert!(server.requests() > 6, "some must have failed");
     let expected = std::fs::read(&local).unwrap();
     assert!(std::fs::read(&remote).unwrap() == expected);
 
@@ -202,7 +215,7 @@ fn gguf_files_are_read_where_they_are() {
         serde_json::from_str(&out).unwrap()
     };
     let (mut here, mut there) = (inspected(local), inspected(&url));
-    assert_eq!(server.requests.load(Ordering::Relaxed), 1, "one for the header");
+    assert_eq!(server.requests(), 1, "one for the header");
     assert_eq!(there["files"], serde_json::json!([url]));
     for json in [&mut here, &mut there] {
         json["files"].take();
@@ -237,6 +250,28 @@ fn gguf_files_are_read_where_they_are() {
     assert!(code == Some(1) && err.contains("`requant quantize` takes GGUF files"), "{err}");
     let (code, _, err) = requant(&["inspect", "hf://org/repo@v1/other.gguf"], hub);
     assert!(code == Some(1) && err.contains("hf://org/repo@v1/other.gguf"), "{err}");
+}
+
+#[test]
+fn of_a_long_header_what_is_missing_is_fetched_and_no_more() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("long.gguf");
+    std::fs::copy(common::BF16, &path).unwrap();
+    let mut metadata = GgufFile::open(&path).unwrap().metadata().clone();
+    metadata.set("long", Value::String(vec![b'a'; 12 << 20].into()));
+    replace_metadata(&path, &metadata, false).unwrap();
+    let root = dir.path().to_owned();
+    let server = Server::of(Site { root, prefix: "", token: None, missing: "none" });
+    let url = format!("{}/long.gguf", server.address);
+    let read = |place: &str| requant(&["inspect", place, "--header", "-q"], "");
+    let (code, there, err) = read(&url);
+    assert_eq!(code, Some(0), "{err}");
+    assert_eq!(
+        there.replace(&url, "FILE"),
+        read(path.to_str().unwrap()).1.replace(path.to_str().unwrap(), "FILE")
+    );
+    let bytes = server.served.bytes.load(Ordering::Relaxed) as u64;
+    assert_eq!((server.requests(), bytes), (2, path.metadata().unwrap().len()));
 }
 
 #[test]

@@ -434,10 +434,10 @@ impl RemoteFile {
             let there = self.head.bytes.len() as u64;
             match Header::parse(path, &self.head.bytes, self.head.size) {
                 Err(GgufError::Truncated { .. }) if there < self.head.size => {
-                    let store = &*self.shared.store;
-                    let more = head(store, &self.path, 8 * there.max(HEAD));
-                    let more = self.shared.runtime.block_on(more).map_err(io_error);
-                    self.head = more.map_err(|error| GgufError::io(path, error))?;
+                    let end = self.head.size.min(8 * there.max(HEAD));
+                    let more = self.shared.runtime.block_on(self.fetch(there..end));
+                    let more = more.map_err(|error| GgufError::io(path, io_error(error)))?;
+                    self.head.bytes = [&*self.head.bytes, &more].concat().into();
                 }
                 header => {
                     // Nobody reads it again.
@@ -456,19 +456,20 @@ impl RemoteFile {
 
     async fn load(&self, cell: &OnceCell<Bytes>, start: u64) -> Result<Bytes, object_store::Error> {
         let range = start..self.head.size.min(start + CHUNK);
+        cell.get_or_try_init(|| self.fetch(range)).await.cloned()
+    }
+
+    /// Bytes of the file that was opened, and of no other that has taken its place.
+    async fn fetch(&self, range: Range<u64>) -> Result<Bytes, object_store::Error> {
         let expected = (range.end - range.start) as usize;
-        let load = || async {
-            let (bytes, size, version) = get(&*self.shared.store, &self.path, range).await?;
-            match bytes.len() == expected && size == self.head.size && version == self.head.version
-            {
-                true => Ok(bytes),
-                false => Err(object_store::Error::Generic {
-                    store: "remote",
-                    source: "the file has changed since it was opened; begin anew".into(),
-                }),
-            }
-        };
-        cell.get_or_try_init(load).await.cloned()
+        let (bytes, size, version) = get(&*self.shared.store, &self.path, range).await?;
+        match bytes.len() == expected && size == self.head.size && version == self.head.version {
+            true => Ok(bytes),
+            false => Err(object_store::Error::Generic {
+                store: "remote",
+                source: "the file has changed since it was opened; begin anew".into(),
+            }),
+        }
     }
 }
 
