@@ -57,16 +57,19 @@ pub fn explain(file: &GgufSource, name: &str) -> Result<Explanation, ConvertErro
     // The mix that the file claims to be, then all others.
     let mixes = std::iter::once(said).chain(FileType::all().filter(|&ft| ft != said));
     let mut best: Option<(Recovered, FileType, bool)> = None;
-    for (mix, imatrix) in mixes.flat_map(|mix| [(mix, false), (mix, true)]) {
-        let Ok(plan) = plan(file, Arc::new(Recipe::of(mix)), imatrix) else { continue };
-        if is_exact(&plan) {
-            let text = plan.recipe().text().to_owned();
-            return Ok(Explanation { text, how: Explained::Mix { mix, imatrix } });
-        }
-        let (tensors, would) = quantized(&plan);
-        let amended = amend(name, mix, &tensors, &would);
-        if best.as_ref().is_none_or(|(best, _, _)| amended.rules < best.rules) {
-            best = Some((amended, mix, imatrix));
+    for mix in mixes {
+        let recipe = Arc::new(Recipe::of(mix));
+        for imatrix in [false, true] {
+            let Ok(plan) = plan(file, recipe.clone(), imatrix) else { continue };
+            if is_exact(&plan) {
+                let text = plan.recipe().text().to_owned();
+                return Ok(Explanation { text, how: Explained::Mix { mix, imatrix } });
+            }
+            let (tensors, would) = quantized(&plan);
+            let amended = amend(name, mix, &tensors, &would);
+            if best.as_ref().is_none_or(|(best, _, _)| amended.rules < best.rules) {
+                best = Some((amended, mix, imatrix));
+            }
         }
     }
     let of_said = plan(file, Arc::new(Recipe::of(said)), true)?;
