@@ -10,12 +10,15 @@ use requant::model::{CheckpointModel, Mtp};
 use requant::source::{Dtype, GgufSource, Source};
 use requant::tokenizer::{Pieces, Tokenizer, TokenizerError, Vocab};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// A model's file or folder.
 #[pyclass(frozen)]
 pub struct File {
     path: PathBuf,
     of: Of,
+    tokenizer: OnceLock<Tokenizer>,
+    pieces: OnceLock<Pieces>,
 }
 
 enum Of {
@@ -46,22 +49,33 @@ impl File {
         }
     }
 
-    fn tokenizer(&self) -> PyResult<Tokenizer> {
-        let found = match &self.of {
+    fn tokenizer(&self) -> PyResult<&Tokenizer> {
+        let make = || match &self.of {
             Of::Gguf(source) => Tokenizer::from_metadata(source.metadata()),
             Of::Checkpoint(model) => {
                 vocab(model).and_then(|vocab| Tokenizer::from_checkpoint(model.dir(), &vocab))
             }
         };
-        found.map_err(failed)
+        once(&self.tokenizer, make)
     }
 
-    fn pieces(&self) -> PyResult<Pieces> {
-        let found = match &self.of {
+    fn pieces(&self) -> PyResult<&Pieces> {
+        let make = || match &self.of {
             Of::Gguf(source) => Pieces::from_metadata(source.metadata()),
             Of::Checkpoint(model) => vocab(model).map(|vocab| Pieces::of(&vocab)),
         };
-        found.map_err(failed)
+        once(&self.pieces, make)
+    }
+}
+
+/// What is made when it is first needed; what fails is tried again.
+fn once<T>(place: &OnceLock<T>, make: impl FnOnce() -> Result<T, TokenizerError>) -> PyResult<&T> {
+    match place.get() {
+        Some(made) => Ok(made),
+        None => {
+            let made = make().map_err(failed)?;
+            Ok(place.get_or_init(|| made))
+        }
     }
 }
 
@@ -81,7 +95,7 @@ impl File {
                 GgufSource::open(&path).map(|source| Of::Gguf(Box::new(source))).map_err(failed)
             }
         })?;
-        Ok(Self { path, of })
+        Ok(Self { path, of, tokenizer: OnceLock::new(), pieces: OnceLock::new() })
     }
 
     #[getter]

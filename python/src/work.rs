@@ -12,7 +12,7 @@ use requant::measure::{self, Against, Extras, Options, Subject, Terms, Text};
 use requant::model::{CheckpointModel, Model, Mtp};
 use requant::monitor::Monitor;
 use requant::recipe::{Recipe, RecipeError};
-use requant::source::GgufSource;
+use requant::source::{GgufSource, Source};
 use requant::warning::Warning;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -121,6 +121,26 @@ fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settin
     Ok(settings)
 }
 
+/// Opens a checkpoint's folder or a GGUF file, and works with what settings make of it.
+fn planned<T>(
+    source: &Path,
+    settings: &[Settings],
+    work: impl FnOnce(Vec<Plan>, &dyn Source) -> PyResult<T>,
+) -> PyResult<T> {
+    match source.is_dir() {
+        true => {
+            let model = CheckpointModel::open(source, Mtp::Drop).map_err(failed)?;
+            let plan = |settings| Plan::of_checkpoint(&model, settings).map_err(failed);
+            work(settings.iter().map(plan).collect::<PyResult<_>>()?, &model)
+        }
+        false => {
+            let file = GgufSource::open(source).map_err(failed)?;
+            let plan = |settings| Plan::of_gguf(&file, settings).map_err(failed);
+            work(settings.iter().map(plan).collect::<PyResult<_>>()?, &file)
+        }
+    }
+}
+
 /// Plans a file, and writes it where there is an output; the plan as JSON.
 #[pyfunction]
 #[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
@@ -136,24 +156,15 @@ pub fn convert(
 ) -> PyResult<String> {
     let settings = settings(ty, imatrix.as_deref(), threads)?;
     watched(py, progress, move |watch| {
-        let run = |plan: Plan, source: &dyn requant::source::Source| {
+        planned(&source, &[settings], |plans, from| {
+            let plan = &plans[0];
             if let Some(output) = &output {
                 watch.expect(plan.n_weights());
                 let options = RunOptions { force, ..RunOptions::default() };
-                plan.run(source, output, options, watch).map_err(failed)?;
+                plan.run(from, output, options, watch).map_err(failed)?;
             }
-            Ok(described(&plan).to_string())
-        };
-        match source.is_dir() {
-            true => {
-                let model = CheckpointModel::open(&source, Mtp::Drop).map_err(failed)?;
-                run(Plan::of_checkpoint(&model, &settings).map_err(failed)?, &model)
-            }
-            false => {
-                let file = GgufSource::open(&source).map_err(failed)?;
-                run(Plan::of_gguf(&file, &settings).map_err(failed)?, &file)
-            }
-        }
+            Ok(described(plan).to_string())
+        })
     })
 }
 
@@ -179,7 +190,7 @@ pub fn ladder(
     };
     let all: Vec<Settings> = types.iter().map(of).collect::<PyResult<_>>()?;
     watched(py, progress, move |watch| {
-        let run = |plans: Vec<Plan>, from: &dyn requant::source::Source| {
+        planned(&source, &all, |plans, from| {
             let outputs = Outputs::ladder(plans, &folder, &source);
             let ladder = outputs.to_write().map_err(failed)?;
             if !folder.is_dir() {
@@ -192,19 +203,7 @@ pub fn ladder(
                 |rung| serde_json::json!({ "path": rung.output, "plan": described(rung.plan) }),
             );
             Ok(serde_json::Value::from_iter(written).to_string())
-        };
-        match source.is_dir() {
-            true => {
-                let model = CheckpointModel::open(&source, Mtp::Drop).map_err(failed)?;
-                let plan = |settings| Plan::of_checkpoint(&model, settings).map_err(failed);
-                run(all.iter().map(plan).collect::<PyResult<_>>()?, &model)
-            }
-            false => {
-                let file = GgufSource::open(&source).map_err(failed)?;
-                let plan = |settings| Plan::of_gguf(&file, settings).map_err(failed);
-                run(all.iter().map(plan).collect::<PyResult<_>>()?, &file)
-            }
-        }
+        })
     })
 }
 
