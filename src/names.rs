@@ -83,6 +83,12 @@ pub(crate) fn few<T: AsRef<str>>(names: &[T]) -> String {
     }
 }
 
+/// The name of a file without its folders.
+#[cfg(feature = "convert")]
+pub(crate) fn base(path: impl AsRef<std::path::Path>) -> String {
+    path.as_ref().file_name().unwrap_or_default().to_string_lossy().into_owned()
+}
+
 /// The digits of a hash.
 #[cfg(feature = "convert")]
 pub(crate) fn hex(hash: &[u8]) -> String {

@@ -11,6 +11,7 @@ use super::run::RunOptions;
 use super::shard::Shard;
 use crate::gguf::Writer;
 use crate::io::{Clock, IoError, beside, free_disk, part_path, processor_time};
+use crate::names::base;
 use crate::source::Source;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -199,7 +200,7 @@ impl<'a> Ladder<'a> {
         }
         let mut input = Xxh3::new();
         for file in source.files() {
-            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = base(&file.path);
             input.update(name.as_bytes());
             input.update(&file.size.to_le_bytes());
             input.update(file.version.as_bytes());

@@ -4,7 +4,7 @@ use super::error::ConvertError;
 use super::ladder::Rung;
 use crate::io::{Blob, Disk, IoError, LocalFile, beside};
 use crate::monitor::Monitor;
-use crate::names::hex;
+use crate::names::{base, hex};
 use crate::source::{GgufSource, Source};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -324,6 +324,6 @@ fn hash(
         monitor.advance(length);
     }
     parts.resize(ranges.len(), hex(&Sha256::digest([])));
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = base(path);
     Ok((HashedFile { name, bytes: file.size(), sha256: hex(&whole.finalize()) }, parts))
 }

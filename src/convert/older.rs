@@ -7,6 +7,7 @@ use super::manifest::Manifest;
 use super::run::RunOptions;
 use crate::gguf::whole_name;
 use crate::io::{IoError, folder};
+use crate::names::base;
 use crate::source::Source;
 use std::path::{Path, PathBuf};
 
@@ -55,7 +56,7 @@ impl Ladder<'_> {
                 || path == output && path.is_file()
         };
         let belongs = |path: &PathBuf| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let name = base(&path);
             let older = self.rungs().iter().any(|rung| of_output(rung.output, path, &name))
                 || options.shard.is_none() && is_journal(&place, &name);
             let is_read = || path.canonicalize().is_ok_and(|path| read.contains(&path));
@@ -75,7 +76,7 @@ impl Ladder<'_> {
 
 /// Whether a name is that of one of several files of an output, complete or not.
 fn is_part(output: &Path, name: &str) -> bool {
-    let own = output.file_name().unwrap_or_default().to_string_lossy();
+    let own = base(output);
     let stem = own.strip_suffix(".gguf").unwrap_or(&own);
     let name = name.strip_suffix(".part").unwrap_or(name);
     let name = name.strip_suffix(".gguf");
@@ -84,8 +85,8 @@ fn is_part(output: &Path, name: &str) -> bool {
 
 /// Whether a name is that of a journal of a share of an output.
 fn is_journal(output: &Path, name: &str) -> bool {
-    let own = output.file_name().unwrap_or_default().to_string_lossy();
-    let share = name.strip_prefix(&*own).and_then(|rest| rest.strip_prefix('.'));
+    let own = base(output);
+    let share = name.strip_prefix(&own).and_then(|rest| rest.strip_prefix('.'));
     let share = share.and_then(|rest| rest.strip_suffix(".journal"));
     share.and_then(|share| share.split_once("-of-")).is_some_and(|(number, count)| {
         number.parse::<u32>().is_ok() && count.parse::<u32>().is_ok()

@@ -4,6 +4,7 @@ use super::error::ConvertError;
 use super::ladder::{Ladder, Rung};
 use super::plan::Plan;
 use crate::gguf::{Metadata, whole_name};
+use crate::names::base;
 use crate::recipe::FileType;
 use crate::warning::Warning;
 use std::path::{Path, PathBuf};
@@ -64,7 +65,7 @@ fn model_name(source: &Path, metadata: &Metadata) -> String {
     let absolute = || source.canonicalize().unwrap_or_default();
     let last = match source.file_name() {
         Some(name) => name.to_string_lossy().into_owned(),
-        None => absolute().file_name().unwrap_or_default().to_string_lossy().into_owned(),
+        None => base(absolute()),
     };
     let name = last.split('@').next().unwrap_or_default();
     let name = whole_name(name.strip_suffix(".gguf").unwrap_or(name));

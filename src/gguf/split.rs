@@ -7,6 +7,7 @@ use super::error::GgufError;
 use super::file::{Described, GgufFile};
 use super::metadata::Metadata;
 use super::value::Value;
+use crate::names::base;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
@@ -73,7 +74,7 @@ impl Split {
 /// The name of file `no` (from 0) of `count`: `model.gguf` or `model` becomes
 /// `model-00001-of-00003.gguf`.
 pub fn split_path(output: &Path, no: usize, count: usize) -> PathBuf {
-    let name = output.file_name().unwrap_or_default().to_string_lossy();
+    let name = base(output);
     let stem = name.strip_suffix(".gguf").unwrap_or(&name);
     output.with_file_name(format!("{stem}-{:05}-of-{count:05}.gguf", no + 1))
 }
@@ -113,7 +114,7 @@ pub fn open_all_by<T: AsRef<Described>>(
     let Some(split) = read(first)?.filter(|split| split.count > 1) else {
         return Ok(files);
     };
-    let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = base(path);
     let suffix = format!("-{:05}-of-{:05}.gguf", split.no + 1, split.count);
     let Some(stem) = name.strip_suffix(&suffix) else {
         return Err(bad(path, format!("is one of several files, but its name lacks `{suffix}`")));

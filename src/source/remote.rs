@@ -9,6 +9,7 @@ use super::folder::{DESCRIPTIONS, INDEX};
 use super::url::{is_url, without_secrets};
 use crate::gguf::{GgufError, Header};
 use crate::io::Blob;
+use crate::names::base;
 use object_store::http::HttpBuilder;
 use object_store::path::Path as ObjectPath;
 use object_store::{ClientOptions, GetOptions, GetRange, HeaderMap, ObjectStore, ObjectStoreExt};
@@ -278,9 +279,7 @@ impl Remote {
     /// Opens GGUF files, of whose headers the first one's has a vocabulary.
     pub(super) fn open_all(&self, paths: &[PathBuf], first: bool) -> Vec<io::Result<RemoteFile>> {
         let bytes = if first { GGUF_HEAD } else { HEAD };
-        let name =
-            |path: &PathBuf| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let names: Vec<String> = paths.iter().map(name).collect();
+        let names: Vec<String> = paths.iter().map(base).collect();
         self.expect(&names, bytes);
         names.iter().map(|name| self.open(name, bytes)).collect()
     }

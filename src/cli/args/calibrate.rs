@@ -11,6 +11,7 @@ use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
 use crate::measure::{CALIBRATED_WITH, Options, PROBE, Subject, Text, Tokens};
 use crate::model::{Hparams, Model};
+use crate::names::base;
 use crate::quant::QuantType;
 use crate::simd::Simd;
 use crate::source::Source;
@@ -230,7 +231,7 @@ impl Prepared {
 
     /// What the output says about how it was made.
     pub fn notes(&self) -> Vec<(String, Value)> {
-        let name = self.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = base(&self.path);
         let inputs = if self.inputs == InputsOf::Rounded { "rounded" } else { "original" };
         vec![
             ("requant.rounding".to_owned(), "compensated".into()),

@@ -6,6 +6,7 @@ use crate::cli::views::page::{self, Entry, Page, Quality};
 use crate::convert::{HashedFile, Manifest, RECIPE};
 use crate::gguf::{Metadata, Value, whole_name};
 use crate::io::{LocalDisk, write};
+use crate::names::base;
 use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source, Storage, TensorMeta};
 use anyhow::{Context, bail};
@@ -105,7 +106,7 @@ fn models(folder: &Path) -> anyhow::Result<Vec<(GgufSource, Option<Manifest>)>> 
     let mut found = Vec::new();
     for file in listed {
         let path = file.with_context(|| folder.display().to_string())?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = base(&path);
         let Some(stem) = name.strip_suffix(".gguf") else { continue };
         let whole = whole_name(stem);
         if whole != stem && !stem[whole.len()..].starts_with("-00001-of-") {
@@ -135,9 +136,9 @@ fn checksums(models: &[(GgufSource, Option<Manifest>)]) -> anyhow::Result<Vec<Ha
         let known = manifest.iter().flat_map(|manifest| &manifest.outputs);
         let known: Vec<HashedFile> = known.cloned().collect();
         Storage::files(source).into_iter().map(move |file| {
-            let name = file.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            let name = base(&file.path);
             let hash =
-                known.iter().find(|hash| page::base(&hash.name) == name && hash.bytes == file.size);
+                known.iter().find(|hash| base(&hash.name) == name && hash.bytes == file.size);
             (file, hash.map(|hash| HashedFile { name, ..hash.clone() }))
         })
     });
@@ -162,7 +163,7 @@ fn entry(
 ) -> anyhow::Result<Entry> {
     let metadata = source.metadata();
     let files = Storage::files(source);
-    let file = files[0].path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let file = base(&files[0].path);
     let mut types: BTreeMap<String, usize> = BTreeMap::new();
     for tensor in source.tensors() {
         *types.entry(tensor.dtype.to_string()).or_default() += 1;
@@ -171,10 +172,7 @@ fn entry(
     let weights: u64 = source.tensors().iter().map(|tensor| tensor.n_elements()).sum();
     let quality = quality.and_then(|(_, json)| {
         let mut models = json["models"].as_array().into_iter().flatten();
-        let is_it = |model: &&Json| {
-            let path = Path::new(model["model"].as_str().unwrap_or_default());
-            path.file_name().is_some_and(|name| name == file.as_str())
-        };
+        let is_it = |model: &&Json| base(model["model"].as_str().unwrap_or_default()) == file;
         models.find(is_it).and_then(Quality::of)
     });
     let ty = mix_name(metadata, &file);

@@ -11,7 +11,7 @@ use crate::convert::{
     Settings, is_lossless, validate_blocks, zeros,
 };
 use crate::model::{CheckpointModel, Mla, Mtp};
-use crate::names::in_short;
+use crate::names::{base, in_short};
 use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use crate::warning::{Topic, Warning};
@@ -235,7 +235,7 @@ fn check_manifest(
 /// written, which for split models lacks the number.
 fn candidates(model: &Path) -> Vec<PathBuf> {
     let mut found = vec![Manifest::path(model)];
-    let name = model.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let name = base(model);
     if let Some((stem, _)) = name.rsplit_once("-00001-of-") {
         found.push(Manifest::path(&model.with_file_name(format!("{stem}.gguf"))));
         found.push(Manifest::path(&model.with_file_name(stem)));

@@ -7,6 +7,7 @@ use crate::cli::{is_interrupted, say};
 use crate::eval::{Activations, Check, Perplexity, Verdict};
 use crate::io::LocalDisk;
 use crate::measure::{Choices, Domain, Estimate, Found, Judged, Judgement, Outcome, Row};
+use crate::names::base;
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -178,7 +179,7 @@ fn answers(choices: &Choices) -> String {
         };
         out += &format!(
             "  {:<24} {}{nll}{same}\n",
-            name(&model.model),
+            base(&model.model),
             share(model.accuracy, model.error)
         );
         for (domain, part) in &model.domains {
@@ -209,10 +210,6 @@ fn add_parts(value: &mut Value, outcome: &Outcome, domain: impl Fn(&Domain) -> V
     value["complete"] = json!(outcome.complete);
     value["chunks"] = json!(outcome.chunks);
     value["chunks_available"] = json!(outcome.chunks_available);
-}
-
-fn name(path: &Path) -> String {
-    path.file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 fn of_text(p: &Perplexity) -> String {
@@ -265,7 +262,7 @@ fn perplexity_table(outcome: &Outcome) -> String {
         units::of(own.nll_per_chunk.len(), "chunk")
     );
     for domain in &outcome.domains {
-        out += &format!("{:<24} {}\n", name(&domain.text), of_text(&domain.own));
+        out += &format!("{:<24} {}\n", base(&domain.text), of_text(&domain.own));
     }
     out + &sampled(outcome)
 }
@@ -317,7 +314,7 @@ fn judgement_table(judged: &Judgement) -> String {
     let mut out = String::new();
     for model in &judged.models {
         let n = model.chunks;
-        out += &format!("{}: {} after {n} chunks\n", name(&model.path), verdict(model.verdict));
+        out += &format!("{}: {} after {n} chunks\n", base(&model.path), verdict(model.verdict));
         for check in &model.checks {
             out += &format!(
                 "  {:<20} {:.6} ± {:.6}, limit {}: {}\n",
@@ -351,7 +348,7 @@ fn of_reference(outcome: &Outcome) -> String {
         },
     );
     for domain in &outcome.domains {
-        out += &format!("  {:<24} {}\n", name(&domain.text), of_text(&domain.own));
+        out += &format!("  {:<24} {}\n", base(&domain.text), of_text(&domain.own));
     }
     out + &sampled(outcome)
 }
@@ -410,7 +407,7 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
             let (kl, top) = (c.kl_divergence.mean, c.same_top);
             let kl = format!("KL divergence {:.6} ± {:.6}", kl.value, kl.error);
             let top = format!("same top token {:.3} %", 100.0 * top.value);
-            line(&name(&domain.text), format!("{kl}, {top}, PPL ratio {:.6}", c.paired.ratio));
+            line(&base(&domain.text), format!("{kl}, {top}, PPL ratio {:.6}", c.paired.ratio));
         }
         for tensor in row.tensors.iter().flatten() {
             let says = match tensor.error {

@@ -3,6 +3,7 @@
 use super::units;
 use crate::eval::Distribution;
 use crate::measure::{Outcome, Row};
+use crate::names::base;
 use std::path::Path;
 
 /// How a comparison is written for people and for spreadsheets.
@@ -83,7 +84,7 @@ fn lines(outcome: &Outcome) -> Vec<Line> {
 /// What models are called: their files, without what all of these have in common.
 pub fn names(paths: &[&Path]) -> Vec<String> {
     let stem = |path: &&Path| {
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let name = base(path);
         let name = name.strip_suffix(".gguf").unwrap_or(&name).to_owned();
         let whole = name.rsplit_once("-00001-of-").map(|(stem, _)| stem.to_owned());
         whole.unwrap_or(name)

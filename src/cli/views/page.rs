@@ -5,6 +5,7 @@ use super::models::names;
 use super::units;
 use crate::gguf::{Array, Metadata, Value, whole_name};
 use crate::measure::front;
+use crate::names::base;
 use serde_json::Value as Json;
 use std::fmt::Write;
 use std::path::Path;
@@ -233,10 +234,7 @@ fn files(out: &mut String, page: &Page) {
 
 /// The names of texts, without their folders.
 fn texts(json: &Json) -> String {
-    let name = |text: &Json| {
-        let path = Path::new(text.as_str().unwrap_or_default());
-        path.file_name().unwrap_or_default().to_string_lossy().into_owned()
-    };
+    let name = |text: &Json| base(text.as_str().unwrap_or_default());
     match json {
         Json::Array(list) => list.iter().map(name).collect::<Vec<_>>().join(", "),
         Json::String(_) => name(json),
@@ -286,11 +284,6 @@ fn how(out: &mut String, page: &Page) {
             );
         }
     }
-}
-
-/// The name of a file without its folders.
-pub fn base(path: &str) -> String {
-    Path::new(path).file_name().unwrap_or_default().to_string_lossy().into_owned()
 }
 
 /// The command that made a file: a manifest's, or what follows from the file itself.

@@ -6,7 +6,7 @@ use crate::cli::say;
 use crate::convert::{Ladder, Plan, Rung, Shard, Weighing};
 use crate::gguf;
 use crate::io::{LocalDisk, free_disk, read_rate, write_rate};
-use crate::names::in_short;
+use crate::names::{base, in_short};
 use crate::quant::QuantType;
 use crate::recipe::Reason;
 use crate::source::Source;
@@ -324,7 +324,7 @@ pub fn summary(out: &mut String, ladder: &Ladder, file_type: &str, shard: Option
 
 /// One of several files that a plan becomes.
 fn one_of_several(out: &mut String, rung: &Rung) {
-    let name = rung.output.file_name().unwrap_or_default().to_string_lossy();
+    let name = base(rung.output);
     let (bits, size) = (rung.plan.bits_per_weight(), units::bytes(rung.plan.file_size()));
     line(out, "", &format!("{name:<44} {bits:>6.2} bits {size:>11}"));
 }

@@ -6,6 +6,7 @@ mod tensors;
 use crate::cli::views::units;
 use crate::eval::{Activations, Comparison};
 use crate::measure::{Choices, Outcome, Row};
+use crate::names::base;
 use chart::{Across, Point, curves, figure, legend, marked, over_size};
 use std::collections::HashSet;
 use std::fmt::Write;
@@ -155,8 +156,7 @@ fn error_of(comparison: &Comparison) -> f64 {
 
 /// What models are called: by their files, unless two of these have the same name.
 fn names(rows: &[Row]) -> Vec<String> {
-    let file = |row: &Row| row.path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let short: Vec<String> = rows.iter().map(file).collect();
+    let short: Vec<String> = rows.iter().map(|row| base(&row.path)).collect();
     let distinct: HashSet<&String> = short.iter().collect();
     match distinct.len() == rows.len() {
         true => short,
@@ -240,7 +240,7 @@ fn answers(out: &mut String, choices: &Choices) {
         let _ = write!(
             out,
             "<tr><td>{}<td>{:.2} ± {:.2} %<td>{:.2} %</tr>",
-            escape(&model.model.file_name().unwrap_or_default().to_string_lossy()),
+            escape(&base(&model.model)),
             100.0 * model.accuracy,
             100.0 * model.error,
             100.0 * model.same_as_first
@@ -271,7 +271,7 @@ fn domains(out: &mut String, outcome: &Outcome, model: usize) {
         let _ = write!(
             out,
             "<tr><td>{}<td>{:.4}<td>{:.5}<td>{:.6} ± {:.6}<td>{p99:.4}<td>{:.2} %</tr>",
-            escape(&domain.text.file_name().unwrap_or_default().to_string_lossy()),
+            escape(&base(&domain.text)),
             domain.own.perplexity,
             c.paired.ratio,
             kl.value,
