@@ -273,7 +273,13 @@ fn a_folder_gets_a_page_with_what_is_known_of_it() {
     let found: serde_json::Value = serde_json::from_str(&json).unwrap();
     let kl = |i: usize| &found["models"][i]["result"]["kl_divergence"]["mean"]["value"];
     assert!(found["models"].as_array().unwrap().iter().any(|model| model["front"] == true));
-    assert!(std::fs::read_to_string(&plot).unwrap().contains(">Q4_K_M</text>"));
+    let picture = std::fs::read_to_string(&plot).unwrap();
+    assert!(picture.contains(">Q4_K_M</text>"));
+    // Errors are by chunk, as in the table and on the page.
+    let divergence = &found["models"][0]["result"]["kl_divergence"];
+    let by_chunk = divergence["mean_error_by_chunk"].as_f64().unwrap();
+    let says = format!("{:.6} ± {by_chunk:.6}<", kl(0).as_f64().unwrap());
+    assert!(picture.contains(&says), "{says}: {picture}");
     let quality = path("quality.json");
     std::fs::write(&quality, &json).unwrap();
     let options = ["--quality", &quality, "--base-model", "deepseek-ai/DeepSeek-R1", "-q"];

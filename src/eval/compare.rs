@@ -148,6 +148,16 @@ impl Distribution {
             percentiles: PERCENTILES.map(|percent| (percent, at(percent))).to_vec(),
         }
     }
+
+    /// A percentile; not a number where it is none of those that are reported.
+    pub fn percentile(&self, wanted: f64) -> f64 {
+        self.percentiles.iter().find(|p| p.0 == wanted).map_or(f64::NAN, |p| p.1)
+    }
+
+    /// The standard error of the mean with chunks taken as independent; tokens where there is one chunk.
+    pub fn error_by_chunk(&self) -> f64 {
+        self.mean_error_by_chunk.unwrap_or(self.mean.error)
+    }
 }
 
 impl Comparison {
@@ -363,8 +373,7 @@ mod tests {
     fn percentiles_lie_between_neighbours() {
         let d = Distribution::new([4.0, 0.0, 1.0, 3.0, 2.0].into_iter(), 1);
         assert_eq!((d.min, d.max, d.mean.value), (0.0, 4.0, 2.0));
-        let at = |percent: f64| d.percentiles.iter().find(|p| p.0 == percent).unwrap().1;
-        assert_eq!((at(50.0), at(25.0)), (2.0, 1.0));
-        assert!((at(90.0) - 3.6).abs() < 1e-12);
+        assert_eq!((d.percentile(50.0), d.percentile(25.0)), (2.0, 1.0));
+        assert!((d.percentile(90.0) - 3.6).abs() < 1e-12);
     }
 }

@@ -586,6 +586,6 @@ impl Search<'_> {
         let found = measure::proof(self.subject, text, &types, imatrix, &options, &progress)?;
         progress.finish();
         let kld = found.kl_divergence;
-        Ok((kld.mean.value, kld.mean_error_by_chunk.unwrap_or(kld.mean.error)))
+        Ok((kld.mean.value, kld.error_by_chunk()))
     }
 }

@@ -1,7 +1,7 @@
 //! What was measured, for people and for programs.
 
 use super::ladder::{Point, picture};
-use super::models::{self, Format, by_chunk, percentile};
+use super::models::{self, Format};
 use super::{ci, per_token, report, units};
 use crate::cli::{is_interrupted, say};
 use crate::eval::{Activations, Check, Perplexity, Verdict};
@@ -67,8 +67,9 @@ fn plot(outcome: &Outcome) -> String {
     let paths: Vec<&Path> = outcome.rows.iter().map(|row| row.path.as_path()).collect();
     let names = models::names(&paths).into_iter().zip(outcome.front());
     let points = names.zip(&outcome.rows).map(|((name, is_on_front), row)| {
-        let kl = row.comparison.kl_divergence.mean;
-        Point { name, bits: row.bits_per_weight, kl: (kl.value, kl.error), is_on_front }
+        let kl = &row.comparison.kl_divergence;
+        let kl = (kl.mean.value, kl.error_by_chunk());
+        Point { name, bits: row.bits_per_weight, kl, is_on_front }
     });
     picture(&points.collect::<Vec<_>>())
 }
@@ -375,10 +376,10 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
         line("correlation of ln p", format!("{:.3} %", 100.0 * c.correlation));
         let kl = &c.kl_divergence;
         let (mean, token) = (kl.mean.value, kl.mean.error);
-        let error = format!("± {:.6} by chunk, ± {token:.6} by token", by_chunk(kl));
+        let error = format!("± {:.6} by chunk, ± {token:.6} by token", kl.error_by_chunk());
         line("mean KL divergence", format!("{mean:.6} {error}"));
-        let at = percentile;
-        let percentiles = [50.0, 90.0, 95.0, 99.0, 99.9].map(|p| format!("{:.6}", at(kl, p)));
+        let percentiles =
+            [50.0, 90.0, 95.0, 99.0, 99.9].map(|p| format!("{:.6}", kl.percentile(p)));
         line("  50 90 95 99 99.9 %", percentiles.join("  "));
         line("  maximum", format!("{:.6}", kl.max));
         let top = c.same_top;
@@ -395,7 +396,7 @@ fn table(outcome: &Outcome, by_layer: bool) -> String {
         let rms = c.p_change_rms;
         line("change of p, RMS", format!("{:.3} ± {:.3} %", 100.0 * rms.value, 100.0 * rms.error));
         let percentiles =
-            [1.0, 5.0, 50.0, 95.0, 99.0].map(|p| format!("{:+.3}", 100.0 * at(change, p)));
+            [1.0, 5.0, 50.0, 95.0, 99.0].map(|p| format!("{:+.3}", 100.0 * change.percentile(p)));
         line("  1 5 50 95 99 %", percentiles.join("  "));
         if by_layer {
             for (layer, error) in c.layer_error.iter().enumerate() {

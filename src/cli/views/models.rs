@@ -1,7 +1,6 @@
 //! Several models compared with a reference: one line each, by size.
 
 use super::units;
-use crate::eval::Distribution;
 use crate::measure::{Outcome, Row};
 use crate::names::base;
 use std::path::Path;
@@ -47,9 +46,9 @@ impl Line {
             row: number,
             bytes: row.bytes,
             bits: row.bits_per_weight,
-            kl: [kl.mean.value, by_chunk(kl)],
-            median: percentile(kl, 50.0),
-            tail: percentile(kl, 99.9),
+            kl: [kl.mean.value, kl.error_by_chunk()],
+            median: kl.percentile(50.0),
+            tail: kl.percentile(99.9),
             ratio: c.paired.ratio,
             top: 100.0 * c.same_top.value,
         }
@@ -59,16 +58,6 @@ impl Line {
     fn mark(&self) -> &'static str {
         if self.is_on_front { "*" } else { "" }
     }
-}
-
-/// A percentile; not a number where it is none of those that are reported.
-pub fn percentile(values: &Distribution, wanted: f64) -> f64 {
-    values.percentiles.iter().find(|p| p.0 == wanted).map_or(f64::NAN, |p| p.1)
-}
-
-/// The error of a mean with chunks taken as independent; tokens where there is one chunk.
-pub fn by_chunk(values: &Distribution) -> f64 {
-    values.mean_error_by_chunk.unwrap_or(values.mean.error)
 }
 
 /// Models by size, largest first.

@@ -99,11 +99,8 @@ pub fn page(outcome: &Outcome, choices: Option<&Choices>) -> String {
     let names = names(&outcome.rows);
     for (row, name) in outcome.rows.iter().zip(&names) {
         let c = &row.comparison;
-        let at = |percent: f64| {
-            c.kl_divergence.percentiles.iter().find(|p| p.0 == percent).map_or(0.0, |p| p.1)
-        };
         let shared = c.top_k.iter().map(|top| format!("<span>{:.2} %</span>", 100.0 * top.value));
-        let (p, kl) = (&c.perplexity, c.kl_divergence.mean.value);
+        let (p, kl) = (&c.perplexity, &c.kl_divergence);
         let [top, change] =
             [c.same_top, c.p_change_rms].map(|e| [100.0 * e.value, 100.0 * e.error]);
         let cells = [
@@ -114,8 +111,12 @@ pub fn page(outcome: &Outcome, choices: Option<&Choices>) -> String {
                 "<span>{:.5}</span> <span>± {:.5}</span>",
                 c.paired.ratio, c.paired.ratio_error
             ),
-            format!("<span>{kl:.6}</span> <span>± {:.6}</span>", error_of(c)),
-            format!("<span>{:.4}</span> <span>{:.4}</span>", at(99.0), at(99.9)),
+            format!("<span>{:.6}</span> <span>± {:.6}</span>", kl.mean.value, kl.error_by_chunk()),
+            format!(
+                "<span>{:.4}</span> <span>{:.4}</span>",
+                kl.percentile(99.0),
+                kl.percentile(99.9)
+            ),
             format!("<span>{:.2}</span> <span>± {:.2} %</span>", top[0], top[1]),
             shared.collect::<Vec<_>>().join(" "),
             format!("<span>{:.3}</span> <span>± {:.3} %</span>", change[0], change[1]),
@@ -148,12 +149,6 @@ pub fn page(outcome: &Outcome, choices: Option<&Choices>) -> String {
     out
 }
 
-/// The standard error of the mean KL divergence, chunks taken as independent where there are several.
-fn error_of(comparison: &Comparison) -> f64 {
-    let kl = &comparison.kl_divergence;
-    kl.mean_error_by_chunk.unwrap_or(kl.mean.error)
-}
-
 /// What models are called: by their files, unless two of these have the same name.
 fn names(rows: &[Row]) -> Vec<String> {
     let short: Vec<String> = rows.iter().map(|row| base(&row.path)).collect();
@@ -179,7 +174,7 @@ fn pictures(out: &mut String, outcome: &Outcome, names: &[String]) {
                 name: name.clone(),
                 size: row.bytes as f64 / f64::from(bytes),
                 cost: row.comparison.kl_divergence.mean.value,
-                error: error_of(&row.comparison),
+                error: row.comparison.kl_divergence.error_by_chunk(),
                 is_on_front: front,
             });
         let points: Vec<Point> = points.collect();
@@ -267,7 +262,7 @@ fn domains(out: &mut String, outcome: &Outcome, model: usize) {
     for domain in &outcome.domains {
         let c = &domain.models[model];
         let kl = c.kl_divergence.mean;
-        let p99 = c.kl_divergence.percentiles.iter().find(|p| p.0 == 99.0).map_or(0.0, |p| p.1);
+        let p99 = c.kl_divergence.percentile(99.0);
         let _ = write!(
             out,
             "<tr><td>{}<td>{:.4}<td>{:.5}<td>{:.6} ± {:.6}<td>{p99:.4}<td>{:.2} %</tr>",
