@@ -238,8 +238,11 @@ fn a_gate_judges_several_models_in_one_run_and_says_so_to_what_runs_checks() {
     assert!(cases.contains("name=\"mean KL divergence\"><failure type=\"fail\""), "{cases}");
     assert!(read(&report).contains("blk.0.ffn_down.weight"));
 
-    let save = ["compare", BF16, "--save-base", &base, "-q"];
+    // Where no model is compared there is nothing to draw.
+    let plot = path("plot.svg");
+    let save = ["compare", BF16, "--save-base", &base, "--plot", &plot, "-q"];
     assert_eq!(requant(&[&save[..], &text].concat()).0, 0);
+    assert!(!Path::new(&plot).exists());
     let (code, out, err) = requant(&[&["gate", "--base", &base, q8, q2], &limits[..]].concat());
     assert_eq!(code, 3, "{err}");
     assert_eq!(verdicts(&serde_json::from_str(&out).unwrap()), ["pass", "fail"]);

@@ -304,4 +304,11 @@ fn a_folder_gets_a_page_with_what_is_known_of_it() {
     let again = requant(&publish);
     assert!(again.0 == 1 && again.2.contains("--force"), "{}", again.2);
     assert_eq!(requant(&[&publish[..], &["--force"]].concat()).0, 0);
+    // Of files that were not measured there is no picture.
+    std::fs::write(&quality, r#"{"models": []}"#).unwrap();
+    std::fs::remove_file(format!("{folder}/quality.svg")).unwrap();
+    let run = requant(&[&publish[..], &["--force"]].concat());
+    assert_eq!(run.0, 0, "{}", run.2);
+    let page = std::fs::read_to_string(format!("{folder}/README.md")).unwrap();
+    assert!(!page.contains("quality.svg") && !Path::new(&folder).join("quality.svg").exists());
 }

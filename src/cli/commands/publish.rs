@@ -80,8 +80,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         sums: SUMS,
         entries: &entries,
     };
-    if quality.is_some() {
-        write(&LocalDisk, &at(PICTURE), page.picture().as_bytes())?;
+    if let Some(picture) = page.picture() {
+        write(&LocalDisk, &at(PICTURE), picture.as_bytes())?;
     }
     let lines: String =
         sums.iter().map(|file| format!("{}  {}\n", file.sha256, file.name)).collect();

@@ -1,7 +1,7 @@
 //! A verdict as what runs checks of changes shows it: a summary in Markdown, and JUnit's XML.
 
+use super::markup::escape;
 use super::measured::{verdict, with_need};
-use super::report::escape;
 use crate::eval::{Check, Verdict};
 use crate::measure::{Judged, Judgement};
 use std::fmt::Write;

@@ -1,6 +1,7 @@
 //! What was measured, for people and for programs.
 
-use super::ladder::{Point, picture};
+use super::chart::Point;
+use super::ladder::picture;
 use super::models::{self, Format};
 use super::{ci, per_token, report, units};
 use crate::cli::{is_interrupted, say};
@@ -8,6 +9,7 @@ use crate::eval::{Activations, Check, Perplexity, Verdict};
 use crate::io::LocalDisk;
 use crate::measure::{Choices, Domain, Estimate, Found, Judged, Judgement, Outcome, Row};
 use crate::names::base;
+use crate::warning::{Topic, Warning};
 use anyhow::Context;
 use serde_json::{Value, json};
 use std::io::Write;
@@ -62,14 +64,14 @@ pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
     })
 }
 
-/// Divergences over sizes.
-fn plot(outcome: &Outcome) -> String {
+/// Divergences over sizes; nothing where no model was compared.
+fn plot(outcome: &Outcome) -> Option<String> {
     let paths: Vec<&Path> = outcome.rows.iter().map(|row| row.path.as_path()).collect();
     let names = models::names(&paths).into_iter().zip(outcome.front());
     let points = names.zip(&outcome.rows).map(|((name, is_on_front), row)| {
         let kl = &row.comparison.kl_divergence;
-        let kl = (kl.mean.value, kl.error_by_chunk());
-        Point { name, bits: row.bits_per_weight, kl, is_on_front }
+        let (cost, error) = (kl.mean.value, kl.error_by_chunk());
+        Point { name, size: row.bits_per_weight, cost, error, is_on_front }
     });
     picture(&points.collect::<Vec<_>>())
 }
@@ -121,7 +123,13 @@ fn write_files(found: &Found, show: &Show) -> anyhow::Result<()> {
         crate::io::write(&LocalDisk, path, page.as_bytes())?;
     }
     if let (Some(path), Some(outcome)) = (&show.plot, outcome) {
-        crate::io::write(&LocalDisk, path, plot(outcome).as_bytes())?;
+        match plot(outcome) {
+            Some(picture) => crate::io::write(&LocalDisk, path, picture.as_bytes())?,
+            None => {
+                let text = format!("{}: not drawn, for no model was compared", path.display());
+                say::warning(&Warning::new(Topic::Output, text));
+            }
+        }
     }
     let Found::Judgement(judged) = found else { return Ok(()) };
     if let Some(path) = &show.summary {

@@ -1,9 +1,11 @@
 //! What commands show: tables for people, JSON for programs, pages.
 
+mod chart;
 mod ci;
 pub mod conversion;
 pub mod evaluation;
 pub mod ladder;
+mod markup;
 pub mod measured;
 pub mod models;
 pub mod page;

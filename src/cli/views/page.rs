@@ -1,6 +1,7 @@
 //! The page of a folder of GGUF files, in Markdown with the front matter that the hub reads.
 
-use super::ladder::{self, Point};
+use super::chart::Point;
+use super::ladder;
 use super::models::names;
 use super::units;
 use crate::gguf::{Array, Metadata, Value, whole_name};
@@ -109,8 +110,8 @@ impl Page<'_> {
         measured.into_iter().zip(on_front).map(|((entry, q), on)| (entry, q, on)).collect()
     }
 
-    /// The picture of what was measured.
-    pub fn picture(&self) -> String {
+    /// The picture of what was measured, where anything was.
+    pub fn picture(&self) -> Option<String> {
         let measured = self.measured();
         let paths: Vec<&Path> = measured.iter().map(|(entry, ..)| Path::new(&entry.file)).collect();
         let points: Vec<Point> = names(&paths)
@@ -118,8 +119,9 @@ impl Page<'_> {
             .zip(&measured)
             .map(|(name, (entry, quality, is_on_front))| Point {
                 name,
-                bits: entry.bits_per_weight,
-                kl: quality.kl,
+                size: entry.bits_per_weight,
+                cost: quality.kl.0,
+                error: quality.kl.1,
                 is_on_front: *is_on_front,
             })
             .collect();

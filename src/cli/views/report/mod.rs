@@ -1,13 +1,13 @@
 //! The page that `requant compare --report` writes: one file without links to others.
 
-mod chart;
 mod tensors;
 
+use super::chart::{Across, FIGURE, Point, curves, figure, legend, marked, over_size};
+use super::markup::escape;
 use crate::cli::views::units;
 use crate::eval::{Activations, Comparison};
 use crate::measure::{Choices, Outcome, Row};
 use crate::names::base;
-use chart::{Across, Point, curves, figure, legend, marked, over_size};
 use std::collections::HashSet;
 use std::fmt::Write;
 use tensors::Shades;
@@ -180,7 +180,8 @@ fn pictures(out: &mut String, outcome: &Outcome, names: &[String]) {
         let points: Vec<Point> = points.collect();
         let caption = "Mean KL divergence over size, with its standard error by chunk; a line joins those that \
                        nothing beats";
-        figure(out, caption, |out| over_size(out, unit, &points));
+        let says = |p: &Point| format!("{}: {:.6} ± {:.6}", p.name, p.cost, p.error);
+        figure(out, caption, |out| over_size(out, FIGURE, unit, &points, says));
     }
     let caption = "KL divergence below which so many percent of the tokens lie";
     let quantiles: Vec<_> = rows.iter().map(|row| quantiles(&row.comparison)).collect();
@@ -275,9 +276,4 @@ fn domains(out: &mut String, outcome: &Outcome, model: usize) {
         );
     }
     *out += "</tbody></table>";
-}
-
-/// Text between tags, or in an attribute.
-pub fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

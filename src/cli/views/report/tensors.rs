@@ -1,7 +1,7 @@
 //! The errors of single tensors: a map of layers and kinds, and a table.
 
-use super::chart::SIZE;
-use super::escape;
+use crate::cli::views::chart::SIZE;
+use crate::cli::views::markup::escape;
 use crate::cli::views::units;
 use crate::measure::TensorCost;
 use crate::recipe::layer_and_kind;

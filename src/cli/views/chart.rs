@@ -1,16 +1,33 @@
 //! Pictures in SVG with axes that several models share, each in its own colour.
 
-use super::escape;
+use super::markup::escape;
 use std::fmt::Write;
 use std::ops::Range;
 
-/// Width and height of a picture, in its own units.
+/// Where axes lie in a picture, in its own units.
+#[derive(Clone, Copy)]
+pub struct Frame {
+    pub left: f64,
+    pub right: f64,
+    pub top: f64,
+    pub bottom: f64,
+    /// Width of the whole picture.
+    pub width: f64,
+    /// Whether lines stand above the numbers of the horizontal axis.
+    pub has_uprights: bool,
+}
+
+/// Width and height of a figure.
 pub const SIZE: (f64, f64) = (640.0, 240.0);
-/// Room for the scales on the left and at the bottom.
-const MARGIN: (f64, f64) = (64.0, 32.0);
-/// Where the drawing ends.
-const RIGHT: f64 = SIZE.0 - 8.0;
-const BOTTOM: f64 = SIZE.1 - MARGIN.1;
+/// That of figures.
+pub const FIGURE: Frame = Frame {
+    left: 64.0,
+    right: SIZE.0 - 8.0,
+    top: 10.0,
+    bottom: SIZE.1 - 32.0,
+    width: SIZE.0,
+    has_uprights: false,
+};
 /// Numbers below an axis, at most.
 const LABELS: usize = 16;
 /// Colours that there are; the style sheet has as many.
@@ -60,23 +77,23 @@ impl Decades {
     }
 
     /// The height of a value.
-    fn place(self, value: f64) -> f64 {
+    fn place(self, frame: Frame, value: f64) -> f64 {
         let part = (value.max(1e-300).log10() - f64::from(self.0)) / f64::from(self.1 - self.0);
-        BOTTOM - part.clamp(0.0, 1.0) * (BOTTOM - 10.0)
+        frame.bottom - part.clamp(0.0, 1.0) * (frame.bottom - frame.top)
     }
 
     /// Lines and numbers.
-    fn draw(self, out: &mut String) {
+    fn draw(self, out: &mut String, frame: Frame) {
+        let Frame { left, right, .. } = frame;
         // Of many decades, some.
         let step = ((self.1 - self.0) / 8 + 1) as usize;
         for power in (self.0..=self.1).step_by(step) {
-            let y = self.place(10f64.powi(power));
+            let y = self.place(frame, 10f64.powi(power));
             let _ = write!(
                 out,
-                "<line class=\"grid\" x1=\"{0}\" x2=\"{RIGHT}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
-                 <text x=\"{1}\" y=\"{2:.1}\" text-anchor=\"end\">1e{power}</text>",
-                MARGIN.0,
-                MARGIN.0 - 8.0,
+                "<line class=\"grid\" x1=\"{left}\" x2=\"{right}\" y1=\"{y:.1}\" y2=\"{y:.1}\"/>\
+                 <text x=\"{}\" y=\"{:.1}\" text-anchor=\"end\">1e{power}</text>",
+                left - 8.0,
                 y + 4.0
             );
         }
@@ -102,12 +119,21 @@ impl Across {
         Self::new(-0.5..n as f64 - 0.5, "")
     }
 
-    fn place(self, value: f64) -> f64 {
-        MARGIN.0 + (value - self.low) / (self.high - self.low) * (RIGHT - MARGIN.0)
+    fn place(self, frame: Frame, value: f64) -> f64 {
+        let part = (value - self.low) / (self.high - self.low);
+        frame.left + part * (frame.right - frame.left)
+    }
+
+    /// Of sizes, with some room on both sides.
+    fn around(sizes: impl Iterator<Item = f64>, unit: &'static str) -> Self {
+        let (low, high) =
+            sizes.fold((f64::INFINITY, 0.0f64), |(l, h), size| (l.min(size), h.max(size)));
+        let margin = (0.08 * (high - low)).max(0.02 * high);
+        Self::new((low - margin).max(0.0)..high + margin, unit)
     }
 
     /// Round numbers below the picture.
-    fn draw(self, out: &mut String) {
+    fn draw(self, out: &mut String, frame: Frame) {
         let span = self.high - self.low;
         let least = (span / 8.0).max(f64::MIN_POSITIVE);
         let power = 10f64.powf(least.log10().floor());
@@ -117,11 +143,18 @@ impl Across {
         for i in (first..).take_while(|&i| i as f64 * step <= self.high + 1e-9).take(LABELS) {
             let value = i as f64 * step;
             let digits = (-step.log10().floor()).max(0.0) as usize;
+            let (x, Frame { top, bottom, .. }) = (self.place(frame, value), frame);
+            if frame.has_uprights {
+                let _ = write!(
+                    out,
+                    "<line class=\"grid\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top}\" y2=\"{bottom}\"/>"
+                );
+            }
             let _ = write!(
                 out,
                 "<text x=\"{:.1}\" y=\"{}\" text-anchor=\"middle\">{value:.digits$}{}</text>",
-                self.place(value).clamp(MARGIN.0, RIGHT - 18.0),
-                SIZE.1 - 10.0,
+                x.clamp(frame.left, frame.width - 26.0),
+                bottom + 22.0,
                 self.unit
             );
         }
@@ -131,15 +164,18 @@ impl Across {
 /// One line for each model.
 pub fn curves(out: &mut String, across: Across, models: &[Vec<(f64, f64)>]) {
     let decades = Decades::of(models.iter().flatten().map(|point| point.1));
-    decades.draw(out);
-    across.draw(out);
+    decades.draw(out, FIGURE);
+    across.draw(out, FIGURE);
     for (i, points) in models.iter().enumerate() {
-        let place =
-            |&(x, y): &(f64, f64)| format!("{:.1},{:.1}", across.place(x), decades.place(y));
-        let line: Vec<String> = points.iter().map(place).collect();
-        let class = colour(i);
-        let _ = write!(out, "<polyline class=\"curve {class}\" points=\"{}\"/>", line.join(" "));
+        let line = points.iter().map(|&(x, y)| (across.place(FIGURE, x), decades.place(FIGURE, y)));
+        joined(out, &format!("curve {}", colour(i)), line);
     }
+}
+
+/// A line through places.
+fn joined(out: &mut String, class: &str, places: impl Iterator<Item = (f64, f64)>) {
+    let places: Vec<String> = places.map(|(x, y)| format!("{x:.1},{y:.1}")).collect();
+    let _ = write!(out, "<polyline class=\"{class}\" points=\"{}\"/>", places.join(" "));
 }
 
 /// As [`curves`], with a mark and what it says at each point.
@@ -153,7 +189,8 @@ pub fn marked(
     let decades = Decades::of(models.iter().flatten().map(|point| point.1));
     for (i, points) in models.iter().enumerate() {
         for (j, &(x, y)) in points.iter().enumerate() {
-            mark(out, &colour(i), across.place(x), decades.place(y), &say(i, j));
+            let (x, y) = (across.place(FIGURE, x), decades.place(FIGURE, y));
+            mark(out, &colour(i), x, y, &say(i, j));
         }
     }
 }
@@ -180,42 +217,50 @@ pub struct Point {
     pub is_on_front: bool,
 }
 
-/// Points with their errors over size.
-pub fn over_size(out: &mut String, unit: &'static str, points: &[Point]) {
-    let sizes = || points.iter().map(|point| point.size);
-    let (low, high) = (sizes().fold(f64::INFINITY, f64::min), sizes().fold(0.0, f64::max));
-    let margin = (0.08 * (high - low)).max(0.02 * high);
-    let across = Across::new((low - margin).max(0.0)..high + margin, unit);
+/// Points with their errors over size, and what each says. What is on the front is joined. Classes say which
+/// model a mark is of, and whether it is on the front.
+pub fn over_size(
+    out: &mut String,
+    frame: Frame,
+    unit: &'static str,
+    points: &[Point],
+    say: impl Fn(&Point) -> String,
+) {
+    let across = Across::around(points.iter().map(|point| point.size), unit);
     let ends = points.iter().flat_map(|p| [p.cost - p.error, p.cost, p.cost + p.error]);
     let decades = Decades::of(ends);
-    decades.draw(out);
-    across.draw(out);
+    decades.draw(out, frame);
+    across.draw(out, frame);
     let mut front: Vec<&Point> = points.iter().filter(|point| point.is_on_front).collect();
     front.sort_by(|a, b| a.size.total_cmp(&b.size));
-    let place = |p: &&Point| format!("{:.1},{:.1}", across.place(p.size), decades.place(p.cost));
-    let line: Vec<String> = front.iter().map(place).collect();
-    let _ = write!(out, "<polyline class=\"front\" points=\"{}\"/>", line.join(" "));
+    let at = |p: &Point| (across.place(frame, p.size), decades.place(frame, p.cost));
+    joined(out, "front", front.into_iter().map(at));
     for (i, point) in points.iter().enumerate() {
-        let (x, class) = (across.place(point.size), colour(i));
-        let [top, y, bottom] = [point.cost + point.error, point.cost, point.cost - point.error]
-            .map(|v| decades.place(v));
+        let (x, y) = at(point);
+        let class = format!("{} {}", colour(i), if point.is_on_front { "on" } else { "off" });
+        let [top, bottom] =
+            [point.cost + point.error, point.cost - point.error].map(|v| decades.place(frame, v));
         let _ = write!(
             out,
             "<line class=\"curve {class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>"
         );
-        let text = format!("{}: {:.6} ± {:.6}", point.name, point.cost, point.error);
-        mark(out, &class, x, y, &text);
-        let (x, anchor) = match x > 0.6 * SIZE.0 {
-            true => (x - 7.0, "end"),
-            false => (x + 7.0, "start"),
-        };
-        let name = escape(&point.name);
-        let _ = write!(
-            out,
-            "<text x=\"{x:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{name}</text>",
-            y - 5.0
-        );
+        mark(out, &class, x, y, &say(point));
+        name(out, frame, (x, y), &point.name);
     }
+}
+
+/// What a point is called, beside it. Costs fall with size: names lie above the line, those in the right part, which
+/// have room to their left alone, below it.
+fn name(out: &mut String, frame: Frame, (x, y): (f64, f64), name: &str) {
+    let (x, y, anchor) = match x > 0.6 * frame.width {
+        true => (x - 7.0, y + 16.0, "end"),
+        false => (x + 7.0, y - 5.0, "start"),
+    };
+    let name = escape(name);
+    let _ = write!(
+        out,
+        "<text class=\"name\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{name}</text>"
+    );
 }
 
 #[cfg(test)]
@@ -226,12 +271,13 @@ mod tests {
     fn scales_enclose_what_they_show() {
         let decades = Decades::of([0.02, 0.0, 3.0].into_iter());
         assert_eq!((decades.0, decades.1), (-2, 1));
-        assert!(decades.place(0.02) > decades.place(3.0));
-        assert_eq!(decades.place(0.0), BOTTOM);
+        assert!(decades.place(FIGURE, 0.02) > decades.place(FIGURE, 3.0));
+        assert_eq!(decades.place(FIGURE, 0.0), FIGURE.bottom);
         let across = Across::new(2.0..9.0, " bits");
-        assert_eq!((across.place(2.0), across.place(9.0)), (MARGIN.0, RIGHT));
+        let ends = (across.place(FIGURE, 2.0), across.place(FIGURE, 9.0));
+        assert_eq!(ends, (FIGURE.left, FIGURE.right));
         let mut out = String::new();
-        across.draw(&mut out);
+        across.draw(&mut out, FIGURE);
         assert!(out.contains(">2 bits<") && out.contains(">9 bits<"), "{out}");
     }
 }
