@@ -1,5 +1,6 @@
 //! Messages on standard error, as many as `--log-level` asks for.
 
+use crate::source::without_secrets;
 use crate::warning::Warning;
 use anstyle::{AnsiColor, Style};
 use anyhow::bail;
@@ -91,16 +92,15 @@ pub fn heed() -> anyhow::Result<()> {
 /// When the program began, and with which arguments.
 static RUN: OnceLock<(SystemTime, Instant, Vec<String>)> = OnceLock::new();
 
-/// Remembers that the program begins with these arguments. What of them may be a secret is left out.
+/// Remembers that the program begins with these arguments. What in their URLs grants access is left out.
 pub fn begin(arguments: &[OsString]) {
-    let arguments = arguments.iter().skip(1).map(|argument| {
-        let text = argument.to_string_lossy();
-        match (text.contains("://"), text.split_once('?')) {
-            (true, Some((url, _))) => format!("{url}?…"),
-            _ => text.into_owned(),
-        }
-    });
-    let _ = RUN.set((SystemTime::now(), Instant::now(), arguments.collect()));
+    let _ = RUN.set((SystemTime::now(), Instant::now(), shown(arguments)));
+}
+
+/// Arguments behind the program's name, as results show them.
+fn shown(arguments: &[OsString]) -> Vec<String> {
+    let arguments = arguments.iter().skip(1);
+    arguments.map(|argument| without_secrets(&argument.to_string_lossy())).collect()
 }
 
 /// What made a result. See docs/schema/run.json.
@@ -188,4 +188,18 @@ pub fn result(text: Arguments) {
 /// Whether standard output has not taken all results.
 pub fn is_lost() -> bool {
     LOST.load(Ordering::Relaxed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_grants_access_is_not_among_the_arguments() {
+        let of =
+            |arguments: &[&str]| shown(&arguments.iter().map(OsString::from).collect::<Vec<_>>());
+        let urls =
+            ["requant", "https://user:token@host/a?sig=xyz", "--base=s3://k:s@bucket/b", "a?b=1"];
+        assert_eq!(of(&urls), ["https://host/a", "--base=s3://bucket/b", "a?b=1"]);
+    }
 }
