@@ -69,7 +69,6 @@ struct Cli {
 enum Command {
     Convert(Box<convert::Args>),
     Quantize(Box<quantize::Args>),
-    #[command(mut_args(|arg| without(arg, WRITING)))]
     Plan(Box<plan::Args>),
     Verify(Box<verify::Args>),
     Perplexity(Box<perplexity::Args>),
@@ -80,7 +79,6 @@ enum Command {
     Inspect(inspect::Args),
     Diff(diff::Args),
     Split(Box<split::SplitArgs>),
-    #[command(mut_args(|arg| without(arg, CUTTING)))]
     Merge(Box<split::MergeArgs>),
     Set(edit::SetArgs),
     Unset(edit::UnsetArgs),
@@ -103,16 +101,6 @@ enum Command {
         /// The folder
         folder: std::path::PathBuf,
     },
-}
-
-/// Options of outputs that a command has no use for.
-const CUTTING: &[&str] = &["split_max_size", "split_max_tensors", "no_tensor_first_split", "shard"];
-const WRITING: &[&str] = &["manifest", "force", "restart"];
-
-/// Leaves options out of a help.
-fn without(arg: clap::Arg, hidden: &[&str]) -> clap::Arg {
-    let hide = hidden.contains(&arg.get_id().as_str());
-    arg.hide(hide)
 }
 
 pub use formats::all as formats_json;

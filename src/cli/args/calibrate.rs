@@ -1,11 +1,11 @@
 //! Options of rounding that a text calibrates, for `convert` and `quantize`.
 
-use super::output::Output;
+use super::output;
 use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, Way};
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say};
-use crate::convert::{Ingredient, Plan, Role, Rung};
+use crate::convert::{Ingredient, Ladder, Plan, Role, RunOptions, Rung};
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
@@ -252,24 +252,26 @@ impl Prepared {
     pub fn run(
         &self,
         what: &'static str,
+        ladder: &Ladder,
         source: &dyn Source,
-        output: &Output,
+        options: RunOptions,
+        memory: Option<u64>,
         simd: Simd,
     ) -> anyhow::Result<Json> {
-        let Rung { plan, output: path } = output.ladder.rungs()[0];
+        let Rung { plan, output: path } = ladder.rungs()[0];
         let hparams = self.model.hparams();
         let folder = folder(path);
         let work = self.passes() * self.n_tokens() * u64::from(hparams.n_layer);
         let passing = Progress::start("calibrate", work, "token-layers", 0);
-        let mut calibration = calibration(hparams, &self.tokens, folder, output.memory, simd);
+        let mut calibration = calibration(hparams, &self.tokens, folder, memory, simd);
         calibration.text.ctx = self.ctx;
         calibration.text.chunks = self.chunks;
         calibration.text.scratch = Some(Scratch::new(folder));
         calibration.inputs = self.inputs;
         say::info(self.cost(plan, simd).describe());
-        let writing = output.progress(what);
+        let writing = output::progress(what, ladder, options);
         let outcome =
-            calibrate::run(plan, source, path, output.options, &calibration, [&passing, &writing])?;
+            calibrate::run(plan, source, path, options, &calibration, [&passing, &writing])?;
         passing.finish();
         writing.finish();
         if let Some(text) = describe(&outcome) {

@@ -1,8 +1,9 @@
 //! What a conversion makes of a checkpoint, which `convert` and `plan` share.
 
 use super::operands::Operands;
+use super::output::{Cutting, Resources};
 use super::types::{self, MIXES, Named, recipe};
-use super::{calibrate, output, place};
+use super::{calibrate, place};
 use crate::cli::{bad_usage, say};
 use crate::convert::{ConvertError, Ingredient, Intermediate, Mode, Outputs, Plan, Role, Settings};
 use crate::model::{CheckpointModel, Given, Mla, Mtp};
@@ -173,7 +174,7 @@ impl Choices {
         &self,
         checkpoint: &Path,
         path: &Path,
-        output: &output::Args,
+        (cutting, resources): (&Cutting, &Resources),
         calibrated: Option<&calibrate::Prepared>,
     ) -> anyhow::Result<(CheckpointModel, Outputs)> {
         let mtp = match self.mtp {
@@ -188,7 +189,7 @@ impl Choices {
         };
         let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
         model.set_simd(self.recipe.simd());
-        let importance = self.recipe.importance()?;
+        let importance = self.recipe.plan().importance()?;
         let (recipe, mode) = match (self.outtype, &self.ty) {
             (Some(outtype), _) => {
                 model.keep_blocks()?;
@@ -216,21 +217,21 @@ impl Choices {
             mode,
             given: Given::read(self.model_name.clone(), self.metadata.as_deref())?,
             fp8_as_q8: self.fp8_as_q8,
-            prune_layers: self.recipe.prune_layers(),
-            override_kv: self.recipe.override_kv(),
-            options: self.recipe.options(importance.is_some() || calibrated.is_some())?,
+            prune_layers: self.recipe.plan().prune_layers(),
+            override_kv: self.recipe.plan().override_kv(),
+            options: self.recipe.plan().options(importance.is_some() || calibrated.is_some())?,
             intermediate: match self.intermediate {
                 Precision::Bf16 => Intermediate::Bf16,
                 Precision::F32 => Intermediate::F32,
             },
             tokenizer_pre: self.tokenizer_pre.clone(),
-            threads: output.threads(),
+            threads: resources.threads(),
             importance,
             allow_requantize: false,
             simd: self.recipe.simd(),
             check: self.recipe.check,
-            split: output.split(false)?,
-            memory: output.memory(),
+            split: cutting.split(false)?,
+            memory: resources.memory(),
         };
         let outputs = match self.types.is_empty() {
             true => Outputs::one(self.planned(&model, &settings)?, path),
@@ -261,7 +262,7 @@ impl Choices {
         let descriptions = descriptions.filter(|path| path.is_file());
         let what = Role::Description;
         let mut all: Vec<Ingredient> = descriptions.map(|path| Ingredient { what, path }).collect();
-        all.extend(self.recipe.ingredients());
+        all.extend(self.recipe.plan().ingredients());
         let metadata = self.metadata.iter().cloned();
         all.extend(metadata.map(|path| Ingredient { what: Role::Metadata, path }));
         all.extend(calibrated.map(calibrate::Prepared::ingredient));

@@ -3,7 +3,7 @@
 pub mod calibrate;
 pub mod choices;
 pub mod imatrix;
-mod instructions;
+pub mod instructions;
 pub mod measure;
 pub mod numbers;
 pub mod operands;

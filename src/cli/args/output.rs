@@ -1,21 +1,35 @@
-//! Options on how and where files are written, which `convert` and `quantize` share.
+//! Options on how and where files are written. Each command takes those that mean something to it.
 
 use super::numbers::{binary_size, decimal_size};
 use super::{places, share};
 use crate::cli::progress::Progress;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
-use crate::convert::{Ingredient, Ladder, Limit, Manifest, Naming, RunOptions, Rung, SplitBy};
+use crate::convert::{
+    Ingredient, Ladder, Limit, Manifest, Naming, RunOptions, Rung, Shard, SplitBy,
+};
 use crate::io::{LocalDisk, folder};
 use crate::source::{Source, SourceFile, is_url, without_secrets};
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
 use std::path::{Path, PathBuf};
 
-/// How the output is written.
+/// How outputs are cut and written, and what may be used for it.
+#[derive(clap::Args)]
+#[command(mut_arg("manifest", |arg| arg.conflicts_with("shard")))]
+pub struct Args {
+    #[command(flatten)]
+    pub cutting: Cutting,
+    #[command(flatten)]
+    pub writing: Writing,
+    #[command(flatten)]
+    pub resources: Resources,
+}
+
+/// Of which files the output is made up.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Output")]
-pub struct Args {
+pub struct Cutting {
     /// Split the output into files of at most this size, such as 40G (decimal, as llama-gguf-split counts)
     /// or 40GiB
     #[arg(long, value_name = "SIZE", value_parser = decimal_size, conflicts_with = "split_max_tensors")]
@@ -30,9 +44,15 @@ pub struct Args {
     /// takes K and N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE
     #[arg(long, value_name = "K/N")]
     shard: Option<String>,
+}
+
+/// How files are written.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Output")]
+pub struct Writing {
     /// Then write OUTPUT.manifest.json, SHA-256 of every input, output and tensor, and OUTPUT.sha256 for
     /// sha256sum -c
-    #[arg(long, conflicts_with = "shard")]
+    #[arg(long)]
     manifest: bool,
     /// Name files in the manifest with their folders, as they were given
     #[arg(long, requires = "manifest")]
@@ -43,8 +63,6 @@ pub struct Args {
     /// Begin anew where an interrupted run was kept
     #[arg(long)]
     restart: bool,
-    #[command(flatten)]
-    resources: Resources,
 }
 
 /// What of the machine may be used.
@@ -69,9 +87,14 @@ impl Resources {
     pub fn threads(&self) -> usize {
         threads(self.threads.map(usize::from))
     }
+
+    /// Whether the number of threads is given.
+    pub fn has_threads(&self) -> bool {
+        self.threads.is_some()
+    }
 }
 
-impl Args {
+impl Cutting {
     /// Where the output is cut; `keep` keeps the source's files.
     pub fn split(&self, keep: bool) -> anyhow::Result<Option<SplitBy>> {
         let limit = match (self.split_max_size, self.split_max_tensors) {
@@ -96,31 +119,45 @@ impl Args {
         }
     }
 
-    /// Memory to use at most.
-    pub fn memory(&self) -> Option<u64> {
-        self.resources.memory()
+    /// The share of the files that is written, where it is not all of them.
+    pub fn shard(&self) -> anyhow::Result<Option<Shard>> {
+        self.shard.as_deref().map(share::shard).transpose()
     }
 
-    /// Threads to use.
-    pub fn threads(&self) -> usize {
-        self.resources.threads()
+    /// Warns of tensors that are larger than a file is to be.
+    fn warn_of_large(&self, ladder: &Ladder, shard: Option<Shard>) -> anyhow::Result<()> {
+        let Some(limit) = self.split_max_size else { return Ok(()) };
+        let layouts = ladder.rungs().iter().flat_map(|Rung { plan, .. }| {
+            plan.files()[plan.files_of(shard)].iter().map(|file| &file.layout)
+        });
+        let sizes: Vec<(u64, u64)> = layouts
+            .map(|layout| (layout.file_size(), layout.file_size() - layout.data_offset()))
+            .collect();
+        let large = sizes.iter().filter(|(_, data)| *data > limit).count();
+        if large > 0 {
+            let largest = sizes.iter().map(|(size, _)| *size).max().unwrap_or(0);
+            let text = format!(
+                "{large} of {} files hold a tensor that is larger than the limit; the largest \
+                 has {}",
+                sizes.len(),
+                units::bytes(largest)
+            );
+            say::warning(&Warning::new(Topic::Output, text));
+            say::heed()?;
+        }
+        Ok(())
     }
+}
 
-    /// Whether the number of threads is given.
-    pub fn has_threads(&self) -> bool {
-        self.resources.threads.is_some()
+impl Args {
+    /// What a plan depends on.
+    pub fn planning(&self) -> (&Cutting, &Resources) {
+        (&self.cutting, &self.resources)
     }
 
     /// How the plan is carried out.
     pub fn options(&self) -> anyhow::Result<RunOptions<'static>> {
-        let shard = self.shard.as_deref().map(share::shard).transpose()?;
-        Ok(RunOptions {
-            force: self.force,
-            restart: self.restart,
-            shard,
-            keep_journal: false,
-            disk: &LocalDisk,
-        })
+        Ok(self.writing.options(self.cutting.shard()?))
     }
 
     /// Carries out what is planned.
@@ -132,11 +169,8 @@ impl Args {
         ingredients: &[Ingredient],
         options: RunOptions,
     ) -> anyhow::Result<()> {
-        self.run_with(ladder, source, ingredients, options, |output| {
-            let progress = output.progress(what);
-            ladder.run(source, output.options, &progress)?;
-            progress.finish();
-            Ok(())
+        self.run_with(ladder, source, ingredients, options, |options| {
+            write(what, ladder, source, options)
         })
     }
 
@@ -147,7 +181,33 @@ impl Args {
         source: &dyn Source,
         ingredients: &[Ingredient],
         options: RunOptions,
-        run: impl FnOnce(&Output) -> anyhow::Result<T>,
+        run: impl FnOnce(RunOptions) -> anyhow::Result<T>,
+    ) -> anyhow::Result<T> {
+        self.cutting.warn_of_large(ladder, options.shard)?;
+        self.writing.run(ladder, source, ingredients, options, run)
+    }
+}
+
+impl Writing {
+    /// How the plan is carried out.
+    pub fn options(&self, shard: Option<Shard>) -> RunOptions<'static> {
+        RunOptions {
+            force: self.force,
+            restart: self.restart,
+            shard,
+            keep_journal: false,
+            disk: &LocalDisk,
+        }
+    }
+
+    /// Has plans carried out, with what belongs before and after.
+    pub fn run<T>(
+        &self,
+        ladder: &Ladder,
+        source: &dyn Source,
+        ingredients: &[Ingredient],
+        options: RunOptions,
+        run: impl FnOnce(RunOptions) -> anyhow::Result<T>,
     ) -> anyhow::Result<T> {
         places::prepare_folder(ladder.rungs()[0].output)?;
         ladder.check_output(options)?;
@@ -159,26 +219,6 @@ impl Args {
             source.files().iter().filter_map(|file| file.path.canonicalize().ok()).collect();
         if let Some(path) = written.into_iter().find(|path| read.contains(path)) {
             bail!("{}: is the source itself; give the output another name", path.display());
-        }
-        if let Some(limit) = self.split_max_size {
-            let layouts = ladder.rungs().iter().flat_map(|Rung { plan, .. }| {
-                plan.files()[plan.files_of(shard)].iter().map(|file| &file.layout)
-            });
-            let sizes: Vec<(u64, u64)> = layouts
-                .map(|layout| (layout.file_size(), layout.file_size() - layout.data_offset()))
-                .collect();
-            let large = sizes.iter().filter(|(_, data)| *data > limit).count();
-            if large > 0 {
-                let largest = sizes.iter().map(|(size, _)| *size).max().unwrap_or(0);
-                let text = format!(
-                    "{large} of {} files hold a tensor that is larger than the limit; the largest \
-                     has {}",
-                    sizes.len(),
-                    units::bytes(largest)
-                );
-                say::warning(&Warning::new(Topic::Output, text));
-                say::heed()?;
-            }
         }
         if let Some(shard) = shard {
             let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
@@ -209,7 +249,7 @@ impl Args {
             }
             _ => options,
         };
-        let done = run(&Output { ladder, options, memory: self.memory() })?;
+        let done = run(options)?;
         if options.force {
             let removed = ladder.remove_older(source, options)?;
             let names: Vec<String> =
@@ -250,6 +290,25 @@ impl Args {
     }
 }
 
+/// Writes what is planned, and shows how much is written.
+pub fn write(
+    what: &'static str,
+    ladder: &Ladder,
+    source: &dyn Source,
+    options: RunOptions,
+) -> anyhow::Result<()> {
+    let progress = progress(what, ladder, options);
+    ladder.run(source, options, &progress)?;
+    progress.finish();
+    Ok(())
+}
+
+/// Shows how much is written.
+pub fn progress(what: &'static str, ladder: &Ladder, options: RunOptions) -> Progress {
+    let shard = options.shard;
+    Progress::start(what, ladder.weights(shard), "weights", ladder.size(shard))
+}
+
 /// An argument as a manifest has it: without folders, and without what in a URL grants access.
 fn naming_of(naming: Naming, argument: &str) -> String {
     let (option, value) = match argument.split_once('=') {
@@ -268,21 +327,5 @@ fn naming_of(naming: Naming, argument: &str) -> String {
     match option {
         Some(option) => format!("{option}={value}"),
         None => value,
-    }
-}
-
-/// Where and how plans are carried out.
-pub struct Output<'a> {
-    pub ladder: &'a Ladder<'a>,
-    pub options: RunOptions<'a>,
-    /// Memory to use at most.
-    pub memory: Option<u64>,
-}
-
-impl Output<'_> {
-    /// Shows how much is written.
-    pub fn progress(&self, what: &'static str) -> Progress {
-        let shard = self.options.shard;
-        Progress::start(what, self.ladder.weights(shard), "weights", self.ladder.size(shard))
     }
 }

@@ -13,10 +13,27 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// Which tensor gets which type, beyond the mix.
+/// What goes into a file, beyond the mix.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Types and metadata")]
 pub struct Args {
+    #[command(flatten)]
+    plan: Planned,
+    /// Write the recipe and its SHA-256 into the file's metadata (requant.recipe)
+    #[arg(long, conflicts_with_all = ["pure", "leave_output_tensor", "output_tensor_type",
+        "token_embedding_type", "tensor_type", "tensor_type_file"])]
+    pub write_recipe: bool,
+    /// Look over every block after it is made, and fail where a scale has overflowed
+    #[arg(long)]
+    pub check: bool,
+    #[command(flatten)]
+    instructions: Instructions,
+}
+
+/// Which tensor gets which type, beyond the mix.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Types and metadata")]
+pub struct Planned {
     /// Give every tensor the type's default instead of its mix
     #[arg(long)]
     pure: bool,
@@ -39,24 +56,17 @@ pub struct Args {
     /// Accept patterns that fit no tensor
     #[arg(long)]
     allow_unmatched: bool,
-    /// Write the recipe and its SHA-256 into the file's metadata (requant.recipe)
-    #[arg(long, conflicts_with_all = ["pure", "leave_output_tensor", "output_tensor_type",
-        "token_embedding_type", "tensor_type", "tensor_type_file"])]
-    pub write_recipe: bool,
     /// Leave out layers, counted from 0; those behind them move up
     #[arg(long, value_name = "L0,L1,...", value_delimiter = ',')]
     prune_layers: Vec<u32>,
     /// Set metadata: TYPE is int, float, bool or str; repeatable
     #[arg(long, value_name = "KEY=TYPE:VALUE", value_parser = override_kv)]
     override_kv: Vec<(String, Value)>,
-    /// Look over every block after it is made, and fail where a scale has overflowed
-    #[arg(long)]
-    pub check: bool,
     #[command(flatten)]
     weights: Imatrix,
 }
 
-/// What weighs the columns, and with which instructions.
+/// What weighs the columns.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Importances")]
 pub struct Imatrix {
@@ -73,8 +83,6 @@ pub struct Imatrix {
     /// of the other experts, or nothing, which is an error
     #[arg(long, value_enum, default_value = "uniform", requires = "imatrix")]
     unrouted: UnroutedArg,
-    #[command(flatten)]
-    instructions: Instructions,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
@@ -112,11 +120,6 @@ impl Imatrix {
         Ok((!imatrix.entries.is_empty()).then_some(Importance { imatrix, file }))
     }
 
-    /// The instructions to use.
-    pub fn simd(&self) -> Simd {
-        self.instructions.simd()
-    }
-
     /// The file of the importance matrix.
     pub fn ingredients(&self) -> Vec<Ingredient> {
         let what = Role::Imatrix;
@@ -125,6 +128,23 @@ impl Imatrix {
 }
 
 impl Args {
+    /// Which tensor gets which type.
+    pub fn plan(&self) -> &Planned {
+        &self.plan
+    }
+
+    /// The instructions to use.
+    pub fn simd(&self) -> Simd {
+        self.instructions.simd()
+    }
+
+    /// Whether types are asked for beside the mix's.
+    pub fn chooses_types(&self) -> bool {
+        self.write_recipe || self.plan.chooses_types()
+    }
+}
+
+impl Planned {
     /// Files that the output is made with.
     pub fn ingredients(&self) -> Vec<Ingredient> {
         let types = self.tensor_type_file.iter();
@@ -136,11 +156,6 @@ impl Args {
     /// The importance matrix, read and filtered.
     pub fn importance(&self) -> anyhow::Result<Option<Importance>> {
         self.weights.importance()
-    }
-
-    /// The instructions to use.
-    pub fn simd(&self) -> Simd {
-        self.weights.simd()
     }
 
     /// The options as the library takes them.
@@ -164,11 +179,9 @@ impl Args {
         })
     }
 
-    /// Whether types are asked for beside the mix's.
-    pub fn chooses_types(&self) -> bool {
+    fn chooses_types(&self) -> bool {
         self.pure
             || self.leave_output_tensor
-            || self.write_recipe
             || self.output_tensor_type.or(self.token_embedding_type).is_some()
             || self.tensor_type_file.is_some()
             || !self.tensor_type.is_empty()

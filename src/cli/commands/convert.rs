@@ -76,7 +76,8 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let calibrated = args.calibrate.prepare(&args.checkpoint, pre)?;
     let calibrated = calibrated.as_ref();
     let Args { checkpoint, choices, output_options, .. } = args;
-    let (model, outputs) = choices.plan(checkpoint, output, output_options, calibrated)?;
+    let (model, outputs) =
+        choices.plan(checkpoint, output, output_options.planning(), calibrated)?;
     let ladder = outputs.to_write()?;
     let plan = ladder.rungs()[0].plan;
     let keep_journal = text.is_some();
@@ -98,8 +99,10 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
         }
         Some(calibrated) => {
             let simd = choices.simd();
-            let run = |output: &output::Output| calibrated.run("convert", &model, output, simd);
-            output_options.run_with(&ladder, &model, &made_with, options, run)?
+            let memory = output_options.resources.memory();
+            output_options.run_with(&ladder, &model, &made_with, options, |options| {
+                calibrated.run("convert", &ladder, &model, options, memory, simd)
+            })?
         }
     };
     if choices.is_ladder() {

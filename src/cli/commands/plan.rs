@@ -1,8 +1,9 @@
 //! `requant plan`: what a conversion will write, to the byte, from headers alone.
 
+use crate::cli::args::calibrate;
 use crate::cli::args::choices::Choices;
 use crate::cli::args::operands::Operands;
-use crate::cli::args::{calibrate, output};
+use crate::cli::args::output::{Cutting, Resources};
 use crate::cli::say;
 use crate::cli::views::conversion::{beside, describe};
 use crate::cli::views::plan::print;
@@ -30,7 +31,9 @@ pub struct Args {
     #[command(flatten)]
     calibrate: calibrate::Args,
     #[command(flatten)]
-    output_options: output::Args,
+    cutting: Cutting,
+    #[command(flatten)]
+    resources: Resources,
     /// Show every tensor
     #[arg(long, help_heading = "Results")]
     tensors: bool,
@@ -42,15 +45,15 @@ pub struct Args {
 pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let output = args.choices.take_up(&args.operands)?.unwrap_or_else(|| "model.gguf".into());
     args.choices.assume_importances();
-    let Args { checkpoint, choices, output_options, .. } = &*args;
+    let Args { checkpoint, choices, cutting, resources, .. } = &*args;
     if choices.is_ladder() {
         args.calibrate.refuse_ladder()?;
     }
     let calibrated = args.calibrate.prepare(checkpoint, choices.tokenizer_pre())?;
     let (model, outputs) =
-        choices.plan(checkpoint, &output, output_options, calibrated.as_ref())?;
+        choices.plan(checkpoint, &output, (cutting, resources), calibrated.as_ref())?;
     let ladder = outputs.to_write()?;
-    let shard = output_options.options()?.shard;
+    let shard = cutting.shard()?;
     say::warnings(&outputs.warnings());
     say::heed()?;
     let json = args.json.then(|| beside(&model, ladder.rungs()[0].plan));

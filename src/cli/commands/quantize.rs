@@ -129,7 +129,7 @@ impl Args {
                 self.input.with_file_name(format!("ggml-model-{name}.gguf"))
             }
         };
-        if words.threads.is_some() && self.output_options.has_threads() {
+        if words.threads.is_some() && self.output_options.resources.has_threads() {
             return Err("threads are given twice, behind the type and by --threads".to_owned());
         }
         Ok(Wanted { output, target: found, n_threads: words.threads.map(usize::from) })
@@ -150,7 +150,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         args.calibrate.refuse_ladder()?;
     }
     let calibrated = args.calibrate.prepare(&args.input, None)?;
-    let importance = args.recipe.importance()?;
+    let importance = args.recipe.plan().importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
         Target::Copy => (Arc::new(Recipe::of(FileType::F32)), Mode::Copy, COPY),
@@ -161,19 +161,19 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         write_recipe: args.recipe.write_recipe,
         notes: calibrated.as_ref().map(calibrate::Prepared::notes).unwrap_or_default(),
         mode,
-        prune_layers: args.recipe.prune_layers(),
-        override_kv: args.recipe.override_kv(),
-        options: args.recipe.options(importance.is_some() || calibrated.is_some())?,
-        threads: n_threads.unwrap_or_else(|| args.output_options.threads()),
+        prune_layers: args.recipe.plan().prune_layers(),
+        override_kv: args.recipe.plan().override_kv(),
+        options: args.recipe.plan().options(importance.is_some() || calibrated.is_some())?,
+        threads: n_threads.unwrap_or_else(|| args.output_options.resources.threads()),
         importance,
         allow_requantize: args.allow_requantize,
         simd: args.recipe.simd(),
         check: args.recipe.check,
-        split: args.output_options.split(args.keep_split)?,
+        split: args.output_options.cutting.split(args.keep_split)?,
         memory: args
             .max_buffer_size
             .map(|n| (n + OTHER_MEMORY) << 20)
-            .or(args.output_options.memory()),
+            .or(args.output_options.resources.memory()),
         ..Settings::new(FileType::F32)
     };
     let outputs = match target {
@@ -202,14 +202,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         let cost = calibrated.map(|text| text.cost(plan, args.recipe.simd()));
         return plan::print(&ladder, &source, options.shard, true, cost, json);
     }
-    let mut made_with = args.recipe.ingredients();
+    let mut made_with = args.recipe.plan().ingredients();
     made_with.extend(calibrated.as_ref().map(calibrate::Prepared::ingredient));
     match calibrated {
         None => args.output_options.run("quantize", &ladder, &source, &made_with, options),
         Some(calibrated) => {
             let simd = args.recipe.simd();
-            let run = |output: &output::Output| calibrated.run("quantize", &source, output, simd);
-            args.output_options.run_with(&ladder, &source, &made_with, options, run)?;
+            let memory = args.output_options.resources.memory();
+            args.output_options.run_with(&ladder, &source, &made_with, options, |options| {
+                calibrated.run("quantize", &ladder, &source, options, memory, simd)
+            })?;
             Ok(())
         }
     }

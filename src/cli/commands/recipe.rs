@@ -25,7 +25,6 @@ pub struct Args {
 
 #[derive(Subcommand)]
 enum Command {
-    #[command(mut_args(|arg| crate::cli::without(arg, &["check", "write_recipe"])))]
     Show(Box<ShowArgs>),
     From(FromArgs),
     /// List the mixes by name, as `requant types`
@@ -44,7 +43,7 @@ struct ShowArgs {
     #[arg(long)]
     model: Option<PathBuf>,
     #[command(flatten)]
-    recipe: types::Args,
+    recipe: types::Planned,
     #[command(flatten)]
     resources: output::Resources,
     /// Print JSON

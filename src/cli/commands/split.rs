@@ -1,13 +1,13 @@
 //! `requant split` and `requant merge`: GGUF models in other files, bytes as they are.
 
 use crate::cli::args::operands::Destination;
-use crate::cli::args::output;
+use crate::cli::args::output::{self, Resources, Writing};
 use crate::cli::bad_usage;
 use crate::cli::views::plan;
-use crate::convert::{Ladder, Mode, Plan, Settings};
+use crate::convert::{Ladder, Mode, Plan, Settings, SplitBy};
 use crate::recipe::FileType;
 use crate::source::GgufSource;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 /// Cut a GGUF file into several, byte for byte as llama-gguf-split does.
 ///
@@ -35,43 +35,46 @@ pub struct MergeArgs {
     #[command(flatten)]
     output: Destination,
     #[command(flatten)]
-    output_options: output::Args,
+    writing: Writing,
+    #[command(flatten)]
+    resources: Resources,
 }
 
 pub fn split(args: &SplitArgs) -> anyhow::Result<()> {
-    if args.output_options.split(false)?.is_none() {
+    let options = &args.output_options;
+    let Some(split) = options.cutting.split(false)? else {
         return Err(bad_usage("say with --split-max-size or --split-max-tensors where to cut"));
+    };
+    let source = GgufSource::open(&args.input)?;
+    let plan = regrouped(&source, Some(split), &options.resources)?;
+    let ladder = Ladder::of(&plan, args.output.path());
+    let run_options = options.options()?;
+    match args.dry_run {
+        true => plan::print(&ladder, &source, run_options.shard, true, None, None),
+        false => options.run("split", &ladder, &source, &[], run_options),
     }
-    regroup("split", &args.input, args.output.path(), &args.output_options, args.dry_run)
 }
 
 pub fn merge(args: &MergeArgs) -> anyhow::Result<()> {
-    if args.output_options.split(false)?.is_some() {
-        return Err(bad_usage("merge writes one file; use split to cut a model otherwise"));
-    }
-    regroup("merge", &args.input, args.output.path(), &args.output_options, false)
+    let source = GgufSource::open(&args.input)?;
+    let plan = regrouped(&source, None, &args.resources)?;
+    let ladder = Ladder::of(&plan, args.output.path());
+    args.writing.run(&ladder, &source, &[], args.writing.options(None), |options| {
+        output::write("merge", &ladder, &source, options)
+    })
 }
 
-fn regroup(
-    what: &'static str,
-    input: &Path,
-    output: &Path,
-    options: &output::Args,
-    dry_run: bool,
-) -> anyhow::Result<()> {
-    let source = GgufSource::open(input)?;
+fn regrouped(
+    source: &GgufSource,
+    split: Option<SplitBy>,
+    resources: &Resources,
+) -> anyhow::Result<Plan> {
     let settings = Settings {
         mode: Mode::Regroup,
-        threads: options.threads(),
-        split: options.split(false)?,
-        memory: options.memory(),
+        threads: resources.threads(),
+        split,
+        memory: resources.memory(),
         ..Settings::new(FileType::F32)
     };
-    let plan = Plan::of_gguf(&source, &settings)?;
-    let run_options = options.options()?;
-    let ladder = Ladder::of(&plan, output);
-    match dry_run {
-        true => plan::print(&ladder, &source, run_options.shard, true, None, None),
-        false => options.run(what, &ladder, &source, &[], run_options),
-    }
+    Ok(Plan::of_gguf(source, &settings)?)
 }

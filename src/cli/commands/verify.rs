@@ -1,6 +1,7 @@
 //! `requant verify`: whether a file is whole, and whether it is what it claims to be.
 
 use crate::cli::args::choices::Precision;
+use crate::cli::args::instructions::Instructions;
 use crate::cli::args::numbers::share;
 use crate::cli::args::{output, place, types};
 use crate::cli::progress::Progress;
@@ -51,6 +52,8 @@ pub struct Args {
     intermediate: Precision,
     #[command(flatten)]
     recipe: types::Imatrix,
+    #[command(flatten)]
+    instructions: Instructions,
     #[command(flatten)]
     resources: output::Resources,
     /// Print the result as JSON on standard output
@@ -255,7 +258,7 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
         None => Mla::Split,
     };
     let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
-    model.set_simd(args.recipe.simd());
+    model.set_simd(args.instructions.simd());
     if is_lossless(file.metadata())? {
         model.keep_exact()?;
     }
@@ -267,7 +270,7 @@ fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<
         },
         threads: args.resources.threads(),
         importance,
-        simd: args.recipe.simd(),
+        simd: args.instructions.simd(),
         memory: args.resources.memory(),
         ..Settings::new(FileType::BF16)
     };
