@@ -79,16 +79,14 @@ impl ForMix {
     ) -> anyhow::Result<BTreeMap<String, Errors>> {
         let tokens = text.tokens(subject, None, &())?;
         let (hparams, source) = (subject.model.hparams(), subject.model.source());
-        let n = tokens.tokens.len() / options.ctx;
-        let n = n.min(self.calibrate_chunks.map_or(usize::MAX, |n| n as usize)) * options.ctx;
-        let work = n as u64 * u64::from(hparams.n_layer);
+        let chunks = self.calibrate_chunks.map(|n| n as usize);
+        let passes = Passes { ctx: options.ctx, chunks, inputs: InputsOf::Original };
+        let work = passes.n_tokens(&tokens) * u64::from(hparams.n_layer);
         let progress = Progress::start("calibrate", work, "token-layers", 0);
         let folder = std::env::temp_dir();
         let folder = options.scratch.as_ref().map_or(&*folder, |scratch| scratch.folder());
-        let mut calibration = calibration(hparams, &tokens, folder, options.memory, options.simd);
-        calibration.text.ctx = options.ctx;
-        calibration.text.chunks = self.calibrate_chunks.map(|n| n as usize);
-        calibration.inputs = InputsOf::Original;
+        let calibration =
+            calibration(hparams, &tokens, passes, folder, options.memory, options.simd);
         let mut all = types.to_vec();
         all.push(PROBE);
         all.sort_unstable();
@@ -100,10 +98,34 @@ impl ForMix {
     }
 }
 
+/// How a text passes a model.
+#[derive(Clone, Copy)]
+struct Passes {
+    ctx: usize,
+    chunks: Option<usize>,
+    inputs: InputsOf,
+}
+
+impl Passes {
+    fn n_chunks(self, tokens: &Tokens) -> usize {
+        (tokens.tokens.len() / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
+    }
+
+    fn n_tokens(self, tokens: &Tokens) -> u64 {
+        (self.n_chunks(tokens) * self.ctx) as u64
+    }
+
+    /// How often the text passes each layer.
+    fn of_layer(self) -> u64 {
+        if self.inputs == InputsOf::Rounded { 2 } else { 1 }
+    }
+}
+
 /// Of so much memory, a quarter, and at most 1 GiB, is for the passes of the text, three quarters for moments.
 fn calibration<'a>(
     hparams: &'a Hparams,
     tokens: &'a Tokens,
+    passes: Passes,
     folder: &'a Path,
     memory: Option<u64>,
     simd: Simd,
@@ -114,11 +136,13 @@ fn calibration<'a>(
         tokens: &tokens.tokens,
         text: PerplexityOptions {
             bos: tokens.bos,
+            ctx: passes.ctx,
+            chunks: passes.chunks,
             memory: (memory / 4).min(1 << 30) as usize,
             ..PerplexityOptions::default()
         },
         folder,
-        inputs: InputsOf::default(),
+        inputs: passes.inputs,
         memory: memory / 4 * 3,
         damping: DAMPING,
         sweeps: SWEEPS,
@@ -146,9 +170,8 @@ pub struct Prepared {
     path: PathBuf,
     sha256: String,
     tokens: Tokens,
-    ctx: usize,
-    chunks: Option<usize>,
-    inputs: InputsOf,
+    passes: Passes,
+    simd: Simd,
 }
 
 /// A quarter of the memory that may be used, at least 1 GiB where that leaves a half.
@@ -163,19 +186,21 @@ const DAMPING: f32 = 0.01;
 const SWEEPS: usize = 2;
 
 impl Args {
-    /// Refuses to round several outputs with a text at once.
-    pub fn refuse_ladder(&self) -> anyhow::Result<()> {
-        match &self.calibrate {
-            Some(_) => bail!(
+    /// Reads the text as the model reads it, if there is one and weights are to be rounded with it: those of one
+    /// output, not of several at once.
+    pub fn prepare(
+        &self,
+        place: &Path,
+        pre: Option<&str>,
+        is_ladder: bool,
+        simd: Simd,
+    ) -> anyhow::Result<Option<Prepared>> {
+        if is_ladder && self.calibrate.is_some() {
+            bail!(
                 "--calibrate rounds one output at a time, because each layer makes up for what is in \
                  that output before it; give --type instead of --types, once for each"
-            ),
-            None => Ok(()),
+            );
         }
-    }
-
-    /// Reads the text as the model reads it, if there is one and weights are to be rounded with it.
-    pub fn prepare(&self, place: &Path, pre: Option<&str>) -> anyhow::Result<Option<Prepared>> {
         let path = match (&self.calibrate, self.rounding) {
             (None, Some(Rounding::Compensated)) => {
                 return Err(bad_usage(
@@ -203,42 +228,32 @@ impl Args {
             Inputs::Rounded => InputsOf::Rounded,
             Inputs::Original => InputsOf::Original,
         };
-        Ok(Some(Prepared { model, path: path.clone(), sha256, tokens, ctx, chunks, inputs }))
+        let passes = Passes { ctx, chunks, inputs };
+        Ok(Some(Prepared { model, path: path.clone(), sha256, tokens, passes, simd }))
     }
 }
 
 impl Prepared {
-    fn n_chunks(&self) -> usize {
-        (self.tokens.tokens.len() / self.ctx).min(self.chunks.unwrap_or(usize::MAX))
-    }
-
-    fn n_tokens(&self) -> u64 {
-        (self.n_chunks() * self.ctx) as u64
-    }
-
-    /// How often the text passes each layer.
-    fn passes(&self) -> u64 {
-        if self.inputs == InputsOf::Rounded { 2 } else { 1 }
-    }
-
     /// What a calibration takes beside the conversion.
-    pub fn cost(&self, plan: &Plan, simd: Simd) -> Cost {
-        let tokens = self.n_tokens();
-        let work = calibrate::work(plan, self.model.hparams(), tokens, self.passes());
+    pub fn cost(&self, plan: &Plan) -> Cost {
+        let tokens = self.passes.n_tokens(&self.tokens);
+        let work = calibrate::work(plan, self.model.hparams(), tokens, self.passes.of_layer());
         let flop = work.map(|n| n as f64);
-        Cost { tokens, flop, seconds: flop.iter().sum::<f64>() / calibrate::speed(simd) }
+        Cost { tokens, flop, seconds: flop.iter().sum::<f64>() / calibrate::speed(self.simd) }
     }
 
     /// What the output says about how it was made.
     pub fn notes(&self) -> Vec<(String, Value)> {
         let name = base(&self.path);
-        let inputs = if self.inputs == InputsOf::Rounded { "rounded" } else { "original" };
+        let Passes { ctx, inputs, .. } = self.passes;
+        let chunks = self.passes.n_chunks(&self.tokens) as u32;
+        let inputs = if inputs == InputsOf::Rounded { "rounded" } else { "original" };
         vec![
             ("requant.rounding".to_owned(), "compensated".into()),
             ("requant.calibration.file".to_owned(), name.as_str().into()),
             (CALIBRATED_WITH.to_owned(), self.sha256.as_str().into()),
-            ("requant.calibration.chunks".to_owned(), Value::U32(self.n_chunks() as u32)),
-            ("requant.calibration.ctx".to_owned(), Value::U32(self.ctx as u32)),
+            ("requant.calibration.chunks".to_owned(), Value::U32(chunks)),
+            ("requant.calibration.ctx".to_owned(), Value::U32(ctx as u32)),
             ("requant.calibration.inputs".to_owned(), inputs.into()),
         ]
     }
@@ -256,19 +271,17 @@ impl Prepared {
         source: &dyn Source,
         options: RunOptions,
         memory: Option<u64>,
-        simd: Simd,
     ) -> anyhow::Result<Json> {
         let Rung { plan, output: path } = ladder.rungs()[0];
         let hparams = self.model.hparams();
         let folder = folder(path);
-        let work = self.passes() * self.n_tokens() * u64::from(hparams.n_layer);
+        let n_tokens = self.passes.of_layer() * self.passes.n_tokens(&self.tokens);
+        let work = n_tokens * u64::from(hparams.n_layer);
         let passing = Progress::start("calibrate", work, "token-layers", 0);
-        let mut calibration = calibration(hparams, &self.tokens, folder, memory, simd);
-        calibration.text.ctx = self.ctx;
-        calibration.text.chunks = self.chunks;
+        let mut calibration =
+            calibration(hparams, &self.tokens, self.passes, folder, memory, self.simd);
         calibration.text.scratch = Some(Scratch::new(folder));
-        calibration.inputs = self.inputs;
-        say::info(self.cost(plan, simd).describe());
+        say::info(self.cost(plan).describe());
         let writing = output::progress(what, ladder, options);
         let outcome =
             calibrate::run(plan, source, path, options, &calibration, [&passing, &writing])?;

@@ -1,5 +1,6 @@
 //! Options on how and where files are written. Each command takes those that mean something to it.
 
+use super::calibrate::Prepared;
 use super::numbers::{binary_size, decimal_size};
 use super::{places, share};
 use crate::cli::progress::Progress;
@@ -12,6 +13,7 @@ use crate::io::{LocalDisk, folder};
 use crate::source::{Source, SourceFile, is_url, without_secrets};
 use crate::warning::{Topic, Warning};
 use anyhow::bail;
+use serde_json::Value as Json;
 use std::path::{Path, PathBuf};
 
 /// How outputs are cut and written, and what may be used for it.
@@ -160,7 +162,7 @@ impl Args {
         Ok(self.writing.options(self.cutting.shard()?))
     }
 
-    /// Carries out what is planned.
+    /// Carries out what is planned; what rounding with a text has gained.
     pub fn run(
         &self,
         what: &'static str,
@@ -168,23 +170,14 @@ impl Args {
         source: &dyn Source,
         ingredients: &[Ingredient],
         options: RunOptions,
-    ) -> anyhow::Result<()> {
-        self.run_with(ladder, source, ingredients, options, |options| {
-            write(what, ladder, source, options)
-        })
-    }
-
-    /// Has plans carried out, with what belongs before and after.
-    pub fn run_with<T>(
-        &self,
-        ladder: &Ladder,
-        source: &dyn Source,
-        ingredients: &[Ingredient],
-        options: RunOptions,
-        run: impl FnOnce(RunOptions) -> anyhow::Result<T>,
-    ) -> anyhow::Result<T> {
+        calibrated: Option<&Prepared>,
+    ) -> anyhow::Result<Json> {
         self.cutting.warn_of_large(ladder, options.shard)?;
-        self.writing.run(ladder, source, ingredients, options, run)
+        let memory = self.resources.memory();
+        self.writing.run(ladder, source, ingredients, options, |options| match calibrated {
+            None => write(what, ladder, source, options).map(|()| Json::Null),
+            Some(text) => text.run(what, ladder, source, options, memory),
+        })
     }
 }
 

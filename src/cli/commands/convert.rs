@@ -12,7 +12,7 @@ use crate::convert::RunOptions;
 use crate::measure::{Options, Subject, Text};
 use crate::model::{CheckpointModel, Mtp};
 use anyhow::Context;
-use serde_json::{Value as Json, json};
+use serde_json::json;
 use std::path::{Path, PathBuf};
 
 /// Convert a checkpoint folder to a GGUF file in one streaming pass.
@@ -69,13 +69,10 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let measured = measured.apply(Options { chunks: args.chunks, ..Options::default() });
     measured.check()?;
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
-    if args.choices.is_ladder() {
-        args.calibrate.refuse_ladder()?;
-    }
-    let pre = args.choices.tokenizer_pre();
-    let calibrated = args.calibrate.prepare(&args.checkpoint, pre)?;
-    let calibrated = calibrated.as_ref();
     let Args { checkpoint, choices, output_options, .. } = args;
+    let (pre, is_ladder) = (choices.tokenizer_pre(), choices.is_ladder());
+    let calibrated = args.calibrate.prepare(checkpoint, pre, is_ladder, choices.simd())?;
+    let calibrated = calibrated.as_ref();
     let (model, outputs) =
         choices.plan(checkpoint, output, output_options.planning(), calibrated)?;
     let ladder = outputs.to_write()?;
@@ -87,24 +84,13 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     say::heed()?;
     let beside = beside(&model, plan);
     if args.dry_run {
-        let cost = calibrated.map(|text| text.cost(plan, choices.simd()));
+        let cost = calibrated.map(|text| text.cost(plan));
         let json = args.json.then_some(beside);
         return plan::print(&ladder, &model, options.shard, true, cost, json);
     }
     let made_with = choices.ingredients(&model, calibrated);
-    let rounding = match calibrated {
-        None => {
-            output_options.run("convert", &ladder, &model, &made_with, options)?;
-            Json::Null
-        }
-        Some(calibrated) => {
-            let simd = choices.simd();
-            let memory = output_options.resources.memory();
-            output_options.run_with(&ladder, &model, &made_with, options, |options| {
-                calibrated.run("convert", &ladder, &model, options, memory, simd)
-            })?
-        }
-    };
+    let rounding =
+        output_options.run("convert", &ladder, &model, &made_with, options, calibrated)?;
     if choices.is_ladder() {
         if args.json {
             let mut json = plan::ladder_json(&ladder, options.shard);

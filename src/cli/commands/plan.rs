@@ -46,10 +46,8 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let output = args.choices.take_up(&args.operands)?.unwrap_or_else(|| "model.gguf".into());
     args.choices.assume_importances();
     let Args { checkpoint, choices, cutting, resources, .. } = &*args;
-    if choices.is_ladder() {
-        args.calibrate.refuse_ladder()?;
-    }
-    let calibrated = args.calibrate.prepare(checkpoint, choices.tokenizer_pre())?;
+    let (pre, is_ladder) = (choices.tokenizer_pre(), choices.is_ladder());
+    let calibrated = args.calibrate.prepare(checkpoint, pre, is_ladder, choices.simd())?;
     let (model, outputs) =
         choices.plan(checkpoint, &output, (cutting, resources), calibrated.as_ref())?;
     let ladder = outputs.to_write()?;
@@ -60,6 +58,6 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     if json.is_none() {
         print!("{}", describe(&model, &ladder, &choices.name(), checkpoint, shard));
     }
-    let cost = calibrated.map(|text| text.cost(ladder.rungs()[0].plan, choices.simd()));
+    let cost = calibrated.map(|text| text.cost(ladder.rungs()[0].plan));
     print(&ladder, &model, shard, args.tensors, cost, json)
 }

@@ -146,10 +146,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(MlaArg::Legacy) => join_legacy_mla(&mut source)?,
         None => {}
     }
-    if matches!(target, Target::Ladder) {
-        args.calibrate.refuse_ladder()?;
-    }
-    let calibrated = args.calibrate.prepare(&args.input, None)?;
+    let (is_ladder, simd) = (matches!(target, Target::Ladder), args.recipe.simd());
+    let calibrated = args.calibrate.prepare(&args.input, None, is_ladder, simd)?;
     let importance = args.recipe.plan().importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
@@ -199,20 +197,12 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.dry_run {
         let json = args.json.then(Default::default);
         let plan = ladder.rungs()[0].plan;
-        let cost = calibrated.map(|text| text.cost(plan, args.recipe.simd()));
+        let cost = calibrated.map(|text| text.cost(plan));
         return plan::print(&ladder, &source, options.shard, true, cost, json);
     }
     let mut made_with = args.recipe.plan().ingredients();
     made_with.extend(calibrated.as_ref().map(calibrate::Prepared::ingredient));
-    match calibrated {
-        None => args.output_options.run("quantize", &ladder, &source, &made_with, options),
-        Some(calibrated) => {
-            let simd = args.recipe.simd();
-            let memory = args.output_options.resources.memory();
-            args.output_options.run_with(&ladder, &source, &made_with, options, |options| {
-                calibrated.run("quantize", &ladder, &source, options, memory, simd)
-            })?;
-            Ok(())
-        }
-    }
+    let output = &args.output_options;
+    output.run("quantize", &ladder, &source, &made_with, options, calibrated.as_ref())?;
+    Ok(())
 }

@@ -51,7 +51,7 @@ pub fn split(args: &SplitArgs) -> anyhow::Result<()> {
     let run_options = options.options()?;
     match args.dry_run {
         true => plan::print(&ladder, &source, run_options.shard, true, None, None),
-        false => options.run("split", &ladder, &source, &[], run_options),
+        false => options.run("split", &ladder, &source, &[], run_options, None).map(drop),
     }
 }
 
