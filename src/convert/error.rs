@@ -2,6 +2,7 @@
 
 use crate::gguf::GgufError;
 use crate::io::IoError;
+use crate::json::JsonError;
 use crate::model::ModelError;
 use crate::quant::{QuantError, QuantType};
 use crate::recipe::RecipeError;
@@ -58,6 +59,17 @@ pub enum ConvertError {
     /// The output file.
     #[error(transparent)]
     Gguf(#[from] GgufError),
+    /// A manifest that cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A manifest of a format that is not known.
+    #[error("{}: manifest of version {format}, known is 1", path.display())]
+    ManifestVersion {
+        /// The manifest.
+        path: PathBuf,
+        /// Its version.
+        format: u32,
+    },
     /// A row that cannot be encoded.
     #[error("{origin} cannot become {ty} in `{tensor}`: {error}")]
     Encode {

@@ -2,6 +2,7 @@
 
 use super::error::ConvertError;
 use super::ladder::Rung;
+use crate::gguf::whole_name;
 use crate::io::{Blob, Disk, IoError, LocalFile, beside};
 use crate::monitor::Monitor;
 use crate::names::{base, hex};
@@ -167,6 +168,32 @@ impl Manifest {
     /// The name of the manifest of an output.
     pub fn path(output: &Path) -> PathBuf {
         beside(output, ".manifest.json")
+    }
+
+    /// The manifest that lies beside a model, if there is one: under the model's name, or under the one that was
+    /// given when it was written, which for split models lacks the number.
+    pub fn beside(model: &Path) -> Option<PathBuf> {
+        let name = base(model);
+        let stem = name.strip_suffix(".gguf").unwrap_or(&name);
+        let whole = whole_name(stem);
+        let mut candidates = vec![Self::path(model)];
+        if whole != stem {
+            candidates.push(Self::path(&model.with_file_name(format!("{whole}.gguf"))));
+            candidates.push(Self::path(&model.with_file_name(whole)));
+        }
+        candidates.into_iter().find(|path| path.is_file())
+    }
+
+    /// Reads a manifest.
+    ///
+    /// # Errors
+    /// A file that is none, or of a format that is not known.
+    pub fn read(path: &Path) -> Result<Self, ConvertError> {
+        let manifest: Self = crate::json::read(path)?;
+        match manifest.format {
+            1 => Ok(manifest),
+            format => Err(ConvertError::ManifestVersion { path: path.to_owned(), format }),
+        }
     }
 
     /// The name of the list of checksums of an output.

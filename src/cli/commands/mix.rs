@@ -333,9 +333,7 @@ fn written(mix: &Mix, proof: Option<(f64, f64)>, model: &Path, found: &Sensitivi
 
 /// What was measured before, if it is of this model and these types.
 fn read(path: &Path, model: &Model, types: &[QuantType]) -> anyhow::Result<Sensitivities> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let found: Sensitivities =
-        serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    let found: Sensitivities = crate::json::read(path)?;
     let source = model.source();
     let other = found.tensors.iter().find(|tensor| {
         source.find(&tensor.name).is_none_or(|i| source.tensors()[i].dims != tensor.dims)

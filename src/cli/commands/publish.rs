@@ -92,8 +92,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
 }
 
 fn read_json(path: &Path) -> anyhow::Result<(PathBuf, Json)> {
-    let text = std::fs::read(path).with_context(|| path.display().to_string())?;
-    let json: Json = serde_json::from_slice(&text).with_context(|| path.display().to_string())?;
+    let json: Json = crate::json::read(path)?;
     if !json["models"].is_array() {
         bail!("{}: not what `requant compare --json` prints", path.display());
     }
@@ -117,13 +116,7 @@ fn models(folder: &Path) -> anyhow::Result<Vec<(GgufSource, Option<Manifest>)>> 
         if !matches!(source.metadata().str("general.type"), Ok(None | Some("model"))) {
             continue;
         }
-        let manifest = Manifest::path(&folder.join(format!("{whole}.gguf")));
-        let manifest = match std::fs::read(&manifest) {
-            Ok(text) => Some(
-                serde_json::from_slice(&text).with_context(|| manifest.display().to_string())?,
-            ),
-            Err(_) => None,
-        };
+        let manifest = Manifest::beside(&path).map(|path| Manifest::read(&path)).transpose()?;
         found.push((source, manifest));
     }
     found.sort_by_key(|(source, _)| std::cmp::Reverse(source.n_bytes()));

@@ -12,11 +12,10 @@ use crate::convert::{
     Settings, is_lossless, validate_blocks, zeros,
 };
 use crate::model::{CheckpointModel, Mla, Mtp};
-use crate::names::{base, in_short};
+use crate::names::in_short;
 use crate::recipe::FileType;
 use crate::source::{Dtype, GgufSource, Source, TensorMeta};
 use crate::warning::{Topic, Warning};
-use anyhow::{Context, bail};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
@@ -214,36 +213,16 @@ fn check_manifest(
     file: &GgufSource,
     problems: &mut Vec<String>,
 ) -> anyhow::Result<Option<(PathBuf, Manifest)>> {
-    let path = match &args.manifest {
-        Some(path) => path.clone(),
-        None => match candidates(&args.model).into_iter().find(|path| path.is_file()) {
-            Some(path) => path,
-            None => return Ok(None),
-        },
+    let path = match args.manifest.clone().or_else(|| Manifest::beside(&args.model)) {
+        Some(path) => path,
+        None => return Ok(None),
     };
-    let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-    let manifest: Manifest = serde_json::from_slice(&text)
-        .with_context(|| format!("{}: not a manifest", path.display()))?;
-    if manifest.format != 1 {
-        bail!("{}: manifest of version {}, known is 1", path.display(), manifest.format);
-    }
+    let manifest = Manifest::read(&path)?;
     let progress = Progress::start("hash", file.n_bytes(), "B", 0);
     let (files, tensors) = Manifest::hash_files(file, &progress)?;
     progress.finish();
     problems.extend(manifest.differences(&files, &tensors));
     Ok(Some((path, manifest)))
-}
-
-/// Where the manifest of a model may lie: beside it, under the name that it was given when it was
-/// written, which for split models lacks the number.
-fn candidates(model: &Path) -> Vec<PathBuf> {
-    let mut found = vec![Manifest::path(model)];
-    let name = base(model);
-    if let Some((stem, _)) = name.rsplit_once("-00001-of-") {
-        found.push(Manifest::path(&model.with_file_name(format!("{stem}.gguf"))));
-        found.push(Manifest::path(&model.with_file_name(stem)));
-    }
-    found
 }
 
 fn compare(args: &Args, checkpoint: &Path, file: &GgufSource) -> anyhow::Result<Comparison> {

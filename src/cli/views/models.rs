@@ -1,6 +1,7 @@
 //! Several models compared with a reference: one line each, by size.
 
 use super::units;
+use crate::gguf::whole_name;
 use crate::measure::{Outcome, Row};
 use crate::names::base;
 use std::path::Path;
@@ -74,9 +75,7 @@ fn lines(outcome: &Outcome) -> Vec<Line> {
 pub fn names(paths: &[&Path]) -> Vec<String> {
     let stem = |path: &&Path| {
         let name = base(path);
-        let name = name.strip_suffix(".gguf").unwrap_or(&name).to_owned();
-        let whole = name.rsplit_once("-00001-of-").map(|(stem, _)| stem.to_owned());
-        whole.unwrap_or(name)
+        whole_name(name.strip_suffix(".gguf").unwrap_or(&name)).to_owned()
     };
     let names: Vec<String> = paths.iter().map(stem).collect();
     let Some(first) = names.first().filter(|_| names.len() > 1) else { return names };
