@@ -53,7 +53,7 @@ pub fn explain(file: &GgufSource, name: &str) -> Result<Explanation, ConvertErro
         return Ok(Explanation { text: text.to_owned(), how: Explained::Stored });
     }
     let given = file.metadata().u32("general.file_type")?;
-    let said = FileType::all().find(|ft| Some(ft.id()) == given).unwrap_or(FileType::Q4_K_M);
+    let said = given.and_then(FileType::of_id).unwrap_or(FileType::Q4_K_M);
     // The mix that the file claims to be, then all others.
     let mixes = std::iter::once(said).chain(FileType::all().filter(|&ft| ft != said));
     let mut best: Option<(Recovered, FileType, bool)> = None;

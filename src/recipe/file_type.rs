@@ -101,6 +101,11 @@ impl FileType {
         Self::all().find(|file_type| file_type.default_type() == ty)
     }
 
+    /// The mix that this value of `general.file_type` stands for.
+    pub fn of_id(id: u32) -> Option<Self> {
+        Self::all().find(|file_type| file_type.id() == id)
+    }
+
     /// The value of `general.file_type`.
     pub fn id(self) -> u32 {
         self as u32

@@ -1,14 +1,15 @@
 //! `requant publish`: what a hub shows of a folder of GGUF files, written beside them.
 
+use crate::cli::args::places;
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::cli::views::page::{self, Entry, Page, Quality};
-use crate::convert::{HashedFile, Manifest, RECIPE};
-use crate::gguf::{Metadata, Value, whole_name};
+use crate::convert::{HashedFile, MadeWith, Manifest, RECIPE};
+use crate::gguf::{Metadata, whole_name};
 use crate::io::{LocalDisk, write};
 use crate::names::base;
 use crate::recipe::FileType;
-use crate::source::{Dtype, GgufSource, Source, Storage, TensorMeta};
+use crate::source::{GgufSource, Source, Storage, TensorMeta};
 use anyhow::{Context, bail};
 use serde_json::Value as Json;
 use std::collections::BTreeMap;
@@ -49,16 +50,14 @@ const PICTURE: &str = "quality.svg";
 pub fn run(args: &Args) -> anyhow::Result<()> {
     let at = |name: &str| args.folder.join(name);
     let quality = args.quality.as_deref().map(read_json).transpose()?;
-    for name in [Some(PAGE), Some(SUMS), quality.as_ref().map(|_| PICTURE)].into_iter().flatten() {
-        if at(name).exists() && !args.force {
-            bail!("{}: exists; --force replaces it", at(name).display());
-        }
-    }
     let found = models(&args.folder)?;
     let Some((first, _)) = found.first() else {
         bail!("{}: no GGUF model in there", args.folder.display());
     };
-    let metadata = first.metadata().clone();
+    let metadata = first.metadata();
+    for name in [Some(PAGE), Some(SUMS), quality.as_ref().map(|_| PICTURE)].into_iter().flatten() {
+        places::prepare_new(&at(name), args.force)?;
+    }
     let sums = checksums(&found)?;
     let entries: Vec<Entry> = found
         .iter()
@@ -72,8 +71,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         say::heed()?;
     }
     let page = Page {
-        metadata: &metadata,
-        base_model: args.base_model.clone().or_else(|| base_model(&metadata)),
+        metadata,
+        base_model: args.base_model.clone().or_else(|| base_model(metadata)),
         quantized_by: args.quantized_by.as_deref(),
         quality: quality.as_ref().map(|(_, json)| json),
         picture: quality.is_some().then_some(PICTURE),
@@ -126,13 +125,12 @@ fn models(folder: &Path) -> anyhow::Result<Vec<(GgufSource, Option<Manifest>)>> 
 /// SHA-256 of all files: as manifests have it, for files of the size that they know, otherwise reckoned.
 fn checksums(models: &[(GgufSource, Option<Manifest>)]) -> anyhow::Result<Vec<HashedFile>> {
     let files = models.iter().flat_map(|(source, manifest)| {
-        let known = manifest.iter().flat_map(|manifest| &manifest.outputs);
-        let known: Vec<HashedFile> = known.cloned().collect();
+        let known = manifest.as_ref().map_or(&[][..], |manifest| &manifest.outputs);
         Storage::files(source).into_iter().map(move |file| {
             let name = base(&file.path);
-            let hash =
-                known.iter().find(|hash| base(&hash.name) == name && hash.bytes == file.size);
-            (file, hash.map(|hash| HashedFile { name, ..hash.clone() }))
+            let is_it = |hash: &&HashedFile| base(&hash.name) == name && hash.bytes == file.size;
+            let hash = known.iter().find(is_it).map(|hash| HashedFile { name, ..hash.clone() });
+            (file, hash)
         })
     });
     let files: Vec<_> = files.collect();
@@ -161,25 +159,20 @@ fn entry(
     for tensor in source.tensors() {
         *types.entry(tensor.dtype.to_string()).or_default() += 1;
     }
-    let bytes: u64 = source.tensors().iter().filter_map(bytes_of).sum();
-    let weights: u64 = source.tensors().iter().map(|tensor| tensor.n_elements()).sum();
+    let bytes: u64 = source.tensors().iter().map(TensorMeta::n_bytes).sum();
+    let weights: u64 = source.tensors().iter().map(TensorMeta::n_elements).sum();
     let quality = quality.and_then(|(_, json)| {
         let mut models = json["models"].as_array().into_iter().flatten();
         let is_it = |model: &&Json| base(model["model"].as_str().unwrap_or_default()) == file;
         models.find(is_it).and_then(Quality::of)
     });
     let ty = mix_name(metadata, &file);
+    let made_with = MadeWith::read(metadata)?;
     Ok(Entry {
         command: manifest.map(|manifest| manifest.options.clone()),
         recipe: metadata.str(RECIPE)?.map(str::to_owned),
-        importances: metadata.str("quantize.imatrix.file")?.map(|file| {
-            let about = |key: &str| match metadata.get(key) {
-                Some(Value::String(text)) => Some(text.to_string()),
-                _ => None,
-            };
-            (file.to_owned(), about("quantize.imatrix.dataset"))
-        }),
-        calibration: metadata.str("requant.calibration.file")?.map(str::to_owned),
+        importances: made_with.imatrix.map(|imatrix| (imatrix.file, imatrix.dataset)),
+        calibration: made_with.calibration.map(|text| text.file),
         n_files: files.len(),
         bytes: files.iter().map(|file| file.size).sum(),
         bits_per_weight: bytes as f64 * 8.0 / weights.max(1) as f64,
@@ -190,21 +183,12 @@ fn entry(
     })
 }
 
-/// Bytes of a tensor, without what files have beside it.
-fn bytes_of(meta: &TensorMeta) -> Option<u64> {
-    match meta.dtype {
-        Dtype::Gguf(ty) => Some(ty.row_bytes(meta.n_per_row() as usize)? as u64 * meta.n_rows()),
-        Dtype::Opaque(opaque) => Some(opaque.n_bytes),
-        Dtype::Coded(_) => None,
-    }
-}
-
 /// The name of a recipe where the file has its text, of a mix otherwise.
 fn mix_name(metadata: &Metadata, file: &str) -> String {
     let recipe = metadata.str(RECIPE).ok().flatten();
     let named = recipe.and_then(|text| crate::recipe::Recipe::parse(text).ok());
     let id = metadata.u32("general.file_type").ok().flatten();
-    let mix = FileType::all().find(|file_type| Some(file_type.id()) == id);
+    let mix = id.and_then(FileType::of_id);
     match (named, mix) {
         (Some(recipe), _) => recipe.name().to_owned(),
         (None, Some(mix)) => mix.to_string(),
