@@ -3,7 +3,7 @@
 use crate::cli::args::places;
 use crate::cli::progress::Progress;
 use crate::cli::say;
-use crate::cli::views::page::{self, Entry, Page, Quality};
+use crate::cli::views::page::{self, Entry, Page};
 use crate::convert::{HashedFile, MadeWith, Manifest, RECIPE};
 use crate::gguf::{Metadata, whole_name};
 use crate::io::{LocalDisk, write};
@@ -59,27 +59,29 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         places::prepare_new(&at(name), args.force)?;
     }
     let sums = checksums(&found)?;
-    let entries: Vec<Entry> = found
+    let mut entries: Vec<Entry> = found
         .iter()
-        .map(|(source, manifest)| entry(source, manifest.as_ref(), quality.as_ref()))
+        .map(|(source, manifest)| entry(source, manifest.as_ref()))
         .collect::<anyhow::Result<_>>()?;
-    if let Some(json) = &quality {
+    if let Some((path, json)) = &quality {
+        page::measure(&mut entries, json);
         for entry in entries.iter().filter(|entry| entry.quality.is_none()) {
-            let text = format!("{}: not in {}", entry.file, json.0.display());
+            let text = format!("{}: not in {}", entry.file, path.display());
             say::warning(&crate::warning::Warning::new(crate::warning::Topic::Output, text));
         }
         say::heed()?;
     }
+    let picture = page::picture(&entries);
+    let json = quality.as_ref().map(|(_, json)| json);
     let page = Page {
         metadata,
         base_model: args.base_model.clone().or_else(|| base_model(metadata)),
         quantized_by: args.quantized_by.as_deref(),
-        quality: quality.as_ref().map(|(_, json)| json),
-        picture: quality.is_some().then_some(PICTURE),
+        quality: json.zip(picture.as_ref().map(|_| PICTURE)),
         sums: SUMS,
         entries: &entries,
     };
-    if let Some(picture) = page.picture() {
+    if let Some(picture) = &picture {
         write(&LocalDisk, &at(PICTURE), picture.as_bytes())?;
     }
     let lines: String =
@@ -147,11 +149,7 @@ fn checksums(models: &[(GgufSource, Option<Manifest>)]) -> anyhow::Result<Vec<Ha
     Ok(hashed)
 }
 
-fn entry(
-    source: &GgufSource,
-    manifest: Option<&Manifest>,
-    quality: Option<&(PathBuf, Json)>,
-) -> anyhow::Result<Entry> {
+fn entry(source: &GgufSource, manifest: Option<&Manifest>) -> anyhow::Result<Entry> {
     let metadata = source.metadata();
     let files = Storage::files(source);
     let file = base(&files[0].path);
@@ -161,11 +159,6 @@ fn entry(
     }
     let bytes: u64 = source.tensors().iter().map(TensorMeta::n_bytes).sum();
     let weights: u64 = source.tensors().iter().map(TensorMeta::n_elements).sum();
-    let quality = quality.and_then(|(_, json)| {
-        let mut models = json["models"].as_array().into_iter().flatten();
-        let is_it = |model: &&Json| base(model["model"].as_str().unwrap_or_default()) == file;
-        models.find(is_it).and_then(Quality::of)
-    });
     let ty = mix_name(metadata, &file);
     let made_with = MadeWith::read(metadata)?;
     Ok(Entry {
@@ -179,7 +172,7 @@ fn entry(
         types: types.into_iter().collect(),
         file,
         ty,
-        quality,
+        quality: None,
     })
 }
 

@@ -17,10 +17,9 @@ pub struct Page<'a> {
     pub metadata: &'a Metadata,
     pub base_model: Option<String>,
     pub quantized_by: Option<&'a str>,
-    /// What `compare --json` printed.
-    pub quality: Option<&'a Json>,
-    /// The names of the files beside the page.
-    pub picture: Option<&'a str>,
+    /// What `compare --json` printed of some of the entries, and the name of the picture beside the page.
+    pub quality: Option<(&'a Json, &'a str)>,
+    /// The name of the list of checksums beside the page.
     pub sums: &'a str,
     pub entries: &'a [Entry],
 }
@@ -44,7 +43,8 @@ pub struct Entry {
     pub calibration: Option<String>,
     /// The program's arguments that made it, where a manifest has them.
     pub command: Option<Vec<String>>,
-    pub quality: Option<Quality>,
+    /// How far it is from the original, and whether no other is as small and as close.
+    pub quality: Option<(Quality, bool)>,
 }
 
 /// How far a model is from the original.
@@ -99,34 +99,37 @@ impl Page<'_> {
         let name = of_base.or_else(|| self.field("general.name"));
         name.unwrap_or("GGUF files").to_owned()
     }
+}
 
-    /// The entries that were measured, and whether nothing beats them.
-    fn measured(&self) -> Vec<(&Entry, Quality, bool)> {
-        let measured: Vec<(&Entry, Quality)> =
-            self.entries.iter().filter_map(|entry| Some((entry, entry.quality?))).collect();
-        let points: Vec<(f64, f64)> =
-            measured.iter().map(|(entry, quality)| (entry.bytes as f64, quality.kl.0)).collect();
-        let on_front = front(&points);
-        measured.into_iter().zip(on_front).map(|((entry, q), on)| (entry, q, on)).collect()
+/// Says of the entries what `compare --json` found, and whether nothing beats them.
+pub fn measure(entries: &mut [Entry], json: &Json) {
+    let quality = |entry: &Entry| {
+        let mut models = json["models"].as_array().into_iter().flatten();
+        let is_it = |model: &&Json| base(model["model"].as_str().unwrap_or_default()) == entry.file;
+        models.find(is_it).and_then(Quality::of)
+    };
+    let (mut measured, mut points) = (Vec::new(), Vec::new());
+    for entry in entries {
+        if let Some(quality) = quality(entry) {
+            points.push((entry.bytes as f64, quality.kl.0));
+            measured.push((entry, quality));
+        }
     }
+    for ((entry, quality), is_on_front) in measured.into_iter().zip(front(&points)) {
+        entry.quality = Some((quality, is_on_front));
+    }
+}
 
-    /// The picture of what was measured, where anything was.
-    pub fn picture(&self) -> Option<String> {
-        let measured = self.measured();
-        let paths: Vec<&Path> = measured.iter().map(|(entry, ..)| Path::new(&entry.file)).collect();
-        let points: Vec<Point> = names(&paths)
-            .into_iter()
-            .zip(&measured)
-            .map(|(name, (entry, quality, is_on_front))| Point {
-                name,
-                size: entry.bits_per_weight,
-                cost: quality.kl.0,
-                error: quality.kl.1,
-                is_on_front: *is_on_front,
-            })
-            .collect();
-        ladder::picture(&points)
-    }
+/// The picture of what was measured, where anything was.
+pub fn picture(entries: &[Entry]) -> Option<String> {
+    let measured = || entries.iter().filter_map(|entry| Some((entry, entry.quality?)));
+    let paths: Vec<&Path> = measured().map(|(entry, _)| Path::new(&entry.file)).collect();
+    let points = names(&paths).into_iter().zip(measured());
+    let points = points.map(|(name, (entry, (quality, is_on_front)))| {
+        let (size, (cost, error)) = (entry.bits_per_weight, quality.kl);
+        Point { name, size, cost, error, is_on_front }
+    });
+    ladder::picture(&points.collect::<Vec<_>>())
 }
 
 /// The page.
@@ -182,11 +185,10 @@ fn front_matter(page: &Page) -> String {
 }
 
 fn files(out: &mut String, page: &Page) {
-    let measured = page.measured();
     *out += "| file | size | bits per weight |";
     let columns =
         ["mean KL divergence", "99.9 % of it below", "perplexity ratio", "same top token", "front"];
-    let columns = if measured.is_empty() { &[][..] } else { &columns[..] };
+    let columns = if page.quality.is_some() { &columns[..] } else { &[] };
     columns.iter().for_each(|column| *out += &format!(" {column} |"));
     let _ = writeln!(out, "\n|---|---:|---:|{}", "---:|".repeat(columns.len()));
     for entry in page.entries {
@@ -201,9 +203,8 @@ fn files(out: &mut String, page: &Page) {
             units::bytes(entry.bytes),
             entry.bits_per_weight
         );
-        let found = measured.iter().find(|(other, ..)| other.file == entry.file);
-        match found {
-            Some((_, q, on_front)) => {
+        match entry.quality {
+            Some((q, is_on_front)) => {
                 let _ = write!(
                     out,
                     " {:.5} ± {:.5} | {:.3} | {:.4} ± {:.4} | {:.2} % | {} |",
@@ -213,14 +214,14 @@ fn files(out: &mut String, page: &Page) {
                     q.ratio.0,
                     q.ratio.1,
                     100.0 * q.same_top,
-                    if *on_front { "●" } else { "" }
+                    if is_on_front { "●" } else { "" }
                 );
             }
             None => columns.iter().for_each(|_| *out += " |"),
         }
         out.push('\n');
     }
-    if let (Some(json), Some(picture), false) = (page.quality, page.picture, measured.is_empty()) {
+    if let Some((json, picture)) = page.quality {
         let own = &json["reference_perplexity"];
         let _ = write!(
             out,
