@@ -2,7 +2,7 @@
 
 use super::instructions::Instructions;
 use super::numbers::{binary_size, part, time};
-use super::place;
+use super::{place, places, share};
 use crate::cli::progress::Progress;
 use crate::cli::views::measured::{self, Show};
 use crate::cli::views::models::Format;
@@ -71,10 +71,27 @@ pub struct Precision {
     pub activations: Activations,
 }
 
-/// In which form a comparison is shown.
+/// The page of what was found.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Results")]
+pub struct Report {
+    /// Write a page with tables and pictures
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+}
+
+/// In which forms a comparison is shown.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Results")]
 pub struct Shape {
+    /// Show the error of the hidden states after each layer
+    #[arg(long)]
+    by_layer: bool,
+    #[command(flatten)]
+    report: Report,
+    /// Draw the models' mean KL divergence over their bits per weight (SVG)
+    #[arg(long, value_name = "FILE")]
+    plot: Option<PathBuf>,
     /// Form of the result; json as --json
     #[arg(long, value_enum, value_name = "FORM", default_value = "text", conflicts_with = "json")]
     format: Format,
@@ -86,21 +103,86 @@ pub struct Shape {
     per_token: Option<PathBuf>,
 }
 
+/// Files that say what a verdict is, for what runs checks of changes.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Results")]
+pub struct Verdicts {
+    /// Add a table of verdicts in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
+    #[arg(long, value_name = "FILE")]
+    summary: Option<PathBuf>,
+    /// Write the verdicts as JUnit's XML
+    #[arg(long, value_name = "FILE")]
+    junit: Option<PathBuf>,
+}
+
+/// What is shown of the whole alone: options and their files, where these are given.
+type OfWhole<'a> = [(&'static str, Option<&'a Path>)];
+
+/// Sees to it that the files can be written. A share has none of them.
+fn prepare(files: &OfWhole, is_share: bool) -> anyhow::Result<()> {
+    for (option, file) in files {
+        let Some(file) = file else { continue };
+        if is_share {
+            return Err(bad_usage(format!("{option} is for the whole; give it to `requant join`")));
+        }
+        places::prepare(file)?;
+    }
+    Ok(())
+}
+
+impl Report {
+    /// Sees to it that it can be written.
+    pub fn prepare(&self, is_share: bool) -> anyhow::Result<()> {
+        prepare(&[("--report", self.report.as_deref())], is_share)
+    }
+
+    /// The file.
+    pub fn path(&self) -> Option<PathBuf> {
+        self.report.clone()
+    }
+}
+
 impl Shape {
     /// Whether it is JSON.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
-    /// Files that are written.
-    pub fn files(&self) -> Option<&PathBuf> {
-        self.per_token.as_ref()
+    /// Sees to it that files can be written.
+    pub fn prepare(&self, is_share: bool) -> anyhow::Result<()> {
+        if self.by_layer && is_share {
+            return Err(bad_usage("--by-layer is for the whole; give it to `requant join`"));
+        }
+        self.report.prepare(is_share)?;
+        let (plot, per_token) = (self.plot.as_deref(), self.per_token.as_deref());
+        prepare(&[("--plot", plot), ("--per-token", per_token)], is_share)
     }
 
     /// How results are shown.
-    pub fn show(&self) -> Show {
-        let Self { format, verbose, per_token } = self;
-        Show { format: *format, verbose: *verbose, per_token: per_token.clone(), ..Show::default() }
+    pub fn show(&self, json: bool) -> Show {
+        Show {
+            json: json || self.is_json(),
+            format: self.format,
+            verbose: self.verbose,
+            per_token: self.per_token.clone(),
+            by_layer: self.by_layer,
+            report: self.report.path(),
+            plot: self.plot.clone(),
+            ..Show::default()
+        }
+    }
+}
+
+impl Verdicts {
+    /// Sees to it that they can be written.
+    pub fn prepare(&self, is_share: bool) -> anyhow::Result<()> {
+        let (summary, junit) = (self.summary.as_deref(), self.junit.as_deref());
+        prepare(&[("--summary", summary), ("--junit", junit)], is_share)
+    }
+
+    /// Results that are shown so as well.
+    pub fn show(&self, show: Show) -> Show {
+        Show { summary: self.summary.clone(), junit: self.junit.clone(), ..show }
     }
 }
 
@@ -191,18 +273,6 @@ impl Opened<'_> {
     }
 }
 
-/// Files that say what a verdict is, for what runs checks of changes.
-#[derive(Clone, Default, clap::Args)]
-#[command(next_help_heading = "Results")]
-pub struct Verdicts {
-    /// Add a table in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
-    pub summary: Option<PathBuf>,
-    /// Write the verdicts as JUnit's XML
-    #[arg(long, value_name = "FILE", conflicts_with = "shard")]
-    pub junit: Option<PathBuf>,
-}
-
 /// The text, and how it is cut.
 #[derive(clap::Args)]
 #[command(next_help_heading = "Text")]
@@ -237,6 +307,31 @@ pub struct RunArgs {
     /// Print JSON
     #[arg(long, help_heading = "Results")]
     pub json: bool,
+}
+
+/// How `compare`, `gate` and `perplexity` measure.
+#[derive(clap::Args)]
+pub struct Measuring {
+    #[command(flatten)]
+    sampling: Sampling,
+    #[command(flatten)]
+    pub share: share::Args,
+    #[command(flatten)]
+    room: Room,
+    #[command(flatten)]
+    run: RunArgs,
+}
+
+impl Measuring {
+    /// What the options say together.
+    pub fn options(&self, text: &TextArgs) -> Options {
+        self.sampling.apply(options(text, &self.room, &self.run))
+    }
+
+    /// Whether results are JSON.
+    pub fn json(&self) -> bool {
+        self.run.json
+    }
 }
 
 /// What the options of a measurement say together.
@@ -335,7 +430,7 @@ impl Tasks {
 /// How many chunks are enough.
 #[derive(clap::Args)]
 #[command(next_help_heading = "How much of the text")]
-pub struct Sampling {
+struct Sampling {
     /// Take chunks from all over the text, and stop as soon as the standard error of the mean KL divergence
     /// (of the mean negative log-likelihood for perplexity) is this part of the mean, for example 2%
     #[arg(long, value_name = "PERCENT", value_parser = part, conflicts_with = "shard")]
@@ -350,7 +445,7 @@ pub struct Sampling {
 
 impl Sampling {
     /// Sets these of the options.
-    pub fn apply(&self, options: Options) -> Options {
+    fn apply(&self, options: Options) -> Options {
         Options {
             until_error: self.until_error,
             time_limit: self.time_limit,

@@ -1,10 +1,9 @@
 //! `requant compare`: what quantizations cost, token by token.
 
 use crate::cli::args::measure::{
-    Models, Room, RunArgs, Sampling, Shape, Tasks, TextArgs, conclude, inputs, options,
+    Measuring, Models, Room, Shape, Tasks, TextArgs, conclude, inputs,
 };
-use crate::cli::args::{places, share};
-use crate::cli::bad_usage;
+use crate::cli::args::places;
 use crate::cli::views::measured::{self, Show};
 use crate::measure::{Extras, Job};
 use serde_json::Value;
@@ -31,42 +30,22 @@ pub struct Args {
     #[arg(long, value_name = "FILE", help_heading = "Results",
           conflicts_with_all = ["base", "shard", "until_error", "time_limit"])]
     save_base: Option<PathBuf>,
-    /// Show the error of the hidden states after each layer
-    #[arg(long, help_heading = "Results", conflicts_with = "shard")]
-    by_layer: bool,
     /// Measure the error of each tensor's output alone, on the reference's own activations
     #[arg(long, help_heading = "Results", conflicts_with = "base")]
     by_tensor: bool,
-    /// Write a page with tables and pictures
-    #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
-    report: Option<PathBuf>,
-    /// Draw the models' mean KL divergence over their bits per weight (SVG)
-    #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
-    plot: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
     #[command(flatten)]
     tasks: Tasks,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    share: share::Args,
-    #[command(flatten)]
-    room: Room,
-    #[command(flatten)]
-    run: RunArgs,
+    measuring: Measuring,
 }
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    let files = args.report.iter().chain(&args.plot).chain(&args.save_base);
-    for path in files.chain(args.shape.files()) {
-        places::prepare(path)?;
-    }
-    if args.shape.files().is_some() && args.share.is_share() {
-        return Err(bad_usage("--per-token is for the whole; give it to `requant join`"));
-    }
-    let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
+    args.shape.prepare(args.measuring.share.is_share())?;
+    args.save_base.iter().try_for_each(|path| places::prepare(path))?;
+    let options = args.measuring.options(&args.text);
     if args.save_base.is_none() {
         args.models.require_candidates()?;
     }
@@ -74,21 +53,19 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let opened = args.models.open(&options)?;
     let texts = if alone { Vec::new() } else { args.models.texts(&args.text)? };
     let (reference, candidates) = (opened.reference(), opened.candidates());
-    let json = args.run.json || args.shape.is_json();
+    let json = args.measuring.json() || args.shape.is_json();
     let extras = Extras { by_tensor: args.by_tensor, save_base: args.save_base.as_deref() };
     let job = Job::Compare { reference, candidates: &candidates, extras };
     let ask = || args.tasks.ask(&job.subjects(), &options);
     if alone {
         ask()?.iter().for_each(|choices| measured::choices(choices, json));
-    } else if let Some(part) = args.share.measure("compare", job, &texts, &options, json)? {
+    } else if let Some(part) =
+        args.measuring.share.measure("compare", job, &texts, &options, json)?
+    {
         let show = Show {
-            json,
-            by_layer: args.by_layer,
-            report: args.report.clone(),
-            plot: args.plot.clone(),
             choices: ask()?,
             inputs: if json { inputs(&texts, &job.subjects())? } else { Value::Null },
-            ..args.shape.show()
+            ..args.shape.show(json)
         };
         return conclude(&part.result()?, &show, &options);
     }

@@ -1,15 +1,13 @@
 //! `requant gate`: whether the loss of models stays within limits.
 
 use crate::cli::args::measure::{
-    Models, Room, RunArgs, Sampling, TextArgs, Verdicts, conclude, inputs, options,
+    Measuring, Models, Report, Room, TextArgs, Verdicts, conclude, inputs,
 };
 use crate::cli::args::numbers::{confidence, positive, share as share_of};
-use crate::cli::args::{places, share};
 use crate::cli::views::measured::Show;
 use crate::eval::Limits;
 use crate::measure::{Extras, Job, Terms};
 use serde_json::Value;
-use std::path::PathBuf;
 
 /// Decide whether the loss of models stays within limits, as early as the measurements allow.
 ///
@@ -41,28 +39,20 @@ pub struct Args {
     /// Measure the error of each tensor's output alone, for --report
     #[arg(long, conflicts_with = "base", requires = "report", help_heading = "Results")]
     by_tensor: bool,
-    /// Write a page with tables and pictures of what was measured
-    #[arg(long, value_name = "FILE", conflicts_with = "shard", help_heading = "Results")]
-    report: Option<PathBuf>,
+    #[command(flatten)]
+    report: Report,
     #[command(flatten)]
     verdicts: Verdicts,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    share: share::Args,
-    #[command(flatten)]
-    room: Room,
-    #[command(flatten)]
-    run: RunArgs,
+    measuring: Measuring,
 }
 
 /// The exit code of the verdict.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    let Verdicts { summary, junit } = &args.verdicts;
-    for path in args.report.iter().chain(summary).chain(junit) {
-        places::prepare(path)?;
-    }
-    let options = args.sampling.apply(options(&args.text, &args.room, &args.run));
+    let is_share = args.measuring.share.is_share();
+    args.report.prepare(is_share)?;
+    args.verdicts.prepare(is_share)?;
+    let options = args.measuring.options(&args.text);
     args.models.require_candidates()?;
     let opened = args.models.open(&options)?;
     let texts = args.models.texts(&args.text)?;
@@ -75,11 +65,11 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let terms = Terms { limits, confidence: args.confidence };
     let extras = Extras { by_tensor: args.by_tensor, ..Extras::default() };
     let job = Job::Gate { reference, candidates: &candidates, extras, terms };
-    if let Some(part) = args.share.measure("gate", job, &texts, &options, args.run.json)? {
-        let Verdicts { summary, junit } = args.verdicts.clone();
-        let (json, report) = (args.run.json, args.report.clone());
+    let json = args.measuring.json();
+    if let Some(part) = args.measuring.share.measure("gate", job, &texts, &options, json)? {
         let inputs = if json { inputs(&texts, &job.subjects())? } else { Value::Null };
-        let show = Show { json, report, summary, junit, inputs, ..Show::default() };
+        let show = Show { json, report: args.report.path(), inputs, ..Show::default() };
+        let show = args.verdicts.show(show);
         return conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);

@@ -1,10 +1,9 @@
 //! `requant join`: the result of a measurement that several machines have shared.
 
 use crate::cli::args::imatrix::File;
-use crate::cli::args::measure::Shape;
-use crate::cli::args::places;
+use crate::cli::args::measure::{Shape, Verdicts};
 use crate::cli::say;
-use crate::cli::views::measured::{self, Show};
+use crate::cli::views::measured;
 use crate::imatrix::Sums;
 use crate::measure::{Found, Part};
 use anyhow::Context;
@@ -22,23 +21,10 @@ pub struct Args {
     /// The files that --part named
     #[arg(required = true, value_name = "PART")]
     parts: Vec<PathBuf>,
-    /// Show the error of the hidden states after each layer
-    #[arg(long)]
-    by_layer: bool,
-    /// Write a page with tables and pictures
-    #[arg(long, value_name = "FILE")]
-    report: Option<PathBuf>,
-    /// Draw the models' mean KL divergence over their bits per weight (SVG)
-    #[arg(long, value_name = "FILE")]
-    plot: Option<PathBuf>,
-    /// Of a gate, add a table in Markdown to the end of this file, such as $GITHUB_STEP_SUMMARY
-    #[arg(long, value_name = "FILE")]
-    summary: Option<PathBuf>,
-    /// Of a gate, write the verdicts as JUnit's XML
-    #[arg(long, value_name = "FILE")]
-    junit: Option<PathBuf>,
     #[command(flatten)]
     shape: Shape,
+    #[command(flatten)]
+    verdicts: Verdicts,
     #[command(flatten)]
     file: File,
     /// Print JSON
@@ -48,10 +34,8 @@ pub struct Args {
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    let files = args.report.iter().chain(&args.plot).chain(args.shape.files());
-    for path in files.chain(&args.summary).chain(&args.junit) {
-        places::prepare(path)?;
-    }
+    args.shape.prepare(false)?;
+    args.verdicts.prepare(false)?;
     let parts = args.parts.iter().map(|path| Ok((path.clone(), Part::open(path)?)));
     let whole = Part::join(parts.collect::<anyhow::Result<_>>()?)?;
     say::warnings(whole.warnings());
@@ -62,14 +46,5 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         sums.add(own).ok().context("importances join nothing")?;
         args.file.write(&sums, args.json)?;
     }
-    let show = Show {
-        json: args.json || args.shape.is_json(),
-        by_layer: args.by_layer,
-        report: args.report.clone(),
-        plot: args.plot.clone(),
-        summary: args.summary.clone(),
-        junit: args.junit.clone(),
-        ..args.shape.show()
-    };
-    measured::found(&found, &show)
+    measured::found(&found, &args.verdicts.show(args.shape.show(args.json)))
 }

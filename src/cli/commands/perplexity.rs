@@ -1,7 +1,7 @@
 //! `requant perplexity`: how well a model predicts a text.
 
-use crate::cli::args::measure::{self, Room, RunArgs, Sampling, Tasks, TextArgs};
-use crate::cli::args::{place, share};
+use crate::cli::args::measure::{self, Measuring, Room, Tasks, TextArgs};
+use crate::cli::args::place;
 use crate::cli::progress::Progress;
 use crate::cli::views::measured::{self, Show};
 use crate::cli::{bad_usage, say};
@@ -28,18 +28,13 @@ pub struct Args {
     #[command(flatten)]
     tasks: Tasks,
     #[command(flatten)]
-    sampling: Sampling,
-    #[command(flatten)]
-    share: share::Args,
-    #[command(flatten)]
-    room: Room,
-    #[command(flatten)]
-    run: RunArgs,
+    measuring: Measuring,
 }
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
-    let options = args.sampling.apply(measure::options(&args.text, &args.room, &args.run));
+    let options = args.measuring.options(&args.text);
+    let json = args.measuring.json();
     let alone = args.tasks.are_alone(&args.text);
     let texts = if alone { Vec::new() } else { args.text.read()? };
     if args.mtp {
@@ -49,16 +44,16 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let subject = Subject { path: &args.model, model: &model };
     let ask = || args.tasks.ask(&[subject], &options);
     if alone {
-        ask()?.iter().for_each(|choices| measured::choices(choices, args.run.json));
-    } else if let Some(part) = args.share.measure(
+        ask()?.iter().for_each(|choices| measured::choices(choices, json));
+    } else if let Some(part) = args.measuring.share.measure(
         "perplexity",
         Job::Perplexity(subject),
         &texts,
         &options,
-        args.run.json,
+        json,
     )? {
-        let inputs = if args.run.json { measure::inputs(&texts, &[subject])? } else { Value::Null };
-        let show = Show { json: args.run.json, choices: ask()?, inputs, ..Show::default() };
+        let inputs = if json { measure::inputs(&texts, &[subject])? } else { Value::Null };
+        let show = Show { json, choices: ask()?, inputs, ..Show::default() };
         return measure::conclude(&part.result()?, &show, &options);
     }
     Room::finish(&options);
@@ -74,7 +69,7 @@ fn drafts(args: &Args, texts: &[Text], options: &Options) -> anyhow::Result<u8> 
     let progress = Progress::start("drafts", 0, "token-layers", 0);
     let found = crate::measure::drafts(subject, text, options, &progress)?;
     progress.finish();
-    if args.run.json {
+    if args.measuring.json() {
         say::json(json!({ "version": 1, "drafts": found }));
         return Ok(0);
     }
