@@ -45,20 +45,27 @@ fn is_unwanted(error: &anyhow::Error) -> bool {
         || matches!(error.downcast_ref(), Some(MeasureError::Unwanted(_)))
 }
 
-/// The error's own words, but for amounts of memory.
+/// The error's own words, but for amounts of memory and bytes of files.
 fn said(error: &(dyn Error + 'static)) -> String {
-    let Some(MeasureError::Memory { memory, needed, states }) = error.downcast_ref() else {
-        return error.to_string();
-    };
-    let [memory, needed] = [memory, needed].map(|n| units::bytes(*n));
-    let of_states = match states {
-        0 => String::new(),
-        n => format!(
-            ", {} of them for hidden states, which --scratch puts on disk",
-            units::bytes(*n)
-        ),
-    };
-    format!("{memory} of memory are not enough, {needed} are needed{of_states} (--memory)")
+    match error.downcast_ref() {
+        Some(MeasureError::Memory { memory, needed, states }) => {
+            let [memory, needed] = [memory, needed].map(|n| units::bytes(*n));
+            let of_states = match states {
+                0 => String::new(),
+                n => format!(
+                    ", {} of them for hidden states, which --scratch puts on disk",
+                    units::bytes(*n)
+                ),
+            };
+            format!("{memory} of memory are not enough, {needed} are needed{of_states} (--memory)")
+        }
+        Some(MeasureError::TooFewBytes { size, least, by_role }) => {
+            let [size, least] = [size, least].map(|n| units::bytes(*n));
+            let each = if *by_role { "; --budget holds for each part" } else { "" };
+            format!("{size} are too few: the smallest types take {least}{each}")
+        }
+        _ => error.to_string(),
+    }
 }
 
 /// How the error's text goes on to say which option helps.
@@ -91,6 +98,8 @@ fn convert(error: &ConvertError) -> &'static str {
 fn measure(error: &MeasureError) -> &'static str {
     match error {
         MeasureError::TooShort { .. } => " (--ctx)",
+        MeasureError::NoType { .. } => "; look at --types, --floor and --keep",
+        MeasureError::Plan(error) => convert(error),
         _ => "",
     }
 }

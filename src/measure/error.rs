@@ -1,7 +1,9 @@
 //! What can go wrong between a text and a result.
 
+use crate::convert::ConvertError;
 use crate::eval::EvalError;
 use crate::io::IoError;
+use crate::json::JsonError;
 use crate::tokenizer::TokenizerError;
 use crate::warning::Warning;
 use std::path::{Path, PathBuf};
@@ -125,6 +127,37 @@ pub enum MeasureError {
         /// Bytes of them that a folder for hidden states would spare.
         states: u64,
     },
+    /// What was measured for a mix, of another model or not of all types.
+    #[error("{}: {what}", path.display())]
+    OtherSensitivities {
+        /// The file.
+        path: PathBuf,
+        /// How it does not belong here.
+        what: String,
+    },
+    /// A file of sensitivities that cannot be read.
+    #[error(transparent)]
+    Json(#[from] JsonError),
+    /// A tensor that may have none of the types.
+    #[error("no type is left for `{tensor}`")]
+    NoType {
+        /// The tensor.
+        tensor: String,
+    },
+    /// A size that no mix keeps to.
+    #[error("{size} bytes are too few: the smallest types take {least}{}",
+        if *by_role { "; the bytes of a role hold for it alone" } else { "" })]
+    TooFewBytes {
+        /// Bytes of the file.
+        size: u64,
+        /// Bytes of the tensors in their smallest types.
+        least: u64,
+        /// Whether roles have bytes of their own.
+        by_role: bool,
+    },
+    /// A file that cannot be planned.
+    #[error(transparent)]
+    Plan(Box<ConvertError>),
     /// A folder for hidden states that is none.
     #[error("{}: not a folder; hidden states need one with room", .0.display())]
     NoFolder(PathBuf),
@@ -146,6 +179,12 @@ pub enum MeasureError {
     /// A forward pass of no single model.
     #[error(transparent)]
     Eval(#[from] EvalError),
+}
+
+impl From<ConvertError> for MeasureError {
+    fn from(error: ConvertError) -> Self {
+        Self::Plan(Box::new(error))
+    }
 }
 
 impl MeasureError {

@@ -1,4 +1,4 @@
-//! What models are worth on a text: perplexity, comparison, gate, importances, each as one function
+//! What models are worth on a text: perplexity, comparison, gate, importances, the best mix for a size, each as one function
 //! from opened models and a text to a result.
 //!
 //! This room joins what the others know, a model's tokenizer, its weights and the forward pass, and
@@ -14,6 +14,7 @@ mod front;
 mod gate;
 mod importances;
 mod job;
+mod mix;
 mod options;
 mod order;
 mod outcome;
@@ -33,6 +34,7 @@ pub use front::front;
 pub use gate::{Judged, Judgement, Terms, gate};
 pub use importances::importances;
 pub use job::{Job, measure, measure_unless};
+pub use mix::{Bounds, Mix, mix};
 pub use options::Options;
 pub use outcome::{Domain, Found, Outcome, Row, Sampling, TensorCost};
 pub use pairs::Pair;

@@ -11,6 +11,7 @@ use crate::calibrate::Errors;
 use crate::eval::{self, Comparison, EvalError, Reference, comparison_work};
 use crate::imatrix::Imatrix;
 use crate::io::IoError;
+use crate::model::Model;
 use crate::monitor::Monitor;
 use crate::quant::{Guide, Importance, QuantType};
 use crate::recipe::fitting;
@@ -20,6 +21,7 @@ use crate::tensor::{Kind, Part, TensorName};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use std::path::Path;
 
 /// Kinds of tensors whose sensitivities are measured together.
 const GROUPS: [(&str, &[Kind]); 11] = [
@@ -91,6 +93,30 @@ pub struct Sensitivities {
 }
 
 impl Sensitivities {
+    /// Reads what was measured of a model before, with these types.
+    ///
+    /// # Errors
+    /// A file that is no such, of another model, or without one of the types.
+    pub fn read(path: &Path, model: &Model, types: &[QuantType]) -> Result<Self, MeasureError> {
+        let found: Self = crate::json::read(path)?;
+        let bad = |what: String| MeasureError::OtherSensitivities { path: path.to_owned(), what };
+        let source = model.source();
+        let other = found.tensors.iter().find(|tensor| {
+            source.find(&tensor.name).is_none_or(|i| source.tensors()[i].dims != tensor.dims)
+        });
+        if let Some(OfTensor { name, .. }) = other {
+            return Err(bad(format!("measured on another model, this one has no such `{name}`")));
+        }
+        let known =
+            |ty: &&QuantType| found.tensors.iter().all(|t| t.errors.contains_key(ty.name()));
+        match types.iter().find(|ty| !known(ty)) {
+            Some(missing) => {
+                Err(bad(format!("has nothing about {missing}; give another file for these types")))
+            }
+            None => Ok(found),
+        }
+    }
+
     /// A group's, if it is known.
     fn of(&self, group: &Measured) -> Option<&Group> {
         self.groups.iter().find(|known| known.name == group.name && known.layers == group.layers)

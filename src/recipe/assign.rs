@@ -64,7 +64,13 @@ impl TensorType {
         Ok(Self { pattern, ty })
     }
 
-    fn fits(&self, name: &str) -> bool {
+    /// The type.
+    pub fn ty(&self) -> QuantType {
+        self.ty
+    }
+
+    /// Whether it is meant for the tensor of this name.
+    pub fn fits(&self, name: &str) -> bool {
         self.pattern.is_match(name)
     }
 }

@@ -8,19 +8,17 @@ use crate::cli::args::{calibrate, places};
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::cli::views::units;
-use crate::convert::{Importance, Plan, Settings};
+use crate::convert::Importance;
 use crate::io::LocalDisk;
-use crate::measure::{self, Options, Sensitivities, SoFar, Subject, Text};
-use crate::model::Model;
-use crate::pattern::Pattern;
+use crate::measure::{
+    self, Bounds, MeasureError, Mix, Options, Sensitivities, SoFar, Subject, Text,
+};
 use crate::quant::QuantType;
-use crate::recipe::{Choice, FileType, Quantized, Recipe, Role, choose, fitting, recover};
+use crate::recipe::{Role, TensorType};
 use anyhow::{Context, bail};
 use serde_json::json;
 use std::collections::BTreeMap;
-use std::fmt::Write;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
 /// Find the mix of types that loses least for a size.
 ///
@@ -67,7 +65,7 @@ pub struct Args {
     floor: Vec<(Role, QuantType)>,
     /// Type of the tensors whose names fit a pattern (a regular expression); repeatable
     #[arg(long, value_name = "PATTERN=TYPE", value_parser = keep)]
-    keep: Vec<(String, QuantType)>,
+    keep: Vec<TensorType>,
     /// File that keeps what was measured: read where it exists, else written, so that other sizes take no
     /// time. A search that is stopped goes on from the file of this name with .part
     #[arg(long, value_name = "FILE")]
@@ -153,17 +151,26 @@ fn role(name: &str) -> Result<Role, String> {
     found.ok_or_else(|| format!("no role `{name}`: {}", names()))
 }
 
-fn keep(text: &str) -> Result<(String, QuantType), String> {
+fn keep(text: &str) -> Result<TensorType, String> {
     let (pattern, ty) = text.rsplit_once('=').ok_or("write for example attn_v=Q8_0")?;
     let ty = ty.parse().map_err(|error: crate::quant::UnknownType| error.to_string())?;
-    Ok((pattern.to_owned(), ty))
+    TensorType::new(pattern, ty).map_err(|error| error.to_string())
 }
 
 /// What llama.cpp computes a batch with, roughly: logits of 512 tokens and a layer's products.
 const COMPUTE: u64 = 512 << 20;
 
-/// Bytes that are left for what files say about how they were rounded.
-const NOTES: u64 = 512;
+impl Args {
+    fn bounds(&self) -> Bounds {
+        let budgets = self.budget.iter().filter_map(|&(role, bytes)| Some((role?, bytes)));
+        Bounds {
+            types: self.types.0.clone(),
+            budgets: budgets.collect(),
+            floors: self.floor.clone(),
+            keep: self.keep.clone(),
+        }
+    }
+}
 
 /// Texts that have nothing in common.
 struct Texts {
@@ -207,24 +214,31 @@ impl Texts {
     }
 }
 
-/// A mix for a size.
-struct Mix {
-    /// Name, weights and type of each tensor that was chosen for.
-    tensors: Vec<(String, u64, QuantType)>,
-    recipe: Recipe,
-    bytes: u64,
-    bits_per_weight: f64,
-    /// The divergence that is expected of it, rounded as it was chosen for, and as the reference does.
-    expected: [f64; 2],
-}
-
-/// A model and what its types cost.
+/// A model, what its types cost, and what a mix may be made of.
 struct Search<'a> {
     args: &'a Args,
     subject: Subject<'a>,
     found: &'a Sensitivities,
-    importance: Option<Importance>,
-    keep: Vec<(Pattern, QuantType)>,
+    importance: Option<&'a Importance>,
+    bounds: &'a Bounds,
+}
+
+impl Search<'_> {
+    fn mix(&self, size: u64) -> Result<Mix, MeasureError> {
+        measure::mix(self.subject, self.found, self.bounds, self.importance, size)
+    }
+
+    /// The divergence of a mix on a text, with its error.
+    fn proof(&self, mix: &Mix, text: &Text, options: &Options) -> anyhow::Result<(f64, f64)> {
+        let options = Options { chunks: None, ..options.clone() };
+        let progress = Progress::start("proof", 0, "token-layers", 0);
+        let imatrix = self.importance.map(|importance| &*importance.imatrix);
+        let types = mix.types();
+        let found = measure::proof(self.subject, text, &types, imatrix, &options, &progress)?;
+        progress.finish();
+        let kld = found.kl_divergence;
+        Ok((kld.mean.value, kld.error_by_chunk()))
+    }
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -234,10 +248,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if let Some(path) = args.sensitivities.as_ref().filter(|path| !path.exists()) {
         places::prepare(path)?;
     }
-    let keep = args.keep.iter().map(|(pattern, ty)| {
-        Ok((Pattern::parse(pattern).with_context(|| format!("--keep {pattern}"))?, *ty))
-    });
-    let keep = keep.collect::<anyhow::Result<Vec<_>>>()?;
+    let bounds = args.bounds();
     let options = measuring::options(&args.text, &args.room, &args.run);
     let model = measuring::model(&args.model, &options)?;
     let importance = args.weights.importance()?;
@@ -249,14 +260,15 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (found, texts) = match known {
         Some(path) => {
             let texts = proves.then(texts).transpose()?;
-            (read(path, &model, &args.types.0)?, texts)
+            (Sensitivities::read(path, &model, &bounds.types)?, texts)
         }
         None => {
             let texts = texts()?;
             (measured(args, subject, &texts, importance.as_ref(), &options)?, Some(texts))
         }
     };
-    let search = Search { args, subject, found: &found, importance, keep };
+    let search =
+        Search { args, subject, found: &found, importance: importance.as_ref(), bounds: &bounds };
     if args.curve {
         curve(&search)?;
     }
@@ -266,7 +278,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         Some(texts) if proves => Some(search.proof(&mix, &texts.proof, &options)?),
         _ => None,
     };
-    let text = written(&mix, proof, &args.model, &found);
+    let text = mix.text(&args.model, &found, proof);
     // Not after: a disk that is full takes no recipe, and what was found is not to be lost.
     report(args, output, &mix, proof);
     crate::io::write(&LocalDisk, output, text.as_bytes())?;
@@ -286,8 +298,8 @@ fn report(args: &Args, output: &Path, mix: &Mix, proof: Option<(f64, f64)>) {
         let measured = proof.map(|(kld, error)| json!({ "mean_kld": kld, "error": error }));
         say::json(json!({
             "version": 1, "recipe": output, "file_bytes": mix.bytes,
-            "bits_per_weight": mix.bits_per_weight, "expected_kld": mix.expected[0],
-            "expected_kld_reference": mix.expected[1], "measured": measured,
+            "bits_per_weight": mix.bits_per_weight, "expected_kld": mix.expected,
+            "expected_kld_reference": mix.expected_of_reference, "measured": measured,
         }));
         return;
     }
@@ -300,56 +312,13 @@ fn report(args: &Args, output: &Path, mix: &Mix, proof: Option<(f64, f64)>) {
     }
     let size = units::bytes(mix.bytes);
     println!("{}: {size}, {:.3} bits per weight", output.display(), mix.bits_per_weight);
-    println!("expected KL divergence {:.5}", mix.expected[0]);
-    if mix.expected[0] != mix.expected[1] {
-        println!("rounded as the reference does {:.5}", mix.expected[1]);
+    println!("expected KL divergence {:.5}", mix.expected);
+    if mix.expected != mix.expected_of_reference {
+        println!("rounded as the reference does {:.5}", mix.expected_of_reference);
     }
     if let Some((kld, error)) = proof {
         println!("measured KL divergence {kld:.5} ± {error:.5}, on the last part of the text");
     }
-}
-
-/// The recipe as it is written.
-fn written(mix: &Mix, proof: Option<(f64, f64)>, model: &Path, found: &Sensitivities) -> String {
-    let mut text = format!(
-        "# Found by requant mix for {}: {:.3} bits per weight, {} bytes.\n# Expected mean KL divergence {:.6}, \
-         from groups measured in {} on {} tokens.\n",
-        model.display(),
-        mix.bits_per_weight,
-        mix.bytes,
-        mix.expected[0],
-        found.probe,
-        found.tokens
-    );
-    if let Some((kld, error)) = proof {
-        let _ = writeln!(
-            text,
-            "# Rounded as the reference does: expected {:.6}, measured {kld:.6} ± {error:.6} on other text.",
-            mix.expected[1]
-        );
-    }
-    text + mix.recipe.text()
-}
-
-/// What was measured before, if it is of this model and these types.
-fn read(path: &Path, model: &Model, types: &[QuantType]) -> anyhow::Result<Sensitivities> {
-    let found: Sensitivities = crate::json::read(path)?;
-    let source = model.source();
-    let other = found.tensors.iter().find(|tensor| {
-        source.find(&tensor.name).is_none_or(|i| source.tensors()[i].dims != tensor.dims)
-    });
-    if let Some(other) = other {
-        bail!(
-            "{}: measured on another model, this one has no such `{}`",
-            path.display(),
-            other.name
-        );
-    }
-    let known = |ty: &&QuantType| found.tensors.iter().all(|t| t.errors.contains_key(ty.name()));
-    if let Some(missing) = types.iter().find(|ty| !known(ty)) {
-        bail!("{}: has nothing about {missing}; give another file for these types", path.display());
-    }
-    Ok(found)
 }
 
 fn measured(
@@ -404,7 +373,7 @@ fn curve(search: &Search) -> anyhow::Result<()> {
     if search.args.run.json {
         let row = |mix: &Mix| {
             json!({ "file_bytes": mix.bytes, "bits_per_weight": mix.bits_per_weight,
-            "expected_kld": mix.expected[0] })
+            "expected_kld": mix.expected })
         };
         say::json(json!({ "version": 1, "curve": rows.iter().map(row).collect::<Vec<_>>() }));
         return Ok(());
@@ -415,7 +384,7 @@ fn curve(search: &Search) -> anyhow::Result<()> {
             "{:>8.3} {:>12} {:>12.6}",
             mix.bits_per_weight,
             units::bytes(mix.bytes),
-            mix.expected[0]
+            mix.expected
         );
     }
     Ok(())
@@ -460,130 +429,4 @@ fn beside_context(args: &Args, subject: Subject) -> anyhow::Result<Option<u64>> 
         )
     })?;
     Ok(Some(left))
-}
-
-impl Search<'_> {
-    /// The best choice of types of at most so many bytes, each role that has a budget within its own.
-    fn within(&self, choices: &[Vec<Choice>], bytes: u64) -> Option<Vec<Choice>> {
-        let budgets: Vec<(Role, u64)> =
-            self.args.budget.iter().filter_map(|&(role, bytes)| Some((role?, bytes))).collect();
-        let rest = bytes.checked_sub(budgets.iter().map(|(_, bytes)| bytes).sum())?;
-        let budget = |tensor: &measure::OfTensor| {
-            let role = Role::of(&tensor.name);
-            budgets.iter().position(|&(own, _)| own == role)
-        };
-        let of: Vec<Option<usize>> = self.found.tensors.iter().map(budget).collect();
-        let own = budgets.iter().enumerate().map(|(i, &(_, bytes))| (Some(i), bytes));
-        let mut chosen = vec![None; choices.len()];
-        for (part, bytes) in own.chain([(None, rest)]) {
-            let part: Vec<usize> = (0..choices.len()).filter(|&i| of[i] == part).collect();
-            let choices: Vec<_> = part.iter().map(|&i| choices[i].clone()).collect();
-            for (i, choice) in part.into_iter().zip(choose(&choices, bytes)?) {
-                chosen[i] = Some(choice);
-            }
-        }
-        chosen.into_iter().collect()
-    }
-
-    /// The types that a tensor may have.
-    fn choices(&self, tensor: &measure::OfTensor) -> Vec<Choice> {
-        let n = tensor.dims.first().copied().unwrap_or(1);
-        let kept = self.keep.iter().find(|(pattern, _)| pattern.is_match(&tensor.name));
-        let role = Role::of(&tensor.name);
-        let floor = self.args.floor.iter().find(|(known, _)| *known == role).map(|(_, ty)| *ty);
-        let bits = |ty: QuantType| ty.format().bits_per_weight();
-        let types = self.args.types.0.iter().copied().filter(|&ty| match kept {
-            Some((_, kept)) => ty == *kept,
-            None => floor.is_none_or(|floor| bits(ty) >= bits(floor)),
-        });
-        let choice = |ty: QuantType| {
-            let stored = fitting(ty, n)?;
-            let rows: u64 = tensor.dims.iter().skip(1).product();
-            let bytes = stored.row_bytes(n as usize)? as u64 * rows;
-            let errors =
-                if tensor.compensated.is_empty() { &tensor.errors } else { &tensor.compensated };
-            Some(Choice { ty: stored, bytes, cost: tensor.alpha * errors.get(ty.name())? })
-        };
-        types.filter_map(choice).collect()
-    }
-
-    /// The best mix of at most so many bytes.
-    fn mix(&self, size: u64) -> anyhow::Result<Mix> {
-        let choices: Vec<Vec<Choice>> =
-            self.found.tensors.iter().map(|tensor| self.choices(tensor)).collect();
-        if let Some(at) = choices.iter().position(Vec::is_empty) {
-            let name = &self.found.tensors[at].name;
-            bail!("no type is left for `{name}`; look at --types, --floor and --keep");
-        }
-        let mut left = size;
-        // The header and what is never quantized are known once there is a plan.
-        let mut known = false;
-        for _ in 0..8 {
-            let Some(chosen) = self.within(&choices, left) else { break };
-            let mix = self.planned(&chosen)?;
-            if known && mix.bytes <= size {
-                return Ok(mix);
-            }
-            let of_chosen: u64 = chosen.iter().map(|choice| choice.bytes).sum();
-            let others = mix.bytes.saturating_sub(of_chosen) + NOTES;
-            left = match known {
-                true => left.saturating_sub(mix.bytes - size),
-                false => size.saturating_sub(others),
-            };
-            known = true;
-        }
-        let least: u64 = choices
-            .iter()
-            .filter_map(|choices| choices.iter().map(|choice| choice.bytes).min())
-            .sum();
-        let [size, least] = [size, least].map(units::bytes);
-        let each = if self.args.budget.is_empty() { "" } else { "; --budget holds for each part" };
-        bail!("{size} are too few: the smallest types take {least}{each}")
-    }
-
-    fn planned(&self, chosen: &[Choice]) -> anyhow::Result<Mix> {
-        let tensors: Vec<(String, u64, QuantType)> = (self.found.tensors.iter().zip(chosen))
-            .map(|(tensor, choice)| (tensor.name.clone(), tensor.dims.iter().product(), choice.ty))
-            .collect();
-        let mut weights: BTreeMap<QuantType, u64> = BTreeMap::new();
-        tensors.iter().for_each(|(_, n, ty)| *weights.entry(*ty).or_default() += n);
-        let most = weights.iter().max_by_key(|(_, n)| **n).map(|(ty, _)| *ty);
-        let file_type = most.and_then(FileType::of_type).unwrap_or(FileType::Q4_K_M);
-        let named = tensors.iter().map(|(name, n, ty)| Quantized { name, weights: *n, ty: *ty });
-        let found = recover("measured mix", file_type, &named.collect::<Vec<_>>());
-        let recipe = Recipe::parse(&found.text)?;
-        let mut settings = Settings {
-            recipe: Arc::new(recipe.clone()),
-            importance: self.importance.clone(),
-            allow_requantize: true,
-            ..Settings::new(file_type)
-        };
-        settings.options.imatrix = true;
-        let plan = match self.subject.model {
-            Model::Checkpoint(model) => Plan::of_checkpoint(model, &settings)?,
-            Model::Gguf(model) => Plan::of_gguf(model.gguf(), &settings)?,
-        };
-        let reference = self.found.tensors.iter().zip(&tensors).map(|(tensor, (_, _, ty))| {
-            // A fallback's error is known by the type that it stands for.
-            let n = tensor.dims.first().copied().unwrap_or(1);
-            let asked = self.args.types.0.iter().find(|&&asked| fitting(asked, n) == Some(*ty));
-            tensor.alpha * asked.and_then(|asked| tensor.errors.get(asked.name())).unwrap_or(&0.0)
-        });
-        let expected = [chosen.iter().map(|choice| choice.cost).sum(), reference.sum()];
-        let (bytes, bits_per_weight) = (plan.file_size(), plan.bits_per_weight());
-        Ok(Mix { tensors, recipe, bytes, bits_per_weight, expected })
-    }
-
-    /// The divergence of a mix on a text, with its error.
-    fn proof(&self, mix: &Mix, text: &Text, options: &Options) -> anyhow::Result<(f64, f64)> {
-        let options = Options { chunks: None, ..options.clone() };
-        let progress = Progress::start("proof", 0, "token-layers", 0);
-        let imatrix = self.importance.as_ref().map(|importance| &*importance.imatrix);
-        let types: Vec<(&str, QuantType)> =
-            mix.tensors.iter().map(|(name, _, ty)| (name.as_str(), *ty)).collect();
-        let found = measure::proof(self.subject, text, &types, imatrix, &options, &progress)?;
-        progress.finish();
-        let kld = found.kl_divergence;
-        Ok((kld.mean.value, kld.error_by_chunk()))
-    }
 }
