@@ -36,12 +36,17 @@ pub enum JsonError {
 /// # Errors
 /// A file that the system does not give, or that is not such JSON.
 pub fn read<T: DeserializeOwned>(path: &Path) -> Result<T, JsonError> {
-    let path = path.to_owned();
-    let bytes = match std::fs::read(&path) {
-        Ok(bytes) => bytes,
-        Err(error) => return Err(IoError::new(&path, error).into()),
-    };
-    serde_json::from_slice(&bytes).map_err(|error| {
+    let bytes = std::fs::read(path).map_err(|error| IoError::new(path, error))?;
+    parse(path, &bytes)
+}
+
+/// Reads what is in a file.
+///
+/// # Errors
+/// It is no such JSON.
+pub fn parse<T: DeserializeOwned>(path: &Path, bytes: &[u8]) -> Result<T, JsonError> {
+    serde_json::from_slice(bytes).map_err(|error| {
+        let path = path.to_owned();
         let begins = bytes.trim_ascii_start().first();
         // What begins like JSON is JSON that has been damaged.
         let seems = match begins {

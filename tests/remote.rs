@@ -235,6 +235,22 @@ fn gguf_files_are_read_where_they_are() {
     }
     assert!(std::fs::read(&a).unwrap() == std::fs::read(&b).unwrap());
 
+    // A manifest beside it is found, and read.
+    let made = dir.path().to_str().unwrap().to_owned() + "/m.gguf";
+    let with = ["quantize", local, &made, "Q8_0", "--manifest", "-q"];
+    assert_eq!(requant(&with, "").0, Some(0));
+    let root = dir.path().to_owned();
+    let beside = Server::of(Site { root, prefix: "", token: None, missing: "none" });
+    let there = format!("{}/m.gguf", beside.address);
+    let (code, out, err) = requant(&["verify", &there, "-q"], "");
+    assert!(code == Some(0) && out.contains("/m.gguf.manifest.json was checked"), "{out}{err}");
+    let manifest = format!("{made}.manifest.json");
+    let other =
+        std::fs::read_to_string(&manifest).unwrap().replace("\"sha256\": \"", "\"sha256\": \"0");
+    std::fs::write(&manifest, other).unwrap();
+    let (code, _, err) = requant(&["verify", &there, "-q"], "");
+    assert!(code == Some(3) && err.contains("is not the manifest's"), "{err}");
+
     let server = Server::of(site("/org/repo/resolve/v1"));
     let hub = server.address.as_str();
     let (code, _, err) = requant(&["inspect", "hf://org/repo@v1/tiny-r1-bf16.gguf"], hub);
@@ -245,9 +261,19 @@ fn gguf_files_are_read_where_they_are() {
     common::validate("files", &serde_json::from_str(&out).unwrap());
     let (code, _, err) = requant(&["inspect", "hf://org/repo@v1"], hub);
     assert!(code == Some(1) && err.contains("tiny-r1-bf16.gguf; add the name"), "{err}");
-    let (code, _, err) =
-        requant(&["plan", "hf://org/repo@v1/tiny-r1-bf16.gguf", "-t", "Q8_0"], hub);
+    let there = "hf://org/repo@v1/tiny-r1-bf16.gguf";
+    let (code, _, err) = requant(&["convert", there, "a.gguf", "-t", "Q8_0"], hub);
     assert!(code == Some(1) && err.contains("`requant quantize` takes GGUF files"), "{err}");
+    let plan = |place: &str| {
+        let (code, out, err) = requant(&["plan", place, "Q4_K_M", "--json"], hub);
+        assert_eq!(code, Some(0), "{err}");
+        let plan: serde_json::Value = serde_json::from_str(&out).unwrap();
+        common::validate("plan", &plan);
+        (plan["bytes"].clone(), plan["tensors"].as_array().unwrap().len())
+    };
+    assert_eq!(plan(there), plan(local));
+    let (code, _, err) = requant(&["plan", there, "--outtype", "bf16"], hub);
+    assert!(code == Some(2) && err.contains("only what `requant quantize` makes"), "{err}");
     let (code, _, err) = requant(&["inspect", "hf://org/repo@v1/other.gguf"], hub);
     assert!(code == Some(1) && err.contains("hf://org/repo@v1/other.gguf"), "{err}");
 }

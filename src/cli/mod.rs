@@ -103,6 +103,7 @@ enum Command {
     },
 }
 
+pub use args::place;
 pub use formats::all as formats_json;
 
 /// Runs the program on the process's arguments.

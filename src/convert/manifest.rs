@@ -170,18 +170,23 @@ impl Manifest {
         beside(output, ".manifest.json")
     }
 
-    /// The manifest that lies beside a model, if there is one: under the model's name, or under the one that was
-    /// given when it was written, which for split models lacks the number.
-    pub fn beside(model: &Path) -> Option<PathBuf> {
+    /// The names that the manifest beside a model may have: the model's own, or the one that was given when it was
+    /// written, which for split models lacks the number.
+    pub fn names(model: &Path) -> Vec<String> {
         let name = base(model);
         let stem = name.strip_suffix(".gguf").unwrap_or(&name);
         let whole = whole_name(stem);
-        let mut candidates = vec![Self::path(model)];
+        let mut of = vec![name.clone()];
         if whole != stem {
-            candidates.push(Self::path(&model.with_file_name(format!("{whole}.gguf"))));
-            candidates.push(Self::path(&model.with_file_name(whole)));
+            of.extend([format!("{whole}.gguf"), whole.to_owned()]);
         }
-        candidates.into_iter().find(|path| path.is_file())
+        of.iter().map(|name| base(Self::path(Path::new(name)))).collect()
+    }
+
+    /// The manifest that lies beside a model, if there is one.
+    pub fn beside(model: &Path) -> Option<PathBuf> {
+        let mut paths = Self::names(model).into_iter().map(|name| model.with_file_name(name));
+        paths.find(|path| path.is_file())
     }
 
     /// Reads a manifest.
@@ -189,9 +194,20 @@ impl Manifest {
     /// # Errors
     /// A file that is none, or of a format that is not known.
     pub fn read(path: &Path) -> Result<Self, ConvertError> {
-        let manifest: Self = crate::json::read(path)?;
-        match manifest.format {
-            1 => Ok(manifest),
+        crate::json::read::<Self>(path)?.known(path)
+    }
+
+    /// Reads a manifest that was fetched from a path or URL.
+    ///
+    /// # Errors
+    /// As [`Manifest::read`].
+    pub fn parse(path: &Path, bytes: &[u8]) -> Result<Self, ConvertError> {
+        crate::json::parse::<Self>(path, bytes)?.known(path)
+    }
+
+    fn known(self, path: &Path) -> Result<Self, ConvertError> {
+        match self.format {
+            1 => Ok(self),
             format => Err(ConvertError::ManifestVersion { path: path.to_owned(), format }),
         }
     }

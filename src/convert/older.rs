@@ -56,7 +56,7 @@ impl Ladder<'_> {
                 || path == output && path.is_file()
         };
         let belongs = |path: &PathBuf| {
-            let name = base(&path);
+            let name = base(path);
             let older = self.rungs().iter().any(|rung| of_output(rung.output, path, &name))
                 || options.shard.is_none() && is_journal(&place, &name);
             let is_read = || path.canonicalize().is_ok_and(|path| read.contains(&path));

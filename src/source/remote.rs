@@ -173,6 +173,14 @@ impl Remote {
         }
     }
 
+    /// What is in a file that describes others; `None` where there is none of that name.
+    ///
+    /// # Errors
+    /// What the store says, and a file that is too large to be such.
+    pub fn description(&self, name: &str) -> Result<Option<Arc<[u8]>>, RemoteError> {
+        self.small(&self.object(name)).map_err(|error| self.failed(name, &error))
+    }
+
     /// Names and sizes of all files, those of folders within included.
     ///
     /// # Errors
@@ -309,8 +317,7 @@ impl RemoteFolder {
 
     fn fetch_descriptions(&self) -> Result<(), RemoteError> {
         for name in DESCRIPTIONS {
-            let fetched = self.remote.small(&self.remote.object(name));
-            match fetched.map_err(|error| self.remote.failed(name, &error))? {
+            match self.remote.description(name)? {
                 Some(bytes) => std::fs::write(self.dir.join(name), bytes)?,
                 None if name == DESCRIPTIONS[0] => return Err(self.nothing()),
                 None => {}

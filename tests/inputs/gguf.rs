@@ -664,7 +664,7 @@ fn rare_files_pass_through_every_command() {
             bench.run(&["verify", "r.gguf"]);
             bench.run(&["recipe", "from", "r.gguf"]);
             bench.run(&["recipe", "show", "Q4_K_M", "--model", "r.gguf"]);
-            bench.run(&["plan", "r.gguf", "--type", "Q8_0"]).fails(&["r.gguf"]);
+            bench.run(&["convert", "r.gguf", "c.gguf", "-t", "Q8_0"]).fails(&["r.gguf"]);
             bench.run(&["export", "r.gguf", "folder"]).fails(&["r.gguf"]);
             bench.run(&["perplexity", "r.gguf", "--text", text]).fails(&["r.gguf"]);
             bench.run(&["imatrix", "r.gguf", "--text", text, "-o", "i.gguf"]).fails(&["r.gguf"]);

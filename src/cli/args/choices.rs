@@ -9,7 +9,7 @@ use crate::convert::{ConvertError, Ingredient, Intermediate, Mode, Outputs, Plan
 use crate::model::{CheckpointModel, Given, Mla, Mtp};
 use crate::recipe::{FileType, Recipe, RecipeError};
 use crate::simd::Simd;
-use crate::source::DESCRIPTIONS;
+use crate::source::{DESCRIPTIONS, GgufSource};
 use crate::warning::{Topic, Warning};
 use clap::ValueEnum;
 use std::path::{Path, PathBuf};
@@ -65,7 +65,7 @@ pub struct Choices {
     tokenizer_pre: Option<String>,
     #[command(flatten)]
     recipe: types::Args,
-    /// Whether a mix that needs importances is planned without any, as if there were some.
+    /// Whether what a run asks for is taken for granted.
     #[arg(skip)]
     assumes: bool,
 }
@@ -146,71 +146,61 @@ impl Choices {
         Ok(words.output)
     }
 
-    /// Plans mixes that need importances without any, as if there were some.
-    pub fn assume_importances(&mut self) {
+    /// Plans mixes that need importances without any, as if there were some, and sources that are quantized.
+    pub fn assume(&mut self) {
         self.assumes = true;
     }
 
-    /// A plan, which may take importances for granted.
-    fn planned(&self, model: &CheckpointModel, settings: &Settings) -> anyhow::Result<Plan> {
-        match Plan::of_checkpoint(model, settings) {
+    /// A plan, which may take for granted what the run itself asks for.
+    fn planned(
+        &self,
+        settings: &Settings,
+        plan: impl Fn(&Settings) -> Result<Plan, ConvertError>,
+    ) -> anyhow::Result<Plan> {
+        let mut settings = settings.clone();
+        let (topic, text) = match plan(&settings) {
             Err(ConvertError::Recipe(RecipeError::NeedsImatrix { file_type, .. }))
                 if self.assumes =>
             {
-                let mut settings = settings.clone();
                 settings.options.imatrix = true;
-                let text = format!(
-                    "{file_type} needs importances (--imatrix), which are taken for granted here"
-                );
-                say::warning(&Warning::new(Topic::Imatrix, text));
-                Ok(Plan::of_checkpoint(model, &settings)?)
+                let needs = format!("{file_type} needs importances (--imatrix)");
+                (Topic::Imatrix, format!("{needs}, which are taken for granted here"))
             }
-            plan => Ok(plan?),
-        }
+            Err(error @ ConvertError::Requantize { .. }) if self.assumes => {
+                settings.allow_requantize = true;
+                (Topic::Tensors, format!("{error}, or give --allow-requantize to quantize"))
+            }
+            plan => return Ok(plan?),
+        };
+        say::warning(&Warning::new(topic, text));
+        self.planned(&settings, plan)
     }
 
-    /// Opens a checkpoint and plans its conversion into each of the outputs.
-    pub fn plan(
+    /// Plans each of the outputs.
+    fn outputs(
         &self,
-        checkpoint: &Path,
-        path: &Path,
+        (source, output): (&Path, &Path),
+        settings: &Settings,
+        plan: impl Fn(&Settings) -> Result<Plan, ConvertError>,
+    ) -> anyhow::Result<Outputs> {
+        if !self.is_ladder() {
+            return Ok(Outputs::one(self.planned(settings, plan)?, output));
+        }
+        let planned = |recipe: &Arc<Recipe>| {
+            self.planned(&Settings { recipe: recipe.clone(), ..settings.clone() }, &plan)
+        };
+        let plans = self.types.iter().map(planned).collect::<anyhow::Result<_>>()?;
+        Ok(Outputs::ladder(plans, output, source))
+    }
+
+    fn settings(
+        &self,
+        (recipe, mode): (Arc<Recipe>, Mode),
         (cutting, resources): (&Cutting, &Resources),
         calibrated: Option<&calibrate::Prepared>,
-    ) -> anyhow::Result<(CheckpointModel, Outputs)> {
-        let mtp = match self.mtp {
-            Some(MtpArg::Drop) => Mtp::Drop,
-            Some(MtpArg::Keep) => Mtp::Keep,
-            Some(MtpArg::Only) => Mtp::Only,
-            None => Mtp::Usual,
-        };
-        let mla = match self.mla {
-            MlaArg::Split => Mla::Split,
-            MlaArg::Legacy => Mla::Legacy,
-        };
-        let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
-        model.set_simd(self.recipe.simd());
+    ) -> anyhow::Result<Settings> {
         let importance = self.recipe.plan().importance()?;
-        let (recipe, mode) = match (self.outtype, &self.ty) {
-            (Some(outtype), _) => {
-                model.keep_blocks()?;
-                (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert)
-            }
-            (None, Some(Target::Recipe(recipe))) => (recipe.clone(), Mode::Quantize),
-            (None, Some(Target::Lossless)) => {
-                if importance.is_some() || calibrated.is_some() || self.recipe.chooses_types() {
-                    return Err(bad_usage(
-                        "--type lossless takes no other types, and nothing that weighs or rounds",
-                    ));
-                }
-                model.keep_exact()?;
-                (Arc::new(Recipe::of(FileType::F32)), Mode::Lossless)
-            }
-            (None, None) => match self.types.first() {
-                Some(first) => (first.clone(), Mode::Quantize),
-                None => return Err(bad_usage("neither --type nor --outtype is given")),
-            },
-        };
-        let settings = Settings {
+        Ok(Settings {
             recipe,
             write_recipe: self.recipe.write_recipe,
             notes: calibrated.map(calibrate::Prepared::notes).unwrap_or_default(),
@@ -232,18 +222,77 @@ impl Choices {
             check: self.recipe.check,
             split: cutting.split(false)?,
             memory: resources.memory(),
-        };
-        let outputs = match self.types.is_empty() {
-            true => Outputs::one(self.planned(&model, &settings)?, path),
-            false => {
-                let planned = |recipe: &Arc<Recipe>| {
-                    let recipe = recipe.clone();
-                    self.planned(&model, &Settings { recipe, ..settings.clone() })
-                };
-                let plans = self.types.iter().map(planned).collect::<anyhow::Result<_>>()?;
-                Outputs::ladder(plans, path, checkpoint)
+        })
+    }
+
+    /// Opens a GGUF file and plans what `quantize` makes of it.
+    pub fn plan_gguf(
+        &self,
+        input: &Path,
+        output: &Path,
+        how: (&Cutting, &Resources),
+        calibrated: Option<&calibrate::Prepared>,
+    ) -> anyhow::Result<(GgufSource, Outputs)> {
+        let recipe = match (&self.ty, self.types.first()) {
+            (Some(Target::Recipe(recipe)), _) | (None, Some(recipe)) => recipe.clone(),
+            _ => {
+                let text = "of a GGUF file, only what `requant quantize` makes can be planned: give --type \
+                            with a mix, or --types";
+                return Err(bad_usage(text));
             }
         };
+        let mut source = place::gguf(input)?;
+        source.set_simd(self.recipe.simd());
+        let settings = self.settings((recipe, Mode::Quantize), how, calibrated)?;
+        let plan = |settings: &Settings| Plan::of_gguf(&source, settings);
+        let outputs = self.outputs((input, output), &settings, plan)?;
+        Ok((source, outputs))
+    }
+
+    /// Opens a checkpoint and plans its conversion into each of the outputs.
+    pub fn plan(
+        &self,
+        checkpoint: &Path,
+        output: &Path,
+        how: (&Cutting, &Resources),
+        calibrated: Option<&calibrate::Prepared>,
+    ) -> anyhow::Result<(CheckpointModel, Outputs)> {
+        let mtp = match self.mtp {
+            Some(MtpArg::Drop) => Mtp::Drop,
+            Some(MtpArg::Keep) => Mtp::Keep,
+            Some(MtpArg::Only) => Mtp::Only,
+            None => Mtp::Usual,
+        };
+        let mla = match self.mla {
+            MlaArg::Split => Mla::Split,
+            MlaArg::Legacy => Mla::Legacy,
+        };
+        let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
+        model.set_simd(self.recipe.simd());
+        let chosen = match (self.outtype, &self.ty) {
+            (Some(outtype), _) => {
+                model.keep_blocks()?;
+                (Arc::new(Recipe::of(outtype.file_type(&model))), Mode::Convert)
+            }
+            (None, Some(Target::Recipe(recipe))) => (recipe.clone(), Mode::Quantize),
+            (None, Some(Target::Lossless)) => {
+                let weighs = self.recipe.plan().importance()?.is_some() || calibrated.is_some();
+                if weighs || self.recipe.chooses_types() {
+                    return Err(bad_usage(
+                        "--type lossless takes no other types, and nothing that weighs or rounds",
+                    ));
+                }
+                model.keep_exact()?;
+                (Arc::new(Recipe::of(FileType::F32)), Mode::Lossless)
+            }
+            (None, None) => match self.types.first() {
+                Some(first) => (first.clone(), Mode::Quantize),
+                None => return Err(bad_usage("neither --type nor --outtype is given")),
+            },
+        };
+        let settings = self.settings(chosen, how, calibrated)?;
+        let plan = |settings: &Settings| Plan::of_checkpoint(&model, settings);
+        let outputs = self.outputs((checkpoint, output), &settings, plan)?;
         Ok((model, outputs))
     }
 

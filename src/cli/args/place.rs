@@ -1,14 +1,15 @@
 //! Where a model is: a folder or file, or a URL with the credentials that its provider's tools use.
 
 use crate::cli::say;
+use crate::convert::Manifest;
 use crate::gguf::Header;
 use crate::model::{CheckpointModel, GgufModel, Model, Mtp};
 use crate::source::{Folder, GgufSource, is_url};
 use anyhow::{Context, bail};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// The URL that an argument is, if it is one.
-pub fn url(place: &Path) -> Option<&str> {
+pub(crate) fn url(place: &Path) -> Option<&str> {
     place.to_str().filter(|text| is_url(text))
 }
 
@@ -21,6 +22,9 @@ pub fn is_gguf(place: &Path) -> bool {
 }
 
 /// The folder that an argument names.
+///
+/// # Errors
+/// There is none, or a store refuses.
 pub fn folder(place: &Path) -> anyhow::Result<Folder> {
     if is_gguf(place) {
         bail!(
@@ -56,7 +60,7 @@ fn on_hub(place: &Path) -> String {
 }
 
 /// An error where a GGUF file is wanted and a checkpoint's folder given.
-pub fn refuse_folder(place: &Path) -> anyhow::Result<()> {
+pub(crate) fn refuse_folder(place: &Path) -> anyhow::Result<()> {
     match place.is_dir() {
         true => bail!(
             "{}: a folder; `requant convert` makes a GGUF file of a checkpoint, with all of its options",
@@ -67,7 +71,7 @@ pub fn refuse_folder(place: &Path) -> anyhow::Result<()> {
 }
 
 /// An error where a model is wanted and a text given. What calls itself a GGUF file and is none, others name.
-pub fn refuse_text(place: &Path) -> anyhow::Result<()> {
+pub(crate) fn refuse_text(place: &Path) -> anyhow::Result<()> {
     use std::io::Read;
     let mut head = [0; 256];
     let read = std::fs::File::open(place).and_then(|mut file| file.read(&mut head));
@@ -84,6 +88,9 @@ pub fn refuse_text(place: &Path) -> anyhow::Result<()> {
 }
 
 /// The GGUF file that an argument names, or all files of a split model.
+///
+/// # Errors
+/// No whole GGUF file, or a store that refuses.
 pub fn gguf(place: &Path) -> anyhow::Result<GgufSource> {
     match url(place) {
         Some(url) => remote::gguf(url),
@@ -92,20 +99,34 @@ pub fn gguf(place: &Path) -> anyhow::Result<GgufSource> {
 }
 
 /// The header of the GGUF file that an argument names, whose data may be missing.
-pub fn header(place: &Path) -> anyhow::Result<Header> {
+pub(crate) fn header(place: &Path) -> anyhow::Result<Header> {
     match url(place) {
         Some(url) => remote::header(url),
         None => Ok(Header::read(place)?),
     }
 }
 
+/// The manifest beside the model that an argument names, if there is one.
+pub(crate) fn manifest(model: &Path) -> anyhow::Result<Option<(PathBuf, Manifest)>> {
+    match url(model) {
+        Some(url) => remote::manifest(url, &Manifest::names(model)),
+        None => match Manifest::beside(model) {
+            Some(path) => Ok(Some((path.clone(), Manifest::read(&path)?))),
+            None => Ok(None),
+        },
+    }
+}
+
 /// Names and sizes of the files in a folder behind a URL.
-pub fn list(url: &str) -> anyhow::Result<Vec<(String, u64)>> {
+pub(crate) fn list(url: &str) -> anyhow::Result<Vec<(String, u64)>> {
     remote::list(url)
 }
 
 /// The model that an argument names: a checkpoint or a GGUF file, here or elsewhere. What is odd about it
 /// is left to whoever plans with it.
+///
+/// # Errors
+/// As [`folder`] and [`gguf`], and what is no model of a known architecture.
 pub fn open(place: &Path) -> anyhow::Result<Model> {
     open_with(place, Mtp::Drop)
 }
@@ -118,14 +139,14 @@ fn open_with(place: &Path, mtp: Mtp) -> anyhow::Result<Model> {
 }
 
 /// As [`open`], with layers for multi-token prediction.
-pub fn open_with_drafts(place: &Path) -> anyhow::Result<Model> {
+pub(crate) fn open_with_drafts(place: &Path) -> anyhow::Result<Model> {
     let model = open_with(place, Mtp::Keep)?;
     say::warnings(model.warnings());
     Ok(model)
 }
 
 /// As [`open`], and tells what is odd about it.
-pub fn model(place: &Path) -> anyhow::Result<Model> {
+pub(crate) fn model(place: &Path) -> anyhow::Result<Model> {
     let model = open(place)?;
     say::warnings(model.warnings());
     Ok(model)
@@ -148,6 +169,10 @@ mod remote {
     }
 
     pub fn header(_url: &str) -> anyhow::Result<Header> {
+        refuse()
+    }
+
+    pub fn manifest(_url: &str, _names: &[String]) -> anyhow::Result<Option<(PathBuf, Manifest)>> {
         refuse()
     }
 
@@ -181,6 +206,18 @@ mod remote {
     pub fn header(url: &str) -> anyhow::Result<Header> {
         let (folder, name) = file(url)?;
         Ok(folder.gguf_header(name)?)
+    }
+
+    pub fn manifest(url: &str, names: &[String]) -> anyhow::Result<Option<(PathBuf, Manifest)>> {
+        let (folder, _) = file(url)?;
+        for name in names {
+            if let Some(bytes) = folder.description(name)? {
+                let path = folder.path_of(name);
+                let manifest = Manifest::parse(&path, &bytes)?;
+                return Ok(Some((path, manifest)));
+            }
+        }
+        Ok(None)
     }
 
     pub fn list(url: &str) -> anyhow::Result<Vec<(String, u64)>> {
@@ -221,8 +258,8 @@ mod remote {
             }
             settings.push(("aws_endpoint".to_owned(), endpoint));
         }
-        let hub_home = variable("HF_HOME")
-            .map_or_else(|| home.join(".cache/huggingface"), std::path::PathBuf::from);
+        let hub_home =
+            variable("HF_HOME").map_or_else(|| home.join(".cache/huggingface"), PathBuf::from);
         let hub_token = variable("HF_TOKEN")
             .or_else(|| std::fs::read_to_string(hub_home.join("token")).ok())
             .map(|token| token.trim().to_owned())

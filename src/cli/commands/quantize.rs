@@ -3,8 +3,7 @@
 use crate::cli::args::operands::Operands;
 use crate::cli::args::types::{self, MIXES, Named, recipe};
 use crate::cli::args::{calibrate, output, place};
-use crate::cli::views::plan::{self, line, summary};
-use crate::cli::views::units;
+use crate::cli::views::plan::{self, of_file};
 use crate::cli::{bad_usage, say};
 use crate::convert::{Mode, Outputs, Plan, Settings};
 use crate::model::{join_legacy_mla, split_legacy_mla};
@@ -186,12 +185,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         _ => Outputs::one(Plan::of_gguf(&source, &settings)?, &output),
     };
     let ladder = outputs.to_write()?;
-    let mut out = String::new();
-    let size = units::bytes(source.n_bytes());
-    line(&mut out, "source", &format!("{} ({size})", args.input.display()));
     let options = args.output_options.options()?;
-    summary(&mut out, &ladder, name, options.shard);
-    say::info(out);
+    say::info(of_file(&source, &ladder, name, &args.input, options.shard));
     say::warnings(&outputs.warnings());
     say::heed()?;
     if args.dry_run {

@@ -213,11 +213,11 @@ fn check_manifest(
     file: &GgufSource,
     problems: &mut Vec<String>,
 ) -> anyhow::Result<Option<(PathBuf, Manifest)>> {
-    let path = match args.manifest.clone().or_else(|| Manifest::beside(&args.model)) {
-        Some(path) => path,
-        None => return Ok(None),
+    let found = match &args.manifest {
+        Some(path) => Some((path.clone(), Manifest::read(path)?)),
+        None => place::manifest(&args.model)?,
     };
-    let manifest = Manifest::read(&path)?;
+    let Some((path, manifest)) = found else { return Ok(None) };
     let progress = Progress::start("hash", file.n_bytes(), "B", 0);
     let (files, tensors) = Manifest::hash_files(file, &progress)?;
     progress.finish();

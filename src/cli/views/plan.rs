@@ -9,7 +9,7 @@ use crate::io::{LocalDisk, free_disk, read_rate, write_rate};
 use crate::names::{base, in_short};
 use crate::quant::QuantType;
 use crate::recipe::Reason;
-use crate::source::Source;
+use crate::source::{GgufSource, Source};
 use crate::warning::{Topic, Warning};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -291,6 +291,21 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
 /// A line of a plan.
 pub fn line(out: &mut String, name: &str, text: &str) {
     let _ = writeln!(out, "{name:<10} {text}");
+}
+
+/// What will be made of a GGUF file.
+pub fn of_file(
+    source: &GgufSource,
+    ladder: &Ladder,
+    name: &str,
+    path: &Path,
+    shard: Option<Shard>,
+) -> String {
+    let mut out = String::new();
+    let size = units::bytes(source.n_bytes());
+    line(&mut out, "source", &format!("{} ({size})", path.display()));
+    summary(&mut out, ladder, name, shard);
+    out
 }
 
 /// What will be written, and what that takes.
