@@ -70,11 +70,7 @@ fn replace(
     worth: u64,
 ) -> Result<Edited, GgufError> {
     let path = &target(path)?;
-    let locked = LocalDisk.open(path).map_err(|error| GgufError::io(path, error))?;
-    if !locked.lock().map_err(|error| GgufError::io(path, error))? {
-        let what = "another process is changing it".to_owned();
-        return Err(GgufError::Edit { path: path.to_owned(), what });
-    }
+    let _lock = Lock::of(path)?;
     finish_interrupted(path)?;
     let file = GgufFile::open(path)?;
     let backup = match backup {
@@ -106,8 +102,38 @@ fn replace(
             }
         }
     }
-    write_anew(disk, path, &file, &plain, backup.as_deref())?;
+    write_anew(disk, path, file, &plain, backup.as_deref())?;
     Ok(Edited::Anew)
+}
+
+/// Keeps other processes from changing a file at the same time.
+struct Lock {
+    _held: Box<dyn Part>,
+    /// What is removed with it.
+    beside: Option<PathBuf>,
+}
+
+impl Lock {
+    fn of(path: &Path) -> Result<Self, GgufError> {
+        // A locked file of Windows can be read and written through the handle that locks it alone.
+        let beside = cfg!(windows).then(|| beside(path, ".lock"));
+        let held = beside.as_deref().unwrap_or(path);
+        let io = |error| GgufError::io(held, error);
+        let part = LocalDisk.open(held).map_err(io)?;
+        if !part.lock().map_err(io)? {
+            let what = "another process is changing it".to_owned();
+            return Err(GgufError::Edit { path: path.to_owned(), what });
+        }
+        Ok(Self { _held: part, beside })
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        if let Some(path) = &self.beside {
+            let _ = LocalDisk.remove(path);
+        }
+    }
 }
 
 /// The file itself, where `path` may be a link to it.
@@ -202,7 +228,7 @@ fn for_pieces(
 fn write_anew(
     disk: &dyn Disk,
     path: &Path,
-    old: &GgufFile,
+    old: GgufFile,
     head: &Head,
     backup: Option<&Path>,
 ) -> Result<(), GgufError> {
@@ -212,14 +238,16 @@ fn write_anew(
     let written = complete(disk, &new_path, path, || {
         let from = crate::io::open(path).map_err(|error| GgufError::io(path, error))?;
         let new = disk.open(&new_path).map_err(io)?;
-        let data = data_start(old)..old.file_size();
+        let data = data_start(&old)..old.file_size();
         new.reserve(0).map_err(io)?;
         new.reserve(head.data_offset + (data.end - data.start)).map_err(io)?;
         head.write(new.as_ref()).map_err(io)?;
         copy(&from, data, new.as_ref(), head.data_offset).map_err(io)?;
         keep_access(&from, &new_path).map_err(io)?;
         new.sync().map_err(io)?;
-        check(old, &from, new.as_ref(), &new_path, head)?;
+        check(&old, &from, new.as_ref(), &new_path, head)?;
+        // Windows replaces no file that is mapped.
+        drop(old);
         if let Some(backup) = backup {
             keep_old(path, backup).map_err(|error| GgufError::io(backup, error))?;
             kept = Some(backup);
@@ -405,7 +433,7 @@ fn insert(_file: &File, _more: u64) -> io::Result<bool> {
 /// What a file can be made longer by so that its data stays aligned: multiples of the file system's
 /// blocks, and of the alignment.
 fn block_size(path: &Path, alignment: u64) -> Option<u64> {
-    let block = rustix::fs::statvfs(path).ok()?.f_bsize;
+    let block = fs4::allocation_granularity(path).ok()?;
     block.is_power_of_two().then(|| block.max(alignment))
 }
 

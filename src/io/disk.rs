@@ -118,8 +118,7 @@ impl Disk for LocalDisk {
 pub fn free_disk(path: &Path) -> Option<u64> {
     let folder = super::output::folder(path);
     let there = if folder.exists() { folder } else { super::output::folder(folder) };
-    let stat = rustix::fs::statvfs(there).ok()?;
-    Some(stat.f_bavail * stat.f_frsize)
+    fs4::available_space(there).ok()
 }
 
 /// A file without a name in a folder, which is gone when nobody has it open.

@@ -88,6 +88,7 @@ mod tests {
     use super::super::small::Small;
     use super::*;
 
+    #[cfg(unix)]
     #[test]
     fn processor_time_is_that_of_work_and_not_of_waiting() {
         let wait = || std::thread::sleep(Duration::from_millis(60));

@@ -102,7 +102,12 @@ impl Copy {
         let source = std::fs::canonicalize(TINY_R1).unwrap();
         for entry in std::fs::read_dir(&source).unwrap() {
             let entry = entry.unwrap();
-            std::os::unix::fs::symlink(entry.path(), dir.path().join(entry.file_name())).unwrap();
+            let to = dir.path().join(entry.file_name());
+            #[cfg(unix)]
+            std::os::unix::fs::symlink(entry.path(), to).unwrap();
+            // Elsewhere, links are for administrators.
+            #[cfg(not(unix))]
+            std::fs::copy(entry.path(), to).unwrap();
         }
         Self(dir)
     }
