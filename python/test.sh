@@ -7,6 +7,7 @@ cd "$(dirname "$0")"
 export CARGO_TARGET_DIR="${CARGO_TARGET_DIR:-$PWD/../target}"
 environment=$CARGO_TARGET_DIR/python/environment wheels=$CARGO_TARGET_DIR/python/wheels
 if [ ! -e "$environment/complete" ]; then
+  python3 -c 'import sys; sys.exit(sys.version_info < (3, 9))'
   python3 -m venv --clear "$environment"
   "$environment/bin/pip" install -q --disable-pip-version-check maturin pytest numpy gguf ml_dtypes
   touch "$environment/complete"

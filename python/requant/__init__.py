@@ -2,7 +2,8 @@
 
 Arrays to blocks and back (:func:`quantize`, :func:`dequantize`), files to look into (:func:`open`), and the
 program's work as functions: :func:`plan`, :func:`convert`, :func:`convert_all`, :func:`imatrix`, :func:`perplexity`,
-:func:`compare`, :func:`gate`. Results are dataclasses; ``dataclasses.asdict`` makes rows for pandas of them.
+:func:`compare`, :func:`gate`, :func:`mix`. A model is a folder, a file, or a URL such as
+``hf://organisation/name``. Results are dataclasses; ``dataclasses.asdict`` makes rows for pandas of them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ __all__ = [
     "Comparison",
     "File",
     "Judgement",
+    "Mix",
     "Perplexity",
     "Plan",
     "PlannedTensor",
@@ -34,16 +36,19 @@ __all__ = [
     "formats",
     "gate",
     "imatrix",
+    "mix",
     "open",
     "perplexity",
     "plan",
     "quantize",
 ]
 
+#: Where a file or folder is; models may be URLs too.
 PathLike = Union[str, "os.PathLike[str]"]
 #: A text file, or several.
 Texts = Union[PathLike, Sequence[PathLike]]
-#: Is told how much is done, and of how much in all (0 where that is not known yet), ten times a second.
+#: Is told how much is done, and of how much in all (0 where that is not known yet), ten times a second; where one
+#: piece of work follows another, it begins again at 0.
 Progress = Callable[[int, int], Any]
 
 
@@ -199,7 +204,9 @@ class File(Mapping):
 
 
 def open(path: PathLike) -> File:
-    """Opens a GGUF file or a checkpoint folder for reading."""
+    """Opens a GGUF file or a checkpoint for reading, by its path or URL; of what is elsewhere, only what is asked for is
+    fetched.
+    """
     return File(path)
 
 
@@ -447,3 +454,55 @@ def gate(
     )
     found["checks"] = tuple(Check(**check) for check in found["checks"])
     return Judgement(**found)
+
+
+@dataclass(frozen=True)
+class Mix:
+    """A mix of types that keeps to a size, and what it costs."""
+
+    #: The type of each tensor that was chosen for.
+    types: dict[str, str]
+    file_bytes: int
+    bits_per_weight: float
+    #: What was reckoned, from what groups of tensors cost each.
+    expected_kl_divergence: float
+    #: What the mix was measured to cost on the second half of the text, and its standard error.
+    kl_divergence: float
+    kl_divergence_error: float
+
+
+def mix(
+    model: PathLike,
+    text: PathLike,
+    output: PathLike,
+    *,
+    bytes: Optional[int] = None,
+    bits_per_weight: Optional[float] = None,
+    types: Sequence[str] = ("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_0"),
+    budgets: Mapping[str, int] = {},
+    floors: Mapping[str, str] = {},
+    keep: Mapping[str, str] = {},
+    imatrix: Optional[PathLike] = None,
+    sensitivities: Optional[PathLike] = None,
+    ctx: int = 512,
+    chunks: Optional[int] = None,
+    threads: int = 0,
+    progress: Optional[Progress] = None,
+) -> Mix:
+    """Finds the mix of types that loses least for a size, of a file in bytes or bits per weight, and writes it as a
+    recipe, which stands in the place of a type.
+
+    What groups of tensors cost is measured on the first half of the text. ``sensitivities`` names a file that keeps
+    it, so that other sizes take no time. ``budgets`` gives roles, such as ``"expert"``, bytes of their own,
+    ``floors`` the least type that they may have, and ``keep`` the type of tensors whose names fit a regular expression.
+    """
+    if (bytes is None) == (bits_per_weight is None):
+        raise ValueError("give either bytes or bits_per_weight")
+    within = (list(types), list(budgets.items()), list(floors.items()), list(keep.items()))
+    found = _native.mix(
+        os.fspath(model), os.fspath(text), os.fspath(output), (bytes, bits_per_weight), within,
+        None if imatrix is None else os.fspath(imatrix),
+        None if sensitivities is None else os.fspath(sensitivities),
+        (ctx, chunks, threads), progress,
+    )
+    return Mix(**json.loads(found))

@@ -36,6 +36,12 @@ def imatrix(
 def gate(
     reference: str, model: str, texts: list[str], limits: list[Optional[float]], confidence: float, how: How, progress: Optional[Callable[[int, int], Any]],
 ) -> str: ...
+def mix(
+    model: str, text: str, output: str, size: tuple[Optional[int], Optional[float]],
+    within: tuple[list[str], list[tuple[str, int]], list[tuple[str, str]], list[tuple[str, str]]],
+    imatrix: Optional[str], sensitivities: Optional[str], how: How,
+    progress: Optional[Callable[[int, int], Any]],
+) -> str: ...
 
 class File:
     def __init__(self, path: str) -> None: ...

@@ -1,14 +1,16 @@
-//! GGUF files and checkpoints, opened for reading: metadata, tensors row by row, and the tokenizer.
+//! GGUF files and checkpoints, here or behind URLs, opened for reading: metadata, tensors row by row, and the tokenizer.
 
-use crate::failed;
+use crate::{failed, told};
 use numpy::{PyArray1, PyArrayMethods};
 use pyo3::exceptions::PyIndexError;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
+use requant::cli::place;
 use requant::gguf::{Array, Value};
 use requant::model::{CheckpointModel, Mtp};
 use requant::source::{Dtype, GgufSource, Source};
 use requant::tokenizer::{Pieces, Tokenizer, TokenizerError, Vocab};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -87,20 +89,23 @@ fn vocab(model: &CheckpointModel) -> Result<Vocab, TokenizerError> {
 impl File {
     #[new]
     fn open(py: Python, path: PathBuf) -> PyResult<Self> {
-        let of = py.detach(|| match path.is_dir() {
-            true => CheckpointModel::open(&path, Mtp::Keep)
-                .map(|model| Of::Checkpoint(Box::new(model)))
-                .map_err(failed),
+        let of = py.detach(|| match place::is_gguf(&path) {
+            true => {
+                let source = place::gguf(&path).map_err(|error| told(&*error))?;
+                PyResult::Ok(Of::Gguf(Box::new(source)))
+            }
             false => {
-                GgufSource::open(&path).map(|source| Of::Gguf(Box::new(source))).map_err(failed)
+                let folder = place::folder(&path).map_err(|error| told(&*error))?;
+                let model = CheckpointModel::open_in(folder, Mtp::Keep).map_err(failed)?;
+                Ok(Of::Checkpoint(Box::new(model)))
             }
         })?;
         Ok(Self { path, of, tokenizer: OnceLock::new(), pieces: OnceLock::new() })
     }
 
     #[getter]
-    fn path(&self) -> PathBuf {
-        self.path.clone()
+    fn path(&self) -> &OsStr {
+        self.path.as_os_str()
     }
 
     /// Metadata of a GGUF file, or the JSON text of a checkpoint's config.json.

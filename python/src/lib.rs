@@ -135,7 +135,11 @@ fn bad(error: QuantError) -> PyErr {
 }
 
 /// An error of the library with all of its causes.
-fn failed(error: impl std::error::Error) -> PyErr {
+fn failed(error: impl std::error::Error + 'static) -> PyErr {
+    told(&error)
+}
+
+fn told(error: &(dyn std::error::Error + 'static)) -> PyErr {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -165,6 +169,7 @@ fn _native(module: &Bound<PyModule>) -> PyResult<()> {
         wrap_pyfunction!(work::compare, module)?,
         wrap_pyfunction!(work::imatrix, module)?,
         wrap_pyfunction!(work::gate, module)?,
+        wrap_pyfunction!(work::mix, module)?,
     ] {
         module.add_function(function)?;
     }

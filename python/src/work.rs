@@ -1,18 +1,22 @@
 //! Work that takes a while: it runs on another thread, while the interpreter is free, progress is told and
 //! Ctrl-C is heeded.
 
-use crate::failed;
+use crate::{failed, named, told};
 use pyo3::exceptions::{PyUserWarning, PyValueError};
 use pyo3::prelude::*;
+use requant::cli::place;
 use requant::convert::{Importance, Outputs, Plan, RunOptions, Settings};
 use requant::eval::Limits;
 use requant::imatrix::Imatrix;
 use requant::io::LocalDisk;
-use requant::measure::{self, Against, Extras, Options, Subject, Terms, Text};
+use requant::measure::{
+    self, Against, Bounds, Extras, Options, Sensitivities, SoFar, Subject, Terms, Text, Types,
+};
 use requant::model::{CheckpointModel, Model, Mtp};
 use requant::monitor::Monitor;
-use requant::recipe::{Recipe, RecipeError};
-use requant::source::{GgufSource, Source};
+use requant::quant::QuantType;
+use requant::recipe::{Recipe, RecipeError, Role, TensorType};
+use requant::source::Source;
 use requant::warning::Warning;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -30,6 +34,7 @@ struct Watch {
 
 impl Monitor for Watch {
     fn expect(&self, amount: u64) {
+        self.done.store(0, Relaxed);
         self.all.store(amount, Relaxed);
     }
 
@@ -112,31 +117,34 @@ fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settin
     if threads > 0 {
         settings.threads = threads;
     }
-    if let Some(path) = imatrix {
-        let imatrix = Arc::new(Imatrix::open(path).map_err(failed)?);
-        let file = path.to_string_lossy().into_owned();
-        settings.importance = Some(Importance { imatrix, file });
-        settings.options.imatrix = true;
-    }
+    settings.importance = importance(imatrix)?;
+    settings.options.imatrix = settings.importance.is_some();
     Ok(settings)
 }
 
-/// Opens a checkpoint's folder or a GGUF file, and works with what settings make of it.
+fn importance(imatrix: Option<&Path>) -> PyResult<Option<Importance>> {
+    let Some(path) = imatrix else { return Ok(None) };
+    let imatrix = Arc::new(Imatrix::open(path).map_err(failed)?);
+    Ok(Some(Importance { imatrix, file: path.to_string_lossy().into_owned() }))
+}
+
+/// Opens a checkpoint or a GGUF file, and works with what settings make of it.
 fn planned<T>(
     source: &Path,
     settings: &[Settings],
     work: impl FnOnce(Vec<Plan>, &dyn Source) -> PyResult<T>,
 ) -> PyResult<T> {
-    match source.is_dir() {
+    match place::is_gguf(source) {
         true => {
-            let model = CheckpointModel::open(source, Mtp::Drop).map_err(failed)?;
-            let plan = |settings| Plan::of_checkpoint(&model, settings).map_err(failed);
-            work(settings.iter().map(plan).collect::<PyResult<_>>()?, &model)
-        }
-        false => {
-            let file = GgufSource::open(source).map_err(failed)?;
+            let file = place::gguf(source).map_err(|error| told(&*error))?;
             let plan = |settings| Plan::of_gguf(&file, settings).map_err(failed);
             work(settings.iter().map(plan).collect::<PyResult<_>>()?, &file)
+        }
+        false => {
+            let folder = place::folder(source).map_err(|error| told(&*error))?;
+            let model = CheckpointModel::open_in(folder, Mtp::Usual).map_err(failed)?;
+            let plan = |settings| Plan::of_checkpoint(&model, settings).map_err(failed);
+            work(settings.iter().map(plan).collect::<PyResult<_>>()?, &model)
         }
     }
 }
@@ -230,7 +238,7 @@ fn options((ctx, chunks, threads): How) -> Options {
 }
 
 fn opened(path: &Path) -> PyResult<Model> {
-    Model::open(path, Mtp::Drop).map_err(failed)
+    place::open(path).map_err(|error| told(&*error))
 }
 
 fn read(texts: &[PathBuf]) -> PyResult<Vec<Text>> {
@@ -338,6 +346,101 @@ pub fn gate(
         Ok(serde_json::json!({
             "verdict": judged.verdict, "checks": judged.checks, "chunks": judged.chunks,
             "chunks_available": found.chunks_available,
+        })
+        .to_string())
+    })
+}
+
+/// What a mix may be made of, by name: types, bytes and least types of roles, types of patterns of names.
+type Within = (Vec<String>, Vec<(String, u64)>, Vec<(String, String)>, Vec<(String, String)>);
+
+fn bounds((types, budgets, floors, keep): Within) -> PyResult<Bounds> {
+    let role = |name: &str| {
+        let found = Role::ALL.into_iter().find(|role| role.name() == name);
+        found.ok_or_else(|| {
+            let known = Role::ALL.map(Role::name).join(", ");
+            PyValueError::new_err(format!("no role `{name}`: {known}"))
+        })
+    };
+    let kept = |(pattern, ty): &(String, String)| {
+        TensorType::new(pattern, named(ty)?)
+            .map_err(|error| PyValueError::new_err(error.to_string()))
+    };
+    Ok(Bounds {
+        types: types.iter().map(|ty| named(ty)).collect::<PyResult<_>>()?,
+        budgets: budgets
+            .iter()
+            .map(|(name, bytes)| Ok((role(name)?, *bytes)))
+            .collect::<PyResult<_>>()?,
+        floors: floors
+            .iter()
+            .map(|(name, ty)| Ok((role(name)?, named(ty)?)))
+            .collect::<PyResult<_>>()?,
+        keep: keep.iter().map(kept).collect::<PyResult<_>>()?,
+    })
+}
+
+/// Finds the mix that loses least for a size, in bytes or bits per weight, and writes it as a recipe; as JSON.
+#[pyfunction]
+#[expect(clippy::too_many_arguments, reason = "they are keywords in Python")]
+pub fn mix(
+    py: Python,
+    model: PathBuf,
+    text: PathBuf,
+    output: PathBuf,
+    size: (Option<u64>, Option<f64>),
+    within: Within,
+    imatrix: Option<PathBuf>,
+    sensitivities: Option<PathBuf>,
+    how: How,
+    progress: Option<Bound<PyAny>>,
+) -> PyResult<String> {
+    let bounds = bounds(within)?;
+    watched(py, progress, move |watch| {
+        let opened = opened(&model)?;
+        let importance = importance(imatrix.as_deref())?;
+        let weights = importance.as_ref().map(|importance| &*importance.imatrix);
+        let subject = Subject { path: &model, model: &opened };
+        let options = options(how);
+        let text = Text::read(&text).map_err(failed)?;
+        let parts = text.parts(subject, options.ctx, options.chunks).map_err(failed)?;
+        let [search, proof]: [Text; 2] = parts;
+        let options = Options { chunks: None, ..options };
+        let found = match sensitivities.as_deref().filter(|path| path.exists()) {
+            Some(path) => Sensitivities::read(path, &opened, &bounds.types).map_err(failed)?,
+            None => {
+                let known = Default::default();
+                let types = Types { all: &bounds.types, imatrix: weights, known: &known };
+                let so_far = SoFar::NONE;
+                let found =
+                    measure::sensitivities(subject, &search, types, so_far, &options, watch);
+                let found = found.map_err(failed)?;
+                if let Some(path) = &sensitivities {
+                    let json = serde_json::json!(found).to_string();
+                    requant::io::write(&LocalDisk, path, json.as_bytes()).map_err(failed)?;
+                }
+                found
+            }
+        };
+        let (_, n) = subject.size();
+        let size = match size {
+            (Some(bytes), _) => bytes,
+            (None, bits) => (bits.unwrap_or_default() * n as f64 / 8.0) as u64,
+        };
+        let mix = measure::mix(subject, &found, &bounds, importance.as_ref(), size);
+        let mix = mix.map_err(failed)?;
+        let types = mix.types();
+        let proven = measure::proof(subject, &proof, &types, weights, &options, watch);
+        let divergence = proven.map_err(failed)?.kl_divergence;
+        let measured = (divergence.mean.value, divergence.error_by_chunk());
+        let recipe = mix.text(&model, &found, Some(measured));
+        requant::io::write(&LocalDisk, &output, recipe.as_bytes()).map_err(failed)?;
+        let types: std::collections::BTreeMap<&str, &str> =
+            types.into_iter().map(|(name, ty): (&str, QuantType)| (name, ty.name())).collect();
+        Ok(serde_json::json!({
+            "types": types, "file_bytes": mix.bytes, "bits_per_weight": mix.bits_per_weight,
+            "expected_kl_divergence": mix.expected, "kl_divergence": measured.0,
+            "kl_divergence_error": measured.1,
         })
         .to_string())
     })

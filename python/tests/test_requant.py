@@ -1,9 +1,12 @@
 """The module as its users see it, against gguf-py where that has an answer."""
 
 import dataclasses
+import http.server
 import pathlib
+import re
 import subprocess
 import sys
+import threading
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ FIXTURES = pathlib.Path(__file__).parents[2] / "tests" / "fixtures"
 MODEL = FIXTURES / "reference" / "tiny-r1-bf16.gguf"
 CHECKPOINT = FIXTURES / "tiny-r1"
 TEXT = FIXTURES / "text" / "heldout.txt"
+CALIBRATION = FIXTURES / "text" / "calibration.txt"
 
 
 def weights(rows=3, n=512, seed=1):
@@ -78,16 +82,20 @@ def test_arrays_are_what_files_hold(tmp_path):
 
 
 def test_narrower_arrays_are_widened():
-    ml_dtypes, torch = pytest.importorskip("ml_dtypes"), pytest.importorskip("torch")
+    ml_dtypes = pytest.importorskip("ml_dtypes")
     for narrow in [weights().astype(np.float16), weights().astype(ml_dtypes.bfloat16)]:
         wide = requant.quantize(narrow.astype(np.float32), "Q5_K")
         np.testing.assert_array_equal(requant.quantize(narrow, "Q5_K"), wide)
+    with pytest.raises(TypeError, match="float64"):
+        requant.quantize(weights().astype(np.float64), "Q5_K")
+
+
+def test_tensors_of_torch_are_arrays():
+    torch = pytest.importorskip("torch")
     for dtype in [torch.float32, torch.float16, torch.bfloat16]:
         narrow = torch.from_numpy(weights()).to(dtype)
         wide = requant.quantize(narrow.to(torch.float32).numpy(), "Q5_K")
         np.testing.assert_array_equal(requant.quantize(narrow, "Q5_K"), wide)
-    with pytest.raises(TypeError, match="float64"):
-        requant.quantize(weights().astype(np.float64), "Q5_K")
 
 
 def test_each_matrix_may_have_its_own_importances():
@@ -169,6 +177,83 @@ def test_losses_are_measured(tmp_path):
     judged = requant.gate(MODEL, path, [TEXT], max_kld=1e-4, min_same_top=0.01, ctx=64, chunks=32)
     assert judged.verdict == "fail" and judged.chunks <= judged.chunks_available == 32
     assert {check.verdict for check in judged.checks} == {"pass", "fail"}
+
+
+def test_mixes_keep_to_a_size(tmp_path):
+    recipe, known = tmp_path / "mix.toml", tmp_path / "known.json"
+    common = dict(types=["Q3_K", "Q6_K"], sensitivities=known, ctx=64, chunks=8)
+    told = []
+    mix = requant.mix(
+        MODEL, CALIBRATION, recipe, bits_per_weight=5, progress=lambda *pair: told.append(pair), **common
+    )
+    assert 4.5 < mix.bits_per_weight <= 5 and mix.kl_divergence > 0 and told[-1][0] == told[-1][1]
+    plan = requant.plan(MODEL, str(recipe))
+    assert plan.file_bytes == mix.file_bytes
+    assert mix.types.items() <= {tensor.name: tensor.type for tensor in plan.tensors}.items()
+    # What groups cost is known now.
+    written = known.read_bytes()
+    smaller = requant.mix(MODEL, CALIBRATION, recipe, bytes=mix.file_bytes - 300_000, **common)
+    assert smaller.file_bytes <= mix.file_bytes - 300_000
+    assert smaller.expected_kl_divergence > mix.expected_kl_divergence
+    kept = requant.mix(
+        MODEL, CALIBRATION, recipe, bytes=mix.file_bytes, keep={"attn_v_b": "Q3_K"}, floors={"output": "Q6_K"}, **common
+    )
+    assert kept.types["output.weight"] == "Q6_K"
+    assert {type for name, type in kept.types.items() if "attn_v_b" in name} == {"Q3_K"}
+    assert known.read_bytes() == written
+    for wrong, words in [({}, "either"), ({"bytes": 1, "floors": {"outputs": "Q6_K"}}, "outputs")]:
+        with pytest.raises(ValueError, match=words):
+            requant.mix(MODEL, CALIBRATION, recipe, **wrong, **common)
+    with pytest.raises(OSError, match="too few"):
+        requant.mix(MODEL, CALIBRATION, recipe, bytes=1000, **common)
+
+
+class Ranges(http.server.BaseHTTPRequestHandler):
+    """Serves the fixtures, and parts of them."""
+
+    def do_GET(self):
+        path = FIXTURES / self.path.lstrip("/")
+        if not path.is_file():
+            return self.send_error(404)
+        data = path.read_bytes()
+        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        first, last = (int(asked[1]), min(int(asked[2]), len(data) - 1)) if asked else (0, len(data) - 1)
+        self.send_response(206 if asked else 200)
+        if asked:
+            self.send_header("Content-Range", f"bytes {first}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last - first + 1))
+        self.end_headers()
+        self.wfile.write(data[first : last + 1])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def served():
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Ranges) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+def test_what_is_elsewhere_is_as_what_is_here(served, tmp_path):
+    url = f"{served}/{MODEL.relative_to(FIXTURES)}"
+    there, here = requant.open(url), requant.open(MODEL)
+    assert there.metadata == here.metadata and list(there) == list(here) and there.path == url
+    name = "blk.0.attn_q_a.weight"
+    np.testing.assert_array_equal(there[name].numpy(slice(2, 5)), here[name].numpy(slice(2, 5)))
+    assert requant.plan(url, "Q4_K_M").tensors == requant.plan(MODEL, "Q4_K_M").tensors
+    checkpoint = f"{served}/{CHECKPOINT.name}"
+    assert requant.open(checkpoint).encode("a text") == requant.open(CHECKPOINT).encode("a text")
+    paths = tmp_path / "there.gguf", tmp_path / "here.gguf"
+    for source, path in zip([checkpoint, CHECKPOINT], paths):
+        requant.convert(source, path, "Q8_0")
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    own = requant.perplexity(url, TEXT, ctx=64, chunks=2)
+    assert own == requant.perplexity(MODEL, TEXT, ctx=64, chunks=2)
+    with pytest.raises(OSError, match="nowhere"):
+        requant.open(f"{served}/nowhere")
 
 
 def test_importances_are_collected(tmp_path):
