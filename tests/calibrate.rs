@@ -232,3 +232,39 @@ fn what_is_written_is_what_the_walk_went_on_with() {
     let (own, other) = (nll(&output), nll(&original()));
     assert!((own - other).abs() < 2e-3, "{own} {other}");
 }
+
+/// The layer for multi-token prediction is rounded with what goes into it, and drafts better for it.
+#[test]
+fn prediction_layers_are_rounded_with_their_own_inputs() {
+    let folder = tempfile::tempdir().unwrap();
+    let checkpoint = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/tiny-r1");
+    let nll = |name: &str, more: &[&str]| {
+        let output = folder.path().join(name);
+        let mut command = requant("error");
+        command.arg("convert").arg(&checkpoint).arg(&output);
+        command.args(["--type", "Q2_K", "--mtp", "keep", "--json"]).args(more);
+        let done = command.output().unwrap();
+        assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+        let json: serde_json::Value = serde_json::from_slice(&done.stdout).unwrap();
+        let model = Model::open(&output, Mtp::Keep).unwrap();
+        let (subject, text) = (Subject { path: &output, model: &model }, text("heldout.txt"));
+        let options = Options { chunks: Some(4), ..Options::default() };
+        let found = measure::drafts(subject, &Text::read(&text).unwrap(), &options, &()).unwrap();
+        (found.nll, json["rounding"].clone())
+    };
+    let calibration = text("calibration.txt");
+    let calibration = ["--calibrate", calibration.to_str().unwrap(), "--calibrate-chunks", "16"];
+    let (plain, _) = nll("plain.gguf", &[]);
+    for inputs in ["rounded", "original"] {
+        let more = [&calibration[..], &["--calibrate-inputs", inputs]].concat();
+        let (own, rounding) = nll(&format!("{inputs}.gguf"), &more);
+        assert!(own < plain, "{inputs}: {own} {plain}");
+        let rounding = rounding.as_array().unwrap();
+        let of_layer = |t: &&serde_json::Value| t["name"].as_str().unwrap().starts_with("blk.3.");
+        // All matrices but the router, and the embedding, which is no product.
+        assert_eq!(rounding.iter().filter(of_layer).count(), 14);
+        for tensor in rounding {
+            assert!(tensor["error_ratio"].as_f64().unwrap() <= 1.0, "{tensor}");
+        }
+    }
+}

@@ -6,7 +6,7 @@ mod common;
 use common::settings;
 use requant::convert::{Mode, Plan, RunOptions, Settings};
 use requant::eval;
-use requant::measure::{Options, Subject, Text, drafts, perplexity};
+use requant::measure::{Beside, Options, Subject, Text, drafts, importances, perplexity};
 use requant::model::{CheckpointModel, Given, LeftOut, Model, Mtp};
 use requant::quant::{QuantType, float};
 use requant::recipe::FileType;
@@ -15,6 +15,7 @@ use requant::tokenizer::{Tokenizer, Vocab};
 use safetensors::tensor::{Dtype as StDtype, TensorView};
 use safetensors::{SafeTensors, serialize_to_file};
 use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const FAMILY: &str = "tests/fixtures/family";
@@ -500,8 +501,35 @@ fn prediction_layers_draft_as_transformers_layers_do() {
         let accepted = (found.accepted - golden["accepted"].as_f64().unwrap()).abs();
         assert!(accepted * found.tokens as f64 <= 1.01, "{found:?}");
     }
+    // What goes into its matrices, in the file, beside what the other layers get.
+    let (path, inputs) = (&file, golden["inputs"].as_object().unwrap());
+    let model = Model::open(path, Mtp::Keep).unwrap();
+    let collect = |prediction| {
+        let (subject, texts) = (Subject { path, model: &model }, [text.clone()]);
+        importances(subject, Beside { output: false, prediction }, &texts, &options, &()).unwrap()
+    };
+    let (mut with, without) = (collect(true), collect(false));
+    let of_layer = with.entries.extract_if(.., |name, _| name.starts_with("blk.3."));
+    let of_layer: BTreeMap<_, _> = of_layer.collect();
+    assert!(with == without && of_layer.len() == 15, "{:?}", of_layer.keys());
+    for (name, golden) in inputs {
+        let (kind, expert) = match name.split_once("exps.") {
+            Some((kind, expert)) => (format!("{kind}exps"), expert.parse().unwrap()),
+            None => (name.clone(), 0),
+        };
+        let entry = &of_layer[&format!("blk.3.{kind}.weight")];
+        let columns = entry.sums.len() / entry.counts.len();
+        let sums = &entry.sums[expert * columns..][..columns];
+        let numbered: f64 = (1..).zip(sums).map(|(i, sum)| f64::from(i) * sum).sum();
+        assert_eq!(entry.counts[expert], golden[0].as_u64().unwrap(), "{name}");
+        for (found, golden) in [(sums.iter().sum(), &golden[1]), (numbered, &golden[2])] {
+            let apart: f64 = found / golden.as_f64().unwrap() - 1.0;
+            assert!(apart.abs() < 1e-4, "{name}: {apart}");
+        }
+    }
     let path = Path::new(common::TINY_R1);
     let model = Model::open(path, Mtp::Drop).unwrap();
+    assert!(!model.drafts());
     let error = drafts(Subject { path, model: &model }, &text, &options, &()).unwrap_err();
     assert!(error.to_string().contains("multi-token prediction"), "{error}");
 }
@@ -551,5 +579,14 @@ fn deepseek_v3_2_has_an_indexer() {
             let ratio = found.own.perplexity / expected.as_f64().unwrap();
             assert!((ratio - 1.0).abs() < 1e-5, "{}, {ctx}: {ratio}", path.display());
         }
+    }
+    let golden = common::json(&format!("{V32}/transformers.json"));
+    let chunks = golden["chunks"].as_u64().map(|n| n as usize);
+    for (ctx, expected) in golden["nll"].as_object().unwrap() {
+        let options = Options { ctx: ctx.parse().unwrap(), chunks, ..Options::default() };
+        let (path, model) = (&*folder, Model::open(&folder, Mtp::Drop).unwrap());
+        let found = perplexity(Subject { path, model: &model }, &text, &options, &()).unwrap();
+        let apart = found.own.mean_nll - expected.as_f64().unwrap();
+        assert!(apart.abs() < 1e-6, "{ctx}: {apart}");
     }
 }

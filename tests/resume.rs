@@ -189,31 +189,52 @@ fn a_killed_process_goes_on_where_it_was() {
 
 #[test]
 #[cfg(feature = "eval")]
-fn an_evaluation_on_a_failing_disk_goes_on_and_finds_the_same() {
-    use requant::eval::{Model, PerplexityOptions, Scratch, perplexity};
-    let opened = requant::model::Model::open(Path::new(TINY_R1), Mtp::Drop).unwrap();
-    let model = Model::new(opened.hparams(), opened.source()).unwrap();
+fn evaluations_on_a_failing_disk_go_on_and_find_the_same() {
+    use requant::eval::{Collector, EvalError, Model, PerplexityOptions, Scratch};
+    use requant::eval::{collect, drafts, perplexity};
+    let opened = requant::model::Model::open(Path::new(TINY_R1), Mtp::Keep).unwrap();
+    let model = || Model::new(opened.hparams(), opened.source()).unwrap();
     let tokens: Vec<u32> = (0..6 * 64).map(|i| 5 + i * i * 7 % 2000).collect();
+    let scored = |options: &PerplexityOptions| {
+        Ok(format!("{:?}", perplexity(&model(), &tokens, options, &())?.nll))
+    };
+    let drafted =
+        |options: &PerplexityOptions| Ok(format!("{:?}", drafts(&model(), &tokens, options, &())?));
+    let collected = |options: &PerplexityOptions| {
+        let collector = Collector::new(opened.source());
+        let mut observed = model();
+        observed.observe(&collector);
+        collect(&observed, &collector, None, true, &tokens, options, &())?;
+        drop(observed);
+        Ok(format!("{:?}", collector.finish()))
+    };
+    type Evaluation<'a> = &'a dyn Fn(&PerplexityOptions) -> Result<String, EvalError>;
     // Batches of one chunk.
     let options = PerplexityOptions { ctx: 64, memory: 1, ..PerplexityOptions::default() };
-    let expected = perplexity(&model, &tokens, &options, &()).unwrap().nll;
-    for kind in [io::ErrorKind::StorageFull, io::ErrorKind::Other] {
+    let evaluations: [(Evaluation, _); 4] = [
+        (&scored, io::ErrorKind::StorageFull),
+        (&scored, io::ErrorKind::Other),
+        (&drafted, io::ErrorKind::Other),
+        (&collected, io::ErrorKind::Other),
+    ];
+    for (evaluation, kind) in evaluations {
+        let expected = evaluation(&options).unwrap();
         let dir = tempfile::tempdir().unwrap();
         for stopped in 0.. {
             let disk = Arc::new(Failing::after(7 * (stopped + 1), kind));
             let scratch = Scratch::on(disk, dir.path());
             let options = PerplexityOptions { scratch: Some(scratch.clone()), ..options.clone() };
-            match perplexity(&model, &tokens, &options, &()) {
+            match evaluation(&options) {
                 Ok(found) => {
-                    assert!(found.nll == expected && stopped > 3, "after {stopped} failures");
+                    assert!(found == expected && stopped > 3, "after {stopped} failures");
                     assert_eq!(scratch.finish(), (0, 0));
                     break;
                 }
                 Err(error) => {
                     let (full, error) = (kind == io::ErrorKind::StorageFull, error.to_string());
                     assert_eq!(error.contains("the disk is full"), full, "{error}");
-                    let named = [".states", ".journal"].iter().any(|file| error.contains(file));
-                    assert!(named, "{error}");
+                    let files = [".states", ".journal", ".seen"];
+                    assert!(files.iter().any(|file| error.contains(file)), "{error}");
                 }
             }
             assert!(stopped < 100, "no progress");

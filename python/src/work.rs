@@ -10,7 +10,7 @@ use requant::eval::Limits;
 use requant::imatrix::Imatrix;
 use requant::io::LocalDisk;
 use requant::measure::{
-    self, Against, Bounds, Extras, Options, Sensitivities, SoFar, Subject, Terms, Text, Types,
+    self, Against, Beside, Bounds, Extras, Options, Sensitivities, SoFar, Subject, Terms, Text, Types,
 };
 use requant::model::{CheckpointModel, Model, Mtp};
 use requant::monitor::Monitor;
@@ -311,7 +311,7 @@ pub fn imatrix(
         let subject = Subject { path: &model, model: &opened };
         let options = options(how);
         let found =
-            measure::importances(subject, false, &texts, &options, watch).map_err(failed)?;
+            measure::importances(subject, Beside::default(), &texts, &options, watch).map_err(failed)?;
         found.write_gguf(&LocalDisk, &output).map_err(failed)?;
         Ok(found.entries.len())
     })

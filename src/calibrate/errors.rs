@@ -80,7 +80,7 @@ pub fn errors(
     let output = places.iter().find(|place| place.name.kind == Kind::Output);
     let output = output.or(places.iter().find(|place| place.name.kind == Kind::TokenEmbd));
     if let Some(output) = output {
-        let moments = watching.outputs(&passage)?;
+        let moments = watching.outputs(|see| passage.last(see))?;
         sample.add(output.source, 0, &watching.inputs(&moments, None), &mut found)?;
     }
     Ok(found.into_iter().map(|(tensor, sums)| sums.relative(source, tensor)).collect())

@@ -72,8 +72,8 @@ pub struct Outcome {
     pub tensors: Vec<OfTensor>,
 }
 
-/// Carries out a plan, with the tensors of layers and the output matrix rounded so that the error of their
-/// products with the inputs that a text gives them is small.
+/// Carries out a plan, with the tensors of layers, the first one for multi-token prediction included, and output
+/// matrices rounded so that the error of their products with the inputs that a text gives them is small.
 ///
 /// What is kept for the case that the run is stopped is that of [`Plan::run`], and the states of the text.
 /// One monitor counts tokens times layers, each layer twice where inputs are those of the rounded model,
@@ -187,8 +187,10 @@ fn round_layers(
     let n_layer = hparams.n_layer;
     let of_layer =
         |layer: u32| all.iter().filter(move |target| target.place.name.layer == Some(layer));
-    let first = |target: &&Target| {
-        target.place.name.kind == Kind::TokenEmbd && !is_output(begun.plan(), target)
+    // What is no product, and other layers take in.
+    let first = |target: &&Target| match target.place.name.kind {
+        Kind::TokenEmbd => !is_output(begun.plan(), target),
+        kind => kind == Kind::NextnEmbedTokens,
     };
     for target in unfinished(begun, all.iter().filter(first))? {
         begun.encode(target.tensor)?;
@@ -202,16 +204,18 @@ fn round_layers(
     }
     let is_last = |target: &&Target| is_output(begun.plan(), target);
     let outputs = unfinished(begun, all.iter().filter(is_last))?;
+    let of_prediction = unfinished(begun, of_layer(n_layer).filter(|target| !first(target)))?;
+    let behind = !outputs.is_empty() || !of_prediction.is_empty();
     // Beyond the last tensor that is still to be rounded, nobody asks for states.
-    let end = match outputs.is_empty() {
-        true => todo.keys().last().map_or(0, |layer| layer + 1),
-        false => n_layer,
+    let end = match behind {
+        false => todo.keys().last().map_or(0, |layer| layer + 1),
+        true => n_layer,
     };
     if end == 0 {
         return Ok(());
     }
-    let written =
-        all.iter().filter(|target| target.place.name.layer.is_some_and(|layer| layer < n_layer));
+    let in_layers = |target: &&Target| target.place.name.layer.is_some_and(|at| at <= n_layer);
+    let written = all.iter().filter(|target| in_layers(target) && !first(target));
     let written = written.chain(all.iter().filter(first));
     // Whoever reads them sees to it that they are written.
     let mut changed_source = Overlay::new(source, simd);
@@ -257,12 +261,26 @@ fn round_layers(
         if !targets.is_empty() {
             layers.round(layer, targets, monitor, outcome)?;
         }
-        if rounded && (layer + 1 < end || !outputs.is_empty()) {
+        if rounded && (layer + 1 < end || behind) {
             passage.pass(layer, monitor).map_err(converted)?;
         }
     }
     for target in outputs {
-        let moments = layers.watching.outputs(&passage).map_err(converted)?;
+        let moments = layers.watching.outputs(|see| passage.last(see)).map_err(converted)?;
+        layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
+    }
+    let (heads, others): (Vec<_>, Vec<_>) = of_prediction
+        .into_iter()
+        .partition(|target| target.place.name.kind == Kind::NextnSharedHeadHead);
+    if !others.is_empty() {
+        layers.watching.watch(n_layer, others.iter().map(|target| target.place))?;
+        passage.draft(&original, monitor, |_| ()).map_err(converted)?;
+        layers.round(n_layer, &others, monitor, outcome)?;
+    }
+    for target in heads {
+        let drafting = if rounded { &changed } else { &original };
+        let moments = layers.watching.outputs(|see| passage.draft(drafting, monitor, see));
+        let moments = moments.map_err(converted)?;
         layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
     }
     Ok(())

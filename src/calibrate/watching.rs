@@ -3,10 +3,11 @@
 use super::factor::Factored;
 use super::layers::Calibration;
 use super::moments::{Kept, Moments, Spool, Watch, locked};
-use crate::eval::{EvalError, Passage};
+use crate::eval::EvalError;
 use crate::io::IoError;
 use crate::source::Source;
 use crate::tensor::{Kind, TensorName};
+use ndarray::ArrayView2;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex};
 
@@ -97,12 +98,15 @@ impl Watching<'_> {
         Ok(())
     }
 
-    /// What goes into the output matrix.
-    pub fn outputs(&self, passage: &Passage) -> Result<Moments, EvalError> {
+    /// What goes into an output matrix, as `pass` hands it on.
+    pub fn outputs(
+        &self,
+        pass: impl FnOnce(&mut dyn FnMut(ArrayView2<f32>)) -> Result<(), EvalError>,
+    ) -> Result<Moments, EvalError> {
         let columns = self.calibration.hparams.n_embd;
         let whole = Factored::memory(columns.into()) <= self.calibration.memory;
         let mut moments = Moments::new(columns as usize, whole);
-        passage.last(|x| moments.add(x, self.calibration.simd, true))?;
+        pass(&mut |x| moments.add(x, self.calibration.simd, true))?;
         Ok(moments)
     }
 

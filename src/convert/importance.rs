@@ -1,4 +1,4 @@
-//! Which entry of an importance matrix weighs a tensor, and which tensors none can have.
+//! Which entry of an importance matrix weighs a tensor, and which tensors do without.
 //!
 //! An entry belongs to the inputs of a product. Where other versions of a file hold the same weights
 //! under another name, joined with others or apart from them, the inputs and with them the entry are
@@ -61,7 +61,7 @@ impl Weighing {
 pub(super) struct Importances<'a> {
     imatrix: Option<&'a Imatrix>,
     names: BTreeSet<&'a str>,
-    /// Layers that predict further tokens, which take no part where importances are collected.
+    /// Layers that predict further tokens, which not everybody collects for.
     predicting: BTreeSet<u32>,
 }
 
@@ -78,8 +78,8 @@ impl<'a> Importances<'a> {
         self.imatrix.is_some_and(|imatrix| imatrix.entries.contains_key(name))
     }
 
-    /// Whether there is no entry for a tensor because nothing can have measured its inputs.
-    /// llama-imatrix watches the layers of the ordinary forward pass.
+    /// Whether there is no entry for a tensor because its inputs are rarely or never measured: llama-imatrix
+    /// watches the layers of the ordinary forward pass alone.
     pub fn is_unmeasured(&self, meta: &TensorMeta) -> bool {
         let name = meta.name.as_str();
         let before_the_split = || {

@@ -322,8 +322,8 @@ pub fn compare(
         for (number, walk) in (1..).zip(others) {
             states.push(walk.normed(rows.clone()).map_err(|error| error.of(number))?);
         }
-        let models: Vec<_> =
-            others.iter().zip(&states).map(|(walk, rows)| (walk.model, rows.view())).collect();
+        let outputs = others.iter().map(|walk| walk.model.output());
+        let models: Vec<_> = outputs.zip(&states).map(|(of, rows)| (of, rows.view())).collect();
         let logits = match (&mut reference, &normed) {
             (Reference::Base(base), _) => Some(base.read(rows.len())?),
             (Reference::Model(model), Some(normed)) if whole => Some(model.logits(normed.view())?),
@@ -334,7 +334,7 @@ pub fn compare(
         }
         let side = match (own, &normed, &logits) {
             (Some(_), _, Some(logits)) => Side::Logits(logits.view()),
-            (Some(model), Some(normed), None) => Side::Model(model, normed.view()),
+            (Some(model), Some(normed), None) => Side::States(model.output(), normed.view()),
             (_, _, Some(logits)) => Side::Saved(logits.view()),
             (_, _, None) => unreachable!("a reference is a model or a file"),
         };

@@ -85,7 +85,7 @@ pub fn continuations(
             let places: Vec<usize> = group.iter().map(|asked| asked.1).collect();
             let targets: Vec<u32> = group.iter().map(|asked| asked.2).collect();
             let normed = walk.normed_at(&places)?;
-            let side = Side::Model(model, normed.view());
+            let side = Side::States(model.output(), normed.view());
             let scores = vocabulary::score(model.simd(), side, &[], &targets).map_err(|bad| {
                 let place = places[bad.row];
                 bad.error(model, place)

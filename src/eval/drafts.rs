@@ -4,8 +4,11 @@
 use super::error::EvalError;
 use super::model::Model;
 use super::perplexity::{PerplexityOptions, mean};
+use super::vocabulary::{self, Side};
+use super::walk::{Walk, identity};
+use crate::model::Hparams;
 use crate::monitor::Monitor;
-use ndarray::{ArrayView2, Axis, s};
+use ndarray::Axis;
 use serde::Serialize;
 
 /// How good drafts are.
@@ -22,8 +25,19 @@ pub struct Drafts {
     pub tokens: usize,
 }
 
-/// Lets the first multi-token-prediction layer draft the second half of each chunk. All states are in
-/// memory. The monitor counts tokens times layers.
+/// Tells the states from those of [`super::perplexity()`], which leaves out some behind the last layer.
+const PURPOSE: u64 = 0x6472_6166_7473;
+
+/// The work that [`drafts`] will report to its monitor: tokens times layers, that for prediction and the output
+/// matrices counting as one each.
+pub fn drafts_work(n_tokens: usize, options: &PerplexityOptions, hparams: &Hparams) -> u64 {
+    let tokens = options.n_chunks(n_tokens) * options.ctx;
+    tokens as u64 * (u64::from(hparams.n_layer) + 2)
+}
+
+/// Lets the first multi-token-prediction layer draft the second half of each chunk.
+///
+/// The monitor counts tokens times layers.
 ///
 /// # Errors
 /// A model without such a layer, a text too short, weights that cannot be read, results that are not finite.
@@ -33,58 +47,45 @@ pub fn drafts(
     options: &PerplexityOptions,
     monitor: &dyn Monitor,
 ) -> Result<Drafts, EvalError> {
-    let (n_chunks, ctx, n_layer) = (options.checked_chunks(tokens)?, options.ctx, model.n_layer());
-    let tokens = &tokens[..n_chunks * ctx];
-    let mut seen = tokens.to_vec();
-    if let Some(bos) = options.bos {
-        seen.iter_mut().step_by(ctx).for_each(|token| *token = bos);
+    model.check_drafts()?;
+    let (n_chunks, ctx) = (options.checked_chunks(tokens)?, options.ctx);
+    let identity = identity(&[model], &tokens[..n_chunks * ctx], options) ^ PURPOSE;
+    let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?;
+    monitor.resume(walk.begin()?);
+    for layer in 0..model.n_layer() {
+        walk.layer(layer, monitor)?;
     }
-    monitor.expect(tokens.len() as u64 * (u64::from(n_layer) + 2));
-    let mut states = model.embed(&seen)?;
-    for layer in 0..n_layer {
-        if monitor.cancelled() {
-            return Err(EvalError::Cancelled);
+    let (mut nlls, mut accepted, output) = (Vec::new(), 0, model.draft_output());
+    walk.draft(model, monitor, |first, drafted| {
+        let chunks = (0..drafted.nrows() / (ctx - 1)).map(|chunk| chunk * ctx);
+        let scored: Vec<usize> =
+            chunks.flat_map(|chunk| chunk + ctx / 2..chunk + ctx - 2).collect();
+        for places in scored.chunks(vocabulary::ROWS) {
+            let rows: Vec<usize> = places.iter().map(|at| at - at / ctx).collect();
+            let drafted = model.draft_norm(drafted.select(Axis(0), &rows).view())?;
+            let next: Vec<usize> = places.iter().map(|at| first + at + 1).collect();
+            let own = walk.normed_at(&next)?;
+            let targets: Vec<u32> = next.iter().map(|at| tokens[at + 1]).collect();
+            let own = Side::States(model.output(), own.view());
+            let scores =
+                vocabulary::score(model.simd(), own, &[(output, drafted.view())], &targets);
+            let scores = scores.map_err(|bad| {
+                let token = next[bad.row];
+                match bad.model {
+                    0 => bad.error(model, token),
+                    _ => bad.error_of(model, output, token - 1),
+                }
+            })?;
+            let values = scores.models.iter().flatten();
+            nlls.extend(values.clone().map(|value| value.nll));
+            accepted += values.filter(|value| value.same_top).count();
         }
-        model.layer(layer, &mut states, ctx, options.memory)?;
-        monitor.advance(tokens.len() as u64);
+        monitor.advance((drafted.nrows() / (ctx - 1) * ctx) as u64);
+        Ok(())
+    })?;
+    if nlls.is_empty() {
+        return Err(EvalError::NothingToScore);
     }
-    let normed = model.output_norm(states.view())?;
-    // The last token of a chunk has none behind it; nothing before it sees what is there instead.
-    let next = |i: usize| if i % ctx + 1 < ctx { tokens[i + 1] } else { tokens[i] };
-    let next: Vec<u32> = (0..tokens.len()).map(next).collect();
-    let mut drafted = model.draft_input(&next, normed.view())?;
-    model.layer(n_layer, &mut drafted, ctx, options.memory)?;
-    monitor.advance(tokens.len() as u64);
-    let (first, mut nlls, mut accepted) = (ctx / 2, Vec::new(), 0);
-    for (chunk, of_chunk) in tokens.chunks_exact(ctx).enumerate() {
-        let rows = |from: usize, to: usize| s![chunk * ctx + from..chunk * ctx + to, ..];
-        let own = model.logits(normed.slice(rows(first + 1, ctx - 1)))?;
-        let drafts = model.draft_logits(drafted.slice(rows(first, ctx - 2)))?;
-        nlls.extend(surprises(drafts.view(), &of_chunk[first + 2..]));
-        accepted += choices(own.view()).zip(choices(drafts.view())).filter(|(a, b)| a == b).count();
-        monitor.advance(ctx as u64);
-    }
-    let (nll, error) = mean(&nlls);
-    let n = nlls.len();
-    Ok(Drafts { nll, error, accepted: accepted as f64 / n.max(1) as f64, tokens: n })
-}
-
-/// The negative log-likelihood of a token for each row of logits.
-fn surprises(logits: ArrayView2<f32>, tokens: &[u32]) -> Vec<f64> {
-    let rows = logits.axis_iter(Axis(0)).zip(tokens);
-    rows.map(|(row, &token)| {
-        let row = row.to_slice().expect("rows are contiguous");
-        let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        let sum: f64 = row.iter().map(|&x| f64::from(x - most).exp()).sum();
-        sum.ln() - f64::from(row[token as usize] - most)
-    })
-    .collect()
-}
-
-/// The first of the most likely tokens of each row.
-fn choices(logits: ArrayView2<'_, f32>) -> impl Iterator<Item = usize> {
-    logits.into_outer_iter().map(|row| {
-        let better = |best: usize, (i, x): (usize, &f32)| if *x > row[best] { i } else { best };
-        row.iter().enumerate().fold(0, better)
-    })
+    let ((nll, error), tokens) = (mean(&nlls), nlls.len());
+    Ok(Drafts { nll, error, accepted: accepted as f64 / tokens as f64, tokens })
 }

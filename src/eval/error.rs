@@ -81,7 +81,9 @@ pub enum EvalError {
         ctx: usize,
     },
     /// Options that no text can satisfy.
-    #[error("nothing to score: chunks need at least 4 tokens, and there must be one chunk")]
+    #[error(
+        "nothing to score: chunks need at least 4 tokens, 5 where drafts are, and there must be one chunk"
+    )]
     NothingToScore,
     /// Two results that do not belong to the same text.
     #[error("results over {0} and {1} tokens cannot be paired")]

@@ -140,21 +140,36 @@ impl Observer for Collector {
     }
 }
 
-/// Runs a text through the layers of a model that a [`Collector`] observes, which also sees
-/// what goes into the output matrix where the number of that tensor is given.
+/// What is collected of beside the layers that every token passes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Beside {
+    /// The output matrix, where it is not the token embedding.
+    pub output: bool,
+    /// The first layer for multi-token prediction, and its own output matrix.
+    pub prediction: bool,
+}
+
+/// Runs a text through the layers of a model that a [`Collector`] observes. With `output`, the number of the
+/// output matrix, the collector sees what goes into that, with `prediction` the layer for multi-token prediction,
+/// which gets what it gets when the model drafts: of each token but a chunk's last, its state and the token
+/// after it.
 ///
 /// The monitor counts tokens times layers.
 ///
 /// # Errors
-/// A text too short, weights that cannot be read, results that are not finite.
+/// A model without that layer, a text too short, weights that cannot be read, results that are not finite.
 pub fn collect(
     model: &Model,
     collector: &Collector,
-    of_output: Option<usize>,
+    output: Option<usize>,
+    prediction: bool,
     tokens: &[u32],
     options: &PerplexityOptions,
     monitor: &dyn Monitor,
 ) -> Result<(), EvalError> {
+    if prediction {
+        model.check_drafts()?;
+    }
     let n_chunks = options.checked_chunks(tokens)?;
     let identity = identity(&[model], &tokens[..n_chunks * options.ctx], options);
     let mut walk = Walk::new(model, tokens, n_chunks, options, identity)?;
@@ -162,7 +177,16 @@ pub fn collect(
     for layer in 0..model.hparams().n_layer {
         walk.layer(layer, monitor)?;
     }
-    match of_output {
+    if prediction {
+        let head = model.own_draft_output();
+        walk.draft(model, monitor, |_, drafted| {
+            if let Some(head) = head {
+                collector.add(head, 0, model.draft_norm(drafted)?.view());
+            }
+            Ok(())
+        })?;
+    }
+    match output {
         Some(output) => walk.last(|x| collector.add(output, 0, x)),
         None => Ok(()),
     }

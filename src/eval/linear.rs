@@ -36,6 +36,11 @@ pub(super) struct Matrix<'a> {
 }
 
 impl Matrix<'_> {
+    /// The name of its tensor.
+    pub fn name(&self) -> &str {
+        &self.source.tensors()[self.tensor].name
+    }
+
     /// `x · Wᵀ`: rows of `x` are inputs, rows of the result outputs. The result does not depend on
     /// how many threads there are.
     pub fn apply(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {

@@ -42,11 +42,11 @@ pub use compare::{
     Comparison, Distribution, Estimate, Reference, TOP, TokenValues, TopK, compare, comparison_work,
 };
 pub use continuations::{Asked, Sequences, continuations};
-pub use drafts::{Drafts, drafts};
+pub use drafts::{Drafts, drafts, drafts_work};
 pub use error::EvalError;
 pub use exact::{Apart, Exact};
 pub use gate::{Check, Limited, Limits, Verdict, looks, verdict};
-pub use importance::{Collector, Squares, collect, importances};
+pub use importance::{Beside, Collector, Squares, collect, importances};
 pub use model::Model;
 pub use observe::Observer;
 pub(crate) use passage::Passage;

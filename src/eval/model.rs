@@ -260,11 +260,6 @@ impl<'a> Model<'a> {
         })
     }
 
-    /// The name of the output matrix.
-    pub(super) fn output_name(&self) -> String {
-        TensorName::weight(None, self.output_kind()).to_string()
-    }
-
     /// Embeddings of tokens, one row each.
     ///
     /// # Errors
@@ -284,7 +279,7 @@ impl<'a> Model<'a> {
         }
         match first_not_finite(self.simd, states.view()) {
             Some(token) => {
-                let place = "`token_embd.weight`".to_owned();
+                let place = format!("`{}`", matrix.name());
                 Err(EvalError::NotFinite { layer: 0, place, token })
             }
             None => Ok(states),
@@ -354,8 +349,8 @@ impl<'a> Model<'a> {
     }
 
     /// The first layer of each kind, with tensors of other shapes or types than those before, and how many
-    /// there are of it.
-    pub(super) fn kinds_of_layers(&self) -> Vec<(u32, u32)> {
+    /// there are of it; that for drafts among them where it is asked for.
+    pub(super) fn kinds_of_layers(&self, drafted: bool) -> Vec<(u32, u32)> {
         let kind = |layer: u32| {
             let of_layer = self.tensors.iter().filter(|(name, _)| name.layer == Some(layer));
             let described = of_layer.map(|(name, &tensor)| {
@@ -367,7 +362,7 @@ impl<'a> Model<'a> {
             described
         };
         let mut kinds: Vec<(Vec<String>, u32, u32)> = Vec::new();
-        for layer in 0..self.hparams.n_layer {
+        for layer in 0..self.hparams.n_layer + u32::from(drafted) {
             let found = kind(layer);
             match kinds.iter_mut().find(|(known, _, _)| *known == found) {
                 Some((_, _, count)) => *count += 1,
@@ -456,6 +451,20 @@ impl<'a> Model<'a> {
         self.hparams.n_layer
     }
 
+    /// Checks that there is a layer for multi-token prediction.
+    pub(super) fn check_drafts(&self) -> Result<(), EvalError> {
+        if self.hparams.n_nextn == 0 {
+            let text = "the model has no layer for multi-token prediction".to_owned();
+            return Err(EvalError::Hparams(text));
+        }
+        let needed = self.hparams.layer_tensors(self.n_layer()).into_iter();
+        let mut needed = needed.filter(|spec| !spec.optional).map(|spec| spec.name);
+        match needed.find(|name| !self.tensors.contains_key(name)) {
+            Some(name) => Err(EvalError::MissingTensor(name.to_string())),
+            None => Ok(()),
+        }
+    }
+
     /// What the first layer for multi-token prediction takes in: normalised states of tokens, and the
     /// tokens after them.
     pub(super) fn draft_input(
@@ -463,10 +472,6 @@ impl<'a> Model<'a> {
         next: &[u32],
         normed: ArrayView2<f32>,
     ) -> Result<Array2<f32>, EvalError> {
-        if self.hparams.n_nextn == 0 {
-            let text = "the model has no layer for multi-token prediction".to_owned();
-            return Err(EvalError::Hparams(text));
-        }
         let (layer, eps) = (self.of_layer(self.n_layer()), self.hparams.rms_eps);
         let own = layer.optional(Kind::NextnEmbedTokens);
         let embedding = own.unwrap_or(self.outer(Kind::TokenEmbd));
@@ -476,17 +481,35 @@ impl<'a> Model<'a> {
         let mut both = Rows::new(next.len(), 2 * n);
         both.slice_mut(s![.., ..n]).assign(&rms_norm(self.simd, embedded.view(), &enorm?, eps));
         both.slice_mut(s![.., n..]).assign(&rms_norm(self.simd, normed, &hnorm?, eps));
-        Ok(layer.matrix(Kind::NextnEhProj)?.apply(both.view())?.into_array())
+        let matrix = layer.matrix(Kind::NextnEhProj)?;
+        let input = matrix.apply(both.view())?.into_array();
+        match first_not_finite(self.simd, input.view()) {
+            Some(token) => {
+                let (layer, place) = (layer.number, format!("`{}`", matrix.name()));
+                Err(EvalError::NotFinite { layer, place, token })
+            }
+            None => Ok(input),
+        }
     }
 
-    /// The logits of states that have passed that layer.
-    pub(super) fn draft_logits(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
-        let layer = self.of_layer(self.n_layer());
-        let norm = layer.optional(Kind::NextnSharedHeadNorm);
+    /// States that have passed that layer, normalised for its output matrix.
+    pub(super) fn draft_norm(&self, states: ArrayView2<f32>) -> Result<Array2<f32>, EvalError> {
+        let norm = self.of_layer(self.n_layer()).optional(Kind::NextnSharedHeadNorm);
         let weight = self.values(norm.unwrap_or(self.outer(Kind::OutputNorm)))?;
-        let normed = rms_norm(self.simd, states, &weight, self.hparams.rms_eps);
-        let head = layer.optional(Kind::NextnSharedHeadHead).map(|head| self.matrix(head));
-        Ok(head.unwrap_or(self.output()).apply(normed.view())?.into_array())
+        Ok(rms_norm(self.simd, states, &weight, self.hparams.rms_eps).into_array())
+    }
+
+    /// The output matrix of that layer, where it does not share the model's.
+    pub(super) fn own_draft_output(&self) -> Option<usize> {
+        self.of_layer(self.n_layer()).optional(Kind::NextnSharedHeadHead)
+    }
+
+    /// The output matrix of that layer.
+    pub(super) fn draft_output(&self) -> Matrix<'a> {
+        match self.own_draft_output() {
+            Some(own) => Matrix { observer: None, ..self.matrix(own) },
+            None => self.output(),
+        }
     }
 }
 
@@ -560,7 +583,8 @@ impl<'m, 'a> Layer<'m, 'a> {
             k_b: self.matrix(Kind::AttnKB)?,
             v_b: self.matrix(Kind::AttnVB)?,
             output: self.matrix(Kind::AttnOutput)?,
-            indexer: match &a.indexer {
+            // As in llama.cpp, what predicts further tokens attends to all.
+            indexer: match a.indexer.as_ref().filter(|_| self.number < self.model.n_layer()) {
                 Some(of) => Some(Box::new(Indexer {
                     of,
                     queries: self.matrix(Kind::IndexerAttnQB)?,

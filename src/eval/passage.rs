@@ -52,6 +52,23 @@ impl<'m, 'a> Passage<'m, 'a> {
         self.walk.layer(layer, monitor)
     }
 
+    /// Has the layer for multi-token prediction of a model draft behind the layers of the changed one, and hands
+    /// on what goes into its output matrix, some tokens at a time.
+    ///
+    /// # Errors
+    /// As [`Passage::look`].
+    pub fn draft(
+        &self,
+        model: &Model,
+        monitor: &dyn Monitor,
+        mut see: impl FnMut(ArrayView2<f32>),
+    ) -> Result<(), EvalError> {
+        self.walk.draft(model, monitor, |_, drafted| {
+            see(model.draft_norm(drafted)?.view());
+            Ok(())
+        })
+    }
+
     /// Hands on what goes into the output matrix, some tokens at a time.
     ///
     /// # Errors

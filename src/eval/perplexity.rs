@@ -130,8 +130,8 @@ pub fn perplexity(
     let mut nll = Vec::new();
     for rows in walk.groups(vocabulary::ROWS) {
         let (normed, targets) = (walk.normed(rows.clone())?, walk.targets(rows.clone()));
-        let scores =
-            vocabulary::score(model.simd(), Side::Model(model, normed.view()), &[], &targets);
+        let side = Side::States(model.output(), normed.view());
+        let scores = vocabulary::score(model.simd(), side, &[], &targets);
         let scores = scores.map_err(|bad| {
             let token = walk.place(rows.start + bad.row);
             bad.error(model, token)

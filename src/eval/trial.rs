@@ -17,7 +17,7 @@ const ENOUGH: Duration = Duration::from_millis(40);
 const EXPERT_ROWS: usize = 256;
 
 /// Seconds of processor time that so many tokens will take through all layers of a model, and, where
-/// they are scored, through the output matrix. The trial passes `chunk`, the tokens of one chunk.
+/// they are scored, through the output matrix, where it drafts, through the layer for that. The trial passes `chunk`, the tokens of one chunk.
 ///
 /// # Errors
 /// As the pass itself.
@@ -27,12 +27,13 @@ pub fn trial(
     n_tokens: usize,
     options: &PerplexityOptions,
     scored: bool,
+    drafted: bool,
 ) -> Result<f64, EvalError> {
     let ctx = chunk.len();
     let chunks = n_tokens as f64 / ctx as f64;
     let states = model.embed(chunk)?;
     let mut seconds = 0.0;
-    for (layer, count) in model.kinds_of_layers() {
+    for (layer, count) in model.kinds_of_layers(drafted) {
         let of_chunk = least(|| model.attention_of(layer, states.view(), ctx).map(drop))?;
         let others = match model.feed_forward_of(layer)? {
             FeedForward::Dense(dense) => {

@@ -25,8 +25,8 @@ const TILE: usize = 1024;
 
 /// Where the logits of some rows come from.
 pub(super) enum Side<'s, 'a> {
-    /// From normalised states.
-    Model(&'s Model<'a>, ArrayView2<'s, f32>),
+    /// From normalised states and the output matrix that they meet.
+    States(Matrix<'a>, ArrayView2<'s, f32>),
     /// They are known.
     Logits(ArrayView2<'s, f32>),
     /// Log-probabilities are known, and taken as they are: rounding has left their sums off 1.
@@ -54,8 +54,13 @@ pub(super) struct Bad {
 impl Bad {
     /// The error, for a row that is the text's token `token`.
     pub fn error(self, model: &Model, token: usize) -> EvalError {
+        self.error_of(model, model.output(), token)
+    }
+
+    /// As [`Bad::error`], with another output matrix than the model's own.
+    pub fn error_of(self, model: &Model, output: Matrix, token: usize) -> EvalError {
         self.cause.unwrap_or_else(|| {
-            let place = format!("`{}`", model.output_name());
+            let place = format!("`{}`", output.name());
             EvalError::NotFinite { layer: model.hparams().n_layer, place, token }
         })
     }
@@ -171,7 +176,7 @@ fn cross(a: &[f32], b: &[f32], max: f32) -> f64 {
 impl Side<'_, '_> {
     fn n_vocab(&self) -> usize {
         match self {
-            Self::Model(model, _) => model.hparams().n_vocab as usize,
+            Self::States(output, _) => output.rows,
             Self::Logits(rows) | Self::Saved(rows) => rows.ncols(),
         }
     }
@@ -179,9 +184,8 @@ impl Side<'_, '_> {
     /// Logits of a part of the vocabulary.
     fn tile(&self, first: usize, n: usize) -> Result<Rows, EvalError> {
         match self {
-            Self::Model(model, states) => {
-                let output = model.output();
-                let tile = Matrix { first_row: first as u64, rows: n, ..output };
+            Self::States(output, states) => {
+                let tile = Matrix { first_row: first as u64, rows: n, ..*output };
                 tile.apply_here(*states)
             }
             Self::Logits(rows) | Self::Saved(rows) => {
@@ -204,7 +208,7 @@ pub(super) fn bytes(model: &Model, sides: usize) -> u64 {
 /// What the first tile of the vocabulary adds to some rows, to see what it costs.
 pub(super) fn first_tile(model: &Model, states: ArrayView2<f32>) -> Result<f64, EvalError> {
     let n = TILE.min(model.hparams().n_vocab as usize);
-    let logits = Side::Model(model, states).tile(0, n)?;
+    let logits = Side::States(model.output(), states).tile(0, n)?;
     Ok(logits.rows().into_iter().map(|row| Sums::of(model.simd(), slice(&row), 0, 0).sum).sum())
 }
 
@@ -213,7 +217,7 @@ pub(super) fn first_tile(model: &Model, states: ArrayView2<f32>) -> Result<f64, 
 pub(super) fn score(
     simd: Simd,
     reference: Side,
-    models: &[(&Model, ArrayView2<f32>)],
+    models: &[(Matrix, ArrayView2<f32>)],
     targets: &[u32],
 ) -> Result<Scores, Bad> {
     let n_vocab = reference.n_vocab();
@@ -230,8 +234,8 @@ pub(super) fn score(
             for (row, &target) in a.rows().into_iter().zip(targets) {
                 parts.push(Sums::of(simd, slice(&row), first, target));
             }
-            for (i, &(model, states)) in models.iter().enumerate() {
-                let b = Side::Model(model, states).tile(first, n).map_err(bad(1 + i))?;
+            for (i, &(output, states)) in models.iter().enumerate() {
+                let b = Side::States(output, states).tile(first, n).map_err(bad(1 + i))?;
                 for (row, (a, b)) in a.rows().into_iter().zip(b.rows()).enumerate() {
                     let (a, b) = (slice(&a), slice(&b));
                     let cross = cross(a, b, parts[row].max);

@@ -9,7 +9,7 @@ use super::perplexity::PerplexityOptions;
 use super::states::States;
 use super::{budget, buffers};
 use crate::monitor::Monitor;
-use ndarray::{Array2, ArrayView1, ArrayView2, s};
+use ndarray::{Array2, ArrayView1, ArrayView2, Axis, s};
 use std::borrow::Cow;
 use std::ops::Range;
 use xxhash_rust::xxh3::Xxh3;
@@ -147,6 +147,39 @@ impl<'m, 'a> Walk<'m, 'a> {
             let mut states = states.expect("whole rows");
             let passed = other.layer(layer, &mut states, self.ctx, self.memory);
             passed.map_err(|e| e.after(batch * self.n_batch))?;
+            monitor.advance(tokens.len() as u64);
+            if monitor.cancelled() {
+                return Err(EvalError::Cancelled);
+            }
+        }
+        Ok(())
+    }
+
+    /// Has the first layer for multi-token prediction of a model draft, a batch at a time: hands on the place
+    /// of the batch in the text, and the states behind that layer of all tokens but each chunk's last, which
+    /// has none after it. The states of the walk stay as they are.
+    pub fn draft(
+        &self,
+        other: &Model,
+        monitor: &dyn Monitor,
+        mut see: impl FnMut(usize, ArrayView2<f32>) -> Result<(), EvalError>,
+    ) -> Result<(), EvalError> {
+        let (ctx, n, columns) = (self.ctx, self.ctx - 1, other.hparams().n_embd as usize);
+        for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
+            let first = batch * self.n_batch;
+            let mut drafted = Array2::zeros((tokens.len() / ctx * n, columns));
+            let chunks = tokens.chunks(ctx).zip(drafted.axis_chunks_iter_mut(Axis(0), n));
+            for (i, (chunk, mut drafted)) in chunks.enumerate() {
+                let at = first + i * ctx;
+                let states = self.rows(at..at + n)?;
+                let states = ArrayView2::from_shape((n, columns), &states).expect("whole rows");
+                let normed = other.output_norm(states)?;
+                let input = other.draft_input(&chunk[1..], normed.view());
+                drafted.assign(&input.map_err(|e| e.after(at))?);
+            }
+            let passed = other.layer(other.n_layer(), &mut drafted, n, self.memory);
+            passed.map_err(|e| e.placed(&|token| first + token / n * ctx + token % n))?;
+            see(first, drafted.view())?;
             monitor.advance(tokens.len() as u64);
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);

@@ -44,7 +44,10 @@ pub fn estimate(
     let n_tokens = own.len() * chunks.ctx;
     let first = chunks.tokens(&[0]);
     let subjects = job.subjects();
-    let watched = matches!(job, Job::Importances { .. });
+    let (watched, drafted) = match job {
+        Job::Importances { beside, .. } => (true, beside.prediction),
+        _ => (false, false),
+    };
     let collectors: Vec<Collector> =
         subjects.iter().map(|subject| Collector::new(subject.model.source())).collect();
     let mut runners: Vec<Model> = Vec::new();
@@ -59,7 +62,7 @@ pub fn estimate(
     let together: Vec<&Model> = runners.iter().collect();
     let (seconds, threads, memory) = options.on_threads(|| {
         let seconds = subjects.iter().zip(&runners).map(|(subject, runner)| {
-            let seconds = trial(runner, &first, n_tokens, &settings, !watched);
+            let seconds = trial(runner, &first, n_tokens, &settings, !watched, drafted);
             seconds.map_err(|error| MeasureError::of(subject.path, error))
         });
         let seconds = seconds.collect::<Result<Vec<f64>, _>>();

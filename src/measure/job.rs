@@ -6,7 +6,7 @@ use super::order::spread;
 use super::part::{Compared, FORM, Head, Kind, Measured, Stored};
 use super::text::heed;
 use super::values::{OfModel, Values};
-use super::{Against, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
+use super::{Against, Beside, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
 use crate::eval::{
     self, BaseReader, BaseWriter, Collector, EvalError, Model, Observer, PerplexityOptions,
     Reference, TensorErrors, collect, comparison_work, looks,
@@ -48,8 +48,8 @@ pub enum Job<'a> {
     Importances {
         /// The model.
         subject: Subject<'a>,
-        /// Whether those of the output matrix are wanted as well.
-        of_output: bool,
+        /// Whose are wanted beside those of the layers.
+        beside: Beside,
     },
 }
 
@@ -151,7 +151,12 @@ impl<'a> Job<'a> {
         let mut identity = Vec::new();
         let mut is = |what: &str, value: String| identity.push((what.to_owned(), value));
         let with = match self {
-            Self::Importances { of_output: true, .. } => " with the output matrix",
+            Self::Importances { beside, .. } => match (beside.output, beside.prediction) {
+                (false, false) => "",
+                (true, false) => " with the output matrix",
+                (false, true) => " with the prediction layer",
+                (true, true) => " with the output matrix and the prediction layer",
+            },
             _ if head.by_tensor => " with tensors",
             _ => "",
         };
@@ -224,8 +229,8 @@ pub fn measure_unless(
         return Ok((true, part));
     }
     match job {
-        Job::Importances { subject, of_output } => {
-            part.measured = squares(subject, of_output, &chosen, monitor)?;
+        Job::Importances { subject, beside } => {
+            part.measured = squares(subject, beside, &chosen, monitor)?;
         }
         _ => {
             let base = chosen.base.take();
@@ -289,17 +294,17 @@ fn stored(subject: Subject) -> Vec<Stored> {
 /// Sums of squares over some chunks.
 fn squares(
     subject: Subject,
-    of_output: bool,
+    beside: Beside,
     chosen: &Chosen,
     monitor: &dyn Monitor,
 ) -> Result<Measured, MeasureError> {
     let Chosen { chunks, own, options, settings, .. } = chosen;
     let source = subject.model.source();
-    let output = match of_output {
+    let output = match beside.output {
         true => source.find(OUTPUT),
         false => None,
     };
-    if of_output && output.is_none() {
+    if beside.output && output.is_none() {
         let what = format!(
             "{} has no {OUTPUT}, so that nothing is collected of it",
             subject.path.display()
@@ -314,7 +319,10 @@ fn squares(
     monitor.expect(settings.work(tokens.len(), subject.model.hparams()));
     if !own.is_empty() {
         options
-            .on_threads(|| collect(&runner, &collector, output, &tokens, settings, monitor))?
+            .on_threads(|| {
+                let prediction = beside.prediction;
+                collect(&runner, &collector, output, prediction, &tokens, settings, monitor)
+            })?
             .map_err(|error| MeasureError::of(subject.path, chunks.placed(error, own)))?;
     }
     Ok(Measured::Squares(collector.finish()))

@@ -44,6 +44,8 @@ pub use sensitivity::{Group, OfTensor, PROBE, Sensitivities, SoFar, Types, proof
 pub use tasks::Format;
 pub use text::{CALIBRATED_WITH, Text, Tokens};
 
+pub use crate::eval::Beside;
+
 use crate::eval;
 use crate::model::Model;
 use crate::source::Source;

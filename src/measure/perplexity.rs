@@ -51,6 +51,7 @@ pub fn drafts(
     let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
     let settings = options.settings(&[subject], read.tokens.len(), read.bos)?;
     let runner = subject.runner(options)?;
-    let found = eval::drafts(&runner, &read.tokens, &settings, monitor);
+    monitor.expect(eval::drafts_work(read.tokens.len(), &settings, subject.model.hparams()));
+    let found = options.on_threads(|| eval::drafts(&runner, &read.tokens, &settings, monitor))?;
     found.map_err(|error| MeasureError::of(subject.path, error))
 }

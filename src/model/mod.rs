@@ -38,6 +38,7 @@ pub use left_out::LeftOut;
 use crate::gguf::Metadata;
 use crate::simd::Simd;
 use crate::source::{GgufSource, Source};
+use crate::tensor::{Kind, TensorName};
 use crate::warning::Warning;
 use std::path::Path;
 
@@ -213,6 +214,12 @@ impl Model {
             Self::Checkpoint(model) => model.hparams(),
             Self::Gguf(model) => &model.hparams,
         }
+    }
+
+    /// Whether it has a layer for multi-token prediction, and not only says so.
+    pub fn drafts(&self) -> bool {
+        let name = TensorName::weight(Some(self.hparams().n_layer), Kind::NextnEhProj);
+        self.hparams().n_nextn > 0 && self.source().find(&name.to_string()).is_some()
     }
 
     /// Sets the instructions to decode its tensors with, instead of the fastest of this machine.

@@ -152,6 +152,40 @@ fn a_prediction_layer_gets_a_type_that_needs_no_importances() {
 }
 
 #[test]
+fn a_prediction_layer_is_collected_for_unless_it_is_not_wanted() {
+    let bench = Bench::new();
+    let (r1, text) = (fixture(TINY_R1), fixture("tests/fixtures/text/calibration.txt"));
+    let collect = |model: &str, out: &str, more: &[&str]| {
+        let args = ["imatrix", model, "--text", &text, "--chunks", "2", "--ctx", "128", "-o", out];
+        bench.run(&[&args[..], more].concat())
+    };
+    collect(&r1, "with.gguf", &[]).ok();
+    collect(&r1, "without.gguf", &["--mtp", "drop"]).ok();
+    let [(_, mut with), (_, without)] = ["with.gguf", "without.gguf"].map(|f| read(&bench.path(f)));
+    let all = with.clone();
+    with.retain(|name, _| !name.starts_with("blk.3."));
+    assert!(with == without && !with.is_empty());
+    assert_eq!(all["blk.3.nextn.eh_proj.weight"].counts, [2.0 * 127.0]);
+    // The same of a file that has the layer, and of shares.
+    let args = ["convert", &r1, "bf16.gguf", "--outtype", "f32", "--mtp", "keep"];
+    bench.run(&args).ok();
+    collect("bf16.gguf", "of-file.gguf", &["--mtp", "keep"]).ok();
+    assert!(read(&bench.path("of-file.gguf")).1 == all);
+    // Where there is none, only who asks for it is told.
+    collect(&fixture(BF16), "none.gguf", &["--mtp", "keep"]).fails(&["no layer for multi-token"]);
+    assert!(!collect(&fixture(BF16), "none.gguf", &[]).ok().stderr.contains("multi-token"));
+    // There is something for each of its matrices, but the embedding is none.
+    let options = ["--type", "IQ2_XXS", "--mtp", "keep", "--imatrix", "with.gguf", "--strict"];
+    let (said, file) = convert(&bench, &[&options[..], &["--unrouted", "shared"]].concat());
+    let unmeasured = said.stderr.lines().find(|line| line.starts_with("unmeasured")).unwrap();
+    assert!(
+        unmeasured.ends_with("IQ2_XXS, which needs importances: blk.3.nextn.embed_tokens.weight")
+    );
+    assert_eq!(file.tensor("blk.3.nextn.eh_proj.weight").unwrap().ty, 16);
+    assert_eq!(file.tensor("blk.3.nextn.shared_head_head.weight").unwrap().ty, 16);
+}
+
+#[test]
 fn what_is_asked_for_a_prediction_layer_is_given_as_far_as_it_can_be() {
     let bench = Bench::new();
     let imatrix = fixture(GGUF);
@@ -162,7 +196,7 @@ fn what_is_asked_for_a_prediction_layer_is_given_as_far_as_it_can_be() {
     assert_eq!(ty("blk.2.ffn_up_exps.weight"), 17);
     assert_eq!(ty("blk.3.ffn_up_exps.weight"), 10);
     assert_eq!(ty("blk.3.nextn.eh_proj.weight"), 14);
-    // Where there are importances, they are used: llama-imatrix can run prediction layers too.
+    // Where there are importances, they are used.
     let mut entries = reference();
     let of_layer_2 = entries.iter().filter(|(name, _)| name.starts_with("blk.2."));
     let of_layer_3 = of_layer_2.map(|(name, e)| (name.replace("blk.2.", "blk.3."), e.clone()));

@@ -53,6 +53,10 @@ fn shards_that_hold_only_what_is_left_out_may_be_missing() {
     bench.run(&["perplexity", "c", "--tokens", "x"]).fails(&["x"]);
     let keep = ["convert", "c", "o.gguf", "--type", "Q8_0", "--mtp", "keep"];
     bench.run(&keep).fails(&[&shard(2), "complete the download"]);
+    std::fs::write(bench.path("tokens"), "5, 6, 7, 8").unwrap();
+    let imatrix = ["imatrix", "c", "--tokens", "tokens", "--ctx", "4"];
+    bench.run(&imatrix).ok().says(&["multi-token prediction is left out", &shard(2)]);
+    bench.run(&[&imatrix[..], &["--mtp", "keep", "-f"]].concat()).fails(&[&shard(2)]);
     // One that is damaged is not needed either, and said.
     std::fs::write(copy.path(&shard(2)), "version https://git-lfs.github.com/spec/v1\n").unwrap();
     converts(&bench, &plain, &[&shard(2), "Git LFS", "nothing that is needed"]);

@@ -10,7 +10,7 @@ use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
 use crate::measure::{CALIBRATED_WITH, Options, PROBE, Subject, Text, Tokens};
-use crate::model::{Hparams, Model};
+use crate::model::{Hparams, Model, Mtp};
 use crate::names::base;
 use crate::quant::QuantType;
 use crate::simd::Simd;
@@ -191,6 +191,7 @@ impl Args {
     pub fn prepare(
         &self,
         place: &Path,
+        mtp: Mtp,
         pre: Option<&str>,
         is_ladder: bool,
         simd: Simd,
@@ -214,7 +215,7 @@ impl Args {
             (Some(path), _) => path,
         };
         let text = Text::read(path)?;
-        let model = super::place::open(place)?;
+        let model = super::place::open_with(place, mtp)?;
         let subject = Subject { path: place, model: &model };
         let tokens = text.tokens(subject, pre, &())?;
         let sha256 = text.sha256().to_owned();
@@ -276,7 +277,7 @@ impl Prepared {
         let hparams = self.model.hparams();
         let folder = folder(path);
         let n_tokens = self.passes.of_layer() * self.passes.n_tokens(&self.tokens);
-        let work = n_tokens * u64::from(hparams.n_layer);
+        let work = n_tokens * u64::from(hparams.n_layer + hparams.n_nextn.min(1));
         let passing = Progress::start("calibrate", work, "token-layers", 0);
         let mut calibration =
             calibration(hparams, &self.tokens, self.passes, folder, memory, self.simd);

@@ -225,6 +225,16 @@ impl Choices {
         })
     }
 
+    /// What becomes of layers for multi-token prediction.
+    pub fn mtp(&self) -> Mtp {
+        match self.mtp {
+            Some(MtpArg::Drop) => Mtp::Drop,
+            Some(MtpArg::Keep) => Mtp::Keep,
+            Some(MtpArg::Only) => Mtp::Only,
+            None => Mtp::Usual,
+        }
+    }
+
     /// Opens a GGUF file and plans what `quantize` makes of it.
     pub fn plan_gguf(
         &self,
@@ -257,17 +267,11 @@ impl Choices {
         how: (&Cutting, &Resources),
         calibrated: Option<&calibrate::Prepared>,
     ) -> anyhow::Result<(CheckpointModel, Outputs)> {
-        let mtp = match self.mtp {
-            Some(MtpArg::Drop) => Mtp::Drop,
-            Some(MtpArg::Keep) => Mtp::Keep,
-            Some(MtpArg::Only) => Mtp::Only,
-            None => Mtp::Usual,
-        };
         let mla = match self.mla {
             MlaArg::Split => Mla::Split,
             MlaArg::Legacy => Mla::Legacy,
         };
-        let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, mtp, mla)?;
+        let mut model = CheckpointModel::open_as(place::folder(checkpoint)?, self.mtp(), mla)?;
         model.set_simd(self.recipe.simd());
         let chosen = match (self.outtype, &self.ty) {
             (Some(outtype), _) => {

@@ -5,6 +5,7 @@ use crate::convert::Manifest;
 use crate::gguf::Header;
 use crate::model::{CheckpointModel, GgufModel, Model, Mtp};
 use crate::source::{Folder, GgufSource, is_url};
+use crate::warning::{Topic, Warning};
 use anyhow::{Context, bail};
 use std::path::{Path, PathBuf};
 
@@ -131,7 +132,8 @@ pub fn open(place: &Path) -> anyhow::Result<Model> {
     open_with(place, Mtp::Drop)
 }
 
-fn open_with(place: &Path, mtp: Mtp) -> anyhow::Result<Model> {
+/// As [`open`], with a choice of what becomes of layers for multi-token prediction.
+pub(crate) fn open_with(place: &Path, mtp: Mtp) -> anyhow::Result<Model> {
     Ok(match is_gguf(place) {
         true => Model::Gguf(Box::new(GgufModel::of(gguf(place)?)?)),
         false => Model::Checkpoint(Box::new(CheckpointModel::open_in(folder(place)?, mtp)?)),
@@ -142,6 +144,20 @@ fn open_with(place: &Path, mtp: Mtp) -> anyhow::Result<Model> {
 pub(crate) fn open_with_drafts(place: &Path) -> anyhow::Result<Model> {
     let model = open_with(place, Mtp::Keep)?;
     say::warnings(model.warnings());
+    Ok(model)
+}
+
+/// As [`open_with_drafts`], or without those layers where a checkpoint does not have them whole.
+pub(crate) fn open_with_drafts_if_there(place: &Path) -> anyhow::Result<Model> {
+    let (model, missed) = match open_with(place, Mtp::Keep) {
+        Ok(model) => (model, None),
+        Err(error) => (open(place)?, Some(error)),
+    };
+    say::warnings(model.warnings());
+    if let Some(error) = missed {
+        let text = format!("the layer for multi-token prediction is left out: {error}");
+        say::warning(&Warning::new(Topic::Tensors, text));
+    }
     Ok(model)
 }
 

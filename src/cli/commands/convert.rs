@@ -71,7 +71,8 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let text = args.evaluate.as_deref().map(Text::read).transpose()?;
     let Args { checkpoint, choices, output_options, .. } = args;
     let (pre, is_ladder) = (choices.tokenizer_pre(), choices.is_ladder());
-    let calibrated = args.calibrate.prepare(checkpoint, pre, is_ladder, choices.simd())?;
+    let calibrated =
+        args.calibrate.prepare(checkpoint, choices.mtp(), pre, is_ladder, choices.simd())?;
     let calibrated = calibrated.as_ref();
     let (model, outputs) =
         choices.plan(checkpoint, output, output_options.planning(), calibrated)?;

@@ -2,16 +2,19 @@
 
 use crate::cli::args::imatrix::File;
 use crate::cli::args::measure::{self, Room, RunArgs, TextArgs};
-use crate::cli::args::share;
+use crate::cli::args::{place, share};
 use crate::cli::views::statistics;
 use crate::cli::{bad_usage, say};
 use crate::imatrix::Sums;
-use crate::measure::{Found, Job, Options, Subject, Text};
-use std::path::PathBuf;
+use crate::measure::{Beside, Found, Job, Options, Subject, Text};
+use crate::model::Model;
+use anyhow::bail;
+use std::path::{Path, PathBuf};
 
 /// Collect an importance matrix, as llama-imatrix does but with f32 activations.
 ///
-/// Reads a GGUF file or a checkpoint, FP8 as well. The file is written in llama-imatrix's formats.
+/// Reads a GGUF file or a checkpoint, FP8 as well. The file is written in llama-imatrix's formats. The layer for
+/// multi-token prediction gets the entries that llama-imatrix would give it.
 #[derive(clap::Args)]
 #[command(
     after_help = "Examples:\n  requant imatrix DeepSeek-R1 --text calibration.txt -o imatrix.gguf\n  \
@@ -32,11 +35,14 @@ pub struct Args {
     /// Collect for the output matrix as well
     #[arg(long)]
     process_output: bool,
+    /// Whether to collect for the layer for multi-token prediction as well [default: keep, where it is there]
+    #[arg(long, value_enum, value_name = "MTP")]
+    mtp: Option<Mtp>,
     /// Take names of special tokens in the text, such as those of a chat, for these tokens
     #[arg(long, conflicts_with = "tokens")]
     parse_special: bool,
     /// Show what an importance matrix says about the inputs of each tensor, and stop
-    #[arg(long, conflicts_with_all = ["text", "tokens", "process_output", "parse_special",
+    #[arg(long, conflicts_with_all = ["text", "tokens", "process_output", "mtp", "parse_special",
         "first_chunk", "shard", "dry_run"])]
     show_statistics: bool,
     /// Add the sums of these files (either format); repeatable
@@ -48,6 +54,12 @@ pub struct Args {
     room: Room,
     #[command(flatten)]
     run: RunArgs,
+}
+
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Mtp {
+    Keep,
+    Drop,
 }
 
 pub fn run(args: &Args) -> anyhow::Result<()> {
@@ -71,12 +83,13 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         })?;
     }
     if let Some(path) = &args.model {
-        let (mut texts, model) = (args.text.read()?, measure::model(path, &options)?);
+        let (mut texts, model) = (args.text.read()?, open(path, args.mtp, &options)?);
         if args.parse_special {
             texts = texts.into_iter().map(Text::with_special_tokens).collect();
         }
-        let (subject, of_output) = (Subject { path, model: &model }, args.process_output);
-        let job = Job::Importances { subject, of_output };
+        let prediction = args.mtp != Some(Mtp::Drop) && model.drafts();
+        let beside = Beside { output: args.process_output, prediction };
+        let job = Job::Importances { subject: Subject { path, model: &model }, beside };
         let Some(part) = args.share.measure("imatrix", job, &texts, &options, args.run.json)?
         else {
             Room::finish(&options);
@@ -93,6 +106,21 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     args.file.write(&sums, args.run.json)?;
     Room::finish(&options);
     Ok(())
+}
+
+/// Opens a model with as much of it as is wanted.
+fn open(path: &Path, mtp: Option<Mtp>, options: &Options) -> anyhow::Result<Model> {
+    place::refuse_text(path)?;
+    let mut model = match mtp {
+        Some(Mtp::Drop) => place::model(path)?,
+        Some(Mtp::Keep) => place::open_with_drafts(path)?,
+        None => place::open_with_drafts_if_there(path)?,
+    };
+    if mtp == Some(Mtp::Keep) && !model.drafts() {
+        bail!("{}: there is no layer for multi-token prediction to collect for", path.display());
+    }
+    model.set_simd(options.simd);
+    Ok(model)
 }
 
 /// Shows the statistics of the one file that is given.

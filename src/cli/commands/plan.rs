@@ -53,7 +53,8 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     args.choices.assume();
     let Args { checkpoint, choices, cutting, resources, .. } = &*args;
     let (pre, is_ladder) = (choices.tokenizer_pre(), choices.is_ladder());
-    let calibrated = args.calibrate.prepare(checkpoint, pre, is_ladder, choices.simd())?;
+    let calibrated =
+        args.calibrate.prepare(checkpoint, choices.mtp(), pre, is_ladder, choices.simd())?;
     let how = (cutting, resources);
     if place::is_gguf(checkpoint) {
         let (source, outputs) = choices.plan_gguf(checkpoint, &output, how, calibrated.as_ref())?;

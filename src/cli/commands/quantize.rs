@@ -6,7 +6,7 @@ use crate::cli::args::{calibrate, output, place};
 use crate::cli::views::plan::{self, of_file};
 use crate::cli::{bad_usage, say};
 use crate::convert::{Mode, Outputs, Plan, Settings};
-use crate::model::{join_legacy_mla, split_legacy_mla};
+use crate::model::{Mtp, join_legacy_mla, split_legacy_mla};
 use crate::recipe::{FileType, Recipe};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -146,7 +146,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         None => {}
     }
     let (is_ladder, simd) = (matches!(target, Target::Ladder), args.recipe.simd());
-    let calibrated = args.calibrate.prepare(&args.input, None, is_ladder, simd)?;
+    let calibrated = args.calibrate.prepare(&args.input, Mtp::default(), None, is_ladder, simd)?;
     let importance = args.recipe.plan().importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),

@@ -271,7 +271,7 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
         Reason::Outside => Some("outside of the layers".to_owned()),
         Reason::Requested => Some("by an option".to_owned()),
         Reason::Unmeasured { wanted } => {
-            Some(format!("{wanted} needs importances, and none can exist"))
+            Some(format!("{wanted} needs importances, and there are none"))
         }
         Reason::Fallback { wanted } => {
             Some(format!("rows of {} are no whole {wanted} blocks", planned.n_per_row()))
