@@ -276,6 +276,7 @@ fn a_size_is_told_without_importances_and_room() {
 }
 
 #[test]
+#[cfg(unix)]
 fn what_is_no_file_is_refused_at_once() {
     let dir = tempfile::tempdir().unwrap();
     let pipe = dir.path().join("pipe.gguf");

@@ -298,9 +298,11 @@ fn a_folder_gets_a_page_with_what_is_known_of_it() {
     let sums = std::fs::read_to_string(format!("{folder}/SHA256SUMS")).unwrap();
     let n_files = contents(Path::new(&folder)).into_keys().filter(|n| n.ends_with(".gguf")).count();
     assert_eq!(sums.lines().count(), n_files);
-    let mut check = std::process::Command::new("sha256sum");
-    let check = check.args(["-c", "--quiet", "SHA256SUMS"]).current_dir(&folder).output();
-    assert!(check.is_ok_and(|check| check.status.success()));
+    if cfg!(unix) {
+        let mut check = std::process::Command::new("sha256sum");
+        let check = check.args(["-c", "--quiet", "SHA256SUMS"]).current_dir(&folder).output();
+        assert!(check.is_ok_and(|check| check.status.success()));
+    }
     let again = requant(&publish);
     assert!(again.0 == 1 && again.2.contains("--force"), "{}", again.2);
     assert_eq!(requant(&[&publish[..], &["--force"]].concat()).0, 0);

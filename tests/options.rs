@@ -123,14 +123,10 @@ fn a_source_is_not_overwritten_by_what_is_made_of_it() {
     let dir = tempfile::tempdir().unwrap();
     let input = dir.path().join("in.gguf");
     std::fs::copy(BF16, &input).unwrap();
-    let mut outputs = vec![input.clone()];
+    let link = dir.path().join("link.gguf");
     #[cfg(unix)]
-    {
-        let link = dir.path().join("link.gguf");
-        std::os::unix::fs::symlink(&input, &link).unwrap();
-        outputs.push(link);
-    }
-    for output in &outputs {
+    std::os::unix::fs::symlink(&input, &link).unwrap();
+    for output in [&input, &link].into_iter().filter(|path| path.exists()) {
         let mut command = Command::cargo_bin("requant").unwrap();
         let run = command.arg("quantize").arg(&input).arg(output).args(["Q4_0", "--force"]);
         let run = run.output().unwrap();

@@ -15,6 +15,8 @@ const IMATRIX: &str = "tests/fixtures/reference/imatrix.dat";
 fn damage(path: &Path, tensor: &str) {
     let file = GgufFile::open(path).unwrap();
     let range = file.tensor_range(file.find(tensor).unwrap());
+    // Windows replaces no file that is mapped.
+    drop(file);
     let mut bytes = std::fs::read(path).unwrap();
     bytes[range.start + range.len() / 2 + 7] ^= 0x10;
     std::fs::write(path, bytes).unwrap();
@@ -87,9 +89,11 @@ fn a_manifest_finds_damage_and_missing_parts() {
     // Nothing is said of this machine's folders.
     let text = std::fs::read_to_string(&manifest).unwrap();
     assert!(!text.contains(dir.path().to_str().unwrap()) && !text.contains("fixtures"), "{text}");
-    let mut check = Command::new("sha256sum");
-    let checked = check.args(["-c", "out.gguf.sha256"]).current_dir(&dir).output().unwrap();
-    assert_eq!(String::from_utf8(checked.stdout).unwrap().matches(": OK").count(), 3);
+    if cfg!(unix) {
+        let mut check = Command::new("sha256sum");
+        let checked = check.args(["-c", "out.gguf.sha256"]).current_dir(&dir).output().unwrap();
+        assert_eq!(String::from_utf8(checked.stdout).unwrap().matches(": OK").count(), 3);
+    }
     assert_eq!(json["tensors"].as_array().unwrap().len(), 52);
     let hash = common::hashes(&first)[0].2.clone();
     assert_eq!(json["tensors"][0]["sha256"], hash);

@@ -106,9 +106,10 @@ enum Command {
 pub use args::place;
 pub use formats::all as formats_json;
 
-/// Runs the program on the process's arguments.
+/// Runs the program on the process's arguments. On Windows, where shells leave it to programs, `*.gguf` becomes the
+/// names of files.
 pub fn main() -> ExitCode {
-    ExitCode::from(run(std::env::args_os()))
+    ExitCode::from(run(wild::args_os()))
 }
 
 /// Runs the program on arguments, of which the first is its own name; its exit code. The process is the
