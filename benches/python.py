@@ -30,7 +30,7 @@ def rates(*calls):
     return best
 
 def shown(ours, *others):
-    return " | ".join([f"{ours:.0f}", *(f"{rate:.1f} ({ours / rate:.0f})" if rate else "–" for rate in others)])
+    return " | ".join([f"{ours:.0f}", *(f"{rate:.1f} ({ours / rate:.1f})" if rate else "–" for rate in others)])
 
 print("| type | quantize: requant | gguf-py (ratio) | libgguf (ratio) | dequantize: requant | gguf-py (ratio) | libgguf (ratio) |")
 print("|---|---|---|---|---|---|---|")
