@@ -713,6 +713,10 @@ fn what_was_found_before_it_was_stopped_is_said() {
     assert_eq!((all.complete, all.chunks), (true, 20));
     let plain = Options { time_limit: None, ..options.clone() };
     assert_eq!(found(u64::MAX, &plain).unwrap().own.mean_nll, all.own.mean_nll);
+    // Where no limit is given, eight come first, and as many as there are already after them.
+    let part = found(2 * first + 1, &plain).unwrap();
+    assert_eq!((part.complete, part.chunks, part.chunks_available), (false, 8, 20));
+    assert_eq!(part.own.nll_per_chunk[..], all.own.nll_per_chunk[..8]);
     let short = Options { time_limit: Some(std::time::Duration::from_nanos(1)), ..options.clone() };
     let error = found(u64::MAX, &short).unwrap_err().to_string();
     assert!(error.contains("time limit"), "{error}");

@@ -31,10 +31,13 @@ impl Chunks {
     ) -> Result<Self, MeasureError> {
         let ctx = options.ctx;
         let mut all = Self { ctx, bos: None, tokens: Vec::new(), texts: Vec::new() };
+        let up_to = |chunks| options.first_chunk.saturating_add(chunks).saturating_mul(ctx);
+        let needed = up_to(least);
+        let enough = up_to(options.chunks.unwrap_or(usize::MAX).max(least));
         for text in texts {
-            let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+            let pre = options.tokenizer_pre.as_deref();
+            let read = text.first_tokens(enough, subject, pre, monitor)?;
             let (found, path) = (read.tokens.len(), text.path().to_owned());
-            let needed = options.first_chunk.saturating_add(least).saturating_mul(ctx);
             if found < needed {
                 return Err(MeasureError::TooShort { path, found, needed, ctx });
             }

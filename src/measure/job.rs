@@ -11,7 +11,7 @@ use crate::eval::{
     self, BaseReader, BaseWriter, Collector, EvalError, Model, Observer, PerplexityOptions,
     Reference, TensorErrors, collect, comparison_work, looks,
 };
-use crate::io::LocalDisk;
+use crate::io::{LocalDisk, memory};
 use crate::monitor::Monitor;
 use crate::source::TensorMeta;
 use crate::warning::{Topic, Warning};
@@ -269,7 +269,8 @@ impl Chosen {
         }
         let base = job.base().map(BaseReader::open).transpose()?;
         let chunks = match (&base, subjects.first()) {
-            (None, Some(&first)) => Chunks::of_texts(texts, first, options, job.least(), monitor)?,
+            (None, Some(&first)) => options
+                .on_threads(|| Chunks::of_texts(texts, first, options, job.least(), monitor))??,
             (Some(base), first) => Chunks::of_base(base, first.copied(), options, monitor)?,
             (None, None) => return Err(EvalError::NothingToScore.into()),
         };
@@ -417,12 +418,13 @@ impl Pass<'_> {
             true => spread(own.len(), head.seed),
             false => own.clone(),
         };
-        let mut last = None;
+        let (mut last, doubles) = (None, self.may_double(runners));
         while values.chunks.len() < order.len() {
             let done = values.chunks.len();
             let next = match (gate, head.until_error) {
                 (Some(_), _) => looks(order.len()).into_iter().find(|&look| look > done),
                 (None, Some(wanted)) => Some(enough(done, values.relative_error(), wanted)),
+                (None, None) if doubles => Some((2 * done).max(FIRST)),
                 (None, None) => None,
             };
             let mut next = next.unwrap_or(order.len()).min(order.len());
@@ -455,6 +457,15 @@ impl Pass<'_> {
             }
         }
         Ok((values, false))
+    }
+
+    /// Whether passes of ever twice as many chunks cost hardly more than one, since the models' weights stay in
+    /// memory: then half of the chunks at least have values when the work is asked to end. Where states are kept
+    /// in a file, or log-probabilities, all chunks pass at once.
+    fn may_double(&self, runners: &Runners) -> bool {
+        let bytes = self.job.subjects().iter().map(|subject| subject.size().0).sum::<u64>();
+        let in_memory = memory().usable().is_some_and(|all| bytes <= all / 2);
+        in_memory && self.chosen.options.scratch.is_none() && runners.save.is_none()
     }
 
     /// Passes some chunks through all models.

@@ -154,16 +154,23 @@ impl Text {
         pre: Option<&str>,
         monitor: &dyn Monitor,
     ) -> Result<Tokens, MeasureError> {
+        self.first_tokens(usize::MAX, subject, pre, monitor)
+    }
+
+    /// As [`Text::tokens`], but not more than the first ones need be made: at least `enough` of them.
+    pub(super) fn first_tokens(
+        &self,
+        enough: usize,
+        subject: Subject,
+        pre: Option<&str>,
+        monitor: &dyn Monitor,
+    ) -> Result<Tokens, MeasureError> {
         let bad = |error| MeasureError::Tokenizer { path: subject.path.to_owned(), error };
         match &self.content {
             Content::Characters(text) => {
                 let tokenizer = tokenizer(subject.model, pre).map_err(bad)?;
                 heed(tokenizer.warnings(), monitor)?;
-                let tokens = match self.special {
-                    true => tokenizer.encode_special(text),
-                    false => tokenizer.encode(text),
-                };
-                let tokens = tokens.map_err(bad)?;
+                let tokens = tokenizer.encode_some(text, self.special, enough).map_err(bad)?;
                 Ok(Tokens { tokens, bos: tokenizer.bos() })
             }
             // The numbers are taken as they are; the vocabulary may not even be there.

@@ -1,11 +1,13 @@
 //! Text to tokens with the `tokenizers` crate, from tokenizer.json or from GGUF metadata alone.
 
 use super::error::TokenizerError;
+use super::parts::{self, PART};
 use super::pre::Pre;
 use super::spm::Spm;
 use super::vocab::{MERGES, MODEL, PRE, TOKENS, TokenType, Vocab, special_id};
 use crate::gguf::Metadata;
 use crate::warning::Warning;
+use rayon::prelude::*;
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -17,8 +19,33 @@ pub struct Tokenizer {
 }
 
 enum Engine {
-    Bpe(Box<tokenizers::Tokenizer>),
+    Bpe(Bpe),
     Spm(Spm),
+}
+
+struct Bpe {
+    engine: Box<tokenizers::Tokenizer>,
+    /// Whether a text has the tokens of its [`parts`].
+    in_parts: bool,
+}
+
+impl Bpe {
+    /// The first tokens of a text, at least `enough` or all, from parts of so many bytes, as many at once as there are
+    /// threads.
+    fn encode(&self, text: &str, enough: usize, part: usize) -> Result<Vec<u32>, TokenizerError> {
+        let part = if self.in_parts { part } else { text.len() };
+        let mut parts = parts::parts(text, part).peekable();
+        let mut tokens = Vec::new();
+        while tokens.len() < enough && parts.peek().is_some() {
+            let some: Vec<&str> = parts.by_ref().take(rayon::current_num_threads()).collect();
+            let encode = |part: &&str| self.engine.encode_fast(*part, false);
+            let found: Result<Vec<_>, _> = some.par_iter().map(encode).collect();
+            for part in found.map_err(TokenizerError::Engine)? {
+                tokens.extend_from_slice(part.get_ids());
+            }
+        }
+        Ok(tokens)
+    }
 }
 
 impl Tokenizer {
@@ -33,7 +60,7 @@ impl Tokenizer {
         }
         let json = super::files::read_json(&dir.join("tokenizer.json"))?;
         let ignore_merges = json["model"]["ignore_merges"] == true;
-        Self::new(&json_of(vocab, json["pre_tokenizer"].clone(), ignore_merges), vocab)
+        Self::new(&json_of(vocab, json["pre_tokenizer"].clone(), ignore_merges), vocab, false)
     }
 
     /// From what a GGUF file holds: byte-level BPE (`gpt2`) or SentencePiece (`llama`).
@@ -58,10 +85,13 @@ impl Tokenizer {
     pub fn from_vocab(vocab: &Vocab) -> Result<Self, TokenizerError> {
         let pre =
             Pre::named(&vocab.pre).ok_or_else(|| TokenizerError::NoRules(vocab.pre.clone()))?;
-        Self::new(&json_of(vocab, pre.section(), pre.ignore_merges), vocab)
+        let added = |ty: &TokenType| matches!(ty, TokenType::Control | TokenType::UserDefined);
+        let mut tokens = vocab.tokens.iter().zip(&vocab.types);
+        let joined = tokens.any(|(token, ty)| added(ty) && parts::cut(token, 0).is_some());
+        Self::new(&json_of(vocab, pre.section(), pre.ignore_merges), vocab, !joined)
     }
 
-    fn new(json: &Value, vocab: &Vocab) -> Result<Self, TokenizerError> {
+    fn new(json: &Value, vocab: &Vocab, in_parts: bool) -> Result<Self, TokenizerError> {
         if vocab.merges.is_empty() {
             let what = "is missing, so that text cannot be made tokens".to_owned();
             return Err(TokenizerError::Key { key: MERGES, what });
@@ -70,7 +100,8 @@ impl Tokenizer {
             tokenizers::Tokenizer::from_bytes(json.to_string()).map_err(TokenizerError::Engine)?;
         engine.set_encode_special_tokens(true);
         let bos = vocab.special("bos").filter(|_| vocab.add_bos());
-        Ok(Self { engine: Engine::Bpe(Box::new(engine)), bos, warnings: vocab.warnings.clone() })
+        let engine = Engine::Bpe(Bpe { engine: Box::new(engine), in_parts });
+        Ok(Self { engine, bos, warnings: vocab.warnings.clone() })
     }
 
     /// What was odd about the vocabulary.
@@ -84,7 +115,7 @@ impl Tokenizer {
     /// # Errors
     /// The engine refuses.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_with(text, false)
+        self.encode_some(text, false, usize::MAX)
     }
 
     /// As [`Tokenizer::encode`], but names of special tokens in the text stand for these tokens, as with
@@ -93,22 +124,24 @@ impl Tokenizer {
     /// # Errors
     /// The engine refuses.
     pub fn encode_special(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode_with(text, true)
+        self.encode_some(text, true, usize::MAX)
     }
 
-    fn encode_with(&self, text: &str, special: bool) -> Result<Vec<u32>, TokenizerError> {
-        let bpe = |engine: &tokenizers::Tokenizer| {
-            let encoding = engine.encode_fast(text, false).map_err(TokenizerError::Engine)?;
-            Ok::<_, TokenizerError>(encoding.get_ids().to_vec())
-        };
+    /// The first tokens of a text, at least `enough` if it has so many.
+    pub(crate) fn encode_some(
+        &self,
+        text: &str,
+        special: bool,
+        enough: usize,
+    ) -> Result<Vec<u32>, TokenizerError> {
         let mut tokens = match &self.engine {
             Engine::Spm(spm) => spm.encode(text, special)?,
-            Engine::Bpe(engine) if special => {
-                let mut engine = engine.clone();
+            Engine::Bpe(bpe) if special => {
+                let mut engine = bpe.engine.clone();
                 engine.set_encode_special_tokens(false);
-                bpe(&engine)?
+                Bpe { engine, ..*bpe }.encode(text, enough, PART)?
             }
-            Engine::Bpe(engine) => bpe(engine)?,
+            Engine::Bpe(bpe) => bpe.encode(text, enough, PART)?,
         };
         tokens.splice(0..0, self.bos);
         Ok(tokens)
@@ -167,4 +200,39 @@ pub(super) fn json_of(vocab: &Vocab, pre_tokenizer: Value, ignore_merges: bool) 
             "vocab": tokens, "merges": vocab.merges,
         },
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::gguf::GgufFile;
+
+    #[test]
+    fn parts_have_the_tokens_of_the_whole() {
+        let signs = [
+            "a", "Z", " ", " ", "don", "'s", "'LL", "\n", "\r\n", "\t", "12", "3", "é", "e\u{301}",
+            "ß", ".", "-", "$", "中", "ァ", "👩", "\u{a0}",
+        ];
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            signs[(state >> 8) as usize % signs.len()]
+        };
+        let text: String = (0..20_000).map(|_| next()).collect();
+        assert!(parts::parts(&text, 4).count() > 200, "there is where to cut");
+        assert_eq!(parts::parts(&text, 4).collect::<String>(), text);
+        let file = GgufFile::open(Path::new("tests/fixtures/tokenizer/bpe.gguf")).unwrap();
+        let mut metadata = file.metadata().clone();
+        for pre in Pre::names().split(", ") {
+            metadata.set(PRE, pre);
+            let Engine::Bpe(bpe) = Tokenizer::from_metadata(&metadata).unwrap().engine else {
+                panic!("a byte-level vocabulary");
+            };
+            assert!(bpe.in_parts);
+            let whole = bpe.encode(&text, usize::MAX, text.len()).unwrap();
+            assert!(bpe.encode(&text, usize::MAX, 4).unwrap() == whole, "{pre}");
+            let some = bpe.encode(&text, 1000, 4).unwrap();
+            assert!(some.len() >= 1000 && whole.starts_with(&some) && some.len() < whole.len());
+        }
+    }
 }

@@ -14,6 +14,8 @@ mod error;
 #[cfg(feature = "eval")]
 mod export;
 mod files;
+#[cfg(feature = "eval")]
+mod parts;
 mod pre;
 mod special;
 #[cfg(feature = "eval")]
