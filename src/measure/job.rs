@@ -6,7 +6,9 @@ use super::order::spread;
 use super::part::{Compared, FORM, Head, Kind, Measured, Stored};
 use super::text::heed;
 use super::values::{OfModel, Values};
-use super::{Against, Beside, Extras, MeasureError, Options, Part, Subject, Terms, Text, gate};
+use super::{
+    Against, Beside, Extras, Inputs, MeasureError, Options, Part, Subject, Terms, Text, gate,
+};
 use crate::eval::{
     self, BaseReader, BaseWriter, Collector, EvalError, Model, Observer, PerplexityOptions,
     Reference, TensorErrors, collect, comparison_work, looks,
@@ -124,6 +126,7 @@ impl<'a> Job<'a> {
             kind: self.kind(),
             identity: Vec::new(),
             share: options.share.map(|share| (share.number(), share.count())),
+            inputs: None,
             chunks: chunks.len(),
             texts: chunks.texts.clone(),
             reference,
@@ -222,7 +225,10 @@ pub fn measure_unless(
 ) -> Result<(bool, Part), MeasureError> {
     let deadline = Deadline::new(monitor, options.time_limit);
     let mut chosen = Chosen::new(&job, texts, options, monitor)?;
-    let head = job.head(&chosen.chunks, &chosen.options)?;
+    let mut head = job.head(&chosen.chunks, &chosen.options)?;
+    if head.share.is_some() {
+        head.inputs = Some(Inputs::of(texts, &job.subjects())?);
+    }
     let measured = Measured::Values(Values::none(head.models.len()));
     let mut part = Part { head, measured, stopped: false };
     if done(&part) {

@@ -5,7 +5,7 @@
 
 use super::outcome::{Found, Outcome};
 use super::values::{OfModel, Values};
-use super::{MeasureError, Terms, gate};
+use super::{Inputs, MeasureError, Terms, gate};
 use crate::convert::Shard;
 use crate::eval::{Activations, Apart, Exact, Squares, TOP, TokenValues, importances};
 use crate::io::{Disk, IoError, write};
@@ -18,7 +18,7 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The version of this form.
-pub(super) const FORM: u32 = 2;
+pub(super) const FORM: u32 = 3;
 /// The key of the metadata.
 const HEAD: &str = "requant.part";
 /// Missing shares that are named, at most.
@@ -52,6 +52,8 @@ pub(super) struct Head {
     pub identity: Vec<(String, String)>,
     /// The share, and of how many.
     pub share: Option<(u32, u32)>,
+    /// What the share was of, where it was measured.
+    pub inputs: Option<Inputs>,
     /// Chunks of all shares.
     pub chunks: usize,
     /// Texts, and which chunks are of each.
@@ -128,6 +130,11 @@ impl Part {
     /// What was not as one would expect of models and texts.
     pub fn warnings(&self) -> &[Warning] {
         &self.head.warnings
+    }
+
+    /// What a share was of, where it was measured; of joined shares, where the first was.
+    pub fn inputs(&self) -> Option<&Inputs> {
+        self.head.inputs.as_ref()
     }
 
     /// Takes up what was not as one would expect.

@@ -53,16 +53,14 @@ pub fn divergences(reference: &Path, models: &[&Path]) -> Vec<f64> {
     models.iter().map(|model| mean(model).unwrap()).collect()
 }
 
-/// What a command printed as JSON, without how it came by it: when it ran and with which arguments, and which inputs
-/// it knows by hash. Nothing where nothing was printed.
+/// What a command printed as JSON, without how it came by it: when it ran and with which arguments. Nothing where
+/// nothing was printed.
 pub fn result(json: &str) -> serde_json::Value {
     let mut value = match json.is_empty() {
         true => serde_json::Value::Null,
         false => serde_json::from_str(json).unwrap(),
     };
-    for key in ["run", "inputs"] {
-        value.as_object_mut().map(|object| object.remove(key));
-    }
+    value.as_object_mut().map(|object| object.remove("run"));
     value
 }
 

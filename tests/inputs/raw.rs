@@ -377,7 +377,9 @@ impl Said {
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {
         for word in words {
-            assert!(self.stderr.contains(word), "no `{word}` in {self:#?}");
+            // Plans are folded.
+            let unfolded = self.stderr.replace("\n           ", " ");
+            assert!(unfolded.contains(word), "no `{word}` in {self:#?}");
         }
         self
     }

@@ -12,7 +12,6 @@ use crate::eval::{Activations, Scratch};
 use crate::measure::{Against, Choices, Found, Options, Subject, Text, choices};
 use crate::model::Model;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -184,18 +183,6 @@ impl Verdicts {
     pub fn show(&self, show: Show) -> Show {
         Show { summary: self.summary.clone(), junit: self.junit.clone(), ..show }
     }
-}
-
-/// What texts and models are, wherever they lie, for programs.
-pub fn inputs(texts: &[Text], subjects: &[Subject]) -> anyhow::Result<Value> {
-    let texts = texts.iter().map(|text| json!({ "path": text.path(), "sha256": text.sha256() }));
-    let models = subjects.iter().map(|subject| {
-        let fingerprint = subject.fingerprint()?;
-        let bytes = subject.size().0;
-        Ok(json!({ "path": subject.path, "bytes": bytes, "fingerprint": fingerprint }))
-    });
-    let models = models.collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(json!({ "texts": texts.collect::<Vec<_>>(), "models": models }))
 }
 
 /// The reference, and the models that are compared with it.

@@ -1,12 +1,9 @@
 //! `requant compare`: what quantizations cost, token by token.
 
-use crate::cli::args::measure::{
-    Measuring, Models, Room, Shape, Tasks, TextArgs, conclude, inputs,
-};
+use crate::cli::args::measure::{Measuring, Models, Room, Shape, Tasks, TextArgs, conclude};
 use crate::cli::args::places;
 use crate::cli::views::measured::{self, Show};
-use crate::measure::{Extras, Job};
-use serde_json::Value;
+use crate::measure::{Extras, Inputs, Job};
 use std::path::PathBuf;
 
 /// Compare models with a reference on a text: perplexity, KL divergence, agreement.
@@ -64,7 +61,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     {
         let show = Show {
             choices: ask()?,
-            inputs: if json { inputs(&texts, &job.subjects())? } else { Value::Null },
+            inputs: json.then(|| Inputs::of(&texts, &job.subjects())).transpose()?,
             ..args.shape.show(json)
         };
         return conclude(&part.result()?, &show, &options);

@@ -1,13 +1,10 @@
 //! `requant gate`: whether the loss of models stays within limits.
 
-use crate::cli::args::measure::{
-    Measuring, Models, Report, Room, TextArgs, Verdicts, conclude, inputs,
-};
+use crate::cli::args::measure::{Measuring, Models, Report, Room, TextArgs, Verdicts, conclude};
 use crate::cli::args::numbers::{confidence, positive, share as share_of};
 use crate::cli::views::measured::Show;
 use crate::eval::Limits;
-use crate::measure::{Extras, Job, Terms};
-use serde_json::Value;
+use crate::measure::{Extras, Inputs, Job, Terms};
 
 /// Decide whether the loss of models stays within limits, as early as the measurements allow.
 ///
@@ -67,7 +64,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let job = Job::Gate { reference, candidates: &candidates, extras, terms };
     let json = args.measuring.json();
     if let Some(part) = args.measuring.share.measure("gate", job, &texts, &options, json)? {
-        let inputs = if json { inputs(&texts, &job.subjects())? } else { Value::Null };
+        let inputs = json.then(|| Inputs::of(&texts, &job.subjects())).transpose()?;
         let show = Show { json, report: args.report.path(), inputs, ..Show::default() };
         let show = args.verdicts.show(show);
         return conclude(&part.result()?, &show, &options);

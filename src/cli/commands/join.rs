@@ -3,7 +3,7 @@
 use crate::cli::args::imatrix::File;
 use crate::cli::args::measure::{Shape, Verdicts};
 use crate::cli::say;
-use crate::cli::views::measured;
+use crate::cli::views::measured::{self, Show};
 use crate::imatrix::Sums;
 use crate::measure::{Found, Part};
 use anyhow::Context;
@@ -46,5 +46,6 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         sums.add(own).ok().context("importances join nothing")?;
         args.file.write(&sums, args.json)?;
     }
-    measured::found(&found, &args.verdicts.show(args.shape.show(args.json)))
+    let show = args.verdicts.show(args.shape.show(args.json));
+    measured::found(&found, &Show { inputs: whole.inputs().cloned(), ..show })
 }

@@ -5,8 +5,8 @@ use crate::cli::args::place;
 use crate::cli::progress::Progress;
 use crate::cli::views::measured::{self, Show};
 use crate::cli::{bad_usage, say};
-use crate::measure::{Job, Options, Subject, Text};
-use serde_json::{Value, json};
+use crate::measure::{Inputs, Job, Options, Subject, Text};
+use serde_json::json;
 use std::path::PathBuf;
 
 /// Perplexity of a checkpoint folder or a GGUF file on a text.
@@ -52,7 +52,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
         &options,
         json,
     )? {
-        let inputs = if json { measure::inputs(&texts, &[subject])? } else { Value::Null };
+        let inputs = json.then(|| Inputs::of(&texts, &[subject])).transpose()?;
         let show = Show { json, choices: ask()?, inputs, ..Show::default() };
         return measure::conclude(&part.result()?, &show, &options);
     }

@@ -106,17 +106,19 @@ pub struct Across {
     low: f64,
     high: f64,
     unit: &'static str,
+    /// Between numbers, at least.
+    step: f64,
 }
 
 impl Across {
     /// From one number to another.
     pub fn new(range: Range<f64>, unit: &'static str) -> Self {
-        Self { low: range.start, high: range.end.max(range.start + 1e-9), unit }
+        Self { low: range.start, high: range.end.max(range.start + 1e-9), unit, step: 0.0 }
     }
 
     /// Of numbered things, each with a place of its own.
     pub fn of_numbers(n: usize) -> Self {
-        Self::new(-0.5..n as f64 - 0.5, "")
+        Self { step: 1.0, ..Self::new(-0.5..n as f64 - 0.5, "") }
     }
 
     fn place(self, frame: Frame, value: f64) -> f64 {
@@ -135,7 +137,7 @@ impl Across {
     /// Round numbers below the picture.
     fn draw(self, out: &mut String, frame: Frame) {
         let span = self.high - self.low;
-        let least = (span / 8.0).max(f64::MIN_POSITIVE);
+        let least = (span / 8.0).max(self.step).max(f64::MIN_POSITIVE);
         let power = 10f64.powf(least.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].map(|times| times * power);
         let step = step.into_iter().find(|step| *step >= least).unwrap_or(power);
@@ -235,8 +237,9 @@ pub fn over_size(
     front.sort_by(|a, b| a.size.total_cmp(&b.size));
     let at = |p: &Point| (across.place(frame, p.size), decades.place(frame, p.cost));
     joined(out, "front", front.into_iter().map(at));
-    for (i, point) in points.iter().enumerate() {
-        let (x, y) = at(point);
+    let places: Vec<(f64, f64)> = points.iter().map(at).collect();
+    let mut taken: Vec<Space> = places.iter().map(|&place| Space::of_mark(place)).collect();
+    for (i, (point, &(x, y))) in points.iter().zip(&places).enumerate() {
         let class = format!("{} {}", colour(i), if point.is_on_front { "on" } else { "off" });
         let [top, bottom] =
             [point.cost + point.error, point.cost - point.error].map(|v| decades.place(frame, v));
@@ -245,22 +248,56 @@ pub fn over_size(
             "<line class=\"curve {class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>"
         );
         mark(out, &class, x, y, &say(point));
-        name(out, frame, (x, y), &point.name);
+        taken.push(name(out, frame, (x, y), &point.name, &taken));
     }
 }
 
-/// What a point is called, beside it. Costs fall with size: names lie above the line, those in the right part, which
-/// have room to their left alone, below it.
-fn name(out: &mut String, frame: Frame, (x, y): (f64, f64), name: &str) {
-    let (x, y, anchor) = match x > 0.6 * frame.width {
-        true => (x - 7.0, y + 16.0, "end"),
-        false => (x + 7.0, y - 5.0, "start"),
+/// What a mark or a name covers.
+#[derive(Clone, Copy)]
+struct Space {
+    x: [f64; 2],
+    y: [f64; 2],
+}
+
+impl Space {
+    fn of_mark((x, y): (f64, f64)) -> Self {
+        Self { x: [x - 3.0, x + 3.0], y: [y - 3.0, y + 3.0] }
+    }
+
+    fn meets(&self, other: &Self) -> bool {
+        let meet = |a: [f64; 2], b: [f64; 2]| a[0] < b[1] && b[0] < a[1];
+        meet(self.x, other.x) && meet(self.y, other.y)
+    }
+
+    fn lies_within(&self, frame: Frame) -> bool {
+        self.x[0] >= frame.left && self.x[1] <= frame.width && self.y[0] >= 0.0 && self.y[1] <= frame.bottom
+    }
+}
+
+/// What a point is called, in the first place beside it that is free. Costs fall with size, so there is room above the
+/// line to the right, and below it to the left.
+fn name(out: &mut String, frame: Frame, (x, y): (f64, f64), name: &str, taken: &[Space]) -> Space {
+    /// Of a letter, about, and of a line.
+    const LETTER: (f64, f64) = (7.5, 13.0);
+    let width = LETTER.0 * name.chars().count() as f64;
+    let places = [(7.0, -5.0), (-7.0, 16.0), (7.0, 16.0), (-7.0, -5.0), (7.0, -18.0), (-7.0, 29.0)];
+    let space = |&(right, down): &(f64, f64)| {
+        let (near, y) = (x + right, y + down);
+        let far = near + width * right.signum();
+        Space { x: [near.min(far), near.max(far)], y: [y - LETTER.1, y] }
     };
-    let name = escape(name);
+    let free = |place: &&(f64, f64)| {
+        let space = space(place);
+        space.lies_within(frame) && !taken.iter().any(|other| space.meets(other))
+    };
+    let place = places.iter().find(free).unwrap_or(&places[0]);
+    let anchor = if place.0 > 0.0 { "start" } else { "end" };
+    let (x, y, name) = (x + place.0, y + place.1, escape(name));
     let _ = write!(
         out,
         "<text class=\"name\" x=\"{x:.1}\" y=\"{y:.1}\" text-anchor=\"{anchor}\">{name}</text>"
     );
+    space(place)
 }
 
 #[cfg(test)]
@@ -279,5 +316,41 @@ mod tests {
         let mut out = String::new();
         across.draw(&mut out, FIGURE);
         assert!(out.contains(">2 bits<") && out.contains(">9 bits<"), "{out}");
+    }
+
+    #[test]
+    fn names_keep_clear_of_each_other() {
+        let point = |(i, size): (usize, f64)| Point {
+            name: format!("a long name {i}"),
+            size,
+            cost: 0.01 / size,
+            error: 0.0,
+            is_on_front: true,
+        };
+        let points: Vec<Point> = [4.4, 4.5, 4.6, 4.7, 8.5].into_iter().enumerate().map(point).collect();
+        let mut out = String::new();
+        over_size(&mut out, FIGURE, "", &points, |_| String::new());
+        let of = |part: &str, key: &str| -> f64 {
+            part.split(&format!("{key}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+        };
+        let spaces: Vec<Space> = (out.split("<text class=\"name\"").skip(1))
+            .map(|part| {
+                let (x, y, width) = (of(part, " x"), of(part, " y"), 13.0 * 7.5);
+                let left = if part.contains("\"end\"") { x - width } else { x };
+                Space { x: [left, left + width], y: [y - 13.0, y] }
+            })
+            .collect();
+        assert_eq!(spaces.len(), points.len());
+        for (i, a) in spaces.iter().enumerate() {
+            assert!(spaces[..i].iter().all(|b| !a.meets(b)), "{out}");
+        }
+    }
+
+    #[test]
+    fn layers_are_numbered_in_whole_numbers() {
+        let mut out = String::new();
+        Across::of_numbers(3).draw(&mut out, FIGURE);
+        assert_eq!(out.matches("<text").count(), 3, "{out}");
+        assert!(out.contains(">0<") && out.contains(">2<"), "{out}");
     }
 }

@@ -7,7 +7,7 @@ use super::{ci, per_token, report, units};
 use crate::cli::{is_interrupted, say};
 use crate::eval::{Activations, Check, Perplexity, Verdict};
 use crate::io::LocalDisk;
-use crate::measure::{Choices, Domain, Estimate, Found, Judged, Judgement, Outcome, Row};
+use crate::measure::{Choices, Domain, Estimate, Found, Inputs, Judged, Judgement, Outcome, Row};
 use crate::names::base;
 use crate::warning::{Topic, Warning};
 use anyhow::Context;
@@ -27,7 +27,7 @@ pub struct Show {
     /// With values of every token, in this file.
     pub per_token: Option<PathBuf>,
     /// What is known of texts and models beside their names, for programs.
-    pub inputs: Value,
+    pub inputs: Option<Inputs>,
     /// With the error of the hidden states after each layer.
     pub by_layer: bool,
     /// With a page.
@@ -86,8 +86,8 @@ fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
     if let Some(choices) = &show.choices {
         json["choices"] = json!(choices);
     }
-    if !show.inputs.is_null() {
-        json["inputs"] = show.inputs.clone();
+    if let Some(inputs) = &show.inputs {
+        json["inputs"] = json!(inputs);
     }
     say::json(json);
     Ok(())

@@ -4,6 +4,7 @@ use super::units;
 use crate::gguf::whole_name;
 use crate::measure::{Outcome, Row};
 use crate::names::base;
+use std::collections::HashSet;
 use std::path::Path;
 
 /// How a comparison is written for people and for spreadsheets.
@@ -71,13 +72,17 @@ fn lines(outcome: &Outcome) -> Vec<Line> {
     lines
 }
 
-/// What models are called: their files, without what all of these have in common.
+/// What models are called: their files, without what all of these have in common; where two have the same file name,
+/// with their folders.
 pub fn names(paths: &[&Path]) -> Vec<String> {
     let stem = |path: &&Path| {
         let name = base(path);
         whole_name(name.strip_suffix(".gguf").unwrap_or(&name)).to_owned()
     };
     let names: Vec<String> = paths.iter().map(stem).collect();
+    if names.iter().collect::<HashSet<_>>().len() < names.len() {
+        return paths.iter().map(|path| path.display().to_string()).collect();
+    }
     let Some(first) = names.first().filter(|_| names.len() > 1) else { return names };
     let ends =
         first.char_indices().filter(|(_, c)| "-._".contains(*c)).map(|(i, c)| i + c.len_utf8());

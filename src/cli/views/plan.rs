@@ -288,9 +288,16 @@ fn reason(plan: &Plan, tensor: usize) -> Option<String> {
     }
 }
 
-/// A line of a plan.
+/// A line of a plan, in as many as it takes in 80 columns.
 pub fn line(out: &mut String, name: &str, text: &str) {
-    let _ = writeln!(out, "{name:<10} {text}");
+    let name = format!("{name:<10} ");
+    let folded = textwrap::Options::new(80)
+        .initial_indent(&name)
+        .subsequent_indent("           ")
+        .break_words(false)
+        .word_separator(textwrap::WordSeparator::AsciiSpace)
+        .word_splitter(textwrap::WordSplitter::NoHyphenation);
+    let _ = writeln!(out, "{}", textwrap::fill(text, folded));
 }
 
 /// What will be made of a GGUF file.

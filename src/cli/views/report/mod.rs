@@ -4,11 +4,11 @@ mod tensors;
 
 use super::chart::{Across, FIGURE, Point, curves, figure, legend, marked, over_size};
 use super::markup::escape;
+use super::models::names;
 use crate::cli::views::units;
 use crate::eval::{Activations, Comparison};
-use crate::measure::{Choices, Outcome, Row};
+use crate::measure::{Choices, Outcome};
 use crate::names::base;
-use std::collections::HashSet;
 use std::fmt::Write;
 use tensors::Shades;
 
@@ -96,7 +96,7 @@ pub fn page(outcome: &Outcome, choices: Option<&Choices>) -> String {
     out += "<table class=\"models\"><thead><tr><th>model";
     COLUMNS.iter().for_each(|column| out += &format!("<th>{column}"));
     out += "</tr></thead><tbody>";
-    let names = names(&outcome.rows);
+    let names = names(&outcome.rows.iter().map(|row| row.path.as_path()).collect::<Vec<_>>());
     for (row, name) in outcome.rows.iter().zip(&names) {
         let c = &row.comparison;
         let shared = c.top_k.iter().map(|top| format!("<span>{:.2} %</span>", 100.0 * top.value));
@@ -147,16 +147,6 @@ pub fn page(outcome: &Outcome, choices: Option<&Choices>) -> String {
     let _ = write!(out, "<p class=\"soft\">requant {}</p></html>", env!("CARGO_PKG_VERSION"));
     out.push('\n');
     out
-}
-
-/// What models are called: by their files, unless two of these have the same name.
-fn names(rows: &[Row]) -> Vec<String> {
-    let short: Vec<String> = rows.iter().map(|row| base(&row.path)).collect();
-    let distinct: HashSet<&String> = short.iter().collect();
-    match distinct.len() == rows.len() {
-        true => short,
-        false => rows.iter().map(|row| row.path.display().to_string()).collect(),
-    }
 }
 
 /// What all models cost, in the same pictures.
