@@ -7,6 +7,8 @@ use crate::cli::args::types::Imatrix;
 use crate::cli::args::{calibrate, places};
 use crate::cli::progress::Progress;
 use crate::cli::say;
+use crate::cli::views::chart::Point;
+use crate::cli::views::ladder::picture;
 use crate::cli::views::units;
 use crate::convert::Importance;
 use crate::io::LocalDisk;
@@ -57,6 +59,9 @@ pub struct Args {
     /// Print what is expected of all sizes
     #[arg(long)]
     curve: bool,
+    /// Draw that (SVG)
+    #[arg(long, value_name = "FILE", requires = "curve")]
+    plot: Option<PathBuf>,
     /// Types to choose from: K, IQ for both families, or a list
     #[arg(long, value_name = "TYPES", default_value = "K", value_parser = types)]
     types: Types,
@@ -82,7 +87,7 @@ pub struct Args {
     #[arg(long, value_name = "FILE")]
     tensor_type_file: Option<PathBuf>,
     /// Replace existing files
-    #[arg(long)]
+    #[arg(long, short)]
     force: bool,
     #[command(flatten)]
     weights: Imatrix,
@@ -245,7 +250,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     for path in args.output.iter().chain(&args.tensor_type_file) {
         places::prepare_new(path, args.force)?;
     }
-    if let Some(path) = args.sensitivities.as_ref().filter(|path| !path.exists()) {
+    for path in args.sensitivities.iter().filter(|path| !path.exists()).chain(&args.plot) {
         places::prepare(path)?;
     }
     let bounds = args.bounds();
@@ -369,6 +374,18 @@ fn curve(search: &Search) -> anyhow::Result<()> {
         if let Ok(mix) = search.mix((bits * weights as f64 / 8.0) as u64) {
             rows.push(mix);
         }
+    }
+    if let Some(path) = &search.args.plot {
+        let point = |mix: &Mix| Point {
+            name: String::new(),
+            size: mix.bits_per_weight,
+            cost: mix.expected,
+            error: 0.0,
+            is_on_front: true,
+        };
+        let drawn = picture(&rows.iter().map(point).collect::<Vec<_>>());
+        let drawn = drawn.context("there is no size to draw")?;
+        crate::io::write(&LocalDisk, path, drawn.as_bytes())?;
     }
     if search.args.run.json {
         let row = |mix: &Mix| {

@@ -207,7 +207,7 @@ fn mark(out: &mut String, class: &str, x: f64, y: f64, text: &str) {
 
 /// A model in a picture of what it costs.
 pub struct Point {
-    /// What it is called.
+    /// What it is called; nothing where that is of no interest.
     pub name: String,
     /// How large it is.
     pub size: f64,
@@ -248,7 +248,9 @@ pub fn over_size(
             "<line class=\"curve {class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"{top:.1}\" y2=\"{bottom:.1}\"/>"
         );
         mark(out, &class, x, y, &say(point));
-        taken.push(name(out, frame, (x, y), &point.name, &taken));
+        if !point.name.is_empty() {
+            taken.push(name(out, frame, (x, y), &point.name, &taken));
+        }
     }
 }
 
@@ -270,7 +272,10 @@ impl Space {
     }
 
     fn lies_within(&self, frame: Frame) -> bool {
-        self.x[0] >= frame.left && self.x[1] <= frame.width && self.y[0] >= 0.0 && self.y[1] <= frame.bottom
+        self.x[0] >= frame.left
+            && self.x[1] <= frame.width
+            && self.y[0] >= 0.0
+            && self.y[1] <= frame.bottom
     }
 }
 
@@ -327,11 +332,19 @@ mod tests {
             error: 0.0,
             is_on_front: true,
         };
-        let points: Vec<Point> = [4.4, 4.5, 4.6, 4.7, 8.5].into_iter().enumerate().map(point).collect();
+        let points: Vec<Point> =
+            [4.4, 4.5, 4.6, 4.7, 8.5].into_iter().enumerate().map(point).collect();
         let mut out = String::new();
         over_size(&mut out, FIGURE, "", &points, |_| String::new());
         let of = |part: &str, key: &str| -> f64 {
-            part.split(&format!("{key}=\"")).nth(1).unwrap().split('"').next().unwrap().parse().unwrap()
+            part.split(&format!("{key}=\""))
+                .nth(1)
+                .unwrap()
+                .split('"')
+                .next()
+                .unwrap()
+                .parse()
+                .unwrap()
         };
         let spaces: Vec<Space> = (out.split("<text class=\"name\"").skip(1))
             .map(|part| {

@@ -42,7 +42,9 @@ pub fn picture(points: &[Point]) -> Option<String> {
         (FRAME.top + FRAME.bottom) / 2.0,
     );
     let says = |p: &Point| {
-        format!("{}: {:.3} bits per weight, {:.6} ± {:.6}", p.name, p.size, p.cost, p.error)
+        let name = if p.name.is_empty() { String::new() } else { format!("{}: ", p.name) };
+        let error = if p.error > 0.0 { format!(" ± {:.6}", p.error) } else { String::new() };
+        format!("{name}{:.3} bits per weight, {:.6}{error}", p.size, p.cost)
     };
     over_size(&mut out, FRAME, "", points, says);
     Some(out + "</svg>\n")
