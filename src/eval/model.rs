@@ -19,6 +19,7 @@ use crate::tensor::{Kind, Part, TensorName};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::sync::Arc;
 
 /// Tokens that an observer is told of at a time.
@@ -271,11 +272,22 @@ impl<'a> Model<'a> {
     fn embed_with(&self, matrix: Matrix, tokens: &[u32]) -> Result<Array2<f32>, EvalError> {
         let (embd, n_vocab) = (self.hparams.n_embd as usize, self.hparams.n_vocab);
         let mut states = Array2::zeros((tokens.len(), embd));
-        for (mut row, &token) in states.rows_mut().into_iter().zip(tokens) {
+        // Most tokens of a text have been there before.
+        let mut read = HashMap::new();
+        for (i, &token) in tokens.iter().enumerate() {
             if token >= n_vocab {
                 return Err(EvalError::Token { token, n_vocab });
             }
-            row.assign(&matrix.decode(token as usize, 1)?.row(0));
+            match read.entry(token) {
+                Entry::Occupied(place) => {
+                    let (before, mut here) = states.view_mut().split_at(Axis(0), i);
+                    here.row_mut(0).assign(&before.row(*place.get()));
+                }
+                Entry::Vacant(place) => {
+                    place.insert(i);
+                    states.row_mut(i).assign(&matrix.decode(token as usize, 1)?.row(0));
+                }
+            }
         }
         match first_not_finite(self.simd, states.view()) {
             Some(token) => {
