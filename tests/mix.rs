@@ -62,8 +62,8 @@ fn bytes_go_where_they_save_most() {
     assert!(larger["expected_kld"].as_f64().unwrap() < expected);
     assert!((4.3..4.5).contains(&larger["bits_per_weight"].as_f64().unwrap()), "{larger}");
     Recipe::parse(&std::fs::read_to_string(&other).unwrap()).unwrap();
-    let plot = dir.path().join("curve.svg");
-    let curve = done(&[&common[..], &["--curve", "--plot", plot.to_str().unwrap()]].concat());
+    let plot = path("curve.svg");
+    let curve = done(&[&common[..], &["--curve", "--plot", &plot]].concat());
     let drawn = std::fs::read_to_string(plot).unwrap();
     assert_eq!(drawn.matches("<circle").count(), curve["curve"].as_array().unwrap().len());
     validate("mix", &curve);

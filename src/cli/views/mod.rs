@@ -1,6 +1,6 @@
 //! What commands show: tables for people, JSON for programs, pages.
 
-mod chart;
+pub mod chart;
 mod ci;
 pub mod conversion;
 pub mod evaluation;
