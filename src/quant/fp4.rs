@@ -175,6 +175,7 @@ impl Scalar<32, 32, 17> for Mx {
 
 impl Grouped<32, 17> for Mx {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 12;
 
     #[inline(always)]
     fn group(b: &[u8; 17], _: usize) -> Group<32> {
@@ -227,6 +228,7 @@ impl Scalar<64, 16, 36> for Nv {
 
 impl Grouped<16, 36> for Nv {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 12;
 
     #[inline(always)]
     fn group(b: &[u8; 36], g: usize) -> Group<16> {

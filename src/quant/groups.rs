@@ -23,6 +23,8 @@ impl<const G: usize> Group<G> {
 pub(super) trait Grouped<const G: usize, const BYTES: usize> {
     /// Whether groups have offsets.
     const OFFSETS: bool;
+    /// The largest magnitude of a code.
+    const LARGEST: i16;
 
     /// Group `j` of a block.
     fn group(block: &[u8; BYTES], j: usize) -> Group<G>;
@@ -55,6 +57,8 @@ pub(super) fn decode<B, const LEN: usize, const G: usize, const BYTES: usize>(
 pub(crate) struct Groups {
     /// Whether they have offsets.
     pub offsets: bool,
+    /// The largest magnitude of a code.
+    pub largest: i16,
     /// Reads whole blocks, as many as the bytes hold, into as many groups as they have.
     pub read: Read,
 }
@@ -69,12 +73,12 @@ pub(crate) enum Read {
 
 /// How blocks of a format are read that has groups of 32.
 pub(super) const fn groups<B: Grouped<32, BYTES>, const BYTES: usize>() -> Option<Groups> {
-    Some(Groups { offsets: B::OFFSETS, read: Read::Of32(read_32::<B, BYTES>) })
+    Some(Groups { offsets: B::OFFSETS, largest: B::LARGEST, read: Read::Of32(read_32::<B, BYTES>) })
 }
 
 /// The same for groups of 16.
 pub(super) const fn groups_of_16<B: Grouped<16, BYTES>, const BYTES: usize>() -> Option<Groups> {
-    Some(Groups { offsets: B::OFFSETS, read: Read::Of16(read_16::<B, BYTES>) })
+    Some(Groups { offsets: B::OFFSETS, largest: B::LARGEST, read: Read::Of16(read_16::<B, BYTES>) })
 }
 
 compiled!(
@@ -132,7 +136,7 @@ mod tests {
             (0..768).map(|i| ((i * i * 7 + 3 * i) % 1013) as f32 / 500.0 - 0.9).collect();
         let importances = vec![1.0; weights.len()];
         for ty in QuantType::all().filter(|ty| ty.is_quantized() && ty.format().is_target()) {
-            let Some(Groups { offsets, read }) = ty.format().groups else {
+            let Some(Groups { offsets, read, .. }) = ty.format().groups else {
                 panic!("{ty} has no groups")
             };
             let mut bytes = vec![0; ty.row_bytes(weights.len()).unwrap()];
@@ -144,6 +148,36 @@ mod tests {
                 Read::Of16(read) => check(ty, read, offsets, &bytes, &decoded),
                 Read::Of32(read) => check(ty, read, offsets, &bytes, &decoded),
             }
+        }
+    }
+
+    #[test]
+    fn no_byte_gives_a_code_beyond_the_largest() {
+        let mut state = 1u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 24) as u8
+        };
+        for ty in QuantType::all() {
+            let Some(Groups { largest, read, .. }) = ty.format().groups else { continue };
+            let blocks = 200;
+            let bytes: Vec<u8> = (0..blocks * ty.block_bytes()).map(|_| next()).collect();
+            fn most<const G: usize>(
+                read: fn(Simd, &[u8], &mut [Group<G>]),
+                bytes: &[u8],
+                n: usize,
+            ) -> i16 {
+                let mut groups = vec![Group::<G>::ZERO; n / G];
+                read(Simd::detect(), bytes, &mut groups);
+                let codes = groups.iter().flat_map(|group| group.codes);
+                codes.map(|code| i16::from(code).abs()).max().unwrap_or(0)
+            }
+            let n = blocks * ty.block_len();
+            let most = match read {
+                Read::Of16(read) => most(read, &bytes, n),
+                Read::Of32(read) => most(read, &bytes, n),
+            };
+            assert_eq!(most, largest, "{ty}");
         }
     }
 }

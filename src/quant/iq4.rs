@@ -153,6 +153,7 @@ impl<const N: usize, const BYTES: usize> Blocks for Table<N, BYTES> {
 
 impl<const N: usize, const BYTES: usize> Grouped<G, BYTES> for Table<N, BYTES> {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 127;
 
     #[inline(always)]
     fn group(b: &[u8; BYTES], j: usize) -> Group<G> {

@@ -302,6 +302,7 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Grouped<G, BYTES>
     for Min<G, NMAX, BYTES>
 {
     const OFFSETS: bool = true;
+    const LARGEST: i16 = NMAX as i16;
 
     #[inline(always)]
     fn group(b: &[u8; BYTES], j: usize) -> Group<G> {

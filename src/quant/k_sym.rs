@@ -180,6 +180,7 @@ impl Blocks for Q3 {
 
 impl Grouped<G, 110> for Q3 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 4;
 
     #[inline(always)]
     fn group(b: &[u8; 110], j: usize) -> Group<G> {
@@ -270,6 +271,7 @@ impl Blocks for Q6 {
 
 impl Grouped<G, 210> for Q6 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 32;
 
     #[inline(always)]
     fn group(b: &[u8; 210], j: usize) -> Group<G> {

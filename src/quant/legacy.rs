@@ -254,6 +254,7 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Grouped<N, BYTES>
     for Small<NMAX, MIN, BYTES>
 {
     const OFFSETS: bool = MIN;
+    const LARGEST: i16 = if MIN { NMAX as i16 } else { Self::HALF as i16 };
 
     #[inline(always)]
     fn group(b: &[u8; BYTES], _: usize) -> Group<N> {
@@ -314,6 +315,7 @@ impl Scalar<N, N, 34> for Q8 {
 
 impl Grouped<N, 34> for Q8 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 128;
 
     #[inline(always)]
     fn group(b: &[u8; 34], _: usize) -> Group<N> {

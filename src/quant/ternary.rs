@@ -123,6 +123,7 @@ impl Blocks for Tq1 {
 
 impl Grouped<16, 54> for Tq1 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 1;
 
     #[inline(always)]
     fn group(b: &[u8; 54], j: usize) -> Group<16> {
@@ -177,6 +178,7 @@ impl Scalar<256, 32, 66> for Tq2 {
 
 impl Grouped<32, 66> for Tq2 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 2;
 
     #[inline(always)]
     fn group(b: &[u8; 66], j: usize) -> Group<32> {
@@ -232,6 +234,7 @@ impl Scalar<128, 32, 18> for Q1 {
 
 impl Grouped<32, 18> for Q1 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 1;
 
     #[inline(always)]
     fn group(b: &[u8; 18], j: usize) -> Group<32> {
@@ -284,6 +287,7 @@ impl Scalar<64, 32, 18> for Q2 {
 
 impl Grouped<32, 18> for Q2 {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 2;
 
     #[inline(always)]
     fn group(b: &[u8; 18], j: usize) -> Group<32> {

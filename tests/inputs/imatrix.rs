@@ -207,7 +207,8 @@ fn what_is_asked_for_a_prediction_layer_is_given_as_far_as_it_can_be() {
     gguf(&entries).write(&bench.path("mtp.gguf"));
     let low = ["--type", "IQ2_XXS", "--strict", "--imatrix", "mtp.gguf", "--mtp"];
     let (said, file) = convert(&bench, &[&low[..], &["keep"]].concat());
-    let unmeasured = said.stderr.lines().find(|line| line.starts_with("unmeasured")).unwrap();
+    let said = said.unfolded();
+    let unmeasured = said.lines().find(|line| line.starts_with("unmeasured")).unwrap();
     assert!(
         unmeasured
             .ends_with("blk.3.nextn.embed_tokens.weight, blk.3.nextn.shared_head_head.weight")

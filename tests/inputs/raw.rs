@@ -377,11 +377,14 @@ impl Said {
     #[track_caller]
     pub fn says(self, words: &[&str]) -> Self {
         for word in words {
-            // Plans are folded.
-            let unfolded = self.stderr.replace("\n           ", " ");
-            assert!(unfolded.contains(word), "no `{word}` in {self:#?}");
+            assert!(self.unfolded().contains(word), "no `{word}` in {self:#?}");
         }
         self
+    }
+
+    /// Standard error with each line of a plan on one line.
+    pub fn unfolded(&self) -> String {
+        self.stderr.replace("\n           ", " ")
     }
 
     /// Lines that begin with `warning:`.

@@ -285,7 +285,13 @@ fn name(out: &mut String, frame: Frame, (x, y): (f64, f64), name: &str, taken: &
     /// Of a letter, about, and of a line.
     const LETTER: (f64, f64) = (7.5, 13.0);
     let width = LETTER.0 * name.chars().count() as f64;
-    let places = [(7.0, -5.0), (-7.0, 16.0), (7.0, 16.0), (-7.0, -5.0), (7.0, -18.0), (-7.0, 29.0)];
+    let lines = (0..4).map(|line| f64::from(line) * LETTER.1);
+    let places: Vec<(f64, f64)> = lines
+        .flat_map(|more| {
+            let (above, below) = (-5.0 - more, 16.0 + more);
+            [(7.0, above), (-7.0, below), (7.0, below), (-7.0, above)]
+        })
+        .collect();
     let space = |&(right, down): &(f64, f64)| {
         let (near, y) = (x + right, y + down);
         let far = near + width * right.signum();

@@ -214,7 +214,8 @@ mod tests {
         assert_eq!(of(&["a/R1-Q4_K_M.gguf", "b/R1-Q5_K_S.gguf"]), ["Q4_K_M", "Q5_K_S"]);
         assert_eq!(of(&["R1-IQ2-00001-of-00009.gguf", "R1-Q8_0.gguf"]), ["IQ2", "Q8_0"]);
         assert_eq!(of(&["a/R1-Q4_K_M.gguf"]), ["R1-Q4_K_M"]);
-        assert_eq!(of(&["x-1.gguf", "x-1.gguf"]), ["1", "1"]);
+        let folders = ["a/x-1.gguf", "b/x-1.gguf"];
+        assert_eq!(of(&folders), folders);
         assert_eq!(of(&["ä-1.gguf", "ä-2"]), ["1", "2"]);
         assert_eq!(fitting("a-very-long-name-Q4_K_M"), "…ng-name-Q4_K_M");
     }

@@ -48,14 +48,12 @@ pub(super) enum Form {
 impl Form {
     /// The fastest form for weights of a type that meet inputs as they are, or as llama.cpp rounds them.
     pub fn of(ty: QuantType, rounded: bool, simd: Simd) -> Self {
-        let Simd::Avx512Vnni(vnni) = simd else { return Self::Floats(simd) };
         let activations = rounded.then_some(ty.format().activations);
-        match (Products::of(ty, activations, vnni), Avx512Bf16::new()) {
+        let pairs = matches!(simd, Simd::Avx512Vnni(_)) && activations == Some(Activation::BF16);
+        match (Products::of(ty, activations, simd), Avx512Bf16::new().filter(|_| pairs)) {
             (Some(products), _) => Self::Integers(products),
-            (None, Some(token)) if activations == Some(Activation::BF16) => {
-                Self::Pairs(simd, token)
-            }
-            _ => Self::Floats(simd),
+            (None, Some(token)) => Self::Pairs(simd, token),
+            (None, None) => Self::Floats(simd),
         }
     }
 

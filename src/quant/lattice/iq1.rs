@@ -190,6 +190,7 @@ impl SuperBlocks<50> for Small {
 
 impl Grouped<32, 50> for Small {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 9;
 
     #[inline(always)]
     fn group(b: &[u8; 50], g: usize) -> Group<32> {
@@ -310,6 +311,7 @@ impl SuperBlocks<56> for Medium {
 
 impl Grouped<16, 56> for Medium {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 9;
 
     #[inline(always)]
     fn group(b: &[u8; 56], g: usize) -> Group<16> {

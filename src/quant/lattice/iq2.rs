@@ -159,6 +159,7 @@ impl SuperBlocks<66> for Xxs {
 
 impl Grouped<32, 66> for Xxs {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 43;
 
     #[inline(always)]
     fn group(b: &[u8; 66], g: usize) -> Group<32> {
@@ -220,6 +221,7 @@ impl SuperBlocks<74> for Xs {
 
 impl Grouped<16, 74> for Xs {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 43;
 
     #[inline(always)]
     fn group(b: &[u8; 74], g: usize) -> Group<16> {
@@ -279,6 +281,7 @@ impl SuperBlocks<82> for Small {
 
 impl Grouped<16, 82> for Small {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 43;
 
     #[inline(always)]
     fn group(b: &[u8; 82], g: usize) -> Group<16> {

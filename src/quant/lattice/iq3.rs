@@ -128,6 +128,7 @@ impl SuperBlocks<98> for Xxs {
 
 impl Grouped<32, 98> for Xxs {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 62;
 
     #[inline(always)]
     fn group(b: &[u8; 98], g: usize) -> Group<32> {
@@ -203,6 +204,7 @@ impl SuperBlocks<110> for Small {
 
 impl Grouped<32, 110> for Small {
     const OFFSETS: bool = false;
+    const LARGEST: i16 = 15;
 
     #[inline(always)]
     fn group(b: &[u8; 110], g: usize) -> Group<32> {

@@ -8,6 +8,9 @@
 //! is rounded is the input, by at most 2⁻²⁴ of that power, and the sum of a group, once, where f32
 //! products round 32 sums. Inputs that llama.cpp would round to eight bits are one slice.
 //!
+//! AVX2 has products of two bytes, whose sums have sixteen bits: as many of them as fit with the largest code of a type
+//! are added before they are widened. That is worth it for one slice, and where more than one fits or nearly so.
+//!
 //! ```text
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
 //!   input = scale · (2¹⁶ upper + 2⁸ middle + lower - 2²³), sum: of the group's inputs
@@ -17,11 +20,16 @@
 //!   start: -2⁷ · the sum of the codes, which undoes the 2²³ or 2⁷; offset where the type has them
 //! ```
 
-use super::super::activations::{of_32, of_256, to_f16};
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod rounded;
+#[cfg(target_arch = "x86_64")]
+mod vnni;
+
 use super::super::buffers::Rows;
 use super::{PANEL, TASK_ROWS, cut};
 use crate::quant::{Activation, Group, Groups, QuantType, Read};
-use crate::simd::{Avx512Vnni, Simd};
+use crate::simd::{Avx2, Avx512Vnni, Simd};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2};
 
@@ -46,19 +54,54 @@ pub(in super::super) struct Products {
     offsets: bool,
     /// What inputs are rounded to; nothing where they are sliced.
     rounded: Option<Activation>,
-    vnni: Avx512Vnni,
+    kernel: Kernel,
+}
+
+/// Whose instructions multiply.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kernel {
+    Vnni(Avx512Vnni),
+    /// With so many products of four columns that are added in sixteen bits.
+    Avx2(Avx2, usize),
+}
+
+impl Kernel {
+    /// That of a level, for codes up to a magnitude and inputs that are rounded or not.
+    fn of(simd: Simd, largest: i16, rounds: bool) -> Option<Self> {
+        // The largest input is 255, and two products are added.
+        let at_once = i16::MAX / largest.max(1) / (2 * 255);
+        match simd {
+            Simd::Avx512Vnni(token) => Some(Self::Vnni(token)),
+            Simd::Avx2(token) if rounds && at_once > 0 => Some(Self::Avx2(token, at_once as usize)),
+            _ => None,
+        }
+    }
+
+    fn simd(self) -> Simd {
+        match self {
+            Self::Vnni(token) => Simd::Avx512Vnni(token),
+            Self::Avx2(token, _) => Simd::Avx2(token),
+        }
+    }
 }
 
 impl Products {
     /// Those of a type with inputs as they are, or rounded.
-    pub fn of(ty: QuantType, rounded: Option<Activation>, vnni: Avx512Vnni) -> Option<Self> {
-        let Groups { offsets, read } = ty.format().groups?;
+    pub fn of(ty: QuantType, rounded: Option<Activation>, simd: Simd) -> Option<Self> {
+        let Groups { offsets, largest, read } = ty.format().groups?;
+        let kernel = Kernel::of(simd, largest, rounded.is_some())?;
         let len = match read {
             Read::Of16(_) => 16,
             Read::Of32(_) => 32,
         };
         // Three slices of so few would gain nothing on f32.
-        (len == FRACTIONS || rounded.is_some()).then_some(Self { ty, len, offsets, rounded, vnni })
+        (len == FRACTIONS || rounded.is_some()).then_some(Self {
+            ty,
+            len,
+            offsets,
+            rounded,
+            kernel,
+        })
     }
 
     /// Whether inputs have one scale for [`BLOCK`] columns.
@@ -110,8 +153,13 @@ impl Products {
         let per_row = columns / G;
         let rows = bytes.len() / self.ty.row_bytes(columns).unwrap_or(0).max(1);
         let mut groups = vec![Group::ZERO; rows * per_row];
-        read(Simd::Avx512Vnni(self.vnni), bytes, &mut groups);
-        let panels = panels.chunks_exact_mut(self.panel_len(columns));
+        read(self.kernel.simd(), bytes, &mut groups);
+        self.put(&groups, per_row, panels);
+    }
+
+    /// Puts rows of so many groups into panels.
+    fn put<const G: usize>(self, groups: &[Group<G>], per_row: usize, panels: &mut [f32]) {
+        let panels = panels.chunks_exact_mut(self.panel_len(per_row * G));
         for (rows, panel) in groups.chunks(PANEL * per_row).zip(panels) {
             for (lane, row) in rows.chunks_exact(per_row).enumerate() {
                 for (group, block) in row.iter().zip(panel.chunks_exact_mut(self.block_words())) {
@@ -205,20 +253,31 @@ impl Products {
     /// Brings a row of inputs, whole groups, into words. A group that is not finite gets a scale that is
     /// not.
     fn cut_row(self, row: &[f32], words: &mut [f32]) {
-        match self.rounded {
-            // SAFETY: the token says that the machine has the instructions.
-            Some(to) => unsafe {
-                match self.len {
-                    16 => vnni::round::<16>(row, to, words),
-                    _ => vnni::round::<32>(row, to, words),
-                }
-            },
-            None => {
+        match (self.rounded, self.len, self.kernel) {
+            (Some(to), 16, kernel) => rounded::in_groups_of_16(kernel.simd(), row, to, words),
+            (Some(to), _, kernel) => rounded::in_groups_of_32(kernel.simd(), row, to, words),
+            #[cfg(target_arch = "x86_64")]
+            (None, _, Kernel::Vnni(_)) => {
                 for (x, words) in row.as_chunks().0.iter().zip(words.as_chunks_mut().0) {
                     // SAFETY: the token says that the machine has the instructions.
                     unsafe { vnni::slice(x, words) }
                 }
             }
+            (None, ..) => unreachable!("other kernels take rounded inputs"),
+        }
+    }
+
+    /// The kernels for one row of inputs, two rows, and so on.
+    fn tiles(self) -> [Tile; TILE_ROWS] {
+        match self.kernel {
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Vnni(_) => vnni::tiles(self),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2(_, at_once) => avx2::tiles(self, at_once),
+            #[cfg(not(target_arch = "x86_64"))]
+            Kernel::Vnni(token) => match token {},
+            #[cfg(not(target_arch = "x86_64"))]
+            Kernel::Avx2(token, _) => match token {},
         }
     }
 
@@ -229,7 +288,7 @@ impl Products {
         assert!(inputs.len() == out.len() * all * self.input_words(), "whole rows of whole groups");
         assert!(panel.len() == all * self.block_words(), "a panel of as many groups");
         assert!((1..=TILE_ROWS).contains(&out.len()), "a tile has one to four rows");
-        let tile = vnni::tiles(self)[out.len() - 1];
+        let tile = self.tiles()[out.len() - 1];
         let at_once = self.summed();
         for first in (0..all).step_by(at_once) {
             let n = at_once.min(all - first);
@@ -238,7 +297,7 @@ impl Products {
             // SAFETY: the token says that the machine has the instructions; each of `out.len()` rows of
             // inputs, `stride` apart, has `n` groups from the first on, and so has the panel, of the length
             // and with the offsets that the kernel reads.
-            unsafe { tile(x, stride, w, n, out.as_mut_ptr(), first > 0) };
+            unsafe { tile(self, x, stride, w, n, out.as_mut_ptr(), first > 0) };
         }
     }
 }
@@ -262,261 +321,13 @@ fn steps(most: f32) -> (f32, f32) {
     (f32::from_bits((exponent - 22) << 23), f32::from_bits((276 - exponent) << 23))
 }
 
-/// A kernel: inputs, words from one of their rows to the next, a panel, the number of groups, a line of outputs
+/// A kernel: what it is of, inputs, words from one of their rows to the next, a panel, the number of groups, a line of outputs
 /// for each row of inputs, and whether to add to them.
-type Tile = unsafe fn(*const f32, usize, *const f32, usize, *mut [f32; PANEL], bool);
-
-/// What stands in where there are no tokens.
-#[cfg(not(target_arch = "x86_64"))]
-mod vnni {
-    use super::*;
-
-    pub unsafe fn slice(x: &[f32; FRACTIONS], _: &mut [f32; 2 + 3 * FRACTIONS / 4]) {
-        unreachable!("no processor for {:?}", steps(x[0]))
-    }
-
-    pub unsafe fn round<const G: usize>(_: &[f32], to: Activation, _: &mut [f32]) {
-        unreachable!("no processor for {to:?}, {:?}", (of_32, of_256, to_f16))
-    }
-
-    pub fn tiles(products: Products) -> [Tile; TILE_ROWS] {
-        unreachable!("no processor for {products:?}")
-    }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod vnni {
-    use super::*;
-    use std::arch::x86_64::*;
-
-    /// Registers of a row of a panel.
-    const VECTORS: usize = PANEL / LANES;
-    /// Values of a register.
-    const LANES: usize = 16;
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn floats(from: *const f32) -> [__m512; VECTORS] {
-        // SAFETY: the caller grants a line of a panel.
-        unsafe { [_mm512_loadu_ps(from), _mm512_loadu_ps(from.add(LANES))] }
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    unsafe fn integers(from: *const f32) -> [__m512i; VECTORS] {
-        // SAFETY: as above.
-        let [a, b] = unsafe { floats(from) };
-        [_mm512_castps_si512(a), _mm512_castps_si512(b)]
-    }
-
-    /// Cuts a group of inputs into slices.
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    pub fn slice(x: &[f32; FRACTIONS], words: &mut [f32; 2 + 3 * FRACTIONS / 4]) {
-        // SAFETY: a line is read.
-        let x = unsafe { floats(x.as_ptr()) };
-        // NaN are passed over here.
-        let magnitudes = _mm512_max_ps(_mm512_abs_ps(x[0]), _mm512_abs_ps(x[1]));
-        let (scale, inverse) = super::steps(_mm512_reduce_max_ps(magnitudes));
-        let (most, half) = (_mm512_set1_epi32((1 << 23) - 1), _mm512_set1_epi32(1 << 23));
-        let mut sum = _mm512_setzero_si512();
-        let mut finite = true;
-        let (values, slices) = words.split_at_mut(2);
-        for (i, &x) in x.iter().enumerate() {
-            let nothing = _mm512_sub_ps(x, x);
-            finite &= _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(nothing, nothing) == u16::MAX;
-            let nearest = _mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(inverse)));
-            let steps = _mm512_min_epi32(nearest, most);
-            sum = _mm512_add_epi32(sum, steps);
-            let steps = _mm512_add_epi32(steps, half);
-            let bytes = [_mm512_srli_epi32(steps, 16), _mm512_srli_epi32(steps, 8), steps];
-            for (slice, bytes) in
-                slices.as_chunks_mut::<{ FRACTIONS / 4 }>().0.iter_mut().zip(&bytes)
-            {
-                let words = &mut slice[i * LANES / 4..][..LANES / 4];
-                // SAFETY: sixteen bytes are written over.
-                unsafe {
-                    _mm_storeu_si128(words.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(*bytes))
-                };
-            }
-        }
-        values[0] = if finite { scale } else { f32::NAN };
-        values[1] = values[0] * _mm512_reduce_add_epi32(sum) as f32;
-    }
-
-    /// A row as llama.cpp rounds it, in groups of `G`: those of a block have its scale, which is not finite where
-    /// a value is not.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    pub fn round<const G: usize>(row: &[f32], to: Activation, words: &mut [f32]) {
-        let group = 2 + G / 4;
-        if to == Activation::Q8_K {
-            let (blocks, per_block) = (row.as_chunks::<256>().0, 256 / G * group);
-            for b in 0..blocks.len() {
-                let [scale, inverse] = of_256(&blocks[b]);
-                let words = &mut words[b * per_block..][..per_block];
-                round_block::<G>(&blocks[b], scale, inverse, |sum| sum, words);
-            }
-            return;
-        }
-        let (blocks, per_block) = (row.as_chunks::<32>().0, 32 / G * group);
-        for b in 0..blocks.len() {
-            let [step, inverse] = of_32(&blocks[b]);
-            let scale = to_f16(step);
-            // `quantize_row_q8_1` has sums as F16, with steps that are not yet.
-            let q8_1 = to == Activation::Q8_1;
-            let sum = |sum| if q8_1 { to_f16(step * sum) } else { scale * sum };
-            let words = &mut words[b * per_block..][..per_block];
-            round_block::<G>(&blocks[b], scale, inverse, sum, words);
-        }
-    }
-
-    /// The groups of a block.
-    #[inline]
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    fn round_block<const G: usize>(
-        block: &[f32],
-        scale: f32,
-        inverse: f32,
-        of_sum: impl Fn(f32) -> f32,
-        words: &mut [f32],
-    ) {
-        let (inverses, half) = (_mm512_set1_ps(inverse), _mm512_set1_epi32(128));
-        for g in 0..block.len() / G {
-            let (x, words) = (&block[g * G..][..G], &mut words[g * (2 + G / 4)..][..2 + G / 4]);
-            let mut sum = _mm512_setzero_si512();
-            for i in 0..G / LANES {
-                let x = &x[i * LANES..][..LANES];
-                let bytes = &mut words[2 + i * LANES / 4..][..LANES / 4];
-                // SAFETY: sixteen values are read.
-                let x = unsafe { _mm512_loadu_ps(x.as_ptr()) };
-                let whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, inverses));
-                sum = _mm512_add_epi32(sum, whole);
-                let shifted = _mm512_cvtepi32_epi8(_mm512_add_epi32(whole, half));
-                // SAFETY: sixteen bytes are written over.
-                unsafe { _mm_storeu_si128(bytes.as_mut_ptr().cast(), shifted) };
-            }
-            let sum = _mm512_reduce_add_epi32(sum) as f32;
-            words[0] = scale;
-            words[1] = of_sum(sum);
-        }
-    }
-
-    /// The kernels for one row, two rows, and so on.
-    pub fn tiles(products: Products) -> [Tile; TILE_ROWS] {
-        let Products { len, offsets, rounded, .. } = products;
-        match (len, rounded.is_some(), products.in_blocks(), offsets) {
-            (32, false, _, false) => of::<32, 3, false, false>(),
-            (32, false, _, true) => of::<32, 3, false, true>(),
-            (32, true, false, false) => of::<32, 1, false, false>(),
-            (32, true, false, true) => of::<32, 1, false, true>(),
-            (32, true, true, false) => of::<32, 1, true, false>(),
-            (32, true, true, true) => of::<32, 1, true, true>(),
-            (_, _, false, false) => of::<16, 1, false, false>(),
-            (_, _, false, true) => of::<16, 1, false, true>(),
-            (_, _, true, false) => of::<16, 1, true, false>(),
-            (_, _, true, true) => of::<16, 1, true, true>(),
-        }
-    }
-
-    fn of<const LEN: usize, const SLICES: usize, const BLOCKS: bool, const OFFSETS: bool>()
-    -> [Tile; TILE_ROWS] {
-        [
-            tile::<1, LEN, SLICES, BLOCKS, OFFSETS>,
-            tile::<2, LEN, SLICES, BLOCKS, OFFSETS>,
-            tile::<3, LEN, SLICES, BLOCKS, OFFSETS>,
-            tile::<4, LEN, SLICES, BLOCKS, OFFSETS>,
-        ]
-    }
-
-    /// Writes products to `out`, or adds them.
-    ///
-    /// # Safety
-    /// `x` holds `ROWS` rows of `groups` groups of inputs of `LEN` in `SLICES`, `stride` words apart and of one scale if
-    /// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS`, `out` `ROWS` lines, and the machine has
-    /// AVX-512 F and VNNI.
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn tile<
-        const ROWS: usize,
-        const LEN: usize,
-        const SLICES: usize,
-        const BLOCKS: bool,
-        const OFFSETS: bool,
-    >(
-        x: *const f32,
-        stride: usize,
-        panel: *const f32,
-        groups: usize,
-        out: *mut [f32; PANEL],
-        add: bool,
-    ) {
-        let words = LEN / 4;
-        let upper = _mm512_set1_ps(65536.0);
-        let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-        for group in 0..groups {
-            // SAFETY: all that is read lies in the groups that the caller grants.
-            unsafe {
-                let x = x.add(group * (2 + SLICES * words));
-                let block = panel.add(group * block_words(LEN, OFFSETS));
-                let values = block.add(words * PANEL);
-                let mut parts = [[[_mm512_setzero_si512(); VECTORS]; SLICES]; ROWS];
-                let start = integers(values);
-                for row in 0..ROWS {
-                    parts[row][0] = start;
-                }
-                for word in 0..words {
-                    let codes = integers(block.add(word * PANEL));
-                    for row in 0..ROWS {
-                        for slice in 0..SLICES {
-                            let x = x.add(row * stride + 2 + slice * words + word);
-                            let x = _mm512_set1_epi32(x.cast::<i32>().read());
-                            for v in 0..VECTORS {
-                                let part = parts[row][slice][v];
-                                parts[row][slice][v] = _mm512_dpbusd_epi32(part, x, codes[v]);
-                            }
-                        }
-                    }
-                }
-                let scales = floats(values.add(PANEL));
-                let offsets = if OFFSETS { floats(values.add(2 * PANEL)) } else { scales };
-                for row in 0..ROWS {
-                    let x = x.add(row * stride);
-                    let (scale, sum) = (_mm512_set1_ps(*x), _mm512_set1_ps(*x.add(1)));
-                    for v in 0..VECTORS {
-                        let high = _mm512_cvtepi32_ps(parts[row][0][v]);
-                        let whole = if SLICES == 3 {
-                            let middle = _mm512_slli_epi32(parts[row][1][v], 8);
-                            let lower = _mm512_add_epi32(middle, parts[row][2][v]);
-                            _mm512_fmadd_ps(high, upper, _mm512_cvtepi32_ps(lower))
-                        } else {
-                            high
-                        };
-                        let scale =
-                            if BLOCKS { scales[v] } else { _mm512_mul_ps(scales[v], scale) };
-                        sums[row][v] = _mm512_fmadd_ps(whole, scale, sums[row][v]);
-                        if OFFSETS {
-                            sums[row][v] = _mm512_fmadd_ps(offsets[v], sum, sums[row][v]);
-                        }
-                    }
-                }
-            }
-        }
-        for row in 0..ROWS {
-            for v in 0..VECTORS {
-                // SAFETY: the caller grants a line for each row, whose values are read and written over.
-                unsafe {
-                    let out = out.add(row).cast::<f32>().add(v * LANES);
-                    let before = if add { _mm512_loadu_ps(out) } else { _mm512_setzero_ps() };
-                    let scale = _mm512_set1_ps(if BLOCKS { *x.add(row * stride) } else { 1.0 });
-                    _mm512_storeu_ps(out, _mm512_fmadd_ps(sums[row][v], scale, before));
-                }
-            }
-        }
-    }
-}
+type Tile = unsafe fn(Products, *const f32, usize, *const f32, usize, *mut [f32; PANEL], bool);
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::activations::Activations;
+    use super::super::super::activations::{Activations, of_32, of_256, to_f16};
     use super::super::{Form, Panels, pack as pack_floats, packed_len};
     use super::*;
     use crate::quant::Guide;
@@ -596,7 +407,7 @@ mod tests {
 
     /// The same for stored rows of a type.
     fn specified(ty: QuantType, rounds: bool, x: &[f32], bytes: &[u8]) -> f32 {
-        let Groups { offsets, read } = ty.format().groups.unwrap();
+        let Groups { offsets, read, .. } = ty.format().groups.unwrap();
         let to = ty.format().activations;
         let in_blocks = rounds && to == Activation::Q8_K;
         let cut = |len| if rounds { cut_by_hand(x, to, len) } else { sliced(x) };
@@ -646,13 +457,13 @@ mod tests {
 
     /// A product, where the machine has these.
     fn product(
+        simd: Simd,
         ty: QuantType,
         rounds: bool,
         x: ArrayView2<f32>,
         rows: usize,
         bytes: &[u8],
     ) -> Option<Array2<f32>> {
-        let simd = Simd::Avx512Vnni(Avx512Vnni::new()?);
         let form @ Form::Integers(products) = Form::of(ty, rounds, simd) else { return None };
         let mut panels = vec![f32::NAN; form.panels_len(rows, x.ncols())];
         products.pack(bytes, x.ncols(), &mut panels);
@@ -678,14 +489,17 @@ mod tests {
             x[(tokens - 1, 3)] = f32::from_bits(7);
             x.slice_mut(ndarray::s![tokens / 2, 32..64]).fill(0.0);
             let (bytes, _) = weights(ty, rows, columns);
-            let Some(found) = product(ty, rounds, x.view(), rows, &bytes) else { continue };
             let row_bytes = ty.row_bytes(columns).unwrap();
-            for ((token, row), found) in found.indexed_iter() {
-                let bytes = &bytes[row * row_bytes..][..row_bytes];
-                let expected = specified(ty, rounds, x.row(token).as_slice().unwrap(), bytes);
-                let same =
-                    found.to_bits() == expected.to_bits() || found.is_nan() && expected.is_nan();
-                assert!(same, "{ty}: {found} and {expected}");
+            for simd in Simd::supported() {
+                let product = product(simd, ty, rounds, x.view(), rows, &bytes);
+                let Some(found) = product else { continue };
+                for ((token, row), found) in found.indexed_iter() {
+                    let bytes = &bytes[row * row_bytes..][..row_bytes];
+                    let expected = specified(ty, rounds, x.row(token).as_slice().unwrap(), bytes);
+                    let same = found.to_bits() == expected.to_bits()
+                        || found.is_nan() && expected.is_nan();
+                    assert!(same, "{ty} at {simd}: {found} and {expected}");
+                }
             }
         }
     }
@@ -700,7 +514,8 @@ mod tests {
             let (tokens, rows, columns) = (5, 40, 768);
             let x = inputs(tokens, columns);
             let (bytes, decoded) = weights(ty, rows, columns);
-            let Some(found) = product(ty, true, x.view(), rows, &bytes) else { return };
+            let product = product(Simd::detect(), ty, true, x.view(), rows, &bytes);
+            let Some(found) = product else { continue };
             let dtype = crate::source::Dtype::Gguf(ty);
             let met = Activations::Q8.round(Simd::detect(), dtype, x.view()).unwrap();
             let exact = met.mapv(f64::from).dot(&decoded.mapv(f64::from).t());
@@ -717,7 +532,9 @@ mod tests {
                 let (tokens, rows) = (9, 40);
                 let x = inputs(tokens, columns);
                 let (bytes, decoded) = weights(ty, rows, columns);
-                let Some(found) = product(ty, false, x.view(), rows, &bytes) else { return };
+                let simd = Simd::detect();
+                let product = product(simd, ty, false, x.view(), rows, &bytes);
+                let Some(found) = product else { continue };
                 let mut panels = vec![0.0; packed_len(rows, columns)];
                 pack_floats(decoded.view(), &mut panels);
                 let mut floats = Array2::zeros(found.dim());
@@ -739,12 +556,44 @@ mod tests {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = inputs(6, 64);
             x[(4, 40)] = bad;
-            let (bytes, _) = weights(QuantType::Q8_0, 33, 64);
+            let (bytes, _) = weights(QuantType::Q4_0, 33, 64);
             for rounds in [false, true] {
-                let product = product(QuantType::Q8_0, rounds, x.view(), 33, &bytes);
-                let Some(found) = product else { return };
+                let simd = Simd::detect();
+                let product = product(simd, QuantType::Q4_0, rounds, x.view(), 33, &bytes);
+                let Some(found) = product else { continue };
                 for (token, row) in found.rows().into_iter().enumerate() {
                     assert!(row.iter().all(|v| v.is_finite() == (token != 4)), "{bad}");
+                }
+            }
+        }
+    }
+
+    /// Codes and inputs as large as they may be, of one sign: no sum of sixteen bits wraps.
+    #[test]
+    fn the_largest_sums_fit() {
+        fn check<const G: usize>(products: Products, code: i8) {
+            let columns = 512;
+            let group = Group { codes: [code; G], scale: 1.0, offset: 1.0 };
+            let groups = vec![group; columns / G];
+            let mut panel = vec![0.0; products.panel_len(columns)];
+            products.put(&groups, columns / G, &mut panel);
+            for sign in [1.0, -1.0] {
+                let x = Array2::from_elem((3, columns), sign);
+                let mut out = Array2::zeros((3, 1));
+                products.multiply(x.view(), &panel, out.view_mut(), false);
+                let Some(to) = products.rounded else { continue };
+                let cut = cut_by_hand(x.row(0).as_slice().unwrap(), to, G);
+                let expected = plain(&cut, &groups, products.in_blocks(), products.offsets);
+                assert!(out.iter().all(|&found| found == expected), "{products:?}, {out}");
+            }
+        }
+        for (ty, simd) in QuantType::all().flat_map(|ty| Simd::supported().map(move |s| (ty, s))) {
+            let Form::Integers(products) = Form::of(ty, true, simd) else { continue };
+            let largest = ty.format().groups.unwrap().largest.min(127) as i8;
+            for code in [largest, -largest] {
+                match products.len {
+                    16 => check::<16>(products, code),
+                    _ => check::<32>(products, code),
                 }
             }
         }

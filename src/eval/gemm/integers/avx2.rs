@@ -1,0 +1,118 @@
+//! Products of bytes by AVX2: two of them in each of sixteen lanes of sixteen bits.
+
+use super::{PANEL, Products, TILE_ROWS, Tile, block_words};
+use std::arch::x86_64::*;
+
+/// Registers of rows of a panel that pass together: with as many sums for each row of inputs, codes and an
+/// input fill the sixteen that there are.
+const VECTORS: usize = 2;
+/// Values of a register.
+const LANES: usize = 8;
+
+/// The kernels for one row, two rows, and so on, where `at_once` products are added before they are widened.
+pub fn tiles(products: Products, at_once: usize) -> [Tile; TILE_ROWS] {
+    match at_once.min(products.len / 4) {
+        1 => of::<1>(),
+        2 | 3 => of::<2>(),
+        4..8 => of::<4>(),
+        _ => of::<8>(),
+    }
+}
+
+fn of<const AT_ONCE: usize>() -> [Tile; TILE_ROWS] {
+    [tile::<1, AT_ONCE>, tile::<2, AT_ONCE>, tile::<3, AT_ONCE>, tile::<4, AT_ONCE>]
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn floats(from: *const f32) -> [__m256; VECTORS] {
+    // SAFETY: the caller grants so many values.
+    unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES))] }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+unsafe fn integers(from: *const f32) -> [__m256i; VECTORS] {
+    // SAFETY: as above.
+    let [a, b] = unsafe { floats(from) };
+    [_mm256_castps_si256(a), _mm256_castps_si256(b)]
+}
+
+/// Writes products to `out`, or adds them. Sums are those of [`super::vnni`] to the bit.
+///
+/// # Safety
+/// `x` holds `ROWS` rows of `groups` groups of inputs in one slice, `stride` words apart, `panel` as many groups of
+/// columns, both as `of` has them, of which `AT_ONCE` words are a part, `out` `ROWS` lines, and the machine has AVX2 and
+/// FMA.
+#[target_feature(enable = "avx2,fma")]
+unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
+    of: Products,
+    x: *const f32,
+    stride: usize,
+    panel: *const f32,
+    groups: usize,
+    out: *mut [f32; PANEL],
+    add: bool,
+) {
+    let (words, in_blocks, ones) = (of.len / 4, of.in_blocks(), _mm256_set1_epi16(1));
+    for part in 0..PANEL / (VECTORS * LANES) {
+        let at = part * VECTORS * LANES;
+        let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
+        for group in 0..groups {
+            // SAFETY: all that is read lies in the groups that the caller grants.
+            unsafe {
+                let x = x.add(group * (2 + words));
+                let block = panel.add(group * block_words(of.len, of.offsets) + at);
+                let values = block.add(words * PANEL);
+                let mut parts = [integers(values); ROWS];
+                let mut first = 0;
+                while first < words {
+                    let mut short = [[_mm256_setzero_si256(); VECTORS]; ROWS];
+                    for word in first..first + AT_ONCE {
+                        let codes = integers(block.add(word * PANEL));
+                        for row in 0..ROWS {
+                            let x = x.add(row * stride + 2 + word).cast::<i32>().read();
+                            for v in 0..VECTORS {
+                                let two = _mm256_maddubs_epi16(_mm256_set1_epi32(x), codes[v]);
+                                short[row][v] = _mm256_add_epi16(short[row][v], two);
+                            }
+                        }
+                    }
+                    for row in 0..ROWS {
+                        for v in 0..VECTORS {
+                            let four = _mm256_madd_epi16(short[row][v], ones);
+                            parts[row][v] = _mm256_add_epi32(parts[row][v], four);
+                        }
+                    }
+                    first += AT_ONCE;
+                }
+                let scales = floats(values.add(PANEL));
+                let offsets = if of.offsets { floats(values.add(2 * PANEL)) } else { scales };
+                for row in 0..ROWS {
+                    let x = x.add(row * stride);
+                    let (scale, sum) = (_mm256_set1_ps(*x), _mm256_set1_ps(*x.add(1)));
+                    for v in 0..VECTORS {
+                        let whole = _mm256_cvtepi32_ps(parts[row][v]);
+                        let scale =
+                            if in_blocks { scales[v] } else { _mm256_mul_ps(scales[v], scale) };
+                        sums[row][v] = _mm256_fmadd_ps(whole, scale, sums[row][v]);
+                        if of.offsets {
+                            sums[row][v] = _mm256_fmadd_ps(offsets[v], sum, sums[row][v]);
+                        }
+                    }
+                }
+            }
+        }
+        for row in 0..ROWS {
+            for v in 0..VECTORS {
+                // SAFETY: the caller grants a line for each row, whose values are read and written over.
+                unsafe {
+                    let out = out.add(row).cast::<f32>().add(at + v * LANES);
+                    let before = if add { _mm256_loadu_ps(out) } else { _mm256_setzero_ps() };
+                    let scale = _mm256_set1_ps(if in_blocks { *x.add(row * stride) } else { 1.0 });
+                    _mm256_storeu_ps(out, _mm256_fmadd_ps(sums[row][v], scale, before));
+                }
+            }
+        }
+    }
+}
