@@ -42,8 +42,8 @@ unsafe fn integers(from: *const f32) -> [__m256i; VECTORS] {
 ///
 /// # Safety
 /// `x` holds `ROWS` rows of `groups` groups of inputs in one slice, `stride` words apart, `panel` as many groups of
-/// columns, both as `of` has them, of which `AT_ONCE` words are a part, `out` `ROWS` lines, and the machine has AVX2 and
-/// FMA.
+/// columns, both as `of` has them, of which `AT_ONCE` words are a part, `out` `ROWS` rows of [`PANEL`] values,
+/// `out_stride` apart, and the machine has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
     of: Products,
@@ -51,7 +51,8 @@ unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
     stride: usize,
     panel: *const f32,
     groups: usize,
-    out: *mut [f32; PANEL],
+    out: *mut f32,
+    out_stride: usize,
     add: bool,
 ) {
     let (words, in_blocks, ones) = (of.len / 4, of.in_blocks(), _mm256_set1_epi16(1));
@@ -105,9 +106,9 @@ unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
         }
         for row in 0..ROWS {
             for v in 0..VECTORS {
-                // SAFETY: the caller grants a line for each row, whose values are read and written over.
+                // SAFETY: the caller grants outputs for each row, whose values are read and written over.
                 unsafe {
-                    let out = out.add(row).cast::<f32>().add(at + v * LANES);
+                    let out = out.add(row * out_stride + at + v * LANES);
                     let before = if add { _mm256_loadu_ps(out) } else { _mm256_setzero_ps() };
                     let scale = _mm256_set1_ps(if in_blocks { *x.add(row * stride) } else { 1.0 });
                     _mm256_storeu_ps(out, _mm256_fmadd_ps(sums[row][v], scale, before));

@@ -31,7 +31,7 @@ use super::{PANEL, TASK_ROWS, cut};
 use crate::quant::{Activation, Group, Groups, QuantType, Read};
 use crate::simd::{Avx2, Avx512Vnni, Simd};
 use ndarray::parallel::prelude::*;
-use ndarray::{Array2, ArrayView2, ArrayViewMut1, ArrayViewMut2};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
 /// Columns that are summed on their own, so that fewer sums are rounded.
 const SUMMED: usize = 384;
@@ -219,32 +219,36 @@ impl Products {
                 None => self.cut_row(&row.to_vec(), words),
             }
         }
-        let rows = out.rows_mut().into_iter().map(ArrayViewMut1::into_slice);
-        match rows.collect::<Option<Vec<_>>>() {
-            Some(rows) => self.all_panels(inputs.values(), panels, rows),
-            None => {
-                let mut own = Array2::zeros(out.dim());
-                let rows = own.rows_mut().into_iter().filter_map(ArrayViewMut1::into_slice);
-                self.all_panels(inputs.values(), panels, rows.collect());
-                out.assign(&own);
-            }
+        if out.strides()[1] == 1 && out.strides()[0] > 0 {
+            return self.all_panels(inputs.values(), panels, out);
         }
+        let mut own = Array2::zeros(out.dim());
+        self.all_panels(inputs.values(), panels, own.view_mut());
+        out.assign(&own);
     }
 
-    /// Rows of outputs from rows of inputs in words.
-    fn all_panels(self, inputs: &[f32], panels: &[f32], mut out: Vec<&mut [f32]>) {
-        let (words, n_out) = (inputs.len() / out.len(), out[0].len());
+    /// Rows of outputs, each contiguous, from rows of inputs in words.
+    fn all_panels(self, inputs: &[f32], panels: &[f32], mut out: ArrayViewMut2<f32>) {
+        let (n_rows, n_out) = out.dim();
+        let words = inputs.len() / n_rows;
         let panel_len = words / self.input_words() * self.block_words();
-        let mut sums = [[0.0; PANEL]; TILE_ROWS];
+        let mut edge = [0.0; TILE_ROWS * PANEL];
         for (first, panel) in (0..n_out).step_by(PANEL).zip(panels.chunks_exact(panel_len)) {
             let lanes = PANEL.min(n_out - first);
-            for (out, inputs) in out.chunks_mut(TILE_ROWS).zip(inputs.chunks(TILE_ROWS * words)) {
-                self.tile(inputs, panel, &mut sums[..out.len()]);
-                for (out, sums) in out.iter_mut().zip(&sums) {
-                    match out[first..].first_chunk_mut() {
-                        Some(out) => *out = *sums,
-                        None => out[first..].copy_from_slice(&sums[..lanes]),
-                    }
+            for row in (0..n_rows).step_by(TILE_ROWS) {
+                let rows = TILE_ROWS.min(n_rows - row);
+                let inputs = &inputs[row * words..][..rows * words];
+                let mut out = out.slice_mut(s![row..row + rows, first..first + lanes]);
+                if lanes == PANEL {
+                    let stride = out.strides()[0] as usize;
+                    // SAFETY: each of the rows, `stride` apart, has `PANEL` values in the view.
+                    unsafe { self.tile(inputs, rows, panel, out.as_mut_ptr(), stride) };
+                    continue;
+                }
+                // SAFETY: there are as many rows of `PANEL` values.
+                unsafe { self.tile(inputs, rows, panel, edge.as_mut_ptr(), PANEL) };
+                for (mut out, sums) in out.rows_mut().into_iter().zip(edge.chunks_exact(PANEL)) {
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
                 }
             }
         }
@@ -281,23 +285,26 @@ impl Products {
         }
     }
 
-    /// The products of up to [`TILE_ROWS`] rows of inputs, one for each of `out`, with a panel.
-    fn tile(self, inputs: &[f32], panel: &[f32], out: &mut [[f32; PANEL]]) {
-        let stride = inputs.len() / out.len();
-        let all = stride / self.input_words();
-        assert!(inputs.len() == out.len() * all * self.input_words(), "whole rows of whole groups");
+    /// The products of up to [`TILE_ROWS`] rows of inputs with a panel.
+    ///
+    /// # Safety
+    /// `out` is the first of as many rows of [`PANEL`] values, `stride` apart.
+    unsafe fn tile(self, inputs: &[f32], rows: usize, panel: &[f32], out: *mut f32, stride: usize) {
+        assert!((1..=TILE_ROWS).contains(&rows), "a tile has one to four rows");
+        let words = inputs.len() / rows;
+        let all = words / self.input_words();
+        assert!(inputs.len() == rows * all * self.input_words(), "whole rows of whole groups");
         assert!(panel.len() == all * self.block_words(), "a panel of as many groups");
-        assert!((1..=TILE_ROWS).contains(&out.len()), "a tile has one to four rows");
-        let tile = self.tiles()[out.len() - 1];
+        let tile = self.tiles()[rows - 1];
         let at_once = self.summed();
         for first in (0..all).step_by(at_once) {
             let n = at_once.min(all - first);
             let x = inputs[first * self.input_words()..].as_ptr();
             let w = panel[first * self.block_words()..].as_ptr();
-            // SAFETY: the token says that the machine has the instructions; each of `out.len()` rows of
-            // inputs, `stride` apart, has `n` groups from the first on, and so has the panel, of the length
-            // and with the offsets that the kernel reads.
-            unsafe { tile(self, x, stride, w, n, out.as_mut_ptr(), first > 0) };
+            // SAFETY: the token says that the machine has the instructions; each of the rows of inputs, `words`
+            // apart, has `n` groups from the first on, and so has the panel, of the length and with the offsets
+            // that the kernel reads; the caller grants the outputs.
+            unsafe { tile(self, x, words, w, n, out, stride, first > 0) };
         }
     }
 }
@@ -321,9 +328,9 @@ fn steps(most: f32) -> (f32, f32) {
     (f32::from_bits((exponent - 22) << 23), f32::from_bits((276 - exponent) << 23))
 }
 
-/// A kernel: what it is of, inputs, words from one of their rows to the next, a panel, the number of groups, a line of outputs
-/// for each row of inputs, and whether to add to them.
-type Tile = unsafe fn(Products, *const f32, usize, *const f32, usize, *mut [f32; PANEL], bool);
+/// A kernel: what it is of, inputs, words from one of their rows to the next, a panel, the number of groups, a row
+/// of outputs for each row of inputs, values from one of these to the next, and whether to add to them.
+type Tile = unsafe fn(Products, *const f32, usize, *const f32, usize, *mut f32, usize, bool);
 
 #[cfg(test)]
 mod tests {

@@ -85,8 +85,8 @@ fn of<const LEN: usize, const SLICES: usize, const BLOCKS: bool, const OFFSETS: 
 ///
 /// # Safety
 /// `x` holds `ROWS` rows of `groups` groups of inputs of `LEN` in `SLICES`, `stride` words apart and of one scale if
-/// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS`, `out` `ROWS` lines, and the machine has
-/// AVX-512 F and VNNI.
+/// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS`, `out` `ROWS` rows of [`PANEL`] values,
+/// `out_stride` apart, and the machine has AVX-512 F and VNNI.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn tile<
     const ROWS: usize,
@@ -100,7 +100,8 @@ unsafe fn tile<
     stride: usize,
     panel: *const f32,
     groups: usize,
-    out: *mut [f32; PANEL],
+    out: *mut f32,
+    out_stride: usize,
     add: bool,
 ) {
     let words = LEN / 4;
@@ -155,9 +156,9 @@ unsafe fn tile<
     }
     for row in 0..ROWS {
         for v in 0..VECTORS {
-            // SAFETY: the caller grants a line for each row, whose values are read and written over.
+            // SAFETY: the caller grants outputs for each row, whose values are read and written over.
             unsafe {
-                let out = out.add(row).cast::<f32>().add(v * LANES);
+                let out = out.add(row * out_stride + v * LANES);
                 let before = if add { _mm512_loadu_ps(out) } else { _mm512_setzero_ps() };
                 let scale = _mm512_set1_ps(if BLOCKS { *x.add(row * stride) } else { 1.0 });
                 _mm512_storeu_ps(out, _mm512_fmadd_ps(sums[row][v], scale, before));
