@@ -47,12 +47,10 @@ unsafe fn integers(from: *const f32) -> [__m256i; VECTORS] {
 #[target_feature(enable = "avx2,fma")]
 unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
     of: Products,
-    x: *const f32,
-    stride: usize,
+    (x, stride): (*const f32, usize),
     panel: *const f32,
     groups: usize,
-    out: *mut f32,
-    out_stride: usize,
+    (out, out_stride): (*mut f32, usize),
     add: bool,
 ) {
     let (words, in_blocks, ones) = (of.len / 4, of.in_blocks(), _mm256_set1_epi16(1));

@@ -304,7 +304,7 @@ impl Products {
             // SAFETY: the token says that the machine has the instructions; each of the rows of inputs, `words`
             // apart, has `n` groups from the first on, and so has the panel, of the length and with the offsets
             // that the kernel reads; the caller grants the outputs.
-            unsafe { tile(self, x, words, w, n, out, stride, first > 0) };
+            unsafe { tile(self, (x, words), w, n, (out, stride), first > 0) };
         }
     }
 }
@@ -328,9 +328,9 @@ fn steps(most: f32) -> (f32, f32) {
     (f32::from_bits((exponent - 22) << 23), f32::from_bits((276 - exponent) << 23))
 }
 
-/// A kernel: what it is of, inputs, words from one of their rows to the next, a panel, the number of groups, a row
-/// of outputs for each row of inputs, values from one of these to the next, and whether to add to them.
-type Tile = unsafe fn(Products, *const f32, usize, *const f32, usize, *mut f32, usize, bool);
+/// A kernel: what it is of, inputs and words from one of their rows to the next, a panel, the number of groups,
+/// outputs, a row for each of inputs, and values from one of these to the next, and whether to add to them.
+type Tile = unsafe fn(Products, (*const f32, usize), *const f32, usize, (*mut f32, usize), bool);
 
 #[cfg(test)]
 mod tests {

@@ -96,12 +96,10 @@ unsafe fn tile<
     const OFFSETS: bool,
 >(
     _: Products,
-    x: *const f32,
-    stride: usize,
+    (x, stride): (*const f32, usize),
     panel: *const f32,
     groups: usize,
-    out: *mut f32,
-    out_stride: usize,
+    (out, out_stride): (*mut f32, usize),
     add: bool,
 ) {
     let words = LEN / 4;
