@@ -9,14 +9,18 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Smaller results are the allocator's affair: it keeps them itself.
 const LARGE: usize = 1 << 15;
-/// Values of buffers that wait to be used again, at most: 64 MiB. What would not fit is large enough
-/// that its pages cost little beside the products that fill it.
+/// Values of buffers that wait to be used again, at least: 64 MiB.
 const KEPT: usize = 1 << 24;
 
-/// Buffers that wait, the one given back last at the end.
-struct Spare(Vec<Vec<f32>>);
+/// Buffers that wait.
+struct Spare {
+    /// The one given back last at the end.
+    buffers: Vec<Vec<f32>>,
+    /// Values of all, at most.
+    most: usize,
+}
 
-static SPARE: Mutex<Spare> = Mutex::new(Spare(Vec::new()));
+static SPARE: Mutex<Spare> = Mutex::new(Spare { buffers: Vec::new(), most: KEPT });
 
 fn spare() -> MutexGuard<'static, Spare> {
     SPARE.lock().unwrap_or_else(PoisonError::into_inner)
@@ -27,17 +31,17 @@ impl Spare {
     /// as the largest.
     fn take(&mut self, len: usize) -> Option<Vec<f32>> {
         let fits = |kept: &Vec<f32>| (len..2 * len).contains(&kept.capacity());
-        let i = self.0.iter().rposition(fits).filter(|_| len >= LARGE)?;
-        Some(self.0.remove(i))
+        let i = self.buffers.iter().rposition(fits).filter(|_| len >= LARGE)?;
+        Some(self.buffers.remove(i))
     }
 
     fn put(&mut self, values: Vec<f32>) {
-        if !(LARGE..=KEPT).contains(&values.capacity()) {
+        if !(LARGE..=self.most).contains(&values.capacity()) {
             return;
         }
-        self.0.push(values);
-        while self.0.iter().map(Vec::capacity).sum::<usize>() > KEPT {
-            self.0.remove(0);
+        self.buffers.push(values);
+        while self.buffers.iter().map(Vec::capacity).sum::<usize>() > self.most {
+            self.buffers.remove(0);
         }
     }
 }
@@ -99,9 +103,17 @@ impl Drop for Rows {
     }
 }
 
+/// Lets as much memory wait as results of a pass within so many bytes call for: a quarter of them, and 64 MiB at
+/// least. Products of bytes are so fast that pages that are new for each of their results cost an eighth of the time.
+pub(super) fn keep_for(memory: usize) {
+    spare().most = (memory / 4 / size_of::<f32>()).max(KEPT);
+}
+
 /// Gives back the memory that waits.
 pub(super) fn release() {
-    spare().0.clear();
+    let mut spare = spare();
+    spare.buffers.clear();
+    spare.most = KEPT;
 }
 
 #[cfg(test)]
@@ -110,7 +122,7 @@ mod tests {
 
     #[test]
     fn buffers_are_used_again_for_about_their_size() {
-        let mut spare = Spare(Vec::new());
+        let mut spare = Spare { buffers: Vec::new(), most: KEPT };
         spare.put(vec![1.0; LARGE - 1]);
         assert!(spare.take(LARGE - 1).is_none());
         let large = vec![1.0; 3 * LARGE];
@@ -121,11 +133,12 @@ mod tests {
         assert_eq!(taken.as_ptr(), place);
         assert!(spare.take(2 * LARGE).is_none());
         spare.put(vec![0.0; KEPT + 1]);
-        assert!(spare.0.is_empty());
+        assert!(spare.buffers.is_empty());
         for size in [KEPT / 2, KEPT / 4, KEPT / 2] {
             spare.put(vec![0.0; size]);
         }
-        assert_eq!(spare.0.iter().map(Vec::len).collect::<Vec<_>>(), [KEPT / 4, KEPT / 2]);
+        let lens: Vec<usize> = spare.buffers.iter().map(Vec::len).collect();
+        assert_eq!(lens, [KEPT / 4, KEPT / 2]);
     }
 
     #[test]

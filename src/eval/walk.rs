@@ -40,6 +40,7 @@ impl<'m, 'a> Walk<'m, 'a> {
         options: &PerplexityOptions,
         identity: u64,
     ) -> Result<Self, EvalError> {
+        buffers::keep_for(options.memory);
         let ctx = options.ctx;
         let n_batch = ctx * budget::batch(model.hparams(), ctx, options.memory);
         let tokens = tokens[..n_chunks * ctx].to_vec();

@@ -241,25 +241,25 @@ fn product(
     let near = (NEAR / PANEL / slice(x.ncols()).max(1)).max(1);
     let group = n_panels.div_ceil(n_panels.div_ceil(near));
     let task = |(x, panels, out)| Task { x, panels, columns, kernels, out };
-    let tasks = cut(x, panels, PANEL * columns, group, out);
+    let tasks = cut(x, panels, PANEL * columns, [TASK_ROWS, group], out);
     match parallel {
         true => tasks.into_par_iter().map(task).for_each(Task::run),
         false => tasks.into_iter().map(task).for_each(Task::run),
     }
 }
 
-/// Cuts a product into parts of [`TASK_ROWS`] rows and `group` panels, those of the same rows one after
+/// Cuts a product into parts of some rows and some panels, those of the same rows one after
 /// another: the inputs, the panels from the first on, and the outputs of each.
 fn cut<'a>(
     x: ArrayView2<'a, f32>,
     panels: &'a [f32],
     panel_len: usize,
-    group: usize,
+    [rows, group]: [usize; 2],
     out: ArrayViewMut2<'a, f32>,
 ) -> Vec<(ArrayView2<'a, f32>, &'a [f32], ArrayViewMut2<'a, f32>)> {
     let mut parts = Vec::new();
-    for (i, out) in axis_chunks(out, Axis(0), TASK_ROWS).into_iter().enumerate() {
-        let x = x.slice_move(s![i * TASK_ROWS..i * TASK_ROWS + out.nrows(), ..]);
+    for (i, out) in axis_chunks(out, Axis(0), rows).into_iter().enumerate() {
+        let x = x.slice_move(s![i * rows..i * rows + out.nrows(), ..]);
         for (j, out) in axis_chunks(out, Axis(1), group * PANEL).into_iter().enumerate() {
             parts.push((x, &panels[j * group * panel_len..], out));
         }

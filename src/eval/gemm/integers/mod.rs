@@ -150,35 +150,35 @@ impl Products {
         columns: usize,
         panels: &mut [f32],
     ) {
-        let per_row = columns / G;
-        let rows = bytes.len() / self.ty.row_bytes(columns).unwrap_or(0).max(1);
-        let mut groups = vec![Group::ZERO; rows * per_row];
-        read(self.kernel.simd(), bytes, &mut groups);
-        self.put(&groups, per_row, panels);
+        let row_bytes = self.ty.row_bytes(columns).unwrap_or(0).max(1);
+        // No more, so that they stay in the nearest cache.
+        let mut groups = vec![Group::ZERO; columns / G];
+        let panels = panels.chunks_exact_mut(self.panel_len(columns));
+        for (rows, panel) in bytes.chunks(PANEL * row_bytes).zip(panels) {
+            for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
+                read(self.kernel.simd(), row, &mut groups);
+                self.put(&groups, lane, panel);
+            }
+        }
     }
 
-    /// Puts rows of so many groups into panels.
-    fn put<const G: usize>(self, groups: &[Group<G>], per_row: usize, panels: &mut [f32]) {
-        let panels = panels.chunks_exact_mut(self.panel_len(per_row * G));
-        for (rows, panel) in groups.chunks(PANEL * per_row).zip(panels) {
-            for (lane, row) in rows.chunks_exact(per_row).enumerate() {
-                for (group, block) in row.iter().zip(panel.chunks_exact_mut(self.block_words())) {
-                    let (mut codes, mut sum) = ([0u8; G], 0);
-                    for i in 0..G {
-                        codes[i] = group.codes[i] as u8;
-                        sum += i32::from(group.codes[i]);
-                    }
-                    let (words, values) = block.split_at_mut(G / 4 * PANEL);
-                    let four = codes.as_chunks::<4>().0;
-                    for word in 0..G / 4 {
-                        words[word * PANEL + lane] = word_of(four[word]);
-                    }
-                    values[lane] = f32::from_bits((-128 * sum) as u32);
-                    values[PANEL + lane] = group.scale;
-                    if self.offsets {
-                        values[2 * PANEL + lane] = group.offset;
-                    }
-                }
+    /// Puts a row of weights into its lane of a panel.
+    fn put<const G: usize>(self, groups: &[Group<G>], lane: usize, panel: &mut [f32]) {
+        for (group, block) in groups.iter().zip(panel.chunks_exact_mut(self.block_words())) {
+            let (mut codes, mut sum) = ([0u8; G], 0);
+            for i in 0..G {
+                codes[i] = group.codes[i] as u8;
+                sum += i32::from(group.codes[i]);
+            }
+            let (words, values) = block.split_at_mut(G / 4 * PANEL);
+            let four = codes.as_chunks::<4>().0;
+            for word in 0..G / 4 {
+                words[word * PANEL + lane] = word_of(four[word]);
+            }
+            values[lane] = f32::from_bits((-128 * sum) as u32);
+            values[PANEL + lane] = group.scale;
+            if self.offsets {
+                values[2 * PANEL + lane] = group.offset;
             }
         }
     }
@@ -196,12 +196,15 @@ impl Products {
             return;
         }
         let panel_len = self.panel_len(x.ncols());
-        // Inputs are sliced once for each task, so outputs are cut only if threads would wait.
+        // Inputs are sliced once for each task, so outputs are cut only if threads would wait, and rows so that
+        // all threads have as many.
         let n_panels = out.ncols().div_ceil(PANEL);
-        let rows = out.nrows().div_ceil(TASK_ROWS);
-        let wanted = if parallel { 4 * rayon::current_num_threads() } else { 1 };
-        let group = n_panels.div_ceil(wanted.div_ceil(rows)).max(LEAST_PANELS);
-        let tasks = cut(x, panels, panel_len, group, out);
+        let threads = if parallel { rayon::current_num_threads() } else { 1 };
+        let parts = out.nrows().div_ceil(TASK_ROWS).next_multiple_of(threads);
+        let rows = out.nrows().div_ceil(parts).next_multiple_of(TILE_ROWS);
+        let wanted = if parallel { 4 * threads } else { 1 };
+        let group = n_panels.div_ceil(wanted.div_ceil(parts)).max(LEAST_PANELS);
+        let tasks = cut(x, panels, panel_len, [rows, group], out);
         let run = |(x, panels, out)| self.task(x, panels, out);
         match parallel {
             true => tasks.into_par_iter().for_each(run),
@@ -583,7 +586,7 @@ mod tests {
             let group = Group { codes: [code; G], scale: 1.0, offset: 1.0 };
             let groups = vec![group; columns / G];
             let mut panel = vec![0.0; products.panel_len(columns)];
-            products.put(&groups, columns / G, &mut panel);
+            products.put(&groups, 0, &mut panel);
             for sign in [1.0, -1.0] {
                 let x = Array2::from_elem((3, columns), sign);
                 let mut out = Array2::zeros((3, 1));
