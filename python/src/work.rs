@@ -10,7 +10,8 @@ use requant::eval::Limits;
 use requant::imatrix::Imatrix;
 use requant::io::LocalDisk;
 use requant::measure::{
-    self, Against, Beside, Bounds, Extras, Options, Sensitivities, SoFar, Subject, Terms, Text, Types,
+    self, Against, Beside, Bounds, Extras, Options, Sensitivities, SoFar, Subject, Terms, Text,
+    Types,
 };
 use requant::model::{CheckpointModel, Model, Mtp};
 use requant::monitor::Monitor;
@@ -310,8 +311,8 @@ pub fn imatrix(
         let (opened, texts) = (opened(&model)?, read(&texts)?);
         let subject = Subject { path: &model, model: &opened };
         let options = options(how);
-        let found =
-            measure::importances(subject, Beside::default(), &texts, &options, watch).map_err(failed)?;
+        let found = measure::importances(subject, Beside::default(), &texts, &options, watch)
+            .map_err(failed)?;
         found.write_gguf(&LocalDisk, &output).map_err(failed)?;
         Ok(found.entries.len())
     })
