@@ -177,7 +177,8 @@ fn a_prediction_layer_is_collected_for_unless_it_is_not_wanted() {
     // There is something for each of its matrices, but the embedding is none.
     let options = ["--type", "IQ2_XXS", "--mtp", "keep", "--imatrix", "with.gguf", "--strict"];
     let (said, file) = convert(&bench, &[&options[..], &["--unrouted", "shared"]].concat());
-    let unmeasured = said.stderr.lines().find(|line| line.starts_with("unmeasured")).unwrap();
+    let said = said.unfolded();
+    let unmeasured = said.lines().find(|line| line.starts_with("unmeasured")).unwrap();
     assert!(
         unmeasured.ends_with("IQ2_XXS, which needs importances: blk.3.nextn.embed_tokens.weight")
     );
