@@ -7,10 +7,9 @@ use super::error::EvalError;
 use super::gemm::{Form, PANEL_ROWS, pack, pack_pairs};
 use super::observe::Observer;
 use crate::simd::Simd;
-use crate::source::{Dtype, Source};
+use crate::source::{Dtype, SCRATCH, Source};
 use ndarray::{ArrayView2, ArrayViewMut2, Axis};
 use rayon::prelude::*;
-use std::cell::Cell;
 
 /// Weights in panels at a time for each thread, at most: 8 MiB. For each such part all inputs are
 /// read again, which takes a tenth of the time where rows are as wide as R1's and parts half as large.
@@ -18,12 +17,6 @@ const PANEL_ELEMENTS: usize = 1 << 21;
 /// Weights read and decoded at a time, at most: they are put into panels while a core's own cache
 /// still holds them.
 const DECODED_ELEMENTS: usize = 1 << 17;
-
-thread_local! {
-    /// Weights as they are stored, on their way into panels: memory of a thread that is not given back and asked for
-    /// with every part.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
-}
 
 /// One matrix of a tensor: `rows` outputs of `columns` inputs.
 #[derive(Clone, Copy)]
@@ -131,14 +124,12 @@ impl Matrix<'_> {
         }
         let first = self.first_row + first as u64;
         let mut bytes = SCRATCH.take();
-        let read = self.source.read_raw(self.tensor, first..first + rows as u64, &mut bytes);
+        self.source.read_raw(self.tensor, first..first + rows as u64, &mut bytes)?;
         match form {
-            _ if read.is_err() => {}
             Form::Integers(products) => products.pack(&bytes, self.columns, panels),
             _ => pack_pairs(&bytes, rows, self.columns, panels),
         }
         SCRATCH.set(bytes);
-        read?;
         Ok(())
     }
 

@@ -48,7 +48,7 @@ pub fn drafts(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Drafts, MeasureError> {
-    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+    let read = text.wanted(subject, options, monitor)?;
     let settings = options.settings(&[subject], read.tokens.len(), read.bos)?;
     let runner = subject.runner(options)?;
     monitor.expect(eval::drafts_work(read.tokens.len(), &settings, subject.model.hparams()));

@@ -193,7 +193,7 @@ pub fn sensitivities(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Sensitivities, MeasureError> {
-    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+    let read = text.wanted(subject, options, monitor)?;
     let settings = options.settings(&[subject; TOGETHER + 1], read.tokens.len(), read.bos)?;
     let (source, hparams) = (subject.model.source(), subject.model.hparams());
     let groups = groups(source, hparams.n_layer);
@@ -290,7 +290,7 @@ pub fn proof(
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Comparison, MeasureError> {
-    let read = text.tokens(subject, options.tokenizer_pre.as_deref(), monitor)?;
+    let read = text.wanted(subject, options, monitor)?;
     let settings = options.settings(&[subject, subject], read.tokens.len(), read.bos)?;
     let source = subject.model.source();
     let weights = Weights { source, imatrix, simd: options.simd };

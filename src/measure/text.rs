@@ -1,6 +1,6 @@
 //! Texts, and the tokens that a model reads them as.
 
-use super::{MeasureError, Subject};
+use super::{MeasureError, Options, Subject};
 use crate::io::IoError;
 use crate::model::Model;
 use crate::monitor::Monitor;
@@ -155,6 +155,18 @@ impl Text {
         monitor: &dyn Monitor,
     ) -> Result<Tokens, MeasureError> {
         self.first_tokens(usize::MAX, subject, pre, monitor)
+    }
+
+    /// What of the text options ask for, as [`Text::tokens`] gives it, on their threads.
+    pub(super) fn wanted(
+        &self,
+        subject: Subject,
+        options: &Options,
+        monitor: &dyn Monitor,
+    ) -> Result<Tokens, MeasureError> {
+        let enough = options.ctx.saturating_mul(options.chunks.unwrap_or(usize::MAX));
+        let pre = options.tokenizer_pre.as_deref();
+        options.on_threads(|| self.first_tokens(enough, subject, pre, monitor))?
     }
 
     /// As [`Text::tokens`], but not more than the first ones need be made: at least `enough` of them.

@@ -34,8 +34,9 @@ use std::ops::Range;
 use std::path::PathBuf;
 
 thread_local! {
-    /// Rows as they are stored, on their way to `f32`.
-    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+    /// Rows as they are stored, on their way to `f32` or into panels: memory that a thread does not give back and ask
+    /// for again with every few of them.
+    pub(crate) static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
 /// How a tensor's elements are stored.

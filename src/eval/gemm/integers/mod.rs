@@ -9,7 +9,7 @@
 //! products round 32 sums. Inputs that llama.cpp would round to eight bits are one slice.
 //!
 //! AVX2 has products of two bytes, whose sums have sixteen bits: as many of them as fit with the largest code of a type
-//! are added before they are widened. That is worth it for one slice, and where more than one fits or nearly so.
+//! are added before they are widened. They serve inputs of one slice, and types of whose products one fits at least.
 //!
 //! ```text
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
