@@ -1,11 +1,11 @@
 //! What compensated rounding would leave of the error of each tensor in each type, from some of its rows: a
 //! search for types asks this before any file is written.
 
-use super::layers::Calibration;
+use super::layers::{Calibration, runner};
 use super::moments::{Kept, Watch, locked};
 use super::rows::{ROWS, Rounder};
 use super::watching::{Inputs, Place, Watching};
-use crate::eval::{EvalError, Model, Passage};
+use crate::eval::{EvalError, Passage};
 use crate::monitor::Monitor;
 use crate::quant::QuantType;
 use crate::recipe::fitting;
@@ -38,9 +38,7 @@ pub fn errors(
 ) -> Result<BTreeMap<String, Errors>, EvalError> {
     let Calibration { hparams, simd, .. } = *calibration;
     let watch = Watch { simd, kept: Mutex::default() };
-    let mut model = Model::new(hparams, source)?;
-    model.set_simd(simd);
-    model.keep_compressed();
+    let mut model = runner(hparams, source, simd)?;
     model.observe(&watch);
     let watching = Watching { source, calibration, watch: &watch };
     let sample = Sample { source, calibration, types };

@@ -4,7 +4,7 @@ use super::columns::{self, LANES, Part};
 use super::factor::{Factored, Metric};
 use crate::quant::{Guide, Importance, QuantError, QuantType, Rounding, Scale};
 use crate::simd::Simd;
-use ndarray::{Array2, ArrayView2, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 use std::ops::Range;
 
 /// Rows that are rounded together: products with them run at full speed, and they fit a core's own cache
@@ -149,13 +149,14 @@ impl Rounder<'_> {
             let columns = block.columns.clone();
             let of_block = s![.., columns.clone()];
             let mut targets = block.feedback(own.delta.view(), self.simd);
-            targets += &weights.slice(of_block);
+            with_each(targets.view_mut(), weights.slice(of_block), |x, w| *x += w);
             let (bytes, values) =
                 self.block(&targets, &squares, columns.clone(), &block.metric, way)?;
-            targets -= &values;
+            with_each(targets.view_mut(), values.view(), |x, value| *x -= value);
             block.metric.add_errors(targets.view(), self.simd, &mut own.errors);
-            let delta = &weights.slice(of_block) - &values;
-            own.delta.slice_mut(of_block).assign(&delta);
+            let mut delta = own.delta.slice_mut(of_block);
+            with_each(delta.view_mut(), weights.slice(of_block), |x, w| *x = w);
+            with_each(delta, values.view(), |x, value| *x -= value);
             for row in 0..n_rows {
                 let to = &mut own.bytes[row * row_bytes..][..row_bytes];
                 self.put(&bytes, row, columns.clone(), to);
@@ -175,11 +176,13 @@ impl Rounder<'_> {
             let of_block = s![.., columns.clone()];
             // Half of how the error grows with these columns' own.
             let slope = block.feedback(own.delta.view(), self.simd);
-            let before = &weights.slice(of_block) - &own.delta.slice(of_block);
-            let targets = block.metric.times_inverse(slope.view(), self.simd) + &before;
+            let mut change = weights.slice(of_block).as_standard_layout().into_owned();
+            with_each(change.view_mut(), own.delta.slice(of_block), |x, delta| *x -= delta);
+            let mut targets = block.metric.times_inverse(slope.view(), self.simd);
+            with_each(targets.view_mut(), change.view(), |x, before| *x += before);
             let (bytes, values) =
                 self.block(&targets, &squares, columns.clone(), &block.metric, self.way())?;
-            let change = before - values;
+            with_each(change.view_mut(), values.view(), |before, value| *before -= value);
             let mut gains = vec![0.0; n_rows];
             block.metric.add_errors(change.view(), self.simd, &mut gains);
             for (row, gain) in gains.into_iter().enumerate() {
@@ -228,7 +231,9 @@ impl Rounder<'_> {
         let mut errors = Array2::<f32>::zeros(targets.raw_dim());
         for first in (0..n).step_by(step).rev() {
             let own = first..first + step;
-            let mut wished = targets.slice(s![.., own.clone()]).to_owned();
+            let of_block = s![.., own.clone()];
+            let mut wished = Array2::zeros((n_rows, step));
+            with_each(wished.view_mut(), targets.slice(of_block), |x, target| *x = target);
             if own.end < n {
                 let later = ArrayView2::from_shape((n, n), &metric.by_32).expect("n × n");
                 let later = later.slice(s![own.clone(), own.end..]);
@@ -248,9 +253,10 @@ impl Rounder<'_> {
             let mut found = Array2::zeros(wished.raw_dim());
             let out = found.as_slice_mut().unwrap_or_default();
             self.ty.decode_rows_with(self.simd, &encoded, n_rows * step, out)?;
-            let mut errors = errors.slice_mut(s![.., own.clone()]);
-            errors.assign(&(&targets.slice(s![.., own.clone()]) - &found));
-            values.slice_mut(s![.., own.clone()]).assign(&found);
+            let mut errors = errors.slice_mut(of_block);
+            with_each(errors.view_mut(), targets.slice(of_block), |x, target| *x = target);
+            with_each(errors, found.view(), |x, value| *x -= value);
+            with_each(values.slice_mut(of_block), found.view(), |x, value| *x = value);
             for (row, from) in encoded.chunks_exact(each).enumerate() {
                 bytes[row * all + self.bytes_of(first)..][..each].copy_from_slice(from);
             }
@@ -324,6 +330,22 @@ pub(super) fn encoded(
     let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0) * weights.nrows()];
     ty.encode_rows_with(simd, rows.as_slice().unwrap_or_default(), n, guide, &mut bytes)?;
     Ok(bytes)
+}
+
+/// Has `change` see each value of an array and its counterpart in another of the same shape. Rows of both are
+/// contiguous, though not with each other, which `ndarray` takes thirty times as long for.
+fn with_each(
+    mut changed: ArrayViewMut2<f32>,
+    with: ArrayView2<f32>,
+    change: impl Fn(&mut f32, f32),
+) {
+    for (mut changed, with) in changed.rows_mut().into_iter().zip(with.rows()) {
+        let changed = changed.as_slice_mut().expect("rows are contiguous");
+        let with = with.to_slice().expect("rows are contiguous");
+        for (changed, &with) in changed.iter_mut().zip(with) {
+            change(changed, with);
+        }
+    }
 }
 
 /// The mean square of each row, added up in order, as encoders do.

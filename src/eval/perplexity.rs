@@ -37,7 +37,7 @@ impl PerplexityOptions {
     }
 
     /// The chunks of a text that has one at least.
-    pub(super) fn checked_chunks(&self, tokens: &[u32]) -> Result<usize, EvalError> {
+    pub(crate) fn checked_chunks(&self, tokens: &[u32]) -> Result<usize, EvalError> {
         if self.ctx < 4 || self.chunks == Some(0) {
             return Err(EvalError::NothingToScore);
         }

@@ -183,7 +183,7 @@ fn default_memory() -> u64 {
 /// What a damped diagonal gets, in relation to its mean.
 const DAMPING: f32 = 0.01;
 /// How often blocks are rounded again.
-const SWEEPS: usize = 2;
+const SWEEPS: usize = 1;
 
 impl Args {
     /// Reads the text as the model reads it, if there is one and weights are to be rounded with it: those of one
@@ -235,12 +235,21 @@ impl Args {
 }
 
 impl Prepared {
-    /// What a calibration takes beside the conversion.
-    pub fn cost(&self, plan: &Plan) -> Cost {
+    /// What a calibration takes beside the conversion, from short trials.
+    pub fn cost(&self, plan: &Plan) -> anyhow::Result<Cost> {
+        let hparams = self.model.hparams();
+        // Neither a folder nor memory for moments is needed yet.
+        let calibration = self.calibration(Path::new(""), None);
+        let text = calibrate::seconds_of_text(self.model.source(), &calibration)?;
         let tokens = self.passes.n_tokens(&self.tokens);
-        let work = calibrate::work(plan, self.model.hparams(), tokens, self.passes.of_layer());
-        let flop = work.map(|n| n as f64);
-        Cost { tokens, flop, seconds: flop.iter().sum::<f64>() / calibrate::speed(self.simd) }
+        let speed = calibrate::speed(self.simd);
+        let [moments, rows] =
+            calibrate::work(plan, hparams, tokens, SWEEPS).map(|n| n as f64 / speed);
+        Ok(Cost { tokens, seconds: [text * self.passes.of_layer() as f64, moments, rows] })
+    }
+
+    fn calibration<'a>(&'a self, folder: &'a Path, memory: Option<u64>) -> Calibration<'a> {
+        calibration(self.model.hparams(), &self.tokens, self.passes, folder, memory, self.simd)
     }
 
     /// What the output says about how it was made.
@@ -279,10 +288,9 @@ impl Prepared {
         let n_tokens = self.passes.of_layer() * self.passes.n_tokens(&self.tokens);
         let work = n_tokens * u64::from(hparams.n_layer + hparams.n_nextn.min(1));
         let passing = Progress::start("calibrate", work, "token-layers", 0);
-        let mut calibration =
-            calibration(hparams, &self.tokens, self.passes, folder, memory, self.simd);
+        let mut calibration = self.calibration(folder, memory);
         calibration.text.scratch = Some(Scratch::new(folder));
-        say::info(self.cost(plan).describe());
+        say::info(self.cost(plan)?.describe());
         let writing = output::progress(what, ladder, options);
         let outcome =
             calibrate::run(plan, source, path, options, &calibration, [&passing, &writing])?;
@@ -298,29 +306,32 @@ impl Prepared {
 /// What a calibration takes.
 pub struct Cost {
     tokens: u64,
-    /// For passes of the text, moments, and rows.
-    flop: [f64; 3],
-    /// Of processor time, on this machine.
-    seconds: f64,
+    /// Of processor time, on this machine: for passes of the text, moments, and rows.
+    seconds: [f64; 3],
 }
 
 impl Cost {
+    fn sum(&self) -> f64 {
+        self.seconds.iter().sum()
+    }
+
     /// A line about it.
     pub fn describe(&self) -> String {
-        let [text, moments, rows] = self.flop.map(units::count);
+        let [text, moments, rows] = self.seconds.map(units::duration);
         format!(
-            "calibrate  {}, about {} of processor time: {text}FLOP for the text, {moments}FLOP for moments, \
-             {rows}FLOP for rows",
+            "calibrate  {}, about {} of processor time: {text} for the text, {moments} for moments, {rows} for rows",
             units::of(self.tokens as usize, "token"),
-            units::duration(self.seconds)
+            units::duration(self.sum())
         )
     }
 
     /// The same for programs.
     pub fn json(&self) -> Json {
-        let [text, moments, rows] = self.flop;
-        let flop = json!({ "text": text, "moments": moments, "rows": rows });
-        json!({ "tokens": self.tokens, "processor_seconds": self.seconds, "flop": flop })
+        let [text, moments, rows] = self.seconds;
+        json!({
+            "tokens": self.tokens, "processor_seconds": self.sum(),
+            "seconds": { "text": text, "moments": moments, "rows": rows },
+        })
     }
 }
 

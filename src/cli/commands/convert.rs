@@ -85,7 +85,7 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     say::heed()?;
     let beside = beside(&model, plan);
     if args.dry_run {
-        let cost = calibrated.map(|text| text.cost(plan));
+        let cost = calibrated.map(|text| text.cost(plan)).transpose()?;
         let json = args.json.then_some(beside);
         return plan::print(&ladder, &model, options.shard, true, cost, json);
     }
