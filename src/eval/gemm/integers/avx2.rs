@@ -1,4 +1,5 @@
-//! Products of bytes by AVX2: two of them in each of sixteen lanes of sixteen bits.
+//! Products by AVX2: of bytes, two of them in each of sixteen lanes of sixteen bits, or of sixteen bits, two of them in
+//! each of eight lanes.
 
 use super::{PANEL, Products, TILE_ROWS, Tile, block_words};
 use std::arch::x86_64::*;
@@ -9,18 +10,29 @@ const VECTORS: usize = 2;
 /// Values of a register.
 const LANES: usize = 8;
 
-/// The kernels for one row, two rows, and so on, where `at_once` products are added before they are widened.
+/// The kernels for one row, two rows, and so on, where `at_once` products are added before they are widened; with none,
+/// codes and inputs have sixteen bits.
 pub fn tiles(products: Products, at_once: usize) -> [Tile; TILE_ROWS] {
-    match at_once.min(products.len / 4) {
-        1 => of::<1>(),
-        2 | 3 => of::<2>(),
-        4..8 => of::<4>(),
-        _ => of::<8>(),
+    match (products.len, at_once) {
+        (32, 0) => of::<16, 0>(),
+        (32, 1) => of::<8, 1>(),
+        (32, 2 | 3) => of::<8, 2>(),
+        (32, 4..8) => of::<8, 4>(),
+        (32, _) => of::<8, 8>(),
+        (_, 0) => of::<8, 0>(),
+        (_, 1) => of::<4, 1>(),
+        (_, 2 | 3) => of::<4, 2>(),
+        _ => of::<4, 4>(),
     }
 }
 
-fn of<const AT_ONCE: usize>() -> [Tile; TILE_ROWS] {
-    [tile::<1, AT_ONCE>, tile::<2, AT_ONCE>, tile::<3, AT_ONCE>, tile::<4, AT_ONCE>]
+fn of<const WORDS: usize, const AT_ONCE: usize>() -> [Tile; TILE_ROWS] {
+    [
+        tile::<1, WORDS, AT_ONCE>,
+        tile::<2, WORDS, AT_ONCE>,
+        tile::<3, WORDS, AT_ONCE>,
+        tile::<4, WORDS, AT_ONCE>,
+    ]
 }
 
 #[inline]
@@ -42,10 +54,11 @@ unsafe fn integers(from: *const f32) -> [__m256i; VECTORS] {
 ///
 /// # Safety
 /// `x` holds `ROWS` rows of `groups` groups of inputs in one slice, `stride` words apart, `panel` as many groups of
-/// columns, both as `of` has them, of which `AT_ONCE` words are a part, `out` `ROWS` rows of [`PANEL`] values,
+/// columns, both as `of` has them, of `WORDS` words, of which `AT_ONCE` are a part, or, where that is none, have sixteen
+/// bits for each value; `out` holds `ROWS` rows of [`PANEL`] values,
 /// `out_stride` apart, and the machine has AVX2 and FMA.
 #[target_feature(enable = "avx2,fma")]
-unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
+unsafe fn tile<const ROWS: usize, const WORDS: usize, const AT_ONCE: usize>(
     of: Products,
     (x, stride): (*const f32, usize),
     panel: *const f32,
@@ -53,21 +66,30 @@ unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
     (out, out_stride): (*mut f32, usize),
     add: bool,
 ) {
-    let (words, in_blocks, ones) = (of.len / 4, of.in_blocks(), _mm256_set1_epi16(1));
+    let (in_blocks, ones) = (of.in_blocks(), _mm256_set1_epi16(1));
     for part in 0..PANEL / (VECTORS * LANES) {
         let at = part * VECTORS * LANES;
         let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
         for group in 0..groups {
             // SAFETY: all that is read lies in the groups that the caller grants.
             unsafe {
-                let x = x.add(group * (2 + words));
-                let block = panel.add(group * block_words(of.len, of.offsets) + at);
-                let values = block.add(words * PANEL);
+                let x = x.add(group * (2 + WORDS));
+                let block = panel.add(group * block_words(WORDS, of.offsets) + at);
+                let values = block.add(WORDS * PANEL);
                 let mut parts = [integers(values); ROWS];
-                let mut first = 0;
-                while first < words {
+                for word in 0..if AT_ONCE == 0 { WORDS } else { 0 } {
+                    let codes = integers(block.add(word * PANEL));
+                    for row in 0..ROWS {
+                        let x = x.add(row * stride + 2 + word).cast::<i32>().read();
+                        for v in 0..VECTORS {
+                            let two = _mm256_madd_epi16(_mm256_set1_epi32(x), codes[v]);
+                            parts[row][v] = _mm256_add_epi32(parts[row][v], two);
+                        }
+                    }
+                }
+                for part in 0..WORDS.checked_div(AT_ONCE).unwrap_or(0) {
                     let mut short = [[_mm256_setzero_si256(); VECTORS]; ROWS];
-                    for word in first..first + AT_ONCE {
+                    for word in part * AT_ONCE..(part + 1) * AT_ONCE {
                         let codes = integers(block.add(word * PANEL));
                         for row in 0..ROWS {
                             let x = x.add(row * stride + 2 + word).cast::<i32>().read();
@@ -83,7 +105,6 @@ unsafe fn tile<const ROWS: usize, const AT_ONCE: usize>(
                             parts[row][v] = _mm256_add_epi32(parts[row][v], four);
                         }
                     }
-                    first += AT_ONCE;
                 }
                 let scales = floats(values.add(PANEL));
                 let offsets = if of.offsets { floats(values.add(2 * PANEL)) } else { scales };

@@ -9,7 +9,8 @@
 //! products round 32 sums. Inputs that llama.cpp would round to eight bits are one slice.
 //!
 //! AVX2 has products of two bytes, whose sums have sixteen bits: as many of them as fit with the largest code of a type
-//! are added before they are widened. They serve inputs of one slice, and types of whose products one fits at least.
+//! are added before they are widened. Where not even one fits, codes and inputs have sixteen bits each, and products of
+//! these are summed in twice as many. Both serve inputs of one slice.
 //!
 //! ```text
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
@@ -18,6 +19,8 @@
 //!   input = scale · (byte - 2⁷); of blocks of 256, sum has no scale
 //! a panel, for each group of columns          codes [8 or 4][32 rows][4] | start [32] | scale [32] | offset [32]
 //!   start: -2⁷ · the sum of the codes, which undoes the 2²³ or 2⁷; offset where the type has them
+//! of sixteen bits   scale | sum | 16, or 8, words of two: input = scale · integer
+//!                                             codes [16 or 8][32 rows][2] | start, which is zero | ...
 //! ```
 
 #[cfg(target_arch = "x86_64")]
@@ -63,6 +66,8 @@ enum Kernel {
     Vnni(Avx512Vnni),
     /// With so many products of four columns that are added in sixteen bits.
     Avx2(Avx2, usize),
+    /// With sixteen bits for codes and inputs.
+    Avx2Wide(Avx2),
 }
 
 impl Kernel {
@@ -72,15 +77,23 @@ impl Kernel {
         let at_once = i16::MAX / largest.max(1) / (2 * 255);
         match simd {
             Simd::Avx512Vnni(token) => Some(Self::Vnni(token)),
-            Simd::Avx2(token) if rounds && at_once > 0 => Some(Self::Avx2(token, at_once as usize)),
+            Simd::Avx2(token) if rounds => Some(match at_once {
+                0 => Self::Avx2Wide(token),
+                _ => Self::Avx2(token, at_once as usize),
+            }),
             _ => None,
         }
+    }
+
+    /// Columns of a word.
+    fn per_word(self) -> usize {
+        if matches!(self, Self::Avx2Wide(_)) { 2 } else { 4 }
     }
 
     fn simd(self) -> Simd {
         match self {
             Self::Vnni(token) => Simd::Avx512Vnni(token),
-            Self::Avx2(token, _) => Simd::Avx2(token),
+            Self::Avx2(token, _) | Self::Avx2Wide(token) => Simd::Avx2(token),
         }
     }
 }
@@ -118,14 +131,19 @@ impl Products {
         if self.rounded.is_some() { 1 } else { 3 }
     }
 
+    /// Words of a group of codes, for each row, and of a slice of inputs.
+    fn words(self) -> usize {
+        self.len / self.kernel.per_word()
+    }
+
     /// Words of a group of inputs.
     fn input_words(self) -> usize {
-        2 + self.slices() * self.len / 4
+        2 + self.slices() * self.words()
     }
 
     /// Words of a group of columns of a panel.
     fn block_words(self) -> usize {
-        block_words(self.len, self.offsets)
+        block_words(self.words(), self.offsets)
     }
 
     /// How many words a panel takes.
@@ -164,18 +182,28 @@ impl Products {
 
     /// Puts a row of weights into its lane of a panel.
     fn put<const G: usize>(self, groups: &[Group<G>], lane: usize, panel: &mut [f32]) {
+        let wide = matches!(self.kernel, Kernel::Avx2Wide(_));
         for (group, block) in groups.iter().zip(panel.chunks_exact_mut(self.block_words())) {
-            let (mut codes, mut sum) = ([0u8; G], 0);
-            for i in 0..G {
-                codes[i] = group.codes[i] as u8;
-                sum += i32::from(group.codes[i]);
+            let (words, values) = block.split_at_mut(self.words() * PANEL);
+            let mut start = 0;
+            if wide {
+                let two = group.codes.as_chunks::<2>().0;
+                for word in 0..G / 2 {
+                    let [a, b] = two[word];
+                    words[word * PANEL + lane] = word_of_two([a.into(), b.into()]);
+                }
+            } else {
+                let mut codes = [0u8; G];
+                for i in 0..G {
+                    codes[i] = group.codes[i] as u8;
+                    start -= 128 * i32::from(group.codes[i]);
+                }
+                let four = codes.as_chunks::<4>().0;
+                for word in 0..G / 4 {
+                    words[word * PANEL + lane] = word_of(four[word]);
+                }
             }
-            let (words, values) = block.split_at_mut(G / 4 * PANEL);
-            let four = codes.as_chunks::<4>().0;
-            for word in 0..G / 4 {
-                words[word * PANEL + lane] = word_of(four[word]);
-            }
-            values[lane] = f32::from_bits((-128 * sum) as u32);
+            values[lane] = f32::from_bits(start as u32);
             values[PANEL + lane] = group.scale;
             if self.offsets {
                 values[2 * PANEL + lane] = group.offset;
@@ -261,6 +289,12 @@ impl Products {
     /// not.
     fn cut_row(self, row: &[f32], words: &mut [f32]) {
         match (self.rounded, self.len, self.kernel) {
+            (Some(to), 16, Kernel::Avx2Wide(token)) => {
+                rounded::in_wide_groups_of_16(Simd::Avx2(token), row, to, words);
+            }
+            (Some(to), _, Kernel::Avx2Wide(token)) => {
+                rounded::in_wide_groups_of_32(Simd::Avx2(token), row, to, words);
+            }
             (Some(to), 16, kernel) => rounded::in_groups_of_16(kernel.simd(), row, to, words),
             (Some(to), _, kernel) => rounded::in_groups_of_32(kernel.simd(), row, to, words),
             #[cfg(target_arch = "x86_64")]
@@ -281,10 +315,12 @@ impl Products {
             Kernel::Vnni(_) => vnni::tiles(self),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(_, at_once) => avx2::tiles(self, at_once),
+            #[cfg(target_arch = "x86_64")]
+            Kernel::Avx2Wide(_) => avx2::tiles(self, 0),
             #[cfg(not(target_arch = "x86_64"))]
             Kernel::Vnni(token) => match token {},
             #[cfg(not(target_arch = "x86_64"))]
-            Kernel::Avx2(token, _) => match token {},
+            Kernel::Avx2(token, _) | Kernel::Avx2Wide(token) => match token {},
         }
     }
 
@@ -313,13 +349,18 @@ impl Products {
 }
 
 #[inline(always)]
-const fn block_words(len: usize, offsets: bool) -> usize {
-    len / 4 * PANEL + if offsets { 3 } else { 2 } * PANEL
+const fn block_words(words: usize, offsets: bool) -> usize {
+    words * PANEL + if offsets { 3 } else { 2 } * PANEL
 }
 
 #[inline(always)]
 fn word_of(bytes: [u8; 4]) -> f32 {
     f32::from_bits(u32::from_le_bytes(bytes))
+}
+
+#[inline(always)]
+fn word_of_two([low, high]: [i16; 2]) -> f32 {
+    f32::from_bits(u32::from(low as u16) | u32::from(high as u16) << 16)
 }
 
 /// The power of two by which steps of a group with this largest magnitude are counted, less than

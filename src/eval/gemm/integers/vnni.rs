@@ -109,7 +109,7 @@ unsafe fn tile<
         // SAFETY: all that is read lies in the groups that the caller grants.
         unsafe {
             let x = x.add(group * (2 + SLICES * words));
-            let block = panel.add(group * block_words(LEN, OFFSETS));
+            let block = panel.add(group * block_words(words, OFFSETS));
             let values = block.add(words * PANEL);
             let mut parts = [[[_mm512_setzero_si512(); VECTORS]; SLICES]; ROWS];
             let start = integers(values);
