@@ -125,6 +125,8 @@ impl Remote {
     /// # Errors
     /// A URL of an unknown kind, or no room for threads.
     pub fn new(url: &str, options: &RemoteOptions) -> Result<Self, RemoteError> {
+        // One for the whole program; where that has chosen another, it stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
         let label = without_secrets(url.trim_end_matches('/'));
         let Found { store, root, tree } =
             store(url, options).map_err(|what| RemoteError::Url { url: label.clone(), what })?;
