@@ -94,7 +94,7 @@ fn quantize(
         output,
         RunOptions::default(),
         &calibration,
-        [&until, &()],
+        [&until, &(), &()],
     )
 }
 

@@ -76,8 +76,8 @@ pub struct Outcome {
 /// matrices rounded so that the error of their products with the inputs that a text gives them is small.
 ///
 /// What is kept for the case that the run is stopped is that of [`Plan::run`], and the states of the text.
-/// One monitor counts tokens times layers, each layer twice where inputs are those of the rounded model,
-/// the other weights.
+/// The first monitor counts tokens times layers, each layer twice where inputs are those of the rounded model, the
+/// second rows that are rounded, each as the square of its columns, the last weights that are written.
 ///
 /// # Errors
 /// As [`Plan::run`], and those of the forward pass.
@@ -87,13 +87,13 @@ pub fn run(
     output: &Path,
     options: RunOptions,
     calibration: &Calibration,
-    [passing, writing]: [&dyn Monitor; 2],
+    [passing, rounding, writing]: [&dyn Monitor; 3],
 ) -> Result<Outcome, ConvertError> {
     let mut outcome = Outcome::default();
     let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.threads()).build();
     let pool = pool.map_err(|error| ConvertError::Calibration(Box::new(error)))?;
     let done = plan.run_after(source, output, options, writing, |begun| {
-        pool.install(|| round_layers(source, begun, calibration, passing, &mut outcome))
+        pool.install(|| round_layers(source, begun, calibration, [passing, rounding], &mut outcome))
     });
     if !matches!(done, Err(ConvertError::Stopped { .. }))
         && let Some(scratch) = &calibration.text.scratch
@@ -126,9 +126,9 @@ pub fn seconds_of_text(source: &dyn Source, calibration: &Calibration) -> Result
     trial(&runner(hparams, source, simd)?, &tokens[..text.ctx], n_tokens, text, false, false)
 }
 
-/// Floating-point operations, roughly, that a calibration with so many tokens takes: for second moments, and for
-/// rounding with so many sweeps.
-pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, sweeps: usize) -> [u64; 2] {
+/// Floating-point operations, roughly, that second moments take with so many tokens, and all rows that are rounded, each
+/// as the square of its columns, of which each takes [`operations`].
+pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64) -> [u64; 2] {
     let [mut moments, mut rows] = [0; 2];
     for target in targets(plan) {
         let planned = &plan.tensors()[target.tensor];
@@ -143,10 +143,15 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, sweeps: usize) -> [u64;
             let matrices = planned.dims.get(2).copied().unwrap_or(1);
             moments += n * n * share(matrices) * tokens;
         }
-        // Errors as the reference rounds, twice; compensated once; and again with all columns.
-        rows += n * all * (3 + 2 * sweeps as u64);
+        rows += n * all;
     }
     [moments, rows]
+}
+
+/// Floating-point operations that rounding a row takes for each pair of its columns: errors as the reference rounds,
+/// twice, compensated once, and again with all columns in each sweep.
+pub fn operations(sweeps: usize) -> u64 {
+    3 + 2 * sweeps as u64
 }
 
 /// An error of the forward pass among those of conversions.
@@ -201,7 +206,7 @@ fn round_layers(
     source: &dyn Source,
     begun: &Begun,
     calibration: &Calibration,
-    monitor: &dyn Monitor,
+    [monitor, rounding]: [&dyn Monitor; 2],
     outcome: &mut Outcome,
 ) -> Result<(), ConvertError> {
     let Calibration { hparams, simd, .. } = *calibration;
@@ -263,7 +268,7 @@ fn round_layers(
     )
     .map_err(converted)?;
     let watching = Watching { source, calibration, watch: &watch };
-    let layers = Layers { begun, calibration, changed: &changed, watching };
+    let layers = Layers { begun, calibration, changed: &changed, watching, rounding };
     for layer in 0..end {
         let targets = todo.get(&layer).map_or(&[][..], Vec::as_slice);
         if !targets.is_empty() {
@@ -308,6 +313,8 @@ struct Layers<'a> {
     calibration: &'a Calibration<'a>,
     changed: &'a Model<'a>,
     watching: Watching<'a>,
+    /// Sees rows that are rounded.
+    rounding: &'a dyn Monitor,
 }
 
 impl Layers<'_> {
@@ -447,6 +454,7 @@ impl Layers<'_> {
                 self.begun.encode_error(target.tensor, rows.start, target.ty, error)
             })?;
             self.begun.write(target.tensor, rows.start, &rounded.bytes)?;
+            self.rounding.advance((n * n) as u64 * (rows.end - rows.start));
             Ok((rounded.ways, rounded.errors))
         });
         for (ways, errors) in rounded.collect::<Result<Vec<_>, ConvertError>>()? {

@@ -14,5 +14,7 @@ mod watching;
 
 pub use errors::{Errors, errors};
 pub use factor::speed;
-pub use layers::{Calibration, InputsOf, OfTensor, Outcome, run, seconds_of_text, work};
+pub use layers::{
+    Calibration, InputsOf, OfTensor, Outcome, operations, run, seconds_of_text, work,
+};
 pub use rows::Way;

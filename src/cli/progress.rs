@@ -32,7 +32,7 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Starts showing `total` units of work named `unit`. Where `bytes` is not 0, it is the amount
+    /// Starts showing `total` units of work named `unit`, or of nothing that anybody counts. Where `bytes` is not 0, it is the amount
     /// that will have been written in the end.
     pub fn start(what: &'static str, total: u64, unit: &'static str, bytes: u64) -> Self {
         let quiet = !say::shows(say::Level::Info);
@@ -42,19 +42,21 @@ impl Progress {
             false => ProgressDrawTarget::hidden(),
         };
         let bytes_per_unit = bytes as f64 / total.max(1) as f64;
-        let style = ProgressStyle::with_template(
-            "{prefix} {wide_bar} {percent:>3}% {size} {rate}, {eta} left",
-        )
-        .expect("the template is valid")
-        .with_key("size", move |state: &ProgressState, w: &mut dyn Write| {
-            if bytes_per_unit > 0.0 {
-                let done = (state.pos() as f64 * bytes_per_unit) as u64;
-                let _ = write!(w, "{}/{}", units::bytes(done), units::bytes(bytes));
-            }
-        })
-        .with_key("rate", move |state: &ProgressState, w: &mut dyn Write| {
-            let _ = write!(w, "{} {unit}/s", units::count(state.per_sec()));
-        });
+        let template = match unit {
+            "" => "{prefix} {wide_bar} {percent:>3}%, {eta} left",
+            _ => "{prefix} {wide_bar} {percent:>3}% {size} {rate}, {eta} left",
+        };
+        let style = ProgressStyle::with_template(template)
+            .expect("the template is valid")
+            .with_key("size", move |state: &ProgressState, w: &mut dyn Write| {
+                if bytes_per_unit > 0.0 {
+                    let done = (state.pos() as f64 * bytes_per_unit) as u64;
+                    let _ = write!(w, "{}/{}", units::bytes(done), units::bytes(bytes));
+                }
+            })
+            .with_key("rate", move |state: &ProgressState, w: &mut dyn Write| {
+                let _ = write!(w, "{} {unit}/s", units::count(state.per_sec()));
+            });
         let bar = ProgressBar::with_draw_target(Some(total), target).with_style(style);
         bar.set_prefix(what);
         let next_line = (!terminal && !quiet).then(|| Mutex::new(Instant::now() + FIRST_LINE));
@@ -85,14 +87,24 @@ impl Progress {
         let left = seconds / self.own().max(1) as f64 * total.saturating_sub(done) as f64;
         let percent = 100.0 * done as f64 / total.max(1) as f64;
         let left = units::duration(left);
-        format!("{}: {percent:.0} %,{} {}, {left} left", self.what, self.size(), self.rate())
+        format!("{}: {percent:.0} %{}, {left} left", self.what, self.amounts())
     }
 
     fn last_line(&self) -> String {
         let seconds = self.bar.elapsed().as_secs_f64();
         let time =
             if seconds < 60.0 { format!("{seconds:.1} s") } else { units::duration(seconds) };
-        format!("{}: done,{} {time}, {}", self.what, self.size(), self.rate())
+        let rate = if self.unit.is_empty() { String::new() } else { format!(", {}", self.rate()) };
+        format!("{}: done,{} {time}{rate}", self.what, self.size())
+    }
+
+    /// Bytes and rate, behind a share.
+    fn amounts(&self) -> String {
+        if self.unit.is_empty() {
+            String::new()
+        } else {
+            format!(",{} {}", self.size(), self.rate())
+        }
     }
 
     /// Work of this process.
@@ -113,6 +125,40 @@ impl Progress {
             }
             false => String::new(),
         }
+    }
+}
+
+/// Work of a kind of its own, that is worth so much of what is shown for each unit.
+pub struct Share<'p> {
+    of: &'p Progress,
+    worth: f64,
+    /// What is not yet a whole unit of what is shown.
+    rest: Mutex<f64>,
+}
+
+impl Progress {
+    /// A part of the work whose unit is worth so many of its own.
+    pub fn share(&self, worth: f64) -> Share<'_> {
+        Share { of: self, worth, rest: Mutex::new(0.0) }
+    }
+}
+
+impl Monitor for Share<'_> {
+    fn advance(&self, amount: u64) {
+        let mut rest = self.rest.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        *rest += amount as f64 * self.worth;
+        let whole = rest.floor();
+        *rest -= whole;
+        drop(rest);
+        self.of.advance(whole as u64);
+    }
+
+    fn warn(&self, warning: Warning) -> bool {
+        self.of.warn(warning)
+    }
+
+    fn cancelled(&self) -> bool {
+        self.of.cancelled()
     }
 }
 

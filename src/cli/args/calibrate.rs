@@ -3,7 +3,7 @@
 use super::output;
 use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, Way};
 use crate::cli::progress::Progress;
-use crate::cli::views::units;
+use crate::cli::views::{plan, units};
 use crate::cli::{bad_usage, say};
 use crate::convert::{Ingredient, Ladder, Plan, Role, RunOptions, Rung};
 use crate::eval::{PerplexityOptions, Scratch};
@@ -236,16 +236,21 @@ impl Args {
 
 impl Prepared {
     /// What a calibration takes beside the conversion, from short trials.
-    pub fn cost(&self, plan: &Plan) -> anyhow::Result<Cost> {
+    pub fn cost(&self, plan: &Plan, memory: Option<u64>) -> anyhow::Result<Cost> {
         let hparams = self.model.hparams();
-        // Neither a folder nor memory for moments is needed yet.
-        let calibration = self.calibration(Path::new(""), None);
+        // No folder is needed yet.
+        let calibration = self.calibration(Path::new(""), memory);
         let text = calibrate::seconds_of_text(self.model.source(), &calibration)?;
         let tokens = self.passes.n_tokens(&self.tokens);
         let speed = calibrate::speed(self.simd);
+        let [moments, rows] = calibrate::work(plan, hparams, tokens);
         let [moments, rows] =
-            calibrate::work(plan, hparams, tokens, SWEEPS).map(|n| n as f64 / speed);
-        Ok(Cost { tokens, seconds: [text * self.passes.of_layer() as f64, moments, rows] })
+            [moments, rows * calibrate::operations(SWEEPS)].map(|n| n as f64 / speed);
+        Ok(Cost {
+            tokens,
+            memory: memory.unwrap_or_else(default_memory),
+            seconds: [text * self.passes.of_layer() as f64, moments, rows],
+        })
     }
 
     fn calibration<'a>(&'a self, folder: &'a Path, memory: Option<u64>) -> Calibration<'a> {
@@ -286,15 +291,27 @@ impl Prepared {
         let hparams = self.model.hparams();
         let folder = folder(path);
         let n_tokens = self.passes.of_layer() * self.passes.n_tokens(&self.tokens);
-        let work = n_tokens * u64::from(hparams.n_layer + hparams.n_nextn.min(1));
-        let passing = Progress::start("calibrate", work, "token-layers", 0);
+        let layers = n_tokens * u64::from(hparams.n_layer + hparams.n_nextn.min(1));
         let mut calibration = self.calibration(folder, memory);
         calibration.text.scratch = Some(Scratch::new(folder));
-        say::info(self.cost(plan)?.describe());
+        let cost = self.cost(plan, memory)?;
+        say::info(cost.describe());
+        // Counted in milliseconds: moments are added while the text passes.
+        let [text, moments, rows] = cost.seconds.map(|seconds| 1000.0 * seconds);
+        let progress = Progress::start("calibrate", (1000.0 * cost.sum()) as u64, "", 0);
+        let passing = progress.share((text + moments) / layers.max(1) as f64);
+        let [_, all] = calibrate::work(plan, hparams, n_tokens);
+        let rounding = progress.share(rows / all.max(1) as f64);
         let writing = output::progress(what, ladder, options);
-        let outcome =
-            calibrate::run(plan, source, path, options, &calibration, [&passing, &writing])?;
-        passing.finish();
+        let outcome = calibrate::run(
+            plan,
+            source,
+            path,
+            options,
+            &calibration,
+            [&passing, &rounding, &writing],
+        )?;
+        progress.finish();
         writing.finish();
         if let Some(text) = describe(&outcome) {
             say::info(text);
@@ -306,6 +323,8 @@ impl Prepared {
 /// What a calibration takes.
 pub struct Cost {
     tokens: u64,
+    /// Bytes that it may use.
+    memory: u64,
     /// Of processor time, on this machine: for passes of the text, moments, and rows.
     seconds: [f64; 3],
 }
@@ -318,18 +337,25 @@ impl Cost {
     /// A line about it.
     pub fn describe(&self) -> String {
         let [text, moments, rows] = self.seconds.map(units::duration);
-        format!(
-            "calibrate  {}, about {} of processor time: {text} for the text, {moments} for moments, {rows} for rows",
-            units::of(self.tokens as usize, "token"),
-            units::duration(self.sum())
-        )
+        let tokens = units::of(self.tokens as usize, "token");
+        let (memory, sum) = (units::bytes(self.memory), units::duration(self.sum()));
+        let mut out = String::new();
+        plan::line(
+            &mut out,
+            "calibrate",
+            &format!(
+                "{tokens}, at most {memory} of memory, about {sum} of processor time: {text} for the text, \
+                 {moments} for moments, {rows} for rows"
+            ),
+        );
+        out.trim_end().to_owned()
     }
 
     /// The same for programs.
     pub fn json(&self) -> Json {
         let [text, moments, rows] = self.seconds;
         json!({
-            "tokens": self.tokens, "processor_seconds": self.sum(),
+            "tokens": self.tokens, "memory_bytes": self.memory, "processor_seconds": self.sum(),
             "seconds": { "text": text, "moments": moments, "rows": rows },
         })
     }

@@ -71,7 +71,8 @@ pub struct Writing {
 #[derive(clap::Args)]
 #[command(next_help_heading = "Machine")]
 pub struct Resources {
-    /// Memory to use at most, such as 4G [default: a sixteenth of what may be used, at least 1G]
+    /// Memory to use at most, such as 4G [default: a sixteenth of what may be used, at least 1G; with
+    /// --calibrate, a quarter for that]
     #[arg(long, value_name = "SIZE", value_parser = binary_size)]
     memory: Option<u64>,
     /// Threads [default: all processors]

@@ -85,7 +85,9 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     say::heed()?;
     let beside = beside(&model, plan);
     if args.dry_run {
-        let cost = calibrated.map(|text| text.cost(plan)).transpose()?;
+        let cost = calibrated
+            .map(|text| text.cost(plan, args.output_options.resources.memory()))
+            .transpose()?;
         let json = args.json.then_some(beside);
         return plan::print(&ladder, &model, options.shard, true, cost, json);
     }

@@ -85,6 +85,6 @@ fn show(
     if json.is_none() {
         print!("{}", about(&ladder, shard));
     }
-    let cost = calibrated.map(|text| text.cost(plan)).transpose()?;
+    let cost = calibrated.map(|text| text.cost(plan, args.resources.memory())).transpose()?;
     print(&ladder, source, shard, args.tensors, cost, json)
 }

@@ -192,7 +192,9 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     if args.dry_run {
         let json = args.json.then(Default::default);
         let plan = ladder.rungs()[0].plan;
-        let cost = calibrated.map(|text| text.cost(plan)).transpose()?;
+        let cost = calibrated
+            .map(|text| text.cost(plan, args.output_options.resources.memory()))
+            .transpose()?;
         return plan::print(&ladder, &source, options.shard, true, cost, json);
     }
     let mut made_with = args.recipe.plan().ingredients();
