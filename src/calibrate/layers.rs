@@ -126,10 +126,10 @@ pub fn seconds_of_text(source: &dyn Source, calibration: &Calibration) -> Result
     trial(&runner(hparams, source, simd)?, &tokens[..text.ctx], n_tokens, text, false, false)
 }
 
-/// Floating-point operations, roughly, that second moments take with so many tokens, and all rows that are rounded, each
-/// as the square of its columns, of which each takes [`operations`].
-pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64) -> [u64; 2] {
-    let [mut moments, mut rows] = [0; 2];
+/// Floating-point operations, roughly, that a pass of so many tokens and second moments take, and all rows that are
+/// rounded, each as the square of its columns, of which each takes [`operations`].
+pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64) -> [u64; 3] {
+    let [mut text, mut moments, mut rows] = [0; 3];
     for target in targets(plan) {
         let planned = &plan.tensors()[target.tensor];
         let (n, all) = (planned.n_per_row(), planned.n_elements());
@@ -139,13 +139,14 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64) -> [u64; 2] {
             Some(moe) => all / u64::from(moe.n_expert) * u64::from(moe.n_used),
             None => all,
         };
+        text += 2 * share(all) * tokens;
         if same_inputs(kind).is_empty() {
             let matrices = planned.dims.get(2).copied().unwrap_or(1);
             moments += n * n * share(matrices) * tokens;
         }
         rows += n * all;
     }
-    [moments, rows]
+    [text, moments, rows]
 }
 
 /// Floating-point operations that rounding a row takes for each pair of its columns: errors as the reference rounds,

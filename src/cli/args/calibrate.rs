@@ -14,7 +14,7 @@ use crate::model::{Hparams, Model, Mtp};
 use crate::names::base;
 use crate::quant::QuantType;
 use crate::simd::Simd;
-use crate::source::Source;
+use crate::source::{Source, is_url};
 use anyhow::bail;
 use serde_json::{Value as Json, json};
 use std::collections::BTreeMap;
@@ -171,6 +171,8 @@ pub struct Prepared {
     sha256: String,
     tokens: Tokens,
     passes: Passes,
+    /// Whether weights are read over a network.
+    is_remote: bool,
     simd: Simd,
 }
 
@@ -230,7 +232,8 @@ impl Args {
             Inputs::Original => InputsOf::Original,
         };
         let passes = Passes { ctx, chunks, inputs };
-        Ok(Some(Prepared { model, path: path.clone(), sha256, tokens, passes, simd }))
+        let is_remote = place.to_str().is_some_and(is_url);
+        Ok(Some(Prepared { model, path: path.clone(), sha256, tokens, passes, is_remote, simd }))
     }
 }
 
@@ -240,12 +243,16 @@ impl Prepared {
         let hparams = self.model.hparams();
         // No folder is needed yet.
         let calibration = self.calibration(Path::new(""), memory);
-        let text = calibrate::seconds_of_text(self.model.source(), &calibration)?;
         let tokens = self.passes.n_tokens(&self.tokens);
         let speed = calibrate::speed(self.simd);
-        let [moments, rows] = calibrate::work(plan, hparams, tokens);
-        let [moments, rows] =
-            [moments, rows * calibrate::operations(SWEEPS)].map(|n| n as f64 / speed);
+        let [text, moments, rows] = calibrate::work(plan, hparams, tokens);
+        let [text, moments, rows] =
+            [text, moments, rows * calibrate::operations(SWEEPS)].map(|n| n as f64 / speed);
+        // Weights that are elsewhere are not fetched for a trial.
+        let text = match self.is_remote {
+            true => text,
+            false => calibrate::seconds_of_text(self.model.source(), &calibration)?,
+        };
         Ok(Cost {
             tokens,
             memory: memory.unwrap_or_else(default_memory),
@@ -300,7 +307,7 @@ impl Prepared {
         let [text, moments, rows] = cost.seconds.map(|seconds| 1000.0 * seconds);
         let progress = Progress::start("calibrate", (1000.0 * cost.sum()) as u64, "", 0);
         let passing = progress.share((text + moments) / layers.max(1) as f64);
-        let [_, all] = calibrate::work(plan, hparams, n_tokens);
+        let [_, _, all] = calibrate::work(plan, hparams, n_tokens);
         let rounding = progress.share(rows / all.max(1) as f64);
         let writing = output::progress(what, ladder, options);
         let outcome = calibrate::run(
