@@ -158,52 +158,58 @@ fn texts_have_nothing_in_common() {
     assert_ne!(std::fs::read(path("b.toml")).unwrap(), std::fs::read(path("c.toml")).unwrap());
 }
 
-/// A search that is killed between two batches of groups goes on, and finds the same.
+/// A search, or a share of one, that is killed between two batches of groups goes on, and finds the same.
 #[test]
 fn a_search_that_is_killed_goes_on() {
     let folder = tempfile::tempdir().unwrap();
-    let path = |name: &str| folder.path().join(name);
-    let search = |file: &Path| {
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let search = |options: &[&str]| {
         let mut command = Command::cargo_bin("requant").unwrap();
-        command.args([
-            "mix",
-            BF16,
-            "--text",
-            CALIBRATION,
-            "--calibrate",
-            CALIBRATION,
-            "--ctx",
-            "128",
-        ]);
-        command.args(["--chunks", "18", "--types", "Q3_K,Q5_K", "--curve", "--log-level", "error"]);
-        command.arg("--sensitivities").arg(file).stdout(std::process::Stdio::null());
+        let texts = ["--text", CALIBRATION, "--calibrate", CALIBRATION, "--ctx", "128"];
+        command.args(["--log-level", "error", "mix", BF16]).args(texts);
+        command.args(["--chunks", "18", "--types", "Q3_K,Q5_K"]).args(options);
+        command.stdout(std::process::Stdio::null());
         command
     };
-    let [whole, killed, part] = ["whole.json", "killed.json", "killed.json.part"].map(path);
-    assert!(search(&whole).status().unwrap().success());
-    let mut child = search(&killed).spawn().unwrap();
-    let begun = || {
-        let state: Value = serde_json::from_slice(&std::fs::read(&part).ok()?).ok()?;
-        Some(state["measured"]["groups"].as_array()?.len())
+    let single = |file: &str| search(&["--curve", "--sensitivities", file]);
+    let whole = path("whole.json");
+    assert!(single(&whole).status().unwrap().success());
+    let whole = json(&whole);
+    let goes_on = |search: &dyn Fn() -> Command, file: &str, found: &dyn Fn() -> Value| {
+        let part = format!("{file}.part");
+        let mut child = search().spawn().unwrap();
+        let begun = || {
+            let state: Value = serde_json::from_slice(&std::fs::read(&part).ok()?).ok()?;
+            Some(state["measured"]["groups"].as_array()?.len())
+        };
+        let groups = loop {
+            match begun() {
+                Some(groups) if groups > 0 => break groups,
+                _ => {
+                    assert!(child.try_wait().unwrap().is_none(), "it ended before it was killed");
+                }
+            }
+        };
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let all = whole["groups"].as_array().unwrap().len();
+        assert!(groups < all && !Path::new(file).exists(), "{groups} of {all}");
+        // What was measured is not measured again: the state counts for another search no more.
+        let mut state: Value = json(&part);
+        state["measured"]["groups"][0]["error"] = 0.125.into();
+        std::fs::write(&part, state.to_string()).unwrap();
+        assert!(search().status().unwrap().success());
+        assert!(!Path::new(&part).exists());
+        let mut found = found();
+        assert_eq!(found["groups"][0]["error"], 0.125);
+        found["groups"][0]["error"] = whole["groups"][0]["error"].clone();
+        assert_eq!(found, whole);
     };
-    let groups = loop {
-        match begun() {
-            Some(groups) if groups > 0 => break groups,
-            _ => assert!(child.try_wait().unwrap().is_none(), "it ended before it could be killed"),
-        }
-    };
-    child.kill().unwrap();
-    child.wait().unwrap();
-    let all = json(whole.to_str().unwrap())["groups"].as_array().unwrap().len();
-    assert!(groups < all && !killed.exists(), "{groups} of {all}");
-    // What was measured is not measured again: the state counts for another search no more.
-    let mut state: Value = json(part.to_str().unwrap());
-    state["measured"]["groups"][0]["error"] = 0.125.into();
-    std::fs::write(&part, state.to_string()).unwrap();
-    assert!(search(&killed).status().unwrap().success());
-    assert!(!part.exists());
-    let mut found = json(killed.to_str().unwrap());
-    assert_eq!(found["groups"][0]["error"], 0.125);
-    found["groups"][0]["error"] = json(whole.to_str().unwrap())["groups"][0]["error"].clone();
-    assert_eq!(found, json(whole.to_str().unwrap()));
+    let killed = path("killed.json");
+    goes_on(&|| single(&killed), &killed, &|| json(&killed));
+    let (name, share, joined) = (path("share"), path("share.1-of-1"), path("joined.json"));
+    goes_on(&|| search(&["--shard", "1/1", "--part", &name]), &share, &|| {
+        assert!(requant(&["join", &share, "-o", &joined]).status.success());
+        json(&joined)
+    });
 }

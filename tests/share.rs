@@ -92,6 +92,67 @@ fn shares_of_importances_give_the_file_of_a_single_run() {
 }
 
 #[test]
+fn shares_of_a_search_give_the_sensitivities_of_a_single_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).into_os_string().into_string().unwrap();
+    let text = ["--text", CALIBRATION, "--ctx", "64", "--chunks", "6", "--types", "Q3_K,Q8_0"];
+    let plain = [&["mix", BF16, "-q"], &text[..]].concat();
+    let with = ["--calibrate", CALIBRATION, "--calibrate-chunks", "2"];
+    let calibrated = [&plain[..], &with].concat();
+    let searches = [("plain", &plain), ("calibrated", &calibrated)].map(|(name, args)| {
+        let (one, joined) = (at(&format!("{name}.one")), at(&format!("{name}.joined")));
+        let (code, _, err) = requant(&[&args[..], &["--sensitivities", &one, "--curve"]].concat());
+        assert_eq!(code, 0, "{err}");
+        let folder = dir.path().join(name);
+        std::fs::create_dir(&folder).unwrap();
+        let parts = shares(&folder, args, 3);
+        assert_eq!(std::fs::read_dir(folder).unwrap().count(), 3);
+        let (code, out, err) = join(&parts, &["-o", &joined, "--json", "-q"]);
+        assert_eq!(code, 0, "{err}");
+        validate("mix", &serde_json::from_str(&out).unwrap());
+        assert!(std::fs::read(&one).unwrap() == std::fs::read(&joined).unwrap(), "{name}");
+        parts
+    });
+    let joined = at("plain.joined");
+    let known = ["--sensitivities", &joined, "--types", "Q3_K,Q8_0", "--bpw", "4", "--no-proof"];
+    let (code, _, err) =
+        requant(&[&["mix", BF16, "-o", &at("mix.toml"), "-q"], &known[..]].concat());
+    assert_eq!(code, 0, "{err}");
+
+    let [parts, others] = &searches;
+    let refused = |parts: &[String], words: &[&str]| {
+        let (code, out, err) = join(parts, &["-o", &at("none")]);
+        assert!(code == 1 && out.is_empty(), "{out}{err}");
+        words.iter().for_each(|word| assert!(err.contains(word), "{word}: {err}"));
+    };
+    refused(&parts[..2], &["part.3-of-3", "1/3", "is missing"]);
+    refused(&[&parts[..], &parts[..1]].concat(), &["the same share, 3/3"]);
+    refused(&[&parts[..2], &others[2..]].concat(), &["chunks", "3 there and 2 here"]);
+    let mut fewer = calibrated.clone();
+    *fewer.last_mut().unwrap() = "1";
+    let fewer = shares(dir.path(), &fewer, 3);
+    refused(&[&others[..2], &fewer[2..]].concat(), &["text that weights are rounded with"]);
+    let of_text = ["perplexity", BF16, "--text", HELDOUT, "--chunks", "3", "--ctx", "64", "-q"];
+    let folder = dir.path().join("text");
+    std::fs::create_dir(&folder).unwrap();
+    let of_text = shares(&folder, &of_text, 3);
+    refused(&[&parts[..2], &of_text[2..]].concat(), &["measurement", "sensitivities there"]);
+    assert_eq!(join(parts, &[]).0, 2, "there is no name that the file has by itself");
+
+    // A share that is there is not measured again, and another one's not replaced.
+    let again = |args: &[&str]| {
+        let loud: Vec<&str> = args.iter().copied().filter(|&arg| arg != "-q").collect();
+        requant(&[&loud[..], &["--shard", "1/3", "--part", &at("plain/part")]].concat())
+    };
+    let (code, _, err) = again(&plain);
+    assert!(code == 0 && err.contains("is there already"), "{err}");
+    let (code, _, err) = again(&calibrated);
+    assert!(code == 1 && err.contains("no such share"), "{err}");
+    let (code, _, err) = again(&[&plain[..], &["--size", "9M"]].concat());
+    assert!(code == 2 && err.contains("--size"), "{err}");
+}
+
+#[test]
 fn shares_that_are_no_whole_are_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
     let folder = |name: &str| {

@@ -24,7 +24,8 @@ const MATRICES: usize = 4;
 pub type Errors = BTreeMap<QuantType, [f64; 2]>;
 
 /// Passes a text through a model and rounds some rows of each tensor of its layers, and of its output matrix,
-/// in some types. Tensors that no input reaches are left out.
+/// in some types: of those of `tensors`, numbers in the source. What is found of a tensor does not depend on which
+/// others are wanted. Tensors that no input reaches are left out.
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -34,9 +35,14 @@ pub fn errors(
     source: &dyn Source,
     calibration: &Calibration,
     types: &[QuantType],
+    tensors: &[usize],
     monitor: &dyn Monitor,
 ) -> Result<BTreeMap<String, Errors>, EvalError> {
+    if tensors.is_empty() {
+        return Ok(BTreeMap::new());
+    }
     let Calibration { hparams, simd, .. } = *calibration;
+    let wanted = |place: &Place| tensors.contains(&place.source);
     let watch = Watch { simd, kept: Mutex::default() };
     let mut model = runner(hparams, source, simd)?;
     model.observe(&watch);
@@ -48,12 +54,16 @@ pub fn errors(
     for layer in 0..hparams.n_layer {
         let of_layer =
             || places.iter().copied().filter(move |place| place.name.layer == Some(layer));
+        // All are watched at first, for memory is shared out among all.
         watching.watch(layer, of_layer())?;
+        let needed: Vec<usize> =
+            of_layer().filter(wanted).map(|place| watching.watched(place)).collect();
+        locked(&watch.kept).retain(|watched, _| needed.contains(watched));
         passage.pass(layer, monitor)?;
         let kept = std::mem::take(&mut *locked(&watch.kept));
         for (watched, kept) in kept {
             let places: Vec<Place> =
-                of_layer().filter(|&place| watching.watched(place) == watched).collect();
+                of_layer().filter(wanted).filter(|&p| watching.watched(p) == watched).collect();
             let matrices =
                 places.iter().map(|place| sample.matrices(place.source)).max().unwrap_or(0);
             let prior = match &*kept {
@@ -77,7 +87,7 @@ pub fn errors(
     }
     let output = places.iter().find(|place| place.name.kind == Kind::Output);
     let output = output.or(places.iter().find(|place| place.name.kind == Kind::TokenEmbd));
-    if let Some(output) = output {
+    if let Some(output) = output.filter(|&place| wanted(place)) {
         let moments = watching.outputs(|see| passage.last(see))?;
         sample.add(output.source, 0, &watching.inputs(&moments, None), &mut found)?;
     }

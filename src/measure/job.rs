@@ -3,12 +3,13 @@
 use super::chunks::{Chunks, fingerprint, fingerprint_of_file};
 use super::deadline::Deadline;
 use super::order::spread;
-use super::part::{Compared, FORM, Head, Kind, Measured, Stored};
+use super::part::{Compared, Head, Kind, Measured, Stored};
 use super::text::heed;
 use super::values::{OfModel, Values};
 use super::{
     Against, Beside, Extras, Inputs, MeasureError, Options, Part, Subject, Terms, Text, gate,
 };
+use crate::convert::Shard;
 use crate::eval::{
     self, BaseReader, BaseWriter, Collector, EvalError, Model, Observer, PerplexityOptions,
     Reference, TensorErrors, collect, comparison_work, looks,
@@ -121,23 +122,8 @@ impl<'a> Job<'a> {
             bytes: subject.size().0,
             stored: if by_tensor { stored(*subject) } else { Vec::new() },
         };
-        let mut head = Head {
-            form: FORM,
-            kind: self.kind(),
-            identity: Vec::new(),
-            share: options.share.map(|share| (share.number(), share.count())),
-            inputs: None,
-            chunks: chunks.len(),
-            texts: chunks.texts.clone(),
-            reference,
-            models: compared.iter().map(of).collect(),
-            ctx: chunks.ctx,
-            activations: options.activations,
-            by_tensor,
-            until_error: options.until_error,
-            seed: options.seed,
-            warnings: Vec::new(),
-        };
+        let mut head = Head::new(self.kind(), reference, chunks, options);
+        (head.models, head.by_tensor) = (compared.iter().map(of).collect(), by_tensor);
         if options.share.is_some() {
             head.identity = self.identity(chunks, options, &head)?;
         }
@@ -151,8 +137,6 @@ impl<'a> Job<'a> {
         options: &Options,
         head: &Head,
     ) -> Result<Vec<(String, String)>, MeasureError> {
-        let mut identity = Vec::new();
-        let mut is = |what: &str, value: String| identity.push((what.to_owned(), value));
         let with = match self {
             Self::Importances { beside, .. } => match (beside.output, beside.prediction) {
                 (false, false) => "",
@@ -163,13 +147,8 @@ impl<'a> Job<'a> {
             _ if head.by_tensor => " with tensors",
             _ => "",
         };
-        is("measurement", format!("{}{with}", self.kind().name()));
-        is("program", format!("requant {}", env!("CARGO_PKG_VERSION")));
-        is("number of shares", head.share.map_or(1, |(_, count)| count).to_string());
-        is("tokens per chunk", chunks.ctx.to_string());
-        is("number of chunks", chunks.len().to_string());
-        is("activations", format!("{:?}", options.activations).to_lowercase());
-        is("instructions", options.simd.name().to_owned());
+        let mut identity = common(format!("{}{with}", self.kind().name()), chunks, options);
+        let mut is = |what: &str, value: String| identity.push((what.to_owned(), value));
         if let Kind::Gate(Terms { limits, confidence }) = self.kind() {
             is("limits", format!("{limits:?} at {confidence}, seed {}", options.seed));
         }
@@ -184,6 +163,24 @@ impl<'a> Job<'a> {
     }
 }
 
+/// What shares of the same measurement have in common, whatever is measured.
+pub(super) fn common(
+    measurement: String,
+    chunks: &Chunks,
+    options: &Options,
+) -> Vec<(String, String)> {
+    let common = [
+        ("measurement", measurement),
+        ("program", format!("requant {}", env!("CARGO_PKG_VERSION"))),
+        ("number of shares", options.share.map_or(1, Shard::count).to_string()),
+        ("tokens per chunk", chunks.ctx.to_string()),
+        ("number of chunks", chunks.len().to_string()),
+        ("activations", format!("{:?}", options.activations).to_lowercase()),
+        ("instructions", options.simd.name().to_owned()),
+    ];
+    common.map(|(what, value)| (what.to_owned(), value)).to_vec()
+}
+
 impl Kind {
     pub(super) fn name(self) -> &'static str {
         match self {
@@ -191,6 +188,7 @@ impl Kind {
             Self::Compare => "comparison",
             Self::Gate(_) => "gate",
             Self::Imatrix => "importances",
+            Self::Sensitivities => "sensitivities",
         }
     }
 }

@@ -30,7 +30,8 @@ pub struct Options {
     /// Memory to keep within, about, in bytes; by default some 2 GiB and the hidden states, or three quarters
     /// of what may be used where that is less.
     pub memory: Option<u64>,
-    /// The share of one of several machines: a range of the chunks. All of them without.
+    /// The share of one of several machines: a range of the chunks, or some of the groups of tensors whose
+    /// sensitivities are measured. All of them without.
     pub share: Option<Shard>,
     /// Take chunks from all over the text until the standard error of what is measured is this part of
     /// its mean: of the KL divergence of each model, or of the negative log-likelihood where there is one

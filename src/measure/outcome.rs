@@ -3,7 +3,7 @@
 use super::front::front;
 use super::part::{Head, Stored};
 use super::values::Values;
-use super::{Judgement, MeasureError};
+use super::{Judgement, MeasureError, Sensitivities};
 use crate::eval::{AS_OUTPUT, Activations, Apart, Comparison, Perplexity};
 use crate::imatrix::Sums;
 use serde::Serialize;
@@ -20,6 +20,8 @@ pub enum Found {
     Judgement(Box<Judgement>),
     /// Sums of squares.
     Importances(Sums),
+    /// What the types of a model's tensors cost.
+    Sensitivities(Sensitivities),
 }
 
 impl Found {
@@ -28,7 +30,7 @@ impl Found {
         match self {
             Self::Perplexity(outcome) | Self::Comparison(outcome) => outcome.complete,
             Self::Judgement(judgement) => judgement.complete,
-            Self::Importances(_) => true,
+            Self::Importances(_) | Self::Sensitivities(_) => true,
         }
     }
 }

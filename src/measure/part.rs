@@ -1,11 +1,13 @@
 //! What one share of a measurement has found, as a file, and shares joined to the whole.
 //!
-//! A part is a safetensors file of words of eight bytes: values of every token, sums in exact form. What
-//! belongs to them stands in its metadata as JSON, with what tells the measurement from others.
+//! A part is a safetensors file of words of eight bytes: values of every token, sums in exact form; or of what a
+//! search for a mix has found, as JSON. What belongs to them stands in its metadata as JSON, with what tells the
+//! measurement from others.
 
+use super::chunks::Chunks;
 use super::outcome::{Found, Outcome};
 use super::values::{OfModel, Values};
-use super::{Inputs, MeasureError, Terms, gate};
+use super::{Inputs, MeasureError, Options, Sensitivities, Terms, gate};
 use crate::convert::Shard;
 use crate::eval::{Activations, Apart, Exact, Squares, TOP, TokenValues, importances};
 use crate::io::{Disk, IoError, write};
@@ -18,9 +20,11 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 /// The version of this form.
-pub(super) const FORM: u32 = 3;
+const FORM: u32 = 3;
 /// The key of the metadata.
 const HEAD: &str = "requant.part";
+/// The array of what a search for a mix has found.
+const SENSITIVITIES: &str = "sensitivities";
 /// Missing shares that are named, at most.
 const MOST_NAMED: usize = 32;
 /// Words of a token of a model that is compared: four values, and agreement.
@@ -40,6 +44,7 @@ pub struct Part {
 pub(super) enum Measured {
     Values(Values),
     Squares(BTreeMap<String, Squares>),
+    Sensitivities(Sensitivities),
 }
 
 /// What a measurement is of.
@@ -99,9 +104,31 @@ pub(super) enum Kind {
     Compare,
     Gate(Terms),
     Imatrix,
+    Sensitivities,
 }
 
 impl Head {
+    /// That of a measurement on some chunks, which compares nothing yet and has nothing in common with others.
+    pub fn new(kind: Kind, reference: PathBuf, chunks: &Chunks, options: &Options) -> Self {
+        Self {
+            form: FORM,
+            kind,
+            identity: Vec::new(),
+            share: options.share.map(|share| (share.number(), share.count())),
+            inputs: None,
+            chunks: chunks.len(),
+            texts: chunks.texts.clone(),
+            reference,
+            models: Vec::new(),
+            ctx: chunks.ctx,
+            activations: options.activations,
+            by_tensor: false,
+            until_error: options.until_error,
+            seed: options.seed,
+            warnings: Vec::new(),
+        }
+    }
+
     fn shard(&self) -> Option<Shard> {
         self.share.and_then(|(number, count)| Shard::new(number, count))
     }
@@ -109,7 +136,7 @@ impl Head {
     /// Whether what it says can be.
     fn is_sound(&self) -> bool {
         let compared = match self.kind {
-            Kind::Perplexity | Kind::Imatrix => self.models.is_empty(),
+            Kind::Perplexity | Kind::Imatrix | Kind::Sensitivities => self.models.is_empty(),
             Kind::Compare => true,
             Kind::Gate(_) => !self.models.is_empty(),
         };
@@ -142,6 +169,11 @@ impl Part {
         self.head.warnings = warnings;
     }
 
+    /// Takes up what a share of a search for a mix has found.
+    pub fn set_sensitivities(&mut self, found: Sensitivities) {
+        self.measured = Measured::Sensitivities(found);
+    }
+
     /// Whether this is the same share of the same measurement.
     pub fn is_same(&self, other: &Self) -> bool {
         (&self.head.identity, self.head.share) == (&other.head.identity, other.head.share)
@@ -155,7 +187,8 @@ impl Part {
         let bad = |what: String| MeasureError::Part { path: path.to_owned(), what };
         let head = serde_json::to_string(&self.head).map_err(|error| bad(error.to_string()))?;
         let metadata = Some(HashMap::from([(HEAD.to_owned(), head)]));
-        let bytes = safetensors::serialize(self.arrays(), metadata);
+        let arrays = self.arrays().map_err(|error| bad(error.to_string()))?;
+        let bytes = safetensors::serialize(arrays, metadata);
         let bytes = bytes.map_err(|error| bad(error.to_string()))?;
         Ok(write(disk, path, &bytes)?)
     }
@@ -181,7 +214,7 @@ impl Part {
         Ok(Self { head, measured, stopped: false })
     }
 
-    fn arrays(&self) -> Vec<(String, Array<'_>)> {
+    fn arrays(&self) -> Result<Vec<(String, Array<'_>)>, serde_json::Error> {
         let mut all = Vec::new();
         match &self.measured {
             Measured::Squares(squares) => {
@@ -191,6 +224,9 @@ impl Part {
                     let counts = || of.counts.iter().copied();
                     all.push((format!("{name}.counts"), Array::new(of.counts.len(), counts)));
                 }
+            }
+            Measured::Sensitivities(found) => {
+                all.push((SENSITIVITIES.to_owned(), Array::of_bytes(serde_json::to_vec(found)?)));
             }
             Measured::Values(values) => {
                 let nll = || values.nll.iter().map(|value| value.to_bits());
@@ -211,7 +247,7 @@ impl Part {
                 }
             }
         }
-        all
+        Ok(all)
     }
 
     /// Joins the shares of a measurement, which come with their files' names.
@@ -256,6 +292,7 @@ impl Part {
         self.head.warnings.extend(news);
         match (&mut self.measured, other.measured) {
             (Measured::Values(own), Measured::Values(other)) => own.add(other),
+            (Measured::Sensitivities(own), Measured::Sensitivities(other)) => own.add(other),
             (Measured::Squares(own), Measured::Squares(other)) => {
                 for (name, squares) in other {
                     let fits = match own.get_mut(&name) {
@@ -285,6 +322,7 @@ impl Part {
                 let (chunks, ctx) = (head.chunks as u32, head.ctx as u32);
                 Found::Importances(importances(squares, texts.collect(), chunks, ctx))
             }
+            (Measured::Sensitivities(found), _) => Found::Sensitivities(found.clone()),
             (Measured::Values(values), Kind::Gate(terms)) => {
                 Found::Judgement(Box::new(gate::judgement(values, head, terms, self.stopped)?))
             }
@@ -340,21 +378,28 @@ fn token([a, b, c, d, agreement]: [u64; TOKEN_WORDS]) -> TokenValues {
     TokenValues { nll_reference, nll, kl, p_change, same_top: agreement & 1 == 1, shared }
 }
 
-/// Words that are made when they are written, so that they are not all there twice.
+/// Words, or bytes, that are made when they are written, so that they are not all there twice.
 struct Array<'a> {
+    dtype: Dtype,
     shape: [usize; 1],
     bytes: Box<dyn Fn() -> Vec<u8> + 'a>,
 }
 
 impl<'a> Array<'a> {
     fn new<I: Iterator<Item = u64>>(len: usize, words: impl Fn() -> I + 'a) -> Self {
-        Self { shape: [len], bytes: Box::new(move || words().flat_map(u64::to_le_bytes).collect()) }
+        let bytes = Box::new(move || words().flat_map(u64::to_le_bytes).collect());
+        Self { dtype: Dtype::U64, shape: [len], bytes }
+    }
+
+    fn of_bytes(bytes: Vec<u8>) -> Self {
+        let shape = [bytes.len()];
+        Self { dtype: Dtype::U8, shape, bytes: Box::new(move || bytes.clone()) }
     }
 }
 
 impl View for Array<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::U64
+        self.dtype
     }
 
     fn shape(&self) -> &[usize] {
@@ -366,7 +411,7 @@ impl View for Array<'_> {
     }
 
     fn data_len(&self) -> usize {
-        8 * self.shape[0]
+        self.dtype.bitsize() / 8 * self.shape[0]
     }
 }
 
@@ -393,6 +438,10 @@ impl Measured {
     fn read(head: &Head, arrays: &Arrays) -> Option<Self> {
         match head.kind {
             Kind::Imatrix => Self::squares(arrays).map(Self::Squares),
+            Kind::Sensitivities => {
+                let json = arrays.0.tensor(SENSITIVITIES).ok()?;
+                serde_json::from_slice(json.data()).ok().map(Self::Sensitivities)
+            }
             _ => Self::values(head, arrays).map(Self::Values),
         }
     }

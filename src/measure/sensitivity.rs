@@ -6,45 +6,26 @@
 //! matters. It is measured with one type for each group, a kind of tensor in some consecutive layers
 //! (Malinovskii et al. 2024, arXiv:2411.17525, show the linearity).
 
+use super::groups::{self, Measured, TOGETHER};
 use super::{MeasureError, Options, Subject, Text};
 use crate::calibrate::Errors;
 use crate::eval::{self, Comparison, EvalError, Reference, comparison_work};
 use crate::imatrix::Imatrix;
-use crate::io::IoError;
+use crate::io::{Disk, IoError, write};
 use crate::model::Model;
 use crate::monitor::Monitor;
 use crate::quant::{Guide, Importance, QuantType};
 use crate::recipe::fitting;
 use crate::simd::Simd;
 use crate::source::{Overlay, Source, TensorMeta};
-use crate::tensor::{Kind, Part, TensorName};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 
-/// Kinds of tensors whose sensitivities are measured together.
-const GROUPS: [(&str, &[Kind]); 11] = [
-    ("embedding", &[Kind::TokenEmbd]),
-    ("output", &[Kind::Output]),
-    ("attention-scores", &[Kind::AttnQ, Kind::AttnK, Kind::AttnQA, Kind::AttnQB, Kind::AttnKB]),
-    ("attention-values", &[Kind::AttnV, Kind::AttnVB, Kind::AttnKvAMqa]),
-    ("attention-output", &[Kind::AttnOutput]),
-    ("ffn-in", &[Kind::FfnGate, Kind::FfnUp]),
-    ("ffn-down", &[Kind::FfnDown]),
-    ("expert-in", &[Kind::FfnGateExps, Kind::FfnUpExps]),
-    ("expert-down", &[Kind::FfnDownExps]),
-    ("shared-expert-in", &[Kind::FfnGateShexp, Kind::FfnUpShexp]),
-    ("shared-expert-down", &[Kind::FfnDownShexp]),
-];
-
-/// Parts that the layers are cut into, at most.
-const BANDS: u32 = 8;
 /// The type that sensitivities are measured with: its errors are well above rounding noise, and small enough
 /// to add up.
 pub const PROBE: QuantType = QuantType::Q3_K;
-/// Models that run at a time.
-const TOGETHER: usize = 8;
 /// Rows of a tensor whose errors stand for those of all.
 const SAMPLE: u64 = 96;
 
@@ -75,6 +56,19 @@ pub struct Group {
     pub divergence: f64,
     /// See `divergence`.
     pub error: f64,
+}
+
+impl Group {
+    fn has(&self, tensor: &OfTensor) -> bool {
+        groups::kind_of(&tensor.name).is_some_and(|(kind, layer)| {
+            let range = self.layers.map(|(first, last)| first..=last);
+            let layers = match (range, layer) {
+                (Some(range), Some(layer)) => range.contains(&layer),
+                (range, layer) => range.is_none() && layer.is_none(),
+            };
+            groups::rank(&self.name) == Some(kind) && layers
+        })
+    }
 }
 
 /// What a model's types cost, for any choice of them.
@@ -117,9 +111,36 @@ impl Sensitivities {
         }
     }
 
+    /// Writes a file that [`read`](Self::read) takes.
+    ///
+    /// # Errors
+    /// The system refuses.
+    pub fn write(&self, disk: &dyn Disk, path: &Path) -> Result<(), IoError> {
+        let json = serde_json::to_vec_pretty(self);
+        let json = json.map_err(|error| IoError::new(path, error.into()))?;
+        write(disk, path, &json)
+    }
+
+    /// Nothing yet.
+    pub(super) fn none() -> Self {
+        let probe = PROBE.name().to_owned();
+        Self { version: 1, probe, tokens: 0, groups: Vec::new(), tensors: Vec::new() }
+    }
+
     /// A group's, if it is known.
     fn of(&self, group: &Measured) -> Option<&Group> {
         self.groups.iter().find(|known| known.name == group.name && known.layers == group.layers)
+    }
+
+    /// Adds what another share of the same search has found. The order is that of a single run.
+    pub(super) fn add(&mut self, other: Self) {
+        // A share without groups has measured nothing on any.
+        self.tokens = self.tokens.max(other.tokens);
+        self.groups.extend(other.groups);
+        self.groups.sort_by_key(|group| (groups::rank(&group.name), group.layers));
+        self.tensors.extend(other.tensors);
+        let place = |tensor: &OfTensor| self.groups.iter().position(|group| group.has(tensor));
+        self.tensors.sort_by_cached_key(place);
     }
 }
 
@@ -139,14 +160,6 @@ impl SoFar<'_> {
 /// The errors of a tensor in some types.
 type ByType = BTreeMap<QuantType, f64>;
 
-/// Tensors that are measured together.
-struct Measured {
-    name: &'static str,
-    layers: Option<(u32, u32)>,
-    /// By number in the source.
-    tensors: Vec<usize>,
-}
-
 /// The types that a model's tensors may get, and what is known beforehand of their errors.
 #[derive(Clone, Copy)]
 pub struct Types<'a> {
@@ -162,7 +175,7 @@ pub struct Types<'a> {
 /// its tensors in these types, weighted by importances where there are some.
 ///
 /// What is known of errors of products, as [`calibrate::errors`](crate::calibrate::errors) has it, takes the
-/// place of errors of weights.
+/// place of errors of weights. A share ([`Options::share`]) is some of the groups, with the errors of their tensors.
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -196,22 +209,16 @@ pub fn sensitivities(
     let read = text.wanted(subject, options, monitor)?;
     let settings = options.settings(&[subject; TOGETHER + 1], read.tokens.len(), read.bos)?;
     let (source, hparams) = (subject.model.source(), subject.model.hparams());
-    let groups = groups(source, hparams.n_layer);
+    let groups = groups::groups(source, hparams.n_layer, options.share);
     let weights = Weights { source, imatrix, simd: options.simd };
     let reference = subject.runner(options)?;
-    let first = |group: &Measured| first_different(group, hparams.n_layer);
-    let own = |group: &Measured| u64::from(hparams.n_layer + 1 - first(group));
     let each = settings.work(read.tokens.len(), hparams) / u64::from(hparams.n_layer + 1);
-    let mut found = begun.unwrap_or(Sensitivities {
-        version: 1,
-        probe: PROBE.name().to_owned(),
-        tokens: 0,
-        groups: Vec::new(),
-        tensors: Vec::new(),
-    });
+    let mut found = begun.unwrap_or_else(Sensitivities::none);
     let missing: Vec<&Measured> = groups.iter().filter(|group| found.of(group).is_none()).collect();
     let references = missing.len().div_ceil(TOGETHER) as u64 * u64::from(hparams.n_layer + 1);
-    monitor.expect(each * (references + missing.iter().map(|group| own(group)).sum::<u64>()));
+    monitor.expect(
+        each * (references + missing.iter().map(|group| group.cost(hparams.n_layer)).sum::<u64>()),
+    );
     for groups in missing.chunks(TOGETHER) {
         let probed = |group: &&Measured| {
             weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)))
@@ -219,7 +226,7 @@ pub fn sensitivities(
         let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
         let models = groups.iter().zip(&overlays).map(|(group, overlay)| {
             let mut model = subject.runner_over(overlay, options)?;
-            model.differs_from(first(group));
+            model.differs_from(group.first_different(hparams.n_layer));
             Ok(model)
         });
         let models = models.collect::<Result<Vec<_>, MeasureError>>()?;
@@ -305,42 +312,6 @@ pub fn proof(
     })?;
     let (_, mut found) = found.map_err(|error| MeasureError::of(subject.path, error))?;
     Ok(found.swap_remove(0))
-}
-
-/// The first layer that a group changes.
-fn first_different(group: &Measured, n_layer: u32) -> u32 {
-    match group.layers {
-        Some((first, _)) => first,
-        None if group.name == "output" => n_layer,
-        None => 0,
-    }
-}
-
-/// Groups of the tensors of a model that can be quantized.
-fn groups(source: &dyn Source, n_layer: u32) -> Vec<Measured> {
-    let per_band = n_layer.div_ceil(BANDS).max(1);
-    // By kind and band: the layer and number of each tensor.
-    let mut groups: BTreeMap<_, Vec<_>> = BTreeMap::new();
-    for (tensor, meta) in source.tensors().iter().enumerate() {
-        let Some(TensorName { layer, kind, part: Part::Weight }) = TensorName::parse(&meta.name)
-        else {
-            continue;
-        };
-        let group = GROUPS.iter().position(|(_, kinds)| kinds.contains(&kind));
-        if let Some(group) = group.filter(|_| layer.is_none_or(|layer| layer < n_layer)) {
-            let band = layer.map(|layer| layer / per_band);
-            groups.entry((group, band)).or_default().push((layer, tensor));
-        }
-    }
-    let measured = groups.into_iter().map(|((group, _), tensors)| {
-        let layers = || tensors.iter().filter_map(|&(layer, _)| layer);
-        Measured {
-            name: GROUPS[group].0,
-            layers: layers().min().zip(layers().max()),
-            tensors: tensors.iter().map(|(_, tensor)| *tensor).collect(),
-        }
-    });
-    measured.collect()
 }
 
 /// Where weights are, and how much their columns count.

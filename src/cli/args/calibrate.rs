@@ -9,7 +9,7 @@ use crate::convert::{Ingredient, Ladder, Plan, Role, RunOptions, Rung};
 use crate::eval::{PerplexityOptions, Scratch};
 use crate::gguf::Value;
 use crate::io::{folder, memory as machine_memory};
-use crate::measure::{CALIBRATED_WITH, Options, PROBE, Subject, Text, Tokens};
+use crate::measure::{CALIBRATED_WITH, Options, PROBE, Subject, Text, Tokens, measured_tensors};
 use crate::model::{Hparams, Model, Mtp};
 use crate::names::base;
 use crate::quant::QuantType;
@@ -69,7 +69,13 @@ pub struct ForMix {
 }
 
 impl ForMix {
-    /// The errors of a model's tensors in these types and in that which sensitivities are measured with.
+    /// Chunks of the text at most.
+    pub fn chunks(&self) -> Option<usize> {
+        self.calibrate_chunks.map(|n| n as usize)
+    }
+
+    /// The errors of a model's tensors, those of a share, in these types and in that which sensitivities are measured
+    /// with.
     pub fn errors(
         &self,
         subject: Subject,
@@ -79,8 +85,7 @@ impl ForMix {
     ) -> anyhow::Result<BTreeMap<String, Errors>> {
         let tokens = text.tokens(subject, None, &())?;
         let (hparams, source) = (subject.model.hparams(), subject.model.source());
-        let chunks = self.calibrate_chunks.map(|n| n as usize);
-        let passes = Passes { ctx: options.ctx, chunks, inputs: InputsOf::Original };
+        let passes = Passes { ctx: options.ctx, chunks: self.chunks(), inputs: InputsOf::Original };
         let work = passes.n_tokens(&tokens) * u64::from(hparams.n_layer);
         let progress = Progress::start("calibrate", work, "token-layers", 0);
         let folder = std::env::temp_dir();
@@ -91,8 +96,10 @@ impl ForMix {
         all.push(PROBE);
         all.sort_unstable();
         all.dedup();
+        let tensors = measured_tensors(subject.model, options.share);
         let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
-        let found = pool.install(|| calibrate::errors(source, &calibration, &all, &progress))?;
+        let found =
+            pool.install(|| calibrate::errors(source, &calibration, &all, &tensors, &progress))?;
         progress.finish();
         Ok(found)
     }

@@ -9,7 +9,7 @@ use crate::convert::{BadShard, Shard};
 use crate::io::LocalDisk;
 use crate::measure::{Job, Options, Part, Text, estimate, measure, measure_unless};
 use anyhow::bail;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// How a measurement is carried out.
 #[derive(clap::Args)]
@@ -58,28 +58,39 @@ impl Args {
         let path = shard.beside(name);
         places::prepare(&path)?;
         let options = Options { share: Some(shard), ..options.clone() };
-        let mut other = false;
+        let mut there = Ok(false);
         let done = |part: &Part| {
-            let there = path.exists();
-            let same = there && Part::open(&path).is_ok_and(|old| old.is_same(part));
-            other = there && !same;
-            there
+            there = is_there(&path, part);
+            !matches!(there, Ok(false))
         };
-        let (done, mut part) = measure_unless(job, texts, &options, done, &progress)?;
-        if other {
-            bail!("{}: exists already and is no such share; give another name", path.display());
+        let (_, part) = measure_unless(job, texts, &options, done, &progress)?;
+        if !there? {
+            progress.finish();
+            write(part, &path, shard)?;
         }
-        if done {
-            say::info(format!("{}: is there already", path.display()));
-            return Ok(None);
-        }
-        progress.finish();
-        say::heed()?;
-        part.set_warnings(say::said());
-        part.write(&LocalDisk, &path)?;
-        say::info(format!("{}: share {}/{}", path.display(), shard.number(), shard.count()));
         Ok(None)
     }
+}
+
+/// Whether a share has been measured before. Another file of its name is an error.
+pub fn is_there(path: &Path, part: &Part) -> anyhow::Result<bool> {
+    if !path.exists() {
+        return Ok(false);
+    }
+    if !Part::open(path).is_ok_and(|old| old.is_same(part)) {
+        bail!("{}: exists already and is no such share; give another name", path.display());
+    }
+    say::info(format!("{}: is there already", path.display()));
+    Ok(true)
+}
+
+/// Writes what a share has found.
+pub fn write(mut part: Part, path: &Path, shard: Shard) -> anyhow::Result<()> {
+    say::heed()?;
+    part.set_warnings(say::said());
+    part.write(&LocalDisk, path)?;
+    say::info(format!("{}: share {}/{}", path.display(), shard.number(), shard.count()));
+    Ok(())
 }
 
 /// The share that an argument names.

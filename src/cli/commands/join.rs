@@ -9,13 +9,16 @@ use crate::measure::{Found, Part};
 use anyhow::Context;
 use std::path::PathBuf;
 
-/// Join the shares of a perplexity, compare, gate or imatrix that ran with --shard.
+/// Join the shares of a perplexity, compare, gate, imatrix or mix that ran with --shard.
 ///
-/// The result is that of a single run, digit for digit. Shares that do not belong together, are missing or
+/// The result is that of a single run, digit for digit; of imatrix and mix it is the file, of mix that which
+/// --sensitivities names. Shares that do not belong together, are missing or
 /// appear twice are refused.
 #[derive(clap::Args)]
 #[command(
-    after_help = "Example:\n  requant join cost.1-of-3 cost.2-of-3 cost.3-of-3 --report cost.html"
+    after_help = "Examples:\n  requant join cost.1-of-3 cost.2-of-3 cost.3-of-3 --report cost.html\n  \
+                  requant join r1.1-of-2 r1.2-of-2 -o r1.json\n  \
+                  requant mix DeepSeek-R1 --sensitivities r1.json --size 300G --no-proof -o mix.toml"
 )]
 pub struct Args {
     /// The files that --part named
@@ -40,11 +43,15 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let whole = Part::join(parts.collect::<anyhow::Result<_>>()?)?;
     say::warnings(whole.warnings());
     let found = whole.result()?;
-    if let Found::Importances(own) = &found {
-        args.file.check()?;
-        let mut sums = Sums::default();
-        sums.add(own).ok().context("importances join nothing")?;
-        args.file.write(&sums, args.json)?;
+    match &found {
+        Found::Importances(own) => {
+            args.file.check()?;
+            let mut sums = Sums::default();
+            sums.add(own).ok().context("importances join nothing")?;
+            args.file.write(&sums, args.json)?;
+        }
+        Found::Sensitivities(found) => args.file.write_sensitivities(found, args.json)?,
+        _ => {}
     }
     let show = args.verdicts.show(args.shape.show(args.json));
     measured::found(&found, &Show { inputs: whole.inputs().cloned(), ..show })

@@ -4,13 +4,13 @@ use super::begun::Begun;
 use crate::cli::args::measure::{self as measuring, Room, RunArgs, TextArgs};
 use crate::cli::args::numbers::binary_size;
 use crate::cli::args::types::Imatrix;
-use crate::cli::args::{calibrate, places};
+use crate::cli::args::{calibrate, places, share};
 use crate::cli::progress::Progress;
 use crate::cli::say;
 use crate::cli::views::chart::Point;
 use crate::cli::views::ladder::picture;
 use crate::cli::views::units;
-use crate::convert::Importance;
+use crate::convert::{Importance, Shard};
 use crate::io::LocalDisk;
 use crate::measure::{
     self, Bounds, MeasureError, Mix, Options, Sensitivities, SoFar, Subject, Text,
@@ -39,7 +39,8 @@ pub struct Args {
     text: TextArgs,
     /// Size of the file: N bytes, or N followed by M or G (binary)
     #[arg(long, value_name = "SIZE", value_parser = binary_size,
-          conflicts_with = "bpw", required_unless_present_any = ["bpw", "fit", "budget", "curve"])]
+          conflicts_with = "bpw",
+          required_unless_present_any = ["bpw", "fit", "budget", "curve", "shard"])]
     size: Option<u64>,
     /// Bits per weight of the file, over all tensors
     #[arg(long, value_name = "BITS")]
@@ -81,7 +82,7 @@ pub struct Args {
     #[arg(long)]
     no_proof: bool,
     /// Recipe to write, for --type or in the place of a type
-    #[arg(long, short, value_name = "FILE", required_unless_present = "curve")]
+    #[arg(long, short, value_name = "FILE", required_unless_present_any = ["curve", "shard"])]
     output: Option<PathBuf>,
     /// Also write the types as llama-quantize --tensor-type-file reads them
     #[arg(long, value_name = "FILE")]
@@ -89,6 +90,17 @@ pub struct Args {
     /// Replace existing files
     #[arg(long, short)]
     force: bool,
+    /// Measure only share K of N of the groups of tensors, so that N machines can share the search; auto takes K and
+    /// N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE. `requant join` makes the file for
+    /// --sensitivities of all shares
+    #[arg(long, value_name = "K/N", requires = "part", help_heading = "Several machines",
+          conflicts_with_all = ["size", "bpw", "fit", "budget", "curve", "floor", "keep", "sensitivities",
+              "no_proof", "output", "tensor_type_file", "force", "json"])]
+    shard: Option<String>,
+    /// Write what the share has found to NAME.K-of-N. A share that is stopped goes on from the file of this name
+    /// with .part
+    #[arg(long, value_name = "NAME", requires = "shard", help_heading = "Several machines")]
+    part: Option<PathBuf>,
     #[command(flatten)]
     weights: Imatrix,
     #[command(flatten)]
@@ -258,6 +270,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let model = measuring::model(&args.model, &options)?;
     let importance = args.weights.importance()?;
     let subject = Subject { path: &args.model, model: &model };
+    if let (Some(shard), Some(name)) = (&args.shard, &args.part) {
+        return measure_share(
+            args,
+            share::shard(shard)?,
+            name,
+            subject,
+            importance.as_ref(),
+            options,
+        );
+    }
     let size = size(args, subject)?;
     let known = args.sensitivities.as_deref().filter(|path| path.exists());
     let proves = args.output.is_some() && !args.no_proof;
@@ -269,7 +291,16 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
         }
         None => {
             let texts = texts()?;
-            (measured(args, subject, &texts, importance.as_ref(), &options)?, Some(texts))
+            let begun = Begun::take_up(
+                args.sensitivities.as_deref(),
+                identity(args, subject, &texts, &options),
+            )?;
+            let found = measured(args, subject, &texts, importance.as_ref(), &options, &begun)?;
+            if let Some(path) = &args.sensitivities {
+                found.write(&LocalDisk, path)?;
+            }
+            begun.finish()?;
+            (found, Some(texts))
         }
     };
     let search =
@@ -332,9 +363,8 @@ fn measured(
     texts: &Texts,
     importance: Option<&Importance>,
     options: &Options,
+    begun: &Begun,
 ) -> anyhow::Result<Sensitivities> {
-    let identity = identity(args, subject, texts, options);
-    let begun = Begun::take_up(args.sensitivities.as_deref(), identity)?;
     let options = Options { chunks: None, ..options.clone() };
     let imatrix = importance.map(|importance| &*importance.imatrix);
     let known = match &texts.calibration {
@@ -348,19 +378,47 @@ fn measured(
     let progress = Progress::start("mix", 0, "token-layers", 0);
     let found = measure::sensitivities(subject, &texts.search, types, so_far, &options, &progress)?;
     progress.finish();
-    if let Some(path) = &args.sensitivities {
-        let json = serde_json::to_string_pretty(&found)?;
-        crate::io::write(&LocalDisk, path, json.as_bytes())?;
-    }
-    begun.finish()?;
     Ok(found)
+}
+
+/// Measures a share of the groups, and writes what it has found.
+fn measure_share(
+    args: &Args,
+    shard: Shard,
+    name: &Path,
+    subject: Subject,
+    importance: Option<&Importance>,
+    options: Options,
+) -> anyhow::Result<()> {
+    let path = shard.beside(name);
+    places::prepare(&path)?;
+    let options = Options { share: Some(shard), ..options };
+    let texts = Texts::read(args, subject, &options)?;
+    let search = measure::Search {
+        subject,
+        text: &texts.search,
+        types: &args.types.0,
+        imatrix: importance.map(|importance| &*importance.imatrix),
+        calibration: texts.calibration.as_ref().map(|text| (text, args.calibrate.chunks())),
+    };
+    let mut part = search.part(&Options { chunks: None, ..options.clone() })?;
+    if share::is_there(&path, &part)? {
+        return Ok(());
+    }
+    let begun = Begun::take_up(Some(&path), identity(args, subject, &texts, &options))?;
+    part.set_sensitivities(measured(args, subject, &texts, importance, &options, &begun)?);
+    share::write(part, &path, shard)?;
+    begun.finish()?;
+    Room::finish(&options);
+    Ok(())
 }
 
 /// What tells measurements from others.
 fn identity(args: &Args, subject: Subject, texts: &Texts, options: &Options) -> String {
     let types: Vec<&str> = args.types.0.iter().map(|ty| ty.name()).collect();
     let calibration = texts.calibration.as_ref().map(|text| (text.sha256(), &args.calibrate));
-    let search = (texts.search.sha256(), options.ctx, options.chunks, options.activations);
+    let Options { ctx, chunks, activations, share, .. } = options;
+    let search = (texts.search.sha256(), ctx, chunks, activations, share);
     let importances = args.weights.path();
     format!("{:?}", (subject.path, subject.size(), search, calibration, types, importances))
 }

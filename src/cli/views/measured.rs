@@ -42,8 +42,8 @@ pub struct Show {
     pub choices: Option<Choices>,
 }
 
-/// Shows what was found, then writes the page, and gives the exit code that belongs to it. Importances are a
-/// file.
+/// Shows what was found, then writes the page, and gives the exit code that belongs to it. Importances and
+/// sensitivities are a file.
 pub fn found(found: &Found, show: &Show) -> anyhow::Result<u8> {
     match show.json {
         true => print_json(found, show)?,
@@ -81,7 +81,7 @@ fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
         Found::Perplexity(outcome) => perplexity(outcome)?,
         Found::Comparison(outcome) => comparison(outcome),
         Found::Judgement(judged) => judgement(judged),
-        Found::Importances(_) => return Ok(()),
+        Found::Importances(_) | Found::Sensitivities(_) => return Ok(()),
     };
     if let Some(choices) = &show.choices {
         json["choices"] = json!(choices);
@@ -104,7 +104,7 @@ fn print_tables(found: &Found, show: &Show) {
             (_, _) => print!("{}\n{}", of_reference(outcome), models::text(outcome)),
         },
         Found::Judgement(judged) => print!("{}", judgement_table(judged)),
-        Found::Importances(_) => {}
+        Found::Importances(_) | Found::Sensitivities(_) => {}
     }
     if let Some(choices) = &show.choices {
         print!("\n{}", answers(choices));
@@ -116,7 +116,7 @@ fn write_files(found: &Found, show: &Show) -> anyhow::Result<()> {
     let outcome = match found {
         Found::Comparison(outcome) => Some(&**outcome),
         Found::Judgement(judged) => judged.outcome.as_ref(),
-        Found::Perplexity(_) | Found::Importances(_) => None,
+        Found::Perplexity(_) | Found::Importances(_) | Found::Sensitivities(_) => None,
     };
     if let (Some(path), Some(outcome)) = (&show.report, outcome) {
         let page = report::page(outcome, show.choices.as_ref());
