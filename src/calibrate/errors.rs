@@ -134,7 +134,7 @@ impl Sample<'_> {
         &self,
         tensor: usize,
         matrix: usize,
-        Inputs { importances, factored }: &Inputs,
+        Inputs { importances, factored, .. }: &Inputs,
         found: &mut BTreeMap<usize, Sums>,
     ) -> Result<(), EvalError> {
         let Some(moments) = factored else { return Ok(()) };

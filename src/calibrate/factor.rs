@@ -28,9 +28,9 @@ pub(crate) struct Factored {
 /// What is needed to round a block of columns.
 pub(crate) struct Block {
     pub columns: Range<usize>,
-    /// What errors are multiplied with: those of the columns from `from` on.
+    /// What errors are multiplied with, and of which columns.
     feedback: Vec<f32>,
-    from: usize,
+    of: Range<usize>,
     /// Its own part of the error.
     pub metric: Metric,
 }
@@ -44,6 +44,8 @@ pub(crate) struct Metric {
     /// M of M·E·Mᵀ, unit lower triangular: the metric factored column by column. Transposed, so that
     /// a row has what the errors of the columns after it ask of one.
     pub unit: Vec<f32>,
+    /// E of M·E·Mᵀ.
+    pub diagonal: Vec<f32>,
     /// N of the inverse, Nᵀ·N, lower triangular, in panels, and transposed. Products with the inverse
     /// itself would lose what both factors keep.
     root: [Vec<f32>; 2],
@@ -53,32 +55,48 @@ pub(crate) struct Metric {
 
 impl Factored {
     /// Factors moments, whose lower triangle is written over, after adding a share of the mean of the
-    /// diagonal to it. `None` where they have no factors.
+    /// diagonal to it. Where there are fewer columns than rows, they are parts below each other, each of as many
+    /// columns, that have nothing to do with each other. `None` where they have no factors.
     pub fn new(mut h: Array2<f32>, damping: f32, simd: Simd) -> Option<Self> {
-        let n = h.nrows();
-        let mean = h.diag().iter().map(|&x| f64::from(x)).sum::<f64>() / n.max(1) as f64;
+        let (n, part) = h.dim();
+        let diagonal = (0..n).map(|i| f64::from(h[[i, i % part]]));
+        let mean = diagonal.sum::<f64>() / n.max(1) as f64;
         if !(mean.is_finite() && mean > 0.0) {
             return None;
         }
-        h.diag_mut().mapv_inplace(|x| x + (f64::from(damping) * mean) as f32);
+        let mut factors = Self { blocks: Vec::new(), moments: Vec::new(), simd };
+        for (i, mut h) in h.axis_chunks_iter_mut(Axis(0), part).enumerate() {
+            let n = h.nrows();
+            let mut h = h.slice_mut(s![.., ..n]);
+            h.diag_mut().mapv_inplace(|x| x + (f64::from(damping) * mean) as f32);
+            factors.add(h, i * part)?;
+        }
+        Some(factors)
+    }
+
+    /// Adds the factors of a part that begins at a column.
+    fn add(&mut self, mut h: ArrayViewMut2<f32>, first: usize) -> Option<()> {
+        let n = h.nrows();
         mirror(h.view_mut());
         let ranges = || (0..n).step_by(BLOCK).map(|first| first..n.min(first + BLOCK));
         let rows = |columns: Range<usize>| {
             let metric = Metric::new(h.slice(s![columns.clone(), columns.clone()]))?;
             let feedback = panels(h.slice(s![columns.clone(), ..]));
-            Some(Block { columns, feedback, from: 0, metric })
+            Some(Block { columns, feedback, of: 0..n, metric })
         };
         let moments = ranges().collect::<Vec<_>>().into_par_iter().map(rows);
         let moments = moments.collect::<Option<Vec<_>>>()?;
-        let blocks = ranges().map(|columns| eliminate(&mut h, columns, simd));
+        let blocks = ranges().map(|columns| eliminate(h.view_mut(), columns, self.simd));
         let blocks = blocks.collect::<Option<Vec<_>>>()?;
-        Some(Self { blocks, moments, simd })
+        self.moments.extend(moments.into_iter().map(|block| block.behind(first)));
+        self.blocks.extend(blocks.into_iter().map(|block| block.behind(first)));
+        Some(())
     }
 
-    /// Bytes that the factors of so many columns take at most, moments included.
-    pub fn memory(n: u64) -> u64 {
+    /// Bytes that the factors of so many columns, in parts of some of them, take at most, moments included.
+    pub fn memory(n: u64, part: u64) -> u64 {
         // The moments, their rows in panels, half as much for L, and a little for each block.
-        4 * n * n * 5 / 2 + 16 * n * BLOCK as u64
+        4 * n * part * 5 / 2 + 16 * n * BLOCK as u64
     }
 
     /// The blocks, for rounding from the last one on.
@@ -106,7 +124,15 @@ impl Factored {
 impl Block {
     /// What the errors of other columns ask of this block's, for each row.
     pub fn feedback(&self, delta: ArrayView2<f32>, simd: Simd) -> Array2<f32> {
-        times(delta.slice(s![.., self.from..]), &self.feedback, self.columns.len(), simd)
+        times(delta.slice(s![.., self.of.clone()]), &self.feedback, self.columns.len(), simd)
+    }
+
+    /// The same so many columns further on.
+    fn behind(mut self, first: usize) -> Self {
+        for columns in [&mut self.columns, &mut self.of] {
+            *columns = columns.start + first..columns.end + first;
+        }
+        self
     }
 }
 
@@ -124,6 +150,7 @@ impl Metric {
             by_32: in_blocks_of_32(&unit, &below, n),
             root: [panels(root.view()), panels(root.t())],
             unit: (0..n * n).map(transposed).collect(),
+            diagonal: diagonal.iter().map(|&x| x as f32).collect(),
         })
     }
 
@@ -145,7 +172,7 @@ impl Metric {
 
 /// Takes a block out of a matrix: its columns become L, and what is left of the later ones is what the
 /// block cannot make up for.
-fn eliminate(h: &mut Array2<f32>, columns: Range<usize>, simd: Simd) -> Option<Block> {
+fn eliminate(mut h: ArrayViewMut2<f32>, columns: Range<usize>, simd: Simd) -> Option<Block> {
     let n = h.nrows();
     let end = columns.end;
     let metric = Metric::new(h.slice(s![columns.clone(), columns.clone()]))?;
@@ -170,7 +197,7 @@ fn eliminate(h: &mut Array2<f32>, columns: Range<usize>, simd: Simd) -> Option<B
     );
     let next = end..n.min(end + BLOCK);
     mirror(h.slice_mut(s![next.clone(), next]));
-    Some(Block { columns, feedback: panels(lower.t()), from: end, metric })
+    Some(Block { columns, feedback: panels(lower.t()), of: end..n, metric })
 }
 
 /// Copies the lower triangle to the upper one.
@@ -308,6 +335,27 @@ pub(super) mod tests {
         let found = factors.errors(delta.view());
         for (row, found) in delta.rows().into_iter().zip(found) {
             let expected = f64::from(row.dot(&h.dot(&row)));
+            assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
+        }
+    }
+
+    #[test]
+    fn parts_have_nothing_to_do_with_each_other() {
+        let (n, part, damping) = (600, 256, 0.01);
+        let whole = moments(n);
+        let column = |i: usize, j: usize| i / part * part + j;
+        let known = |(i, j)| if column(i, j) < n { whole[[i, column(i, j)]] } else { f32::NAN };
+        let h = Array2::from_shape_fn((n, part), known);
+        let factors = Factored::new(h, damping, Simd::detect()).unwrap();
+        let added = damping * whole.diag().sum() / n as f32;
+        let delta = Array2::from_shape_fn((3, n), |(i, j)| ((i * 7 + j * 11) % 23) as f32 - 11.0);
+        for (row, found) in delta.rows().into_iter().zip(factors.errors(delta.view())) {
+            let error = |(i, j): (usize, usize)| {
+                let of_both = if i == j { whole[[i, j]] + added } else { whole[[i, j]] };
+                if i / part == j / part { row[i] * of_both * row[j] } else { 0.0 }
+            };
+            let all = (0..n).flat_map(|i| (0..n).map(move |j| (i, j)));
+            let expected: f64 = all.map(|at| f64::from(error(at))).sum();
             assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
         }
     }

@@ -3,7 +3,7 @@
 
 use super::moments::{Kept, Moments, Watch, locked};
 use super::rows::{ROWS, Rounded, Rounder, Way, encoded};
-use super::watching::{Inputs, Place, Watching, same_inputs};
+use super::watching::{Inputs, Place, Watching, kept_at_once, most_of_a_part, part, same_inputs};
 use crate::convert::{Begun, ConvertError, Plan, PlannedTensor, RunOptions};
 use crate::eval::{Activations, EvalError, Model, Passage, PerplexityOptions, trial};
 use crate::model::{Hparams, Moe};
@@ -77,7 +77,7 @@ pub struct Outcome {
 ///
 /// What is kept for the case that the run is stopped is that of [`Plan::run`], and the states of the text.
 /// The first monitor counts tokens times layers, each layer twice where inputs are those of the rounded model, the
-/// second rows that are rounded, each as the square of its columns, the last weights that are written.
+/// second rows that are rounded, each as the pairs of its columns that are known with each other, the last weights that are written.
 ///
 /// # Errors
 /// As [`Plan::run`], and those of the forward pass.
@@ -126,11 +126,20 @@ pub fn seconds_of_text(source: &dyn Source, calibration: &Calibration) -> Result
     trial(&runner(hparams, source, simd)?, &tokens[..text.ctx], n_tokens, text, false, false)
 }
 
-/// Floating-point operations, roughly, that a pass of so many tokens and second moments take, and all rows that are
-/// rounded, each as the square of its columns, of which each takes [`operations`].
-pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64) -> [u64; 3] {
+/// Floating-point operations, roughly, that a pass of so many tokens and second moments that may take so many bytes
+/// take, and all rows that are rounded, each as the pairs of its columns that are known with each other, of which each
+/// takes [`operations`].
+pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3] {
     let [mut text, mut moments, mut rows] = [0; 3];
-    for target in targets(plan) {
+    let targets = targets(plan);
+    let mut widths: BTreeMap<Option<u32>, Vec<(u64, u64)>> = BTreeMap::new();
+    for Target { tensor, place: Place { name, .. }, .. } in &targets {
+        if same_inputs(name.kind).is_empty() {
+            let kept = kept_at_once(name.kind, &plan.tensors()[*tensor].dims);
+            widths.entry(name.layer).or_default().push(kept);
+        }
+    }
+    for target in targets {
         let planned = &plan.tensors()[target.tensor];
         let (n, all) = (planned.n_per_row(), planned.n_elements());
         let kind = target.place.name.kind;
@@ -140,11 +149,13 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64) -> [u64; 3] {
             None => all,
         };
         text += 2 * share(all) * tokens;
+        let together = widths.get(&target.place.name.layer).map_or(&[][..], Vec::as_slice);
+        let part = part(n, most_of_a_part(together, memory));
         if same_inputs(kind).is_empty() {
             let matrices = planned.dims.get(2).copied().unwrap_or(1);
-            moments += n * n * share(matrices) * tokens;
+            moments += n * part * share(matrices) * tokens;
         }
-        rows += n * all;
+        rows += part * all;
     }
     [text, moments, rows]
 }
@@ -455,7 +466,7 @@ impl Layers<'_> {
                 self.begun.encode_error(target.tensor, rows.start, target.ty, error)
             })?;
             self.begun.write(target.tensor, rows.start, &rounded.bytes)?;
-            self.rounding.advance((n * n) as u64 * (rows.end - rows.start));
+            self.rounding.advance((n * inputs.part) as u64 * (rows.end - rows.start));
             Ok((rounded.ways, rounded.errors))
         });
         for (ways, errors) in rounded.collect::<Result<Vec<_>, ConvertError>>()? {

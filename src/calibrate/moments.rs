@@ -2,6 +2,7 @@
 //! experts, the inputs themselves in a file, since the moments of all would not fit.
 
 use super::factor::{BLOCK, panels, times};
+use crate::eval::gemm::packed_len;
 use crate::eval::{EvalError, Observer};
 use crate::io::{IoError, Part, read_all, unnamed, write_all};
 use crate::simd::Simd;
@@ -26,19 +27,20 @@ pub(crate) struct Moments {
     diagonal: Vec<f64>,
     /// Sums over inputs of the squares of all products of two columns: how far sums of products scatter.
     scatter: f64,
-    /// Sums of products of columns, the lower triangle; without rows where it is too large.
+    /// Sums of products of columns, the lower triangle of each part, which lie below each other; without columns
+    /// where those are known for themselves alone.
     sums: Array2<f32>,
 }
 
 impl Moments {
-    /// None yet; of the diagonal alone, or of all columns with each other.
-    pub fn new(columns: usize, whole: bool) -> Self {
-        let side = if whole { columns } else { 0 };
+    /// None yet; of columns with each other within parts of so many, which are whole blocks but for the last one,
+    /// or, with none, of the diagonal alone.
+    pub fn new(columns: usize, part: usize) -> Self {
         Self {
             count: 0,
             diagonal: vec![0.0; columns],
             scatter: 0.0,
-            sums: Array2::zeros((side, side)),
+            sums: Array2::zeros((columns, part)),
         }
     }
 
@@ -47,35 +49,45 @@ impl Moments {
         self.diagonal.len()
     }
 
+    /// Columns of a part.
+    pub fn part(&self) -> usize {
+        self.sums.ncols()
+    }
+
     /// Whether columns are known with each other.
-    pub fn is_whole(&self) -> bool {
+    pub fn has_products(&self) -> bool {
         !self.sums.is_empty()
     }
 
     /// Adds inputs, on all threads or on the calling one.
     pub fn add(&mut self, x: ArrayView2<f32>, simd: Simd, parallel: bool) {
         self.count += x.nrows() as u64;
+        let part = if self.has_products() { self.part() } else { self.columns() };
         for row in x.rows() {
-            let (mut squares, mut fourths) = (0.0, 0.0);
-            for (sum, &x) in self.diagonal.iter_mut().zip(row) {
-                let square = f64::from(x) * f64::from(x);
-                *sum += square;
-                squares += square;
-                fourths += square * square;
+            let of_row = row.axis_chunks_iter(Axis(0), part);
+            for (sums, x) in self.diagonal.chunks_mut(part).zip(of_row) {
+                let (mut squares, mut fourths) = (0.0, 0.0);
+                for (sum, &x) in sums.iter_mut().zip(x) {
+                    let square = f64::from(x) * f64::from(x);
+                    *sum += square;
+                    squares += square;
+                    fourths += square * square;
+                }
+                self.scatter += squares * squares - fourths;
             }
-            self.scatter += squares * squares - fourths;
         }
-        if !self.is_whole() {
+        if !self.has_products() {
             return;
         }
         for x in x.axis_chunks_iter(Axis(0), TOKENS) {
             let columns = x.t().as_standard_layout().into_owned();
             let all = panels(columns.view());
             let add = |(i, mut sums): (usize, ndarray::ArrayViewMut2<f32>)| {
-                let first = i * BLOCK;
+                let (first, start) = (i * BLOCK, i * BLOCK / part * part);
                 let end = first + sums.nrows();
-                let products = times(columns.slice(s![first..end, ..]), &all, end, simd);
-                sums.slice_mut(s![.., ..end]).zip_mut_with(&products, |a, b| *a += b);
+                let of_part = &all[packed_len(start, columns.ncols())..];
+                let products = times(columns.slice(s![first..end, ..]), of_part, end - start, simd);
+                sums.slice_mut(s![.., ..end - start]).zip_mut_with(&products, |a, b| *a += b);
             };
             let pieces = self.sums.axis_chunks_iter_mut(Axis(0), BLOCK);
             match parallel {
@@ -98,17 +110,19 @@ impl Moments {
 
     /// The moments, with a prior as for [`Moments::importances`]. Products of different columns are taken for
     /// smaller than they were seen, by what of their squares is expected to be chance (Ledoit and Wolf 2004,
-    /// with the target of Schäfer and Strimmer 2005): few inputs say little about many columns.
+    /// with the target of Schäfer and Strimmer 2005): few inputs say little about many columns. Parts lie below
+    /// each other.
     pub fn mean(&self, prior: Option<&Self>) -> Array2<f32> {
         let [own, other, n] = self.weights(prior);
+        let part = self.part();
         let mut mean = self.sums.mapv(|sum| (own / n) as f32 * sum);
         let (mut scatter, mut count) = (own * own * self.scatter, self.count);
         if let Some(prior) = prior {
-            match prior.is_whole() {
+            match prior.has_products() {
                 true => mean.scaled_add((other / n) as f32, &prior.sums),
                 false => {
-                    for (at, known) in mean.diag_mut().iter_mut().zip(&prior.diagonal) {
-                        *at += (other / n * known) as f32;
+                    for (i, known) in prior.diagonal.iter().enumerate() {
+                        mean[[i, i % part]] += (other / n * known) as f32;
                     }
                 }
             }
@@ -116,14 +130,14 @@ impl Moments {
             count += prior.count;
         }
         let lower = |(i, row): (usize, ndarray::ArrayView1<f32>)| {
-            row.iter().take(i).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
+            row.iter().take(i % part).map(|&x| f64::from(x) * f64::from(x)).sum::<f64>()
         };
         let squares = 2.0 * mean.rows().into_iter().enumerate().map(lower).sum::<f64>();
         let chance = scatter / (n * n) - squares / count.max(1) as f64;
         let kept = 1.0 - (chance / squares.max(f64::MIN_POSITIVE)).clamp(0.0, 1.0);
         let kept = kept.min(KEPT);
         for (i, mut row) in mean.rows_mut().into_iter().enumerate() {
-            row.iter_mut().take(i).for_each(|x| *x *= kept as f32);
+            row.iter_mut().take(i % part).for_each(|x| *x *= kept as f32);
         }
         mean
     }
@@ -150,8 +164,8 @@ pub(crate) struct Spool {
     file: Box<dyn Part>,
     end: u64,
     columns: usize,
-    /// Whether moments are to be of all columns with each other.
-    whole: bool,
+    /// Columns of a part of moments.
+    part: usize,
     /// Where the inputs of each matrix are, and how many.
     pieces: Vec<Vec<(u64, usize)>>,
 }
@@ -162,11 +176,11 @@ impl Spool {
         folder: &Path,
         columns: usize,
         matrices: usize,
-        whole: bool,
+        part: usize,
     ) -> Result<Self, IoError> {
         let file = unnamed(folder).map_err(|error| IoError::new(folder, error))?;
         let pieces = vec![Vec::new(); matrices];
-        Ok(Self { path: folder.to_owned(), file, end: 0, columns, whole, pieces })
+        Ok(Self { path: folder.to_owned(), file, end: 0, columns, part, pieces })
     }
 
     fn add(&mut self, matrix: usize, x: ArrayView2<f32>) -> Result<(), IoError> {
@@ -180,7 +194,7 @@ impl Spool {
 
     /// Moments of inputs as they are here, on all threads.
     pub fn moments(&self, x: ArrayView2<f32>, simd: Simd) -> Moments {
-        let mut moments = Moments::new(self.columns, self.whole);
+        let mut moments = Moments::new(self.columns, self.part);
         moments.add(x, simd, true);
         moments
     }
@@ -188,7 +202,7 @@ impl Spool {
     /// Moments of the inputs of all matrices together. They are added in the order of the matrices, whatever
     /// the order in which they were seen.
     pub fn of_all(&self, simd: Simd) -> Result<Moments, IoError> {
-        let mut all = Moments::new(self.columns, self.whole);
+        let mut all = Moments::new(self.columns, self.part);
         for matrix in 0..self.pieces.len() {
             all.add(self.inputs(matrix)?.view(), simd, true);
         }
@@ -255,5 +269,32 @@ impl Observer for Watch {
 
     fn take_up(&self, _layer: u32, _seen: &[u8]) -> Result<(), EvalError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_are_squares_of_the_whole() {
+        let (tokens, n, part) = (70, 600, 256);
+        let input = |(t, i): (usize, usize)| ((t * 31 + i * i * 17 + i) % 101) as f32 / 50.0 - 1.0;
+        let x = Array2::from_shape_fn((tokens, n), input);
+        let of = |part: usize, parallel: bool| {
+            let mut moments = Moments::new(n, part);
+            moments.add(x.slice(s![..30, ..]), Simd::detect(), parallel);
+            moments.add(x.slice(s![30.., ..]), Simd::detect(), !parallel);
+            moments
+        };
+        let (whole, parts) = (of(n, true), of(part, false));
+        for i in 0..n {
+            for j in 0..=i % part {
+                let [a, b] = [whole.sums[[i, i / part * part + j]], parts.sums[[i, j]]];
+                assert!((a - b).abs() < 1e-3, "{a} {b} at {i}, {j}");
+            }
+        }
+        assert_eq!(whole.importances(None), parts.importances(None));
+        assert!(parts.scatter < whole.scatter && parts.mean(None).iter().all(|x| x.is_finite()));
     }
 }

@@ -36,7 +36,7 @@ pub(crate) use groups::{Group, Groups, Read};
 pub use guide::Guide;
 pub use legacy::{INTEGERS, block_of_integers};
 #[cfg(feature = "eval")]
-pub(crate) use rounding::{Grid, Rounding, Scale};
+pub(crate) use rounding::{Grid, Points, Rounding, Scale};
 #[cfg(feature = "convert")]
 pub(crate) use types::closest;
 pub use types::{QuantType, TYPE_ID_COUNT, UnknownType};

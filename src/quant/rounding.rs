@@ -4,7 +4,7 @@
 //! block as they are stored, and makes codes as the reference does. Whoever makes codes in another way,
 //! column after column with the errors so far in mind for example, takes the scales from the block and
 //! packs other codes into it. Here is what that needs, for formats whose weights are numbers of a grid,
-//! each by itself.
+//! each by itself, or some together a point of a lattice.
 #![cfg_attr(not(feature = "eval"), allow(dead_code, reason = "those who use it need calibration"))]
 
 use super::groups::Grouped;
@@ -18,6 +18,30 @@ pub(crate) enum Grid {
     Whole(i8, i8),
     /// These, in order of their codes.
     These(&'static [i8]),
+    /// Some at a time. A number is its own code.
+    Points(&'static Points),
+}
+
+/// A lattice of magnitudes, and the signs that they may have.
+#[derive(Debug)]
+pub(crate) struct Points {
+    /// Numbers of a point: eight or four.
+    pub len: usize,
+    /// The magnitudes of codes.
+    pub magnitudes: &'static [i8],
+    /// Whether an even number of each eight are negative.
+    pub even: bool,
+    /// The points around some codes, or the one that they are; of both, codes are packed in [`Points::bits`] bits
+    /// from the first on.
+    pub around: fn(u16) -> &'static [u16],
+}
+
+impl Points {
+    /// Bits of a packed code.
+    #[inline(always)]
+    pub const fn bits(&self) -> usize {
+        if self.len == 8 { 2 } else { 3 }
+    }
 }
 
 /// What a group multiplies the numbers of its codes with, and adds.
@@ -34,6 +58,7 @@ impl Grid {
         match self {
             Self::Whole(least, _) => least.wrapping_add_unsigned(code),
             Self::These(numbers) => numbers[usize::from(code)],
+            Self::Points(_) => code as i8,
         }
     }
 
@@ -45,6 +70,7 @@ impl Grid {
             Self::These(numbers) => {
                 numbers.iter().position(|&n| n == number).map_or(0, |code| code as u8)
             }
+            Self::Points(_) => number as u8,
         }
     }
 
@@ -68,6 +94,7 @@ impl Grid {
                 }
                 best as u8
             }
+            Self::Points(_) => unreachable!("numbers are not by themselves"),
         }
     }
 }
@@ -156,10 +183,14 @@ mod tests {
         (0..N).map(|i| ((i * i * 7 + 3 * i) % 1013) as f32 / 500.0 - 0.9).collect()
     }
 
-    /// Blocks with the scales that an encoder finds and stores, all codes zero.
+    /// Blocks with the scales that an encoder finds and stores, all codes the same.
     fn scales_alone(rounding: &Rounding, bytes: &[u8]) -> Vec<u8> {
         let mut blocks = bytes.to_vec();
-        (rounding.pack)(&[0; N], &mut blocks);
+        let code = match rounding.grid {
+            Grid::Points(points) => points.magnitudes[0] as u8,
+            _ => 0,
+        };
+        (rounding.pack)(&[code; N], &mut blocks);
         blocks
     }
 
@@ -210,6 +241,9 @@ mod tests {
                 assert_eq!(meant(rounding, &codes, &blocks), decoded(ty, &bytes), "{ty}");
                 (rounding.pack)(&codes, &mut blocks);
                 assert_eq!(blocks, bytes, "{ty}");
+                if matches!(rounding.grid, Grid::Points(_)) {
+                    continue;
+                }
                 // Other codes for the same scales.
                 let mut blocks = scales_alone(rounding, &bytes);
                 let codes = rounded(rounding, &x, &blocks);
@@ -222,6 +256,6 @@ mod tests {
                 }
             }
         }
-        assert_eq!(seen, 18);
+        assert_eq!(seen, 23);
     }
 }

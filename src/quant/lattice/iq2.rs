@@ -11,14 +11,15 @@
 
 use super::grid::{self, Grid};
 use super::magnitudes::{
-    Candidates, Magnitudes, Refine, largest, nibble, of_group, pack_scales, scale_code, signed,
-    weigh, with_parity,
+    Candidates, Magnitudes, Refine, largest, nibble, of_group, pack_scales, put_seven, scale_code,
+    signed, taken_apart, weigh, with_parity,
 };
 use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, groups, groups_of_16};
 use crate::quant::kernels::levels;
+use crate::quant::rounding::{self, Points, Scalar, rounding};
 use crate::quant::search::EPS;
 use crate::quant::types::QuantType;
 
@@ -29,7 +30,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Xxs, 32, 66>>()),
-        rounding: None,
+        rounding: Some(rounding::<Xxs, 256, 32, 66>()),
         groups: groups::<Xxs, 66>(),
     },
     Format {
@@ -37,7 +38,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Required,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Xs, 16, 74>>()),
-        rounding: None,
+        rounding: Some(rounding::<Xs, 256, 16, 74>()),
         groups: groups_of_16::<Xs, 74>(),
     },
     Format {
@@ -45,7 +46,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [55.0; 2],
         kernels: Some(levels::<Each<Small, 16, 82>>()),
-        rounding: None,
+        rounding: Some(rounding::<Small, 256, 16, 82>()),
         groups: groups_of_16::<Small, 82>(),
     },
 ];
@@ -175,6 +176,27 @@ impl Grouped<32, 66> for Xxs {
     }
 }
 
+impl Scalar<256, 32, 66> for Xxs {
+    const GRID: rounding::Grid = rounding::Grid::Points(&Points {
+        len: 8,
+        magnitudes: &VALUES,
+        even: true,
+        around: |codes| grid::iq2_xxs().around(codes).0.points(),
+    });
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 66]) {
+        let (grid, eights) = (grid::iq2_xxs(), codes.as_chunks::<8>().0);
+        for p in 0..32 {
+            let (signs, [point]) = taken_apart(grid, &VALUES, &eights[p]);
+            let (g, k) = (p / 4, p % 4);
+            let of_group = &mut out[2 + 8 * g..][..8];
+            of_group[k] = point as u8;
+            put_seven(signs, k, &mut of_group[4..]);
+        }
+    }
+}
+
 struct Xs;
 
 impl SuperBlocks<74> for Xs {
@@ -237,6 +259,25 @@ impl Grouped<16, 74> for Xs {
     }
 }
 
+impl Scalar<256, 16, 74> for Xs {
+    const GRID: rounding::Grid = rounding::Grid::Points(&Points {
+        len: 8,
+        magnitudes: &VALUES,
+        even: true,
+        around: |codes| grid::iq2_xs().around(codes).0.points(),
+    });
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 74]) {
+        let (grid, eights) = (grid::iq2_xs(), codes.as_chunks::<8>().0);
+        for p in 0..32 {
+            let (signs, [point]) = taken_apart(grid, &VALUES, &eights[p]);
+            let word = point | u16::from(signs & 127) << 9;
+            out[2 + 2 * p..][..2].copy_from_slice(&word.to_le_bytes());
+        }
+    }
+}
+
 struct Small;
 
 impl SuperBlocks<82> for Small {
@@ -294,5 +335,26 @@ impl Grouped<16, 82> for Small {
             signed_codes(grid, point, b[34 + p], 8 * k, &mut codes);
         }
         Group { codes, scale: factor(f16(b), nibble(&b[74..], g)), offset: 0.0 }
+    }
+}
+
+impl Scalar<256, 16, 82> for Small {
+    const GRID: rounding::Grid = rounding::Grid::Points(&Points {
+        len: 8,
+        magnitudes: &VALUES,
+        even: false,
+        around: |codes| grid::iq2_s().around(codes).0.points(),
+    });
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 82]) {
+        let (grid, eights) = (grid::iq2_s(), codes.as_chunks::<8>().0);
+        for p in 0..32 {
+            let (signs, [point]) = taken_apart(grid, &VALUES, &eights[p]);
+            let (high, shift) = (&mut out[66 + p / 4], 2 * (p % 4));
+            *high = *high & !(3 << shift) | ((point >> 8) as u8) << shift;
+            out[2 + p] = point as u8;
+            out[34 + p] = signs;
+        }
     }
 }

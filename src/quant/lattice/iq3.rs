@@ -11,14 +11,15 @@
 
 use super::grid::{self, Grid};
 use super::magnitudes::{
-    Candidates, Magnitudes, Refine, largest, nibble, of_group, pack_scales, scale_code, signed,
-    weigh, with_parity,
+    Candidates, Magnitudes, Refine, largest, nibble, of_group, pack_scales, put_seven, scale_code,
+    signed, taken_apart, weigh, with_parity,
 };
 use super::{Each, N, Search, SuperBlocks};
 use crate::quant::float::{f16, put_f16};
 use crate::quant::format::{Activation, Format, Importance, Kind, Numbers};
 use crate::quant::groups::{Group, Grouped, groups};
 use crate::quant::kernels::levels;
+use crate::quant::rounding::{self, Points, Scalar, rounding};
 use crate::quant::types::QuantType;
 
 #[rustfmt::skip]
@@ -28,7 +29,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Wanted,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [70.0; 2],
         kernels: Some(levels::<Each<Xxs, 32, 98>>()),
-        rounding: None,
+        rounding: Some(rounding::<Xxs, 256, 32, 98>()),
         groups: groups::<Xxs, 98>(),
     },
     Format {
@@ -36,7 +37,7 @@ pub(in crate::quant) const FORMATS: &[Format] = &[
         numbers: Numbers::halves(&[0]), importance: Importance::Weighs,
         activations: Activation::Q8_K, fallback: Some(QuantType::IQ4_NL), cost: [70.0; 2],
         kernels: Some(levels::<Each<Small, 32, 110>>()),
-        rounding: None,
+        rounding: Some(rounding::<Small, 256, 32, 110>()),
         groups: groups::<Small, 110>(),
     },
 ];
@@ -146,6 +147,26 @@ impl Grouped<32, 98> for Xxs {
     }
 }
 
+impl Scalar<256, 32, 98> for Xxs {
+    const GRID: rounding::Grid = rounding::Grid::Points(&Points {
+        len: 4,
+        magnitudes: &XXS_VALUES,
+        even: true,
+        around: |codes| grid::iq3_xxs().around(codes).0.points(),
+    });
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 98]) {
+        let (grid, eights) = (grid::iq3_xxs(), codes.as_chunks::<8>().0);
+        for p in 0..32 {
+            let (signs, [first, second]) = taken_apart(grid, &XXS_VALUES, &eights[p]);
+            out[2 + 2 * p] = first as u8;
+            out[3 + 2 * p] = second as u8;
+            put_seven(signs, p % 4, &mut out[66 + 4 * (p / 4)..]);
+        }
+    }
+}
+
 /// A group of zeros leaves no gap among the points and signs: those of the groups after it move
 /// up, while `qh` and scales stay in place. So the reference does, and such super-blocks decode to
 /// other values than they should.
@@ -220,5 +241,28 @@ impl Grouped<32, 110> for Small {
         }
         let code = nibble(&b[106..], g);
         Group { codes, scale: f16(b) * f32::from(1 + 2 * code), offset: 0.0 }
+    }
+}
+
+impl Scalar<256, 32, 110> for Small {
+    const GRID: rounding::Grid = rounding::Grid::Points(&Points {
+        len: 4,
+        magnitudes: &S_VALUES,
+        even: false,
+        around: |codes| grid::iq3_s().around(codes).0.points(),
+    });
+
+    #[inline(always)]
+    fn pack(codes: &[u8; 256], out: &mut [u8; 110]) {
+        let (grid, eights) = (grid::iq3_s(), codes.as_chunks::<8>().0);
+        for p in 0..32 {
+            let (signs, [first, second]) = taken_apart(grid, &S_VALUES, &eights[p]);
+            for (i, point) in [(2 * p, first), (2 * p + 1, second)] {
+                out[2 + i] = point as u8;
+                let (high, shift) = (&mut out[66 + i / 8], i % 8);
+                *high = *high & !(1 << shift) | ((point >> 8) as u8) << shift;
+            }
+            out[74 + p] = signs;
+        }
     }
 }

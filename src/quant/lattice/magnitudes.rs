@@ -11,6 +11,36 @@ const MAX_POINTS: usize = 8;
 /// Room for all candidates, and for eight from any one of them on.
 pub(super) const MAX_CANDIDATES: usize = 40;
 
+/// Eight signed magnitudes as signs, bit set for negative, and points: for whoever has chosen them in another way.
+#[inline(always)]
+pub(super) fn taken_apart<const D: usize, const POINTS: usize>(
+    grid: &Grid<D>,
+    magnitudes: &[i8],
+    numbers: &[u8; 8],
+) -> (u8, [u16; POINTS]) {
+    let (mut signs, mut points) = (0, [0; POINTS]);
+    for k in 0..POINTS {
+        let mut codes = [0; D];
+        for i in 0..D {
+            let number = numbers[D * k + i] as i8;
+            signs |= u8::from(number < 0) << (D * k + i);
+            let same = |&known: &i8| known == number.abs();
+            codes[i] = magnitudes.iter().position(same).unwrap_or(0) as u8;
+        }
+        points[k] = grid.index(Grid::pack(&codes));
+    }
+    (signs, points)
+}
+
+/// Writes seven signs of the `k`th eight weights into a word of four times seven and a scale.
+#[inline(always)]
+pub(super) fn put_seven(signs: u8, k: usize, word: &mut [u8]) {
+    if let Some(bytes) = word.first_chunk_mut::<4>() {
+        let others = u32::from_le_bytes(*bytes) & !(127 << (7 * k));
+        *bytes = (others | u32::from(signs & 127) << (7 * k)).to_le_bytes();
+    }
+}
+
 /// A group of weights on its way to a scale and points.
 pub(in crate::quant) struct Magnitudes {
     /// Magnitudes; slightly negative where a sign was given up for parity.
