@@ -283,14 +283,12 @@ fn every_level_gives_the_same_likelihoods() {
             let apart = differences(&found, &portable);
             let (all, mean) = (of_all(&apart), apart.iter().sum::<f64>() / apart.len() as f64);
             let bounds = match activations {
-                // Logits are sums of 256 products of numbers near one, each with an error of 2⁻²⁴ and on
-                // to that what came through the layers; nothing of it is of one sign.
-                Activations::F32 => [2e-5, 1e-6],
+                // Some hundred roundings to 24 bits on the way of a logit of a few units.
+                Activations::F32 => [2e-5, 5e-6],
                 // Where roundings to eight bits had nothing in common, levels would be √2 times as far
                 // apart as each is from the exact ones. Few of them fall to the other side, to either.
                 _ => [rounding, 4.0 * all / (apart.len() as f64).sqrt()],
             };
-            println!("{path} {activations:?} {simd} {all:e} {mean:e} {rounding:e} {bounds:?}");
             assert!(all < bounds[0] && mean.abs() < bounds[1], "{path} at {simd}: {all}, {mean}");
             fused = fused.or(exact.then_some(found));
         }

@@ -162,7 +162,7 @@ mod tests {
         };
         assert_eq!(parts(gib(8)), [16384, 18432, 7168, 1536]);
         assert_eq!(parts(gib(4)), [8192, 9216, 7168, 1536]);
-        assert_eq!(parts(gib(1)), [2304, 2304, 1792, 1536]);
+        assert_eq!(parts(gib(1)), [2048, 2304, 1792, 1536]);
         assert_eq!(parts(1 << 20), [0; 4]);
         for memory in [gib(8), gib(4), gib(2), gib(1), gib(1) / 4] {
             let parts = parts(memory);
