@@ -54,7 +54,7 @@ for ty in a.types.split(","):
         missing.remove("plain")
     if not missing:
         continue
-    size = int(json.loads(run("plan", a.model, "--type", ty, "--imatrix", imatrix, "--json")[1])["file_bytes"])
+    size = int(json.loads(run("plan", a.model, "--type", ty, "--imatrix", imatrix, "--json")[1])["bytes"])
     if {"mix", "both"} & set(missing):
         search("--size", str(size), "-o", place("mix.toml"), "-f", "--no-proof")
     made = {}
