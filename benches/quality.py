@@ -50,7 +50,7 @@ compensated = ["--calibrate", a.calibrate, "--calibrate-chunks", a.calibrate_chu
 for ty in a.types.split(","):
     rows = known.setdefault(ty, {})
     missing = [way for way in a.ways.split(",") if way not in rows]
-    if ty.startswith(("IQ1", "IQ2_XX", "IQ2_XS", "IQ2_S", "IQ3_XXS", "Q2_K_S")) and "plain" in missing:
+    if ty.startswith(("IQ1", "IQ2", "IQ3_XXS", "Q2_K_S")) and "plain" in missing:
         missing.remove("plain")
     if not missing:
         continue
