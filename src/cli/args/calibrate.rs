@@ -138,6 +138,7 @@ fn calibration<'a>(
     simd: Simd,
 ) -> Calibration<'a> {
     let memory = memory.unwrap_or_else(default_memory);
+    let memory = memory - BESIDE.min(memory / 2);
     Calibration {
         hparams,
         tokens: &tokens.tokens,
@@ -191,6 +192,8 @@ fn default_memory() -> u64 {
 
 /// What a damped diagonal gets, in relation to its mean.
 const DAMPING: f32 = 0.01;
+/// Bytes that are left for the vocabulary and for rows that are being rounded.
+const BESIDE: u64 = 192 << 20;
 /// How often blocks are rounded again.
 const SWEEPS: usize = 1;
 
