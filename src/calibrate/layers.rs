@@ -77,7 +77,8 @@ pub struct Outcome {
 ///
 /// What is kept for the case that the run is stopped is that of [`Plan::run`], and the states of the text.
 /// The first monitor counts tokens times layers, each layer twice where inputs are those of the rounded model, the
-/// second rows that are rounded, each as the pairs of its columns that are known with each other, the last weights that are written.
+/// second rows that are rounded, each as the pairs of its columns that are known with each other, the last weights
+/// that are written.
 ///
 /// # Errors
 /// As [`Plan::run`], and those of the forward pass.
