@@ -63,6 +63,59 @@ fn a_file_is_traced_to_its_checkpoint() {
 }
 
 #[test]
+fn a_wider_search_is_said_made_again_and_the_same_in_a_ladder() {
+    let dir = tempfile::tempdir().unwrap();
+    let at = |name: &str| dir.path().join(name).to_str().unwrap().to_owned();
+    let (searched, plain) = (at("searched.gguf"), at("plain.gguf"));
+    let convert = ["convert", TINY_R1, &searched, "-t", "Q3_K_M", "-q", "--rounding", "search"];
+    assert_eq!(requant(&convert).0, 0);
+    assert_eq!(requant(&["convert", TINY_R1, &plain, "-t", "Q3_K_M", "-q"]).0, 0);
+    let rounding = |path: &str| {
+        let file = GgufFile::open(Path::new(path)).unwrap();
+        file.metadata().str("requant.rounding").unwrap().map(str::to_owned)
+    };
+    assert_eq!(rounding(&searched).as_deref(), Some("search"));
+    assert_eq!(rounding(&plain), None);
+    let (code, stdout, err) = requant(&["verify", &searched, "-q", "--against", TINY_R1]);
+    assert_eq!(code, 0, "{err}");
+    for said in ["made with  a wider search for scales", "all equal"] {
+        assert!(stdout.contains(said), "{stdout}");
+    }
+    assert!(!stdout.contains("not as requant writes it"), "{stdout}");
+
+    // The weights are nearer to the original's.
+    let errors = |path: &str| {
+        let (_, stdout, _) = requant(&["diff", BF16, path, "--json", "-q"]);
+        let json: serde_json::Value = serde_json::from_str(&stdout).unwrap();
+        let tensors = json["tensors"].as_array().unwrap();
+        let of = |name: &str| {
+            let tensor = tensors.iter().find(|tensor| tensor["name"] == name).unwrap();
+            tensor["relative"].as_f64().unwrap()
+        };
+        ["blk.0.ffn_up.weight", "blk.1.attn_output.weight", "output.weight"].map(of)
+    };
+    for (searched, plain) in errors(&searched).into_iter().zip(errors(&plain)) {
+        assert!(searched < plain, "{searched} {plain}");
+    }
+
+    let ladder =
+        ["convert", TINY_R1, dir.path().to_str().unwrap(), "--types", "Q3_K_M,IQ4_XS", "-q"];
+    assert_eq!(requant(&[&ladder[..], &["--rounding", "search"]].concat()).0, 0);
+    let of_ladder = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
+    let of_ladder = of_ladder.filter(|path| path.to_str().unwrap().ends_with("-Q3_K_M.gguf"));
+    let of_ladder: Vec<_> = of_ladder.collect();
+    assert_eq!(of_ladder.len(), 1);
+    assert!(std::fs::read(&of_ladder[0]).unwrap() == std::fs::read(&searched).unwrap());
+
+    for other in ["reference", "search"] {
+        let both = ["--calibrate", "tests/fixtures/text/calibration.txt", "--rounding", other];
+        let (code, _, err) = requant(&[&convert[..6], &both, &["--force"]].concat());
+        assert_eq!(code, 2, "{err}");
+        assert!(err.contains(&format!("no meaning with --rounding {other}")), "{err}");
+    }
+}
+
+#[test]
 fn a_manifest_finds_damage_and_missing_parts() {
     let dir = tempfile::tempdir().unwrap();
     let out = dir.path().join("out.gguf");

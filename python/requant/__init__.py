@@ -79,8 +79,9 @@ def _stored(array: Any) -> tuple[np.ndarray, str]:
     raise TypeError(f"weights must be float32, float16 or bfloat16, not {name}")
 
 
-def quantize(array: Any, type: str, importance: Any = None) -> np.ndarray:
-    """The blocks of an array's rows in a type such as ``"Q4_K"``, byte for byte those of llama.cpp.
+def quantize(array: Any, type: str, importance: Any = None, *, search: bool = False) -> np.ndarray:
+    """The blocks of an array's rows in a type such as ``"Q4_K"``, byte for byte those of llama.cpp, or with
+    ``search``, which takes longer, nearer to the weights.
 
     ``array`` is a numpy array or torch tensor, or anything with ``__dlpack__``, of float32, float16 or bfloat16
     (``ml_dtypes``), whose last axis is one that a whole number of blocks fits into. ``importance``, the mean square
@@ -95,13 +96,13 @@ def quantize(array: Any, type: str, importance: Any = None) -> np.ndarray:
     if importance is not None:
         importance = np.ascontiguousarray(importance, dtype=np.float32)
         if importance.ndim == 2 and weights.ndim == 3 and len(importance) == len(weights):
-            parts = [quantize(part, type, own) for part, own in zip(np.asarray(array), importance)]
+            parts = [quantize(part, type, own, search=search) for part, own in zip(np.asarray(array), importance)]
             return np.stack(parts) if parts else np.empty(shape, np.uint8)
         if importance.ndim != 1:
             raise ValueError("importance must have one axis, or two where weights have three")
     flat = weights.reshape(-1)
     flat = flat if stored == "F32" else flat.view(np.uint8)
-    return _native.quantize(flat, stored, n, type, importance).reshape(shape)
+    return _native.quantize(flat, stored, n, type, importance, search).reshape(shape)
 
 
 def dequantize(data: Any, type: str, shape: Optional[Sequence[int]] = None) -> np.ndarray:
@@ -233,7 +234,7 @@ class Plan:
 
 def plan(source: PathLike, type: str, *, imatrix: Optional[PathLike] = None) -> Plan:
     """What :func:`convert` would write: exact sizes, without a byte written."""
-    return _plan(source, None, type, imatrix, False, 0, None)
+    return _plan(source, None, type, imatrix, False, False, 0, None)
 
 
 def convert(
@@ -242,16 +243,17 @@ def convert(
     type: str,
     *,
     imatrix: Optional[PathLike] = None,
+    search: bool = False,
     force: bool = False,
     threads: int = 0,
     progress: Optional[Progress] = None,
 ) -> Plan:
     """Writes a checkpoint or a GGUF file as a GGUF file of a type or mix, or a recipe file (``.toml``).
 
-    The tensors are byte for byte those of llama.cpp's tools. A run that is stopped, by Ctrl-C too, goes on with the
-    same call. ``progress`` is told weights.
+    The tensors are byte for byte those of llama.cpp's tools, or with ``search``, which takes longer, nearer to the
+    weights. A run that is stopped, by Ctrl-C too, goes on with the same call. ``progress`` is told weights.
     """
-    return _plan(source, output, type, imatrix, force, threads, progress)
+    return _plan(source, output, type, imatrix, search, force, threads, progress)
 
 
 def convert_all(
@@ -260,6 +262,7 @@ def convert_all(
     types: Sequence[str],
     *,
     imatrix: Optional[PathLike] = None,
+    search: bool = False,
     force: bool = False,
     threads: int = 0,
     progress: Optional[Progress] = None,
@@ -271,15 +274,15 @@ def convert_all(
     """
     text = _native.ladder(
         os.fspath(source), os.fspath(folder), list(types),
-        None if imatrix is None else os.fspath(imatrix), force, threads, progress,
+        None if imatrix is None else os.fspath(imatrix), search, force, threads, progress,
     )
     return {written["path"]: _planned(written["plan"]) for written in json.loads(text)}
 
 
-def _plan(source, output, type, imatrix, force, threads, progress) -> Plan:
+def _plan(source, output, type, imatrix, search, force, threads, progress) -> Plan:
     text = _native.convert(
         os.fspath(source), None if output is None else os.fspath(output), type,
-        None if imatrix is None else os.fspath(imatrix), force, threads, progress,
+        None if imatrix is None else os.fspath(imatrix), search, force, threads, progress,
     )
     return _planned(json.loads(text))
 

@@ -10,6 +10,7 @@ use pyo3::exceptions::{PyOSError, PyValueError};
 use pyo3::prelude::*;
 use rayon::prelude::*;
 use requant::quant::{Guide, QuantError, QuantType};
+use requant::simd::Simd;
 use std::ffi::OsString;
 
 /// Weights that a thread takes at a time.
@@ -36,6 +37,7 @@ fn quantize<'py>(
     n_per_row: usize,
     ty: &str,
     importance: Option<PyReadonlyArray1<f32>>,
+    search: bool,
 ) -> PyResult<Bound<'py, PyArray1<u8>>> {
     let (ty, stored) = (named(ty)?, named(stored)?);
     let row_bytes = row_bytes(ty, n_per_row)?;
@@ -47,7 +49,10 @@ fn quantize<'py>(
         return Err(PyValueError::new_err("importances must be finite and not negative"));
     }
     let guide = Guide::from(importance);
-    let encode = |weights: &[f32], out: &mut [u8]| ty.encode_rows(weights, n_per_row, guide, out);
+    let encode = |weights: &[f32], out: &mut [u8]| match search {
+        true => ty.search_rows_with(Simd::detect(), weights, n_per_row, guide, out),
+        false => ty.encode_rows(weights, n_per_row, guide, out),
+    };
     let rows = (PIECE / n_per_row).max(1);
     if stored == QuantType::F32 {
         let weights: PyReadonlyArray1<f32> = weights.extract()?;

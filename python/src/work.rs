@@ -112,12 +112,13 @@ fn recipe(ty: &str) -> PyResult<Arc<Recipe>> {
     recipe.map(Arc::new)
 }
 
-fn settings(ty: &str, imatrix: Option<&Path>, threads: usize) -> PyResult<Settings> {
+fn settings(ty: &str, imatrix: Option<&Path>, search: bool, threads: usize) -> PyResult<Settings> {
     let recipe = recipe(ty)?;
     let mut settings = Settings { recipe: recipe.clone(), ..Settings::new(recipe.file_type()) };
     if threads > 0 {
         settings.threads = threads;
     }
+    settings.search = search;
     settings.importance = importance(imatrix)?;
     settings.options.imatrix = settings.importance.is_some();
     Ok(settings)
@@ -159,11 +160,12 @@ pub fn convert(
     output: Option<PathBuf>,
     ty: &str,
     imatrix: Option<PathBuf>,
+    search: bool,
     force: bool,
     threads: usize,
     progress: Option<Bound<PyAny>>,
 ) -> PyResult<String> {
-    let settings = settings(ty, imatrix.as_deref(), threads)?;
+    let settings = settings(ty, imatrix.as_deref(), search, threads)?;
     watched(py, progress, move |watch| {
         planned(&source, &[settings], |plans, from| {
             let plan = &plans[0];
@@ -186,6 +188,7 @@ pub fn ladder(
     folder: PathBuf,
     types: Vec<String>,
     imatrix: Option<PathBuf>,
+    search: bool,
     force: bool,
     threads: usize,
     progress: Option<Bound<PyAny>>,
@@ -193,7 +196,7 @@ pub fn ladder(
     let Some(first) = types.first() else {
         return Err(PyValueError::new_err("give at least one type"));
     };
-    let first = settings(first, imatrix.as_deref(), threads)?;
+    let first = settings(first, imatrix.as_deref(), search, threads)?;
     let of = |ty: &String| -> PyResult<Settings> {
         Ok(Settings { recipe: recipe(ty)?, ..first.clone() })
     };

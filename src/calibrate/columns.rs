@@ -128,8 +128,8 @@ impl Eight<'_> {
         for i in (0..EIGHT).rev() {
             asked[i] = self.asked(wished, &errors, i);
             let magnitude = self.points.magnitudes[self.code(asked[i].abs(), scale)];
-            numbers[i] = if asked[i] < 0.0 { -magnitude } else { magnitude };
-            errors[i] = wished[i] - scale * f32::from(numbers[i]);
+            let value = scale * f32::from(magnitude);
+            errors[i] = wished[i] - if asked[i] < 0.0 { -value } else { value };
         }
         let mut signs = [1.0; EIGHT];
         let mut negative = 0;
@@ -202,7 +202,7 @@ impl Eight<'_> {
         for &point in candidates {
             let mut left = 0.0;
             for i in (first..first + len).rev() {
-                let code = usize::from(point) >> (bits * (i - first)) & ((1 << bits) - 1);
+                let code = self.points.code(point, i - first);
                 let value = scale * signs[i] * f32::from(magnitudes[code]);
                 let rest = self.asked(wished, errors, i) - value;
                 errors[i] = wished[i] - value;
@@ -213,7 +213,7 @@ impl Eight<'_> {
             }
         }
         for i in first..first + len {
-            let code = usize::from(best) >> (bits * (i - first)) & ((1 << bits) - 1);
+            let code = self.points.code(best, i - first);
             numbers[i] = if signs[i] < 0.0 { -magnitudes[code] } else { magnitudes[code] };
             errors[i] = wished[i] - scale * f32::from(numbers[i]);
         }

@@ -140,6 +140,8 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3
             widths.entry(name.layer).or_default().push(kept);
         }
     }
+    let most: BTreeMap<_, _> =
+        widths.into_iter().map(|(layer, all)| (layer, most_of_a_part(&all, memory))).collect();
     for target in targets {
         let planned = &plan.tensors()[target.tensor];
         let (n, all) = (planned.n_per_row(), planned.n_elements());
@@ -150,8 +152,7 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3
             None => all,
         };
         text += 2 * share(all) * tokens;
-        let together = widths.get(&target.place.name.layer).map_or(&[][..], Vec::as_slice);
-        let part = part(n, most_of_a_part(together, memory));
+        let part = part(n, most.get(&target.place.name.layer).copied().unwrap_or(0));
         if same_inputs(kind).is_empty() {
             let matrices = planned.dims.get(2).copied().unwrap_or(1);
             moments += n * part * share(matrices) * tokens;

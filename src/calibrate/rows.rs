@@ -264,7 +264,8 @@ impl Rounder<'_> {
         Ok((bytes, values))
     }
 
-    /// Encodes the same columns of all rows, as the encoder would were they nothing but their targets.
+    /// Encodes the same columns of all rows, with scales that are searched for widely, as if they were nothing but
+    /// their targets.
     fn encode(
         &self,
         wished: &Array2<f32>,
@@ -282,7 +283,7 @@ impl Rounder<'_> {
         };
         let mut bytes = vec![0; self.ty.row_bytes(n).unwrap_or(0)];
         let x = wished.as_slice().unwrap_or_default();
-        self.ty.encode_rows_with(self.simd, x, n, guide, &mut bytes)?;
+        self.ty.search_rows_with(self.simd, x, n, guide, &mut bytes)?;
         Ok(bytes)
     }
 
@@ -396,7 +397,9 @@ mod tests {
                 _ => Guide::Columns(&importances),
             };
             let mut expected = vec![0; found.bytes.len()];
-            ty.encode_rows(weights.as_slice().unwrap(), n, guide, &mut expected).unwrap();
+            let simd = Simd::detect();
+            ty.search_rows_with(simd, weights.as_slice().unwrap(), n, guide, &mut expected)
+                .unwrap();
             assert!(found.bytes == expected, "{ty}");
         }
     }

@@ -4,6 +4,11 @@ use super::error::ConvertError;
 use crate::gguf::{Metadata, Value};
 use serde::Serialize;
 
+/// The key that says how weights were rounded, where that is not as the reference does.
+pub(crate) const ROUNDING: &str = "requant.rounding";
+/// Its value where scales were searched for more widely.
+pub(crate) const SEARCH: &str = "search";
+
 /// What a file says it was made with.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct MadeWith {
@@ -11,6 +16,8 @@ pub struct MadeWith {
     pub imatrix: Option<OfImatrix>,
     /// The text that its rounding was calibrated with.
     pub calibration: Option<OfCalibration>,
+    /// Whether scales were searched for more widely than the reference does.
+    pub search: bool,
 }
 
 /// What a file says about an importance matrix.
@@ -56,7 +63,8 @@ impl MadeWith {
             Some(file) => Some(OfCalibration { file, sha256: text("requant.calibration.sha256")? }),
             None => None,
         };
-        Ok(Self { imatrix, calibration })
+        let search = metadata.str(ROUNDING)? == Some(SEARCH);
+        Ok(Self { imatrix, calibration, search })
     }
 }
 

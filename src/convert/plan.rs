@@ -5,6 +5,7 @@ use super::error::ConvertError;
 use super::importance::{Importances, Weighing};
 use super::job::{Job, type_in};
 use super::lossless;
+use super::made_with::MadeWith;
 use super::metadata::{self, OfCheckpoint};
 use super::prune::Pruned;
 use super::settings::{Intermediate, Mode, Settings};
@@ -102,6 +103,8 @@ pub struct Plan {
     /// Entries of the importance matrix that no tensor takes.
     unused: Vec<String>,
     pub(super) simd: Simd,
+    /// [`Settings::search`].
+    pub(super) search: bool,
     pub(super) check: bool,
     /// Bytes that descriptions of the source's tensors take.
     tables: u64,
@@ -218,8 +221,9 @@ impl Plan {
             }
         };
         let pre = file.metadata().str("tokenizer.ggml.pre")?.map(str::to_owned);
-        let as_there = Settings { tokenizer_pre: pre, ..settings.clone() };
-        let (metadata, warning) = match metadata::of_checkpoint(model, &as_there, None) {
+        let search = MadeWith::read(file.metadata())?.search;
+        let settings = &Settings { tokenizer_pre: pre, search, ..settings.clone() };
+        let (metadata, warning) = match metadata::of_checkpoint(model, settings, None) {
             Ok(described) => (described.metadata, None),
             Err(error) => {
                 let text = format!("metadata are not compared: {error}");
@@ -270,6 +274,7 @@ impl Plan {
             imatrix,
             recipe: settings.recipe.clone(),
             simd: settings.simd,
+            search: settings.search,
             check: settings.check,
         };
         plan.warnings.extend(plan.own_warnings());
@@ -447,7 +452,8 @@ impl Plan {
     pub(super) fn makes_as(&self, other: &Self, tensor: usize) -> bool {
         let [this, that] = [self, other].map(|plan| {
             let weighed = plan.tensors[tensor].weighing.is_some();
-            (plan.tensors[tensor].ty, plan.imatrix.as_ref().filter(|_| weighed).map(Arc::as_ptr))
+            let imatrix = plan.imatrix.as_ref().filter(|_| weighed).map(Arc::as_ptr);
+            (plan.tensors[tensor].ty, plan.search, imatrix)
         });
         this == that
     }

@@ -48,6 +48,9 @@ pub struct Settings {
     pub write_recipe: bool,
     /// Metadata that says how weights were rounded, where that is not as the reference does.
     pub notes: Vec<(String, Value)>,
+    /// Whether scales are searched for more widely than the reference does
+    /// ([`QuantType::search_rows_with`](crate::quant::QuantType::search_rows_with)).
+    pub search: bool,
     /// What is done with it.
     pub mode: Mode,
     /// What is said of the model, whatever a checkpoint's files say.
@@ -90,6 +93,7 @@ impl Settings {
             recipe: Arc::new(Recipe::of(file_type)),
             write_recipe: false,
             notes: Vec::new(),
+            search: false,
             mode: Mode::default(),
             given: Given::default(),
             fp8_as_q8: false,

@@ -56,6 +56,45 @@ impl QuantType {
         guide: Guide,
         out: &mut [u8],
     ) -> Result<(), QuantError> {
+        self.encode_by(Levels::encode, simd, rows, n_per_row, guide, out)
+    }
+
+    /// [`encode_rows_with`](Self::encode_rows_with) by a wider search for scales than the reference's, where
+    /// the type has a search: the errors that it makes smaller are the same, with importances of one where
+    /// `guide` has none. Bytes are the same at all levels.
+    ///
+    /// # Errors
+    /// As [`encode_rows`](Self::encode_rows).
+    pub fn search_rows_with(
+        self,
+        simd: Simd,
+        rows: &[f32],
+        n_per_row: usize,
+        guide: Guide,
+        out: &mut [u8],
+    ) -> Result<(), QuantError> {
+        let even;
+        let guide = match (guide, self.format().importance) {
+            (guide, Importance::Ignored | Importance::Required) => guide,
+            (Guide::Plain, _) => {
+                even = vec![1.0; n_per_row];
+                Guide::Columns(&even)
+            }
+            (guide, _) => guide,
+        };
+        self.encode_by(Levels::search, simd, rows, n_per_row, guide, out)
+    }
+
+    /// Checks rows and encodes them.
+    fn encode_by(
+        self,
+        encode: impl Fn(&Levels, Simd, &[f32], Guide, &mut [u8]),
+        simd: Simd,
+        rows: &[f32],
+        n_per_row: usize,
+        guide: Guide,
+        out: &mut [u8],
+    ) -> Result<(), QuantError> {
         let row_bytes = self.check(rows.len(), n_per_row, out.len(), ["input", "output"])?;
         guide.check(n_per_row, self.block_len())?;
         let weighed = guide.columns().is_some();
@@ -73,7 +112,7 @@ impl QuantType {
                 let column = at % n_per_row;
                 return Err(QuantError::NotFinite { row, column, value: x[at] });
             }
-            levels.encode(simd, x, guide, out);
+            encode(levels, simd, x, guide, out);
         }
         Ok(())
     }

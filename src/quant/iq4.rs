@@ -21,6 +21,7 @@ use super::search::{
     sum_squares, super_block_squares,
 };
 use super::types::QuantType;
+use super::wide::{self, Room};
 
 #[rustfmt::skip]
 pub(super) const FORMATS: &[Format] = &[
@@ -51,25 +52,47 @@ impl<const N: usize, const BYTES: usize> Table<N, BYTES> {
     /// Where the codes begin.
     const QS: usize = BYTES - N / 2;
 
-    /// The scale of a block as stored, and the inverses of its groups' scales, with which codes are
-    /// made.
+    /// The scale of a block and the codes of its groups', 32 added.
     #[inline(always)]
-    fn pack_scales(scales: &[f32], out: &mut [u8; BYTES]) -> [f32; 8] {
-        let mut inverses = [0f32; 8];
+    fn snap(scales: &[f32]) -> (f32, [u8; 8]) {
+        let mut stored = [33; 8];
         if N == G {
-            put_f16(out, scales[0]);
-            inverses[0] = inverse(scales[0]);
-            return inverses;
+            return (scales[0], stored);
         }
         let d = -signed_max(scales) / 32.0;
         let id = inverse(d);
+        for j in 0..N / G {
+            stored[j] = (nearest_int(id * scales[j]).clamp(-32, 31) + 32) as u8;
+        }
+        (d, stored)
+    }
+
+    /// Scales as stored with which the weights are nearest.
+    #[inline(always)]
+    fn settle(x: &[f32], w: &[f32], scales: &[f32], d: f32) -> (f32, [u8; 8]) {
+        let room = Room { numbers: wide::Numbers::Codebook, scales: (-32, 31), mins: 0 };
+        let found = room.settle::<G>(x, w, scales, &[], (d, 0.0));
+        let mut stored = [0; 8];
+        for j in 0..N / G {
+            stored[j] = (found.scales[j] + 32) as u8;
+        }
+        (found.d, stored)
+    }
+
+    /// Writes scales, and gives the inverses of groups', with which codes are made.
+    #[inline(always)]
+    fn pack_scales(d: f32, stored: &[u8; 8], out: &mut [u8; BYTES]) -> [f32; 8] {
         put_f16(out, d);
+        let mut inverses = [0f32; 8];
+        if N == G {
+            inverses[0] = inverse(d);
+            return inverses;
+        }
         out[4..8].fill(0);
         let mut high = 0u16;
         for j in 0..N / G {
-            let s = nearest_int(id * scales[j]).clamp(-32, 31);
-            inverses[j] = inverse(d * s as f32);
-            let s = (s + 32) as u8;
+            let s = stored[j];
+            inverses[j] = inverse(d * (f32::from(s) - 32.0));
             out[4 + j / 2] |= (s & 15) << (4 * (j % 2));
             high |= u16::from(s >> 4) << (2 * j);
         }
@@ -128,11 +151,15 @@ impl<const N: usize, const BYTES: usize> Blocks for Table<N, BYTES> {
                 }
             }
             S::codebook::<G>(x, w, scales);
-            let x = x.as_chunks::<G>().0;
             for b in 0..len / N {
                 let groups = b * N / G..(b + 1) * N / G;
-                let inverses = Self::pack_scales(&scales[groups.clone()], &mut out[b]);
-                let x = &x[groups];
+                let scales = &scales[groups.clone()];
+                let (mut d, mut stored) = Self::snap(scales);
+                if S::WIDE && N > G {
+                    (d, stored) = Self::settle(&x[b * N..], &w[b * N..], scales, d);
+                }
+                let inverses = Self::pack_scales(d, &stored, &mut out[b]);
+                let x = &x.as_chunks::<G>().0[groups];
                 let mut codes = [0u8; N];
                 for j in 0..N / G {
                     for i in 0..G {

@@ -29,6 +29,7 @@ use super::search::{
     ROWS, SPAN, Steps, group_sums, importance_weights, nearest_int, super_block_squares,
 };
 use super::types::QuantType;
+use super::wide::{self, Room};
 
 #[rustfmt::skip]
 pub(super) const FORMATS: &[Format] = &[
@@ -179,6 +180,19 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Min<G, NMAX, BYTES> {
         stored
     }
 
+    /// Scales and minima as stored with which the weights are nearest.
+    #[inline(always)]
+    fn settle(x: &[f32; N], w: &[f32], scales: &[f32], mins: &[f32], stored: &mut Stored) {
+        let numbers = wide::Numbers::Whole(0.0, NMAX as f32);
+        let top = Self::TOP as i8;
+        let room = Room { numbers, scales: (0, top), mins: top };
+        let found = room.settle::<G>(x, w, scales, mins, (stored.d, stored.dmin));
+        (stored.d, stored.dmin) = (found.d, found.dmin);
+        for j in 0..N / G {
+            (stored.scales[j], stored.mins[j]) = (found.scales[j] as u8, found.mins[j] as u8);
+        }
+    }
+
     /// Writes the scales.
     #[inline(always)]
     fn pack_scales(stored: &Stored, out: &mut [u8; BYTES]) {
@@ -283,7 +297,10 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Blocks for Min<G, NMAX
             for b in 0..blocks.len() {
                 let groups = b * N / G..(b + 1) * N / G;
                 let (scales, mins) = (&scales[groups.clone()], &mins[groups.clone()]);
-                let stored = Self::snap::<S>(qw.is_some(), scales, mins, &sums[groups]);
+                let mut stored = Self::snap::<S>(qw.is_some(), scales, mins, &sums[groups]);
+                if S::WIDE {
+                    Self::settle(&blocks[b], &w[b * N..][..N], scales, mins, &mut stored);
+                }
                 Self::pack_scales(&stored, &mut out[b]);
                 Self::round(&blocks[b], &out[b], &mut codes[b]);
                 Self::pack(&codes[b], &mut out[b]);

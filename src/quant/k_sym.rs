@@ -29,6 +29,7 @@ use super::search::{
     super_block_squares,
 };
 use super::types::QuantType;
+use super::wide::{self, Room};
 
 #[rustfmt::skip]
 pub(super) const FORMATS: &[Format] = &[
@@ -162,6 +163,16 @@ impl Blocks for Q3 {
             for b in 0..len / N {
                 let groups = b * N / G..(b + 1) * N / G;
                 let (out, codes) = (&mut out[b], &mut codes[groups.clone()]);
+                if S::WIDE {
+                    let numbers = wide::Numbers::Whole(-4.0, 3.0);
+                    let room = Room { numbers, scales: (-32, 31), mins: 0 };
+                    let (x, w) = (x[b * N / G..].as_flattened(), &w[b * N..]);
+                    let found = room.settle::<G>(x, w, &scales[groups.clone()], &[], (d[b], 0.0));
+                    d[b] = found.d;
+                    for j in 0..N / G {
+                        stored[b * N / G + j] = (found.scales[j] + 32) as u8;
+                    }
+                }
                 Self::pack_scales(d[b], &stored[groups], out);
                 for j in 0..N / G {
                     round(4, &x[b * N / G + j], Self::unpack_scale(j, out), &mut codes[j]);
@@ -249,11 +260,23 @@ impl Blocks for Q6 {
                     continue;
                 }
                 let iscale = -128.0 / max;
-                put_f16(&mut out[208..], 1.0 / iscale);
-                let d = f16(&out[208..]);
-                let (x, codes) = (&x[groups.clone()], &mut codes[groups]);
+                let mut d = 1.0 / iscale;
+                let mut stored = [0i8; N / G];
                 for j in 0..N / G {
-                    let s = nearest_int(iscale * scales[j]).min(127) as i8;
+                    stored[j] = nearest_int(iscale * scales[j]).min(127) as i8;
+                }
+                let (x, codes) = (&x[groups.clone()], &mut codes[groups]);
+                if S::WIDE {
+                    let numbers = wide::Numbers::Whole(-32.0, 31.0);
+                    let room = Room { numbers, scales: (-128, 127), mins: 0 };
+                    let (x, w) = (x.as_flattened(), &w[b * N..]);
+                    let found = room.settle::<G>(x, w, scales, &[], (d, 0.0));
+                    (d, stored) = (found.d, found.scales);
+                }
+                put_f16(&mut out[208..], d);
+                let d = f16(&out[208..]);
+                for j in 0..N / G {
+                    let s = stored[j];
                     out[192 + j] = s as u8;
                     round(32, &x[j], d * f32::from(s), &mut codes[j]);
                 }

@@ -3,6 +3,7 @@
 use super::guide::Guide;
 use super::lanes::InLanes;
 use super::lattice::Search;
+use super::wide::Wide;
 use crate::simd::{Portable, Simd};
 
 /// A format: from weights to blocks and back. Everything in it has to be inlined, to be compiled for
@@ -33,6 +34,10 @@ pub(super) struct Levels {
     pub by_row: bool,
     #[cfg(test)]
     plain: Kernels,
+    /// Wide searches: what they write is the same at all levels, those of AVX2 are made for it.
+    wide: Kernels,
+    #[cfg(target_arch = "x86_64")]
+    wide_avx2: Kernels,
     portable: Kernels,
     #[cfg(target_arch = "x86_64")]
     avx2: Kernels,
@@ -69,6 +74,9 @@ pub(super) const fn levels<B: Blocks>() -> Levels {
         by_row: B::BY_ROW,
         #[cfg(test)]
         plain: kernels!(B, inline(never), super::search::Plain),
+        wide: kernels!(B, inline(never), Wide<InLanes<Portable>>),
+        #[cfg(target_arch = "x86_64")]
+        wide_avx2: kernels!(B, target_feature(enable = "avx2,f16c"), Wide<InLanes<Pair<F32x8>>>),
         portable: kernels!(B, inline(never), InLanes<Portable>),
         #[cfg(target_arch = "x86_64")]
         avx2: kernels!(B, target_feature(enable = "avx2,f16c"), InLanes<Pair<F32x8>>),
@@ -94,6 +102,19 @@ impl Levels {
             #[cfg(target_arch = "x86_64")]
             Simd::Avx512(_) | Simd::Avx512Vnni(_) => self.avx512,
         }
+    }
+
+    /// [`Blocks::encode`] with a wide search.
+    pub fn search(&self, simd: Simd, x: &[f32], guide: Guide, out: &mut [u8]) {
+        let kernels = match simd {
+            #[cfg(target_arch = "x86_64")]
+            Simd::Avx2(_) | Simd::Avx512(_) | Simd::Avx512Vnni(_) => self.wide_avx2,
+            #[cfg(target_arch = "aarch64")]
+            Simd::Neon(_) => self.wide,
+            Simd::Portable => self.wide,
+        };
+        // SAFETY: `simd` holds the token of a level with AVX2 where that is used.
+        unsafe { (kernels.encode)(x, guide, out) }
     }
 
     /// [`Blocks::encode`].
@@ -155,8 +176,12 @@ mod tests {
                 let mut values = vec![0.0; x.len()];
                 // SAFETY: as above.
                 unsafe { (reference.decode)(&expected, &mut values) };
+                let mut searched = None;
                 for simd in Simd::supported() {
                     let mut bytes = vec![0xaa; expected.len()];
+                    levels.search(simd, &x, guide, &mut bytes);
+                    let first = searched.get_or_insert_with(|| bytes.clone());
+                    prop_assert_eq!(&bytes, first, "{} searched at {}", ty, simd);
                     levels.encode(simd, &x, guide, &mut bytes);
                     prop_assert_eq!(&bytes, &expected, "{} at {}", ty, simd);
                     let mut decoded = vec![0.0; x.len()];

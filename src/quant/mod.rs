@@ -27,6 +27,7 @@ mod rounding;
 mod search;
 mod ternary;
 mod types;
+mod wide;
 
 pub use error::QuantError;
 pub use format::{Activation, Format, Importance, Kind, Numbers};

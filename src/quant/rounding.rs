@@ -42,6 +42,12 @@ impl Points {
     pub const fn bits(&self) -> usize {
         if self.len == 8 { 2 } else { 3 }
     }
+
+    /// The code of a weight of a point.
+    #[inline(always)]
+    pub const fn code(&self, point: u16, weight: usize) -> usize {
+        point as usize >> (self.bits() * weight) & ((1 << self.bits()) - 1)
+    }
 }
 
 /// What a group multiplies the numbers of its codes with, and adds.

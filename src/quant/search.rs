@@ -80,6 +80,9 @@ pub(super) const POSITIVE_STEPS: [f32; 8] = [-4.0, -3.0, -2.0, -1.0, 1.0, 2.0, 3
 /// The searches over all groups of a span. `x` holds `G` weights for each of `scales.len()`
 /// groups; `w`, `codes` run along with it.
 pub(super) trait Search {
+    /// Whether scales as stored are searched for too, and not only made of those of groups.
+    const WIDE: bool = false;
+
     /// Codes in `-nmax..nmax`, stored with `nmax` added, that minimise the weighted squared error
     /// for a scale of either sign (`make_qx_quants` with `rmse_type` 1).
     fn symmetric<const G: usize>(

@@ -47,8 +47,8 @@ pub struct Args {
         default_value = "rounded"
     )]
     calibrate_inputs: Inputs,
-    /// How weights are rounded: compensated, as said for --calibrate and its default, or reference, as
-    /// llama-quantize does
+    /// How weights are rounded: reference, as llama-quantize does; search, with scales that are searched for
+    /// more widely, which loses less and takes longer; compensated, as said for --calibrate and its default
     #[arg(long, value_enum, value_name = "WAY")]
     rounding: Option<Rounding>,
 }
@@ -162,6 +162,7 @@ fn calibration<'a>(
 #[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
 enum Rounding {
     Reference,
+    Search,
     Compensated,
 }
 
@@ -223,6 +224,9 @@ impl Args {
             (Some(_), Some(Rounding::Reference)) => {
                 return Err(bad_usage("--calibrate has no meaning with --rounding reference"));
             }
+            (Some(_), Some(Rounding::Search)) => {
+                return Err(bad_usage("--calibrate has no meaning with --rounding search"));
+            }
             (None, _) => return Ok(None),
             (Some(path), _) => path,
         };
@@ -244,6 +248,34 @@ impl Args {
         let passes = Passes { ctx, chunks, inputs };
         let is_remote = place.to_str().is_some_and(is_url);
         Ok(Some(Prepared { model, path: path.clone(), sha256, tokens, passes, is_remote, simd }))
+    }
+}
+
+/// How weights are rounded, once the text is known.
+#[derive(Clone, Copy)]
+pub struct How<'a> {
+    /// The text that calibrates it.
+    pub text: Option<&'a Prepared>,
+    /// Whether scales are searched for more widely than the reference does.
+    pub search: bool,
+}
+
+impl Args {
+    /// With the text that [`Args::prepare`] found.
+    pub fn how<'a>(&self, text: Option<&'a Prepared>) -> How<'a> {
+        How { text, search: self.rounding == Some(Rounding::Search) }
+    }
+}
+
+impl How<'_> {
+    /// Whether it is another than the reference's.
+    pub fn is_given(self) -> bool {
+        self.text.is_some() || self.search
+    }
+
+    /// What outputs say about the text.
+    pub fn notes(self) -> Vec<(String, Value)> {
+        self.text.map(Prepared::notes).unwrap_or_default()
     }
 }
 
@@ -275,7 +307,7 @@ impl Prepared {
     }
 
     /// What the output says about how it was made.
-    pub fn notes(&self) -> Vec<(String, Value)> {
+    fn notes(&self) -> Vec<(String, Value)> {
         let name = base(&self.path);
         let Passes { ctx, inputs, .. } = self.passes;
         let chunks = self.passes.n_chunks(&self.tokens) as u32;

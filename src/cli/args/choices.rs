@@ -197,19 +197,20 @@ impl Choices {
         &self,
         (recipe, mode): (Arc<Recipe>, Mode),
         (cutting, resources): (&Cutting, &Resources),
-        calibrated: Option<&calibrate::Prepared>,
+        rounding: calibrate::How,
     ) -> anyhow::Result<Settings> {
         let importance = self.recipe.plan().importance()?;
         Ok(Settings {
             recipe,
             write_recipe: self.recipe.write_recipe,
-            notes: calibrated.map(calibrate::Prepared::notes).unwrap_or_default(),
+            notes: rounding.notes(),
+            search: rounding.search,
             mode,
             given: Given::read(self.model_name.clone(), self.metadata.as_deref())?,
             fp8_as_q8: self.fp8_as_q8,
             prune_layers: self.recipe.plan().prune_layers(),
             override_kv: self.recipe.plan().override_kv(),
-            options: self.recipe.plan().options(importance.is_some() || calibrated.is_some())?,
+            options: self.recipe.plan().options(importance.is_some() || rounding.text.is_some())?,
             intermediate: match self.intermediate {
                 Precision::Bf16 => Intermediate::Bf16,
                 Precision::F32 => Intermediate::F32,
@@ -241,7 +242,7 @@ impl Choices {
         input: &Path,
         output: &Path,
         how: (&Cutting, &Resources),
-        calibrated: Option<&calibrate::Prepared>,
+        rounding: calibrate::How,
     ) -> anyhow::Result<(GgufSource, Outputs)> {
         let recipe = match (&self.ty, self.types.first()) {
             (Some(Target::Recipe(recipe)), _) | (None, Some(recipe)) => recipe.clone(),
@@ -253,7 +254,7 @@ impl Choices {
         };
         let mut source = place::gguf(input)?;
         source.set_simd(self.recipe.simd());
-        let settings = self.settings((recipe, Mode::Quantize), how, calibrated)?;
+        let settings = self.settings((recipe, Mode::Quantize), how, rounding)?;
         let plan = |settings: &Settings| Plan::of_gguf(&source, settings);
         let outputs = self.outputs((input, output), &settings, plan)?;
         Ok((source, outputs))
@@ -265,7 +266,7 @@ impl Choices {
         checkpoint: &Path,
         output: &Path,
         how: (&Cutting, &Resources),
-        calibrated: Option<&calibrate::Prepared>,
+        rounding: calibrate::How,
     ) -> anyhow::Result<(CheckpointModel, Outputs)> {
         let mla = match self.mla {
             MlaArg::Split => Mla::Split,
@@ -280,7 +281,7 @@ impl Choices {
             }
             (None, Some(Target::Recipe(recipe))) => (recipe.clone(), Mode::Quantize),
             (None, Some(Target::Lossless)) => {
-                let weighs = self.recipe.plan().importance()?.is_some() || calibrated.is_some();
+                let weighs = self.recipe.plan().importance()?.is_some() || rounding.is_given();
                 if weighs || self.recipe.chooses_types() {
                     return Err(bad_usage(
                         "--type lossless takes no other types, and nothing that weighs or rounds",
@@ -294,7 +295,7 @@ impl Choices {
                 None => return Err(bad_usage("neither --type nor --outtype is given")),
             },
         };
-        let settings = self.settings(chosen, how, calibrated)?;
+        let settings = self.settings(chosen, how, rounding)?;
         let plan = |settings: &Settings| Plan::of_checkpoint(&model, settings);
         let outputs = self.outputs((checkpoint, output), &settings, plan)?;
         Ok((model, outputs))

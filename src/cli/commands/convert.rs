@@ -74,8 +74,12 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let calibrated =
         args.calibrate.prepare(checkpoint, choices.mtp(), pre, is_ladder, choices.simd())?;
     let calibrated = calibrated.as_ref();
-    let (model, outputs) =
-        choices.plan(checkpoint, output, output_options.planning(), calibrated)?;
+    let (model, outputs) = choices.plan(
+        checkpoint,
+        output,
+        output_options.planning(),
+        args.calibrate.how(calibrated),
+    )?;
     let ladder = outputs.to_write()?;
     let plan = ladder.rungs()[0].plan;
     let keep_journal = text.is_some();

@@ -56,13 +56,14 @@ pub fn run(mut args: Box<Args>) -> anyhow::Result<()> {
     let calibrated =
         args.calibrate.prepare(checkpoint, choices.mtp(), pre, is_ladder, choices.simd())?;
     let how = (cutting, resources);
+    let rounding = args.calibrate.how(calibrated.as_ref());
     if place::is_gguf(checkpoint) {
-        let (source, outputs) = choices.plan_gguf(checkpoint, &output, how, calibrated.as_ref())?;
+        let (source, outputs) = choices.plan_gguf(checkpoint, &output, how, rounding)?;
         let about =
             |ladder: &Ladder, shard| of_file(&source, ladder, &choices.name(), checkpoint, shard);
         return show(&args, &source, &outputs, calibrated, about, |_| Value::default());
     }
-    let (model, outputs) = choices.plan(checkpoint, &output, how, calibrated.as_ref())?;
+    let (model, outputs) = choices.plan(checkpoint, &output, how, rounding)?;
     let about =
         |ladder: &Ladder, shard| describe(&model, ladder, &choices.name(), checkpoint, shard);
     show(&args, &model, &outputs, calibrated, about, |plan| beside(&model, plan))

@@ -147,6 +147,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     }
     let (is_ladder, simd) = (matches!(target, Target::Ladder), args.recipe.simd());
     let calibrated = args.calibrate.prepare(&args.input, Mtp::default(), None, is_ladder, simd)?;
+    let rounding = args.calibrate.how(calibrated.as_ref());
     let importance = args.recipe.plan().importance()?;
     let (recipe, mode, name) = match &target {
         Target::Type(recipe) => (recipe.clone(), Mode::Quantize, recipe.name()),
@@ -156,7 +157,8 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let settings = Settings {
         recipe,
         write_recipe: args.recipe.write_recipe,
-        notes: calibrated.as_ref().map(calibrate::Prepared::notes).unwrap_or_default(),
+        notes: rounding.notes(),
+        search: rounding.search,
         mode,
         prune_layers: args.recipe.plan().prune_layers(),
         override_kv: args.recipe.plan().override_kv(),

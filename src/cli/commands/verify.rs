@@ -195,6 +195,9 @@ fn describe(
     if let Some(OfCalibration { file, .. }) = &made_with.calibration {
         out += &format!("\nmade with  rounding calibrated on {file}");
     }
+    if made_with.search {
+        out += "\nmade with  a wider search for scales";
+    }
     if let Some(c) = comparison {
         let share = 100.0 * c.weights as f64 / c.of.max(1) as f64;
         let verdict = if c.is_same() { "all equal" } else { "not all equal" };

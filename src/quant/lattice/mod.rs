@@ -14,6 +14,7 @@ mod magnitudes;
 mod plain;
 mod points;
 mod splits;
+mod wide;
 
 use super::groups::{self, Grouped};
 use super::guide::Guide;
