@@ -1,6 +1,7 @@
 #!/usr/bin/env python3
-"""What files of the same size lose: a model in each stock mix, rounded as the reference does (with importances),
-compensated, in a measured mix of that size, and both, compared on text that none of them has seen. Linux.
+"""What files of the same size lose: a model in each stock mix, rounded as the reference does (with importances), with
+scales that are searched for more widely, compensated, in a measured mix of that size, and both, compared on text that
+none of them has seen. Linux.
 
     benches/quality.py MODEL-BF16.gguf --calibrate valid.txt --test test.txt --dir WORK [--types Q2_K,Q3_K_M,...]
 
@@ -15,7 +16,7 @@ ap.add_argument("model"); ap.add_argument("--calibrate", required=True); ap.add_
 ap.add_argument("--dir", required=True, help="folder for files and what was measured")
 ap.add_argument("--types", default="IQ1_M,IQ2_XXS,IQ2_M,Q2_K,IQ3_XXS,IQ3_M,Q3_K_M,IQ4_XS,Q4_K_M,Q5_K_M,Q6_K")
 ap.add_argument("--choose", default="K,IQ", help="types of the measured mixes")
-ap.add_argument("--ways", default="plain,reference,compensated,mix,both")
+ap.add_argument("--ways", default="plain,reference,search,compensated,mix,both")
 ap.add_argument("--chunks", default="8", help="chunks of the test text")
 ap.add_argument("--calibrate-chunks", default="16"); ap.add_argument("--search-chunks", default="8")
 ap.add_argument("--activations", default="q8"); ap.add_argument("--threads", default=str(os.cpu_count()))
@@ -44,8 +45,10 @@ if not os.path.exists(imatrix):
 if {"mix", "both"} & set(a.ways.split(",")) and not os.path.exists(sensitivities):
     known["search"] = search("--curve")
 
-NAMES = {"plain": "reference, without importances", "reference": "reference", "compensated": "compensated",
-         "mix": "measured mix, as the reference rounds", "both": "both"}
+NAMES = {"plain": "reference, without importances", "reference": "reference", "search": "scales searched for",
+         "compensated": "compensated", "mix": "measured mix, as the reference rounds", "both": "both"}
+weighed = ["--imatrix", imatrix]
+searched = [*weighed, "--rounding", "search"]
 compensated = ["--calibrate", a.calibrate, "--calibrate-chunks", a.calibrate_chunks]
 for ty in a.types.split(","):
     rows = known.setdefault(ty, {})
@@ -60,7 +63,7 @@ for ty in a.types.split(","):
     made = {}
     for way in missing:
         of = place("mix.toml") if way in ("mix", "both") else ty
-        more = {"plain": [], "reference": ["--imatrix", imatrix], "mix": ["--imatrix", imatrix]}.get(way, compensated)
+        more = {"plain": [], "reference": weighed, "search": searched, "mix": weighed}.get(way, compensated)
         made[way] = run("quantize", a.model, place(f"{way}.gguf"), of, *more, "-f")[0]
     files = [place(f"{way}.gguf") for way in missing]
     found = json.loads(run("compare", a.model, *files, "--text", a.test, "--chunks", a.chunks, "--activations", a.activations,
