@@ -98,14 +98,18 @@ fn a_wider_search_is_said_made_again_and_the_same_in_a_ladder() {
         assert!(searched < plain, "{searched} {plain}");
     }
 
-    let ladder =
-        ["convert", TINY_R1, dir.path().to_str().unwrap(), "--types", "Q3_K_M,IQ4_XS", "-q"];
+    let folder = at("ladder");
+    let ladder = ["convert", TINY_R1, &folder, "--types", "Q3_K_M,IQ4_XS", "-q"];
     assert_eq!(requant(&[&ladder[..], &["--rounding", "search"]].concat()).0, 0);
-    let of_ladder = std::fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-    let of_ladder = of_ladder.filter(|path| path.to_str().unwrap().ends_with("-Q3_K_M.gguf"));
-    let of_ladder: Vec<_> = of_ladder.collect();
-    assert_eq!(of_ladder.len(), 1);
-    assert!(std::fs::read(&of_ladder[0]).unwrap() == std::fs::read(&searched).unwrap());
+    let of_ladder = std::fs::read(format!("{folder}/tiny-r1-Q3_K_M.gguf")).unwrap();
+    assert!(of_ladder == std::fs::read(&searched).unwrap());
+    let (code, _, err) =
+        requant(&["publish", &folder, "--base-model", "deepseek-ai/DeepSeek-R1", "-q"]);
+    assert_eq!(code, 0, "{err}");
+    let page = std::fs::read_to_string(format!("{folder}/README.md")).unwrap();
+    for said in ["--type Q3_K_M --rounding search", "| with scales searched for |"] {
+        assert!(page.contains(said), "{page}");
+    }
 
     for other in ["reference", "search"] {
         let both = ["--calibrate", "tests/fixtures/text/calibration.txt", "--rounding", other];

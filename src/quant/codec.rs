@@ -74,13 +74,12 @@ impl QuantType {
         out: &mut [u8],
     ) -> Result<(), QuantError> {
         let even;
-        let guide = match (guide, self.format().importance) {
-            (guide, Importance::Ignored | Importance::Required) => guide,
-            (Guide::Plain, _) => {
+        let guide = match guide {
+            Guide::Plain if self.kernels()?.searches() => {
                 even = vec![1.0; n_per_row];
                 Guide::Columns(&even)
             }
-            (guide, _) => guide,
+            guide => guide,
         };
         self.encode_by(Levels::search, simd, rows, n_per_row, guide, out)
     }

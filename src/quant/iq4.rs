@@ -127,6 +127,8 @@ impl<const N: usize, const BYTES: usize> Scalar<N, G, BYTES> for Table<N, BYTES>
 }
 
 impl<const N: usize, const BYTES: usize> Blocks for Table<N, BYTES> {
+    const SEARCHES: bool = true;
+
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
         let qw = guide.columns();

@@ -273,6 +273,8 @@ pub(super) fn pack_pairs(codes: &[u8; N], qs: &mut [u8]) {
 }
 
 impl<const G: usize, const NMAX: i32, const BYTES: usize> Blocks for Min<G, NMAX, BYTES> {
+    const SEARCHES: bool = true;
+
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
         let qw = guide.columns();

@@ -123,6 +123,8 @@ impl Scalar<N, G, 110> for Q3 {
 }
 
 impl Blocks for Q3 {
+    const SEARCHES: bool = true;
+
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
         let qw = guide.columns();
@@ -228,6 +230,8 @@ impl Scalar<N, G, 210> for Q6 {
 }
 
 impl Blocks for Q6 {
+    const SEARCHES: bool = true;
+
     #[inline(always)]
     fn encode<S: Search>(x: &[f32], guide: Guide, out: &mut [u8]) {
         let qw = guide.columns();

@@ -11,6 +11,8 @@ use crate::simd::{Portable, Simd};
 pub(super) trait Blocks {
     /// Whether the weight of an importance depends on the whole row.
     const BY_ROW: bool = false;
+    /// Whether scales are searched for.
+    const SEARCHES: bool = false;
 
     /// Encodes whole blocks, or one row where importances guide it; up to
     /// [`ROWS`](super::search::ROWS) rows where importances are weighed by the row.
@@ -34,10 +36,10 @@ pub(super) struct Levels {
     pub by_row: bool,
     #[cfg(test)]
     plain: Kernels,
-    /// Wide searches: what they write is the same at all levels, those of AVX2 are made for it.
-    wide: Kernels,
+    /// With wide searches, where there are some; those for AVX2 serve AVX-512 as well.
+    wide: Option<Kernels>,
     #[cfg(target_arch = "x86_64")]
-    wide_avx2: Kernels,
+    wide_avx2: Option<Kernels>,
     portable: Kernels,
     #[cfg(target_arch = "x86_64")]
     avx2: Kernels,
@@ -74,9 +76,17 @@ pub(super) const fn levels<B: Blocks>() -> Levels {
         by_row: B::BY_ROW,
         #[cfg(test)]
         plain: kernels!(B, inline(never), super::search::Plain),
-        wide: kernels!(B, inline(never), Wide<InLanes<Portable>>),
+        wide: match B::SEARCHES {
+            true => Some(kernels!(B, inline(never), Wide<InLanes<Portable>>)),
+            false => None,
+        },
         #[cfg(target_arch = "x86_64")]
-        wide_avx2: kernels!(B, target_feature(enable = "avx2,f16c"), Wide<InLanes<Pair<F32x8>>>),
+        wide_avx2: match B::SEARCHES {
+            true => {
+                Some(kernels!(B, target_feature(enable = "avx2,f16c"), Wide<InLanes<Pair<F32x8>>>))
+            }
+            false => None,
+        },
         portable: kernels!(B, inline(never), InLanes<Portable>),
         #[cfg(target_arch = "x86_64")]
         avx2: kernels!(B, target_feature(enable = "avx2,f16c"), InLanes<Pair<F32x8>>),
@@ -104,17 +114,22 @@ impl Levels {
         }
     }
 
-    /// [`Blocks::encode`] with a wide search.
+    /// Whether there is a wide search.
+    pub fn searches(&self) -> bool {
+        self.wide.is_some()
+    }
+
+    /// [`Blocks::encode`] with a wide search, where there is one.
     pub fn search(&self, simd: Simd, x: &[f32], guide: Guide, out: &mut [u8]) {
-        let kernels = match simd {
+        let wide = match simd {
             #[cfg(target_arch = "x86_64")]
             Simd::Avx2(_) | Simd::Avx512(_) | Simd::Avx512Vnni(_) => self.wide_avx2,
             #[cfg(target_arch = "aarch64")]
             Simd::Neon(_) => self.wide,
             Simd::Portable => self.wide,
         };
-        // SAFETY: `simd` holds the token of a level with AVX2 where that is used.
-        unsafe { (kernels.encode)(x, guide, out) }
+        // SAFETY: `simd` holds the token of its level, which has AVX2 where that is used.
+        unsafe { (wide.unwrap_or(self.at(simd)).encode)(x, guide, out) }
     }
 
     /// [`Blocks::encode`].

@@ -200,6 +200,7 @@ impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Scalar<N, N, BYTES>
 }
 
 impl<const NMAX: i32, const MIN: bool, const BYTES: usize> Blocks for Small<NMAX, MIN, BYTES> {
+    const SEARCHES: bool = true;
     const BY_ROW: bool = true;
 
     #[inline(always)]

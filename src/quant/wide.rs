@@ -451,6 +451,17 @@ mod tests {
                 assert!(sums[1] < sums[0], "{ty}: {sums:?}");
             }
         }
+        // All others stay as they are.
+        let x = weights(1);
+        for ty in QuantType::all().filter(|ty| ty.format().is_target() && !SEARCHED.contains(ty)) {
+            for guide in [Guide::Plain, Guide::Columns(&qw)] {
+                let mut bytes = [(); 2].map(|()| vec![0; ty.row_bytes(N).unwrap()]);
+                let reference = ty.encode_rows(&x, N, guide, &mut bytes[0]);
+                let searched = ty.search_rows_with(Simd::detect(), &x, N, guide, &mut bytes[1]);
+                assert_eq!(searched, reference, "{ty}");
+                assert!(bytes[0] == bytes[1], "{ty}");
+            }
+        }
     }
 
     #[test]

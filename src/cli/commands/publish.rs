@@ -166,6 +166,7 @@ fn entry(source: &GgufSource, manifest: Option<&Manifest>) -> anyhow::Result<Ent
         recipe: metadata.str(RECIPE)?.map(str::to_owned),
         importances: made_with.imatrix.map(|imatrix| (imatrix.file, imatrix.dataset)),
         calibration: made_with.calibration.map(|text| text.file),
+        search: made_with.search,
         n_files: files.len(),
         bytes: files.iter().map(|file| file.size).sum(),
         bits_per_weight: bytes as f64 * 8.0 / weights.max(1) as f64,

@@ -41,6 +41,8 @@ pub struct Entry {
     pub importances: Option<(String, Option<String>)>,
     /// The text that its rounding was calibrated with.
     pub calibration: Option<String>,
+    /// Whether its scales were searched for more widely than the reference does.
+    pub search: bool,
     /// The program's arguments that made it, where a manifest has them.
     pub command: Option<Vec<String>>,
     /// How far it is from the original, and whether no other is as small and as close.
@@ -267,15 +269,13 @@ fn how(out: &mut String, page: &Page) {
             Some((file, None)) => base(file),
             None => String::new(),
         };
-        let rounded =
-            entry.calibration.as_ref().map(|text| format!("to make up on {}", base(text)));
-        let _ = writeln!(
-            out,
-            "| {} | {} | {importances} | {} |",
-            entry.ty,
-            types.join(", "),
-            rounded.unwrap_or_default()
-        );
+        let rounded = match &entry.calibration {
+            Some(text) => format!("to make up on {}", base(text)),
+            None if entry.search => "with scales searched for".to_owned(),
+            None => String::new(),
+        };
+        let _ =
+            writeln!(out, "| {} | {} | {importances} | {rounded} |", entry.ty, types.join(", "));
     }
     for entry in page.entries {
         if let Some(recipe) = &entry.recipe {
@@ -318,6 +318,7 @@ fn command(page: &Page, entry: &Entry) -> String {
     };
     option("--imatrix", entry.importances.as_ref().map(|(file, _)| file));
     option("--calibrate", entry.calibration.as_ref());
+    option("--rounding", entry.search.then(|| "search".to_owned()).as_ref());
     if entry.recipe.is_some() {
         words.push("--write-recipe".to_owned());
     }
