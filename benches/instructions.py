@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Counts the instructions that `requant quantize` spends on a weight, type by type, and those that
-`requant perplexity` spends on a token, and compares them with those recorded in
+"""Counts the instructions that `requant quantize` spends on a weight, type by type, those that `requant convert` spends
+on a weight of FP8, and those that `requant perplexity` spends on a token, and compares them with those recorded in
 benches/instructions.json: a guard against regressions that needs no quiet machine. Fails if a count grew
 by more than 5 %.
 
@@ -80,6 +80,14 @@ with tempfile.TemporaryDirectory() as tmp:
             few, many = counts(("quantize", source, source + ".out", kind, "--pure", *options, "-q", "-f") for source in sources)
             compare(kind + (" weighted" if weighed else ""), round((many - few) / (ROWS[1] - ROWS[0]) / WIDTH, 1))
     if not a.types:
+        folders = [f"{tmp}/{hidden}" for hidden in (128, 256)]
+        for folder in folders:
+            subprocess.run([sys.executable, f"{HERE}/wide_checkpoint.py", folder, "--layers", "1", "--hidden", os.path.basename(folder)], check=True, stdout=subprocess.DEVNULL)
+        # Nearly all of it are weights of a byte each.
+        few, many = (os.path.getsize(f"{folder}/model.safetensors") for folder in folders)
+        for kind in ("Q8_0", "BF16"):
+            less, more = counts(("convert", folder, folder + ".gguf", "-t", kind, "-q", "-f") for folder in folders)
+            compare(f"FP8 to {kind}", round((more - less) / (many - few), 1))
         model = f"{FIXTURES}/reference/tiny-r1-bf16.gguf"
         few, many = counts(("perplexity", model, "--text", text, "--ctx", str(CTX), "--chunks", str(n)) for n in CHUNKS)
         compare("forward pass", round((many - few) / (CHUNKS[1] - CHUNKS[0]) / CTX))

@@ -163,12 +163,35 @@ impl Numbers {
     }
 }
 
-/// The highest value that these bits of a word have in any block. Vector code for plain numbers.
+/// The highest value that these bits of a word have in any block. The bits leave out the sign.
 fn highest(blocks: &[u8], bytes: usize, at: usize, bits: u16) -> u16 {
-    let word = |block: &[u8]| u16::from_le_bytes([block[at], block[at + 1]]) & bits;
     match bytes {
-        2 => blocks.chunks_exact(2).map(word).fold(0, u16::max),
-        4 => blocks.chunks_exact(4).map(word).fold(0, u16::max),
-        _ => blocks.chunks_exact(bytes).map(word).fold(0, u16::max),
+        2 => highest_of_pairs(blocks, bits),
+        4 if at == 2 => highest_of_fours(blocks, bits),
+        _ => {
+            let word = |block: &[u8]| u16::from_le_bytes([block[at], block[at + 1]]) & bits;
+            blocks.chunks_exact(bytes).map(word).fold(0, u16::max)
+        }
     }
+}
+
+// Each by itself, or the compiler makes one loop of all, with a step that it does not know. Signed numbers, of which
+// every x86 has the maximum.
+
+#[inline(never)]
+fn highest_of_pairs(words: &[u8], bits: u16) -> u16 {
+    let mut highest = 0;
+    for word in words.as_chunks().0 {
+        highest = highest.max((u16::from_le_bytes(*word) & bits) as i16);
+    }
+    highest as u16
+}
+
+#[inline(never)]
+fn highest_of_fours(numbers: &[u8], bits: u16) -> u16 {
+    let mut highest = 0;
+    for number in numbers.as_chunks().0 {
+        highest = highest.max(i32::from((u32::from_le_bytes(*number) >> 16) as u16 & bits));
+    }
+    highest as u16
 }

@@ -70,8 +70,10 @@ impl Fp8 {
             Self::E4M3 => (rows_of_e4m3(simd, bytes, n, scales, out), 0x7e),
             Self::E5M2 => (rows_of_e5m2(simd, bytes, n, scales, out), 0x7b),
         };
-        let bad = || bytes.iter().position(|byte| byte & 0x7f > above);
-        match bad().filter(|_| !finite) {
+        if finite {
+            return Ok(());
+        }
+        match bytes.iter().position(|byte| byte & 0x7f > above) {
             Some(at) => Err([at / n, at % n]),
             None => Ok(()),
         }
