@@ -107,6 +107,16 @@ def test_each_matrix_may_have_its_own_importances():
     assert (together != requant.quantize(stack, "Q3_K")).any()
 
 
+def test_a_wider_search_is_nearer_to_the_weights():
+    array = weights()
+    for name in ("Q2_K", "Q4_K", "IQ4_XS", "Q5_1"):
+        errors = []
+        for search in (False, True):
+            back = requant.dequantize(requant.quantize(array, name, search=search), name)
+            errors.append(float(np.square(back - array).sum()))
+        assert errors[1] < errors[0], name
+
+
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -120,16 +130,6 @@ def test_each_matrix_may_have_its_own_importances():
         (lambda: requant.dequantize(b"1234567", "Q4_K", (1, 256)), "whole"),
     ],
 )
-def test_a_wider_search_is_nearer_to_the_weights():
-    array, importance = weights(), None
-    for name in ("Q2_K", "Q4_K", "IQ4_XS", "Q5_1"):
-        errors = []
-        for search in (False, True):
-            back = requant.dequantize(requant.quantize(array, name, importance, search=search), name)
-            errors.append(float(np.square(back - array).sum()))
-        assert errors[1] < errors[0], name
-
-
 def test_what_cannot_be_is_an_error(call, words):
     with pytest.raises(ValueError, match=words):
         call()
