@@ -365,6 +365,7 @@ fn word_of_two([low, high]: [i16; 2]) -> f32 {
 
 /// The power of two by which steps of a group with this largest magnitude are counted, less than
 /// 2^23 of them, and its inverse.
+#[cfg(any(test, target_arch = "x86_64"))]
 #[inline(always)]
 fn steps(most: f32) -> (f32, f32) {
     // Exponents with f32's bias; below 23 scales would be no normal numbers.
