@@ -107,27 +107,20 @@ impl Numbers {
             Self::Codebook => (127.0, 1.5),
         };
         let (mut gain, mut scale, mut chosen) = (0.0, 0.0, 0.0);
-        let mut inverses = [0.0; TRIES];
-        for batch in 0..4 {
-            for c in 0..TRIES {
-                let number = largest + step * ((batch / 2 * TRIES + c) as f32 - 16.0);
-                inverses[c] = if batch % 2 == 0 { -number / max } else { number / max };
-            }
-            let (by_x, squares) = self.sums(x, w, &inverses);
-            for c in 0..TRIES {
-                if squares[c] > 0.0 && by_x[c] * by_x[c] > gain * squares[c] {
-                    (scale, chosen) = (by_x[c] / squares[c], inverses[c]);
-                    gain = scale * by_x[c];
-                }
-            }
-        }
-        // And around the scale that fits those numbers best.
-        for width in [0.01, 0.002] {
-            if scale == 0.0 {
+        // With either sign, and then around the scale that fits the best of those numbers.
+        for batch in 0..6 {
+            if batch >= 4 && scale == 0.0 {
                 break;
             }
+            let mut inverses = [0.0; TRIES];
             for c in 0..TRIES {
-                inverses[c] = (1.0 + width * (c as f32 - 7.5)) / scale;
+                let number = largest + step * ((batch / 2 * TRIES + c) as f32 - 16.0);
+                inverses[c] = match batch {
+                    0 | 2 => -number / max,
+                    1 | 3 => number / max,
+                    4 => (1.0 + 0.01 * (c as f32 - 7.5)) / scale,
+                    _ => (1.0 + 0.002 * (c as f32 - 7.5)) / scale,
+                };
             }
             let (by_x, squares) = self.sums(x, w, &inverses);
             for c in 0..TRIES {
