@@ -5,7 +5,9 @@ none of them has seen. Linux.
 
     benches/quality.py MODEL-BF16.gguf --calibrate valid.txt --test test.txt --dir WORK [--types Q2_K,Q3_K_M,...]
 
-The first half of the calibration text chooses mixes, all of it gives importances and rounds. WORK keeps what was
+The first half of the calibration text chooses mixes, all of it gives importances and rounds; the way `calibrated` (not
+among those that are made unless asked for) is `both` with a mix that is chosen by errors as they will be, from a third of
+the text. WORK keeps what was
 measured: a run that is stopped goes on with the next size, and further types are added to the same table, which is
 printed as Markdown. In brackets, the divergence relative to the better of the reference's two files.
 """
@@ -24,7 +26,8 @@ ap.add_argument("--requant", default=os.path.join(os.path.dirname(__file__), "..
 a = ap.parse_args()
 os.makedirs(a.dir, exist_ok=True)
 place = lambda name: os.path.join(a.dir, name)
-imatrix, sensitivities, table = place("imatrix.gguf"), place("sensitivities.json"), place("quality.json")
+imatrix, table = place("imatrix.gguf"), place("quality.json")
+sensitivities = {"mix": place("sensitivities.json"), "calibrated": place("calibrated.json")}
 
 def run(*command):
     """Seconds of processor time; what a failed command said is shown."""
@@ -35,21 +38,24 @@ def run(*command):
         sys.exit(f"failed: requant {' '.join(command)}")
     return usage.ru_utime + usage.ru_stime, out
 
-def search(*what):
+def search(known, *what):
     return run("mix", a.model, "--text", a.calibrate, "--chunks", a.search_chunks, "--imatrix", imatrix, "--types", a.choose,
-               "--activations", a.activations, "--sensitivities", sensitivities, *what)[0]
+               "--activations", a.activations, "--sensitivities", known, *what)[0]
 
 known = json.load(open(table)) if os.path.exists(table) else {}
 if not os.path.exists(imatrix):
     run("imatrix", a.model, "--text", a.calibrate, "--chunks", a.calibrate_chunks, "-o", imatrix)
-if {"mix", "both"} & set(a.ways.split(",")) and not os.path.exists(sensitivities):
-    known["search"] = search("--curve")
+MIX_OF = {"mix": "mix", "both": "mix", "calibrated": "calibrated"}
 
 NAMES = {"plain": "reference, without importances", "reference": "reference", "search": "scales searched for",
-         "compensated": "compensated", "mix": "measured mix, as the reference rounds", "both": "both"}
+         "compensated": "compensated", "mix": "measured mix, as the reference rounds", "both": "both",
+         "calibrated": "both, the mix chosen with --calibrate"}
 weighed = ["--imatrix", imatrix]
 searched = [*weighed, "--rounding", "search"]
 compensated = ["--calibrate", a.calibrate, "--calibrate-chunks", a.calibrate_chunks]
+for mix in sorted({MIX_OF[way] for way in a.ways.split(",") if way in MIX_OF}):
+    if not os.path.exists(sensitivities[mix]):
+        known[f"search, {mix}"] = search(sensitivities[mix], "--curve", *(compensated if mix == "calibrated" else []))
 for ty in a.types.split(","):
     rows = known.setdefault(ty, {})
     missing = [way for way in a.ways.split(",") if way not in rows]
@@ -58,11 +64,11 @@ for ty in a.types.split(","):
     if not missing:
         continue
     size = int(json.loads(run("plan", a.model, "--type", ty, "--imatrix", imatrix, "--json")[1])["bytes"])
-    if {"mix", "both"} & set(missing):
-        search("--size", str(size), "-o", place("mix.toml"), "-f", "--no-proof")
+    for mix in sorted({MIX_OF[way] for way in missing if way in MIX_OF}):
+        search(sensitivities[mix], "--size", str(size), "-o", place(f"{mix}.toml"), "-f", "--no-proof")
     made = {}
     for way in missing:
-        of = place("mix.toml") if way in ("mix", "both") else ty
+        of = place(f"{MIX_OF[way]}.toml") if way in MIX_OF else ty
         more = {"plain": [], "reference": weighed, "search": searched, "mix": weighed}.get(way, compensated)
         made[way] = run("quantize", a.model, place(f"{way}.gguf"), of, *more, "-f")[0]
     files = [place(f"{way}.gguf") for way in missing]

@@ -6,6 +6,7 @@ use std::iter::successors;
 use std::path::Path;
 use std::process::Command;
 
+use assert_cmd::cargo::CommandCargoExt;
 use requant::quant::{Importance, Numbers, QuantError, QuantType};
 use serde_json::{Value, json};
 
@@ -147,7 +148,7 @@ fn rows_say_what_the_functions_do() {
 #[test]
 fn formats_are_listed_for_people_and_scripts() {
     let list = |args: &[&str]| {
-        let out = Command::new(env!("CARGO_BIN_EXE_requant")).args(args).output().unwrap();
+        let out = Command::cargo_bin("requant").unwrap().args(args).output().unwrap();
         assert!(out.status.success() && out.stderr.is_empty());
         String::from_utf8(out.stdout).unwrap()
     };

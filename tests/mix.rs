@@ -130,6 +130,43 @@ fn bytes_go_where_they_save_most() {
     );
 }
 
+/// A mix for searched scales is chosen by their errors, and measured with them.
+#[test]
+fn scales_that_are_searched_for_have_mixes_of_their_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
+    let [known, recipe, plain] = ["known.json", "mix.toml", "plain.toml"].map(path);
+    let common = ["mix", BF16, "--sensitivities", &known, "--bpw", "3.6", "--json"];
+    let text = ["--text", CALIBRATION, "--ctx", "256", "--chunks", "8"];
+    let search = ["--rounding", "search"];
+    let found = done(&[&common[..], &text, &search, &["-o", &recipe]].concat());
+    validate("mix", &found);
+    let value = |of: &Value| of.as_f64().unwrap();
+    let expected = value(&found["expected_kld"]);
+    assert!(expected < 0.95 * value(&found["expected_kld_reference"]), "{found}");
+    let measured = value(&found["measured"]["mean_kld"]);
+    assert!((0.4..2.5).contains(&(measured / expected)), "{found}");
+    let written = std::fs::read_to_string(&recipe).unwrap();
+    assert!(written.contains("--rounding search") && written.contains("With such scales"));
+
+    // What was measured serves the reference's rounding as well, which costs more.
+    let other = done(&[&common[..], &["--no-proof", "-o", &plain]].concat());
+    assert!(value(&other["expected_kld"]) > expected, "{other}");
+    assert!(!std::fs::read_to_string(&plain).unwrap().contains("--rounding"));
+    // A file that knows nothing of them serves the reference's rounding alone.
+    let unknown = path("unknown.json");
+    let mut json: Value = serde_json::from_slice(&std::fs::read(&known).unwrap()).unwrap();
+    for tensor in json["tensors"].as_array_mut().unwrap() {
+        tensor.as_object_mut().unwrap().remove("searched").unwrap();
+    }
+    std::fs::write(&unknown, json.to_string()).unwrap();
+    let again = ["mix", BF16, "--sensitivities", &unknown, "--bpw", "4", "--no-proof", "-o"];
+    assert!(requant(&[&again[..], &[&path("a")]].concat()).status.success());
+    let refused = requant(&[&again[..], &[&path("b")], &search].concat());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("searched scales"), "{said}");
+}
+
 /// What a mix is chosen by must not be what weights are rounded with.
 #[test]
 fn texts_have_nothing_in_common() {

@@ -111,6 +111,12 @@ fn a_wider_search_is_said_made_again_and_the_same_in_a_ladder() {
         assert!(page.contains(said), "{page}");
     }
 
+    // Where nothing is searched for, the file does not say so, and the user is told.
+    let copied = at("copied.gguf");
+    let (code, _, err) = requant(&["quantize", &plain, &copied, "COPY", "--rounding", "search"]);
+    assert!(code == 0 && err.contains("no tensor gets a type"), "{err}");
+    assert_eq!(rounding(&copied), None);
+
     for other in ["reference", "search"] {
         let both = ["--calibrate", "tests/fixtures/text/calibration.txt", "--rounding", other];
         let (code, _, err) = requant(&[&convert[..6], &both, &["--force"]].concat());

@@ -487,6 +487,7 @@ def mix(
     keep: Mapping[str, str] = {},
     imatrix: Optional[PathLike] = None,
     sensitivities: Optional[PathLike] = None,
+    search: bool = False,
     ctx: int = 512,
     chunks: Optional[int] = None,
     threads: int = 0,
@@ -498,10 +499,11 @@ def mix(
     What groups of tensors cost is measured on the first half of the text. ``sensitivities`` names a file that keeps
     it, so that other sizes take no time. ``budgets`` gives roles, such as ``"expert"``, bytes of their own,
     ``floors`` the least type that they may have, and ``keep`` the type of tensors whose names fit a regular expression.
+    With ``search``, the mix is chosen for files that are made with ``search``.
     """
     if (bytes is None) == (bits_per_weight is None):
         raise ValueError("give either bytes or bits_per_weight")
-    within = (list(types), list(budgets.items()), list(floors.items()), list(keep.items()))
+    within = (list(types), list(budgets.items()), list(floors.items()), list(keep.items()), search)
     found = _native.mix(
         os.fspath(model), os.fspath(text), os.fspath(output), (bytes, bits_per_weight), within,
         None if imatrix is None else os.fspath(imatrix),

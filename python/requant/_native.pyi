@@ -38,7 +38,7 @@ def gate(
 ) -> str: ...
 def mix(
     model: str, text: str, output: str, size: tuple[Optional[int], Optional[float]],
-    within: tuple[list[str], list[tuple[str, int]], list[tuple[str, str]], list[tuple[str, str]]],
+    within: tuple[list[str], list[tuple[str, int]], list[tuple[str, str]], list[tuple[str, str]], bool],
     imatrix: Optional[str], sensitivities: Optional[str], how: How,
     progress: Optional[Callable[[int, int], Any]],
 ) -> str: ...

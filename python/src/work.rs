@@ -355,10 +355,11 @@ pub fn gate(
     })
 }
 
-/// What a mix may be made of, by name: types, bytes and least types of roles, types of patterns of names.
-type Within = (Vec<String>, Vec<(String, u64)>, Vec<(String, String)>, Vec<(String, String)>);
+/// What a mix may be made of, by name: types, bytes and least types of roles, types of patterns of names; and
+/// whether scales will be searched for.
+type Within = (Vec<String>, Vec<(String, u64)>, Vec<(String, String)>, Vec<(String, String)>, bool);
 
-fn bounds((types, budgets, floors, keep): Within) -> PyResult<Bounds> {
+fn bounds((types, budgets, floors, keep, search): Within) -> PyResult<Bounds> {
     let role = |name: &str| {
         let found = Role::ALL.into_iter().find(|role| role.name() == name);
         found.ok_or_else(|| {
@@ -381,6 +382,7 @@ fn bounds((types, budgets, floors, keep): Within) -> PyResult<Bounds> {
             .map(|(name, ty)| Ok((role(name)?, named(ty)?)))
             .collect::<PyResult<_>>()?,
         keep: keep.iter().map(kept).collect::<PyResult<_>>()?,
+        search,
     })
 }
 
@@ -411,10 +413,11 @@ pub fn mix(
         let [search, proof]: [Text; 2] = parts;
         let options = Options { chunks: None, ..options };
         let found = match sensitivities.as_deref().filter(|path| path.exists()) {
-            Some(path) => Sensitivities::read(path, &opened, &bounds.types).map_err(failed)?,
+            Some(path) => Sensitivities::read(path, &opened, &bounds.types, bounds.search).map_err(failed)?,
             None => {
                 let known = Default::default();
-                let types = Types { all: &bounds.types, imatrix: weights, known: &known };
+                let (all, search) = (&bounds.types[..], bounds.search);
+                let types = Types { all, imatrix: weights, known: &known, search };
                 let so_far = SoFar::NONE;
                 let found =
                     measure::sensitivities(subject, &search, types, so_far, &options, watch);
@@ -434,7 +437,8 @@ pub fn mix(
         let mix = measure::mix(subject, &found, &bounds, importance.as_ref(), size);
         let mix = mix.map_err(failed)?;
         let types = mix.types();
-        let proven = measure::proof(subject, &proof, &types, weights, &options, watch);
+        let proven =
+            measure::proof(subject, &proof, &types, weights, bounds.search, &options, watch);
         let divergence = proven.map_err(failed)?.kl_divergence;
         let measured = (divergence.mean.value, divergence.error_by_chunk());
         let recipe = mix.text(&model, &found, Some(measured));

@@ -3,7 +3,6 @@
 
 use super::error::ConvertError;
 use super::lossless;
-use super::made_with::{ROUNDING, SEARCH};
 use super::prune::Pruned;
 use super::settings::{Importance, Mode, Settings};
 use crate::gguf::{Array, Metadata, SPLIT_COUNT, SPLIT_NO, SPLIT_TENSORS, Value};
@@ -156,9 +155,6 @@ fn finish(metadata: &mut Metadata, settings: &Settings, kept: u32) -> Result<(),
     if settings.write_recipe {
         metadata.set_last(RECIPE, settings.recipe.text());
         metadata.set_last("requant.recipe.sha256", settings.recipe.sha256());
-    }
-    if settings.search {
-        metadata.set_last(ROUNDING, SEARCH);
     }
     for (key, value) in &settings.notes {
         metadata.set_last(key, value.clone());

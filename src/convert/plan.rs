@@ -5,7 +5,7 @@ use super::error::ConvertError;
 use super::importance::{Importances, Weighing};
 use super::job::{Job, type_in};
 use super::lossless;
-use super::made_with::MadeWith;
+use super::made_with::{MadeWith, ROUNDING, SEARCH};
 use super::metadata::{self, OfCheckpoint};
 use super::prune::Pruned;
 use super::settings::{Intermediate, Mode, Settings};
@@ -56,6 +56,11 @@ impl PlannedTensor {
             TensorType::Known(_) => self.dims.first().copied().unwrap_or(1),
             TensorType::Unknown(_) => 1,
         }
+    }
+
+    /// Whether it is encoded in a type whose scales can be searched for more widely.
+    fn is_searched_for(&self) -> bool {
+        matches!(self.ty, TensorType::Known(ty) if self.ty != self.stored && ty.searches())
     }
 
     /// Rows, over all matrices; none where rows have no elements.
@@ -253,12 +258,16 @@ impl Plan {
         source: &dyn Source,
         order: Vec<usize>,
         stored: &dyn Fn(usize) -> TensorType,
-        metadata: Metadata,
+        mut metadata: Metadata,
         settings: &Settings,
     ) -> Result<Self, ConvertError> {
         let imatrix = settings.importance.as_ref().map(|i| i.imatrix.clone());
         let importances = Importances::new(imatrix.as_deref(), source.tensors());
         let tensors = job.tensors(source, order, stored, &importances, settings)?;
+        let search = settings.search && tensors.iter().any(PlannedTensor::is_searched_for);
+        if search {
+            metadata.set_last(ROUNDING, SEARCH);
+        }
         let files = cut::files(source, &tensors, &metadata, settings.split)?;
         let mut plan = Self {
             unused: importances.unused().map(str::to_owned).collect(),
@@ -274,10 +283,14 @@ impl Plan {
             imatrix,
             recipe: settings.recipe.clone(),
             simd: settings.simd,
-            search: settings.search,
+            search,
             check: settings.check,
         };
         plan.warnings.extend(plan.own_warnings());
+        if settings.search && !search {
+            let text = "no tensor gets a type whose scales can be searched for".to_owned();
+            plan.warnings.push(Warning::new(Topic::Recipe, text));
+        }
         plan.threads = Memory::of([&plan]).threads(plan.threads, plan.budget)?;
         Ok(plan)
     }

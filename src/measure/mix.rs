@@ -26,6 +26,8 @@ pub struct Bounds {
     pub floors: Vec<(Role, QuantType)>,
     /// The type of tensors whose names fit a pattern; the first that fits counts.
     pub keep: Vec<TensorType>,
+    /// Whether scales will be searched for more widely than the reference does.
+    pub search: bool,
 }
 
 impl Bounds {
@@ -56,6 +58,8 @@ pub struct Mix {
     pub expected: f64,
     /// The same, rounded as the reference does.
     pub expected_of_reference: f64,
+    /// Whether scales are to be searched for, as it was chosen for.
+    pub search: bool,
 }
 
 impl Mix {
@@ -64,8 +68,8 @@ impl Mix {
         self.tensors.iter().map(|(name, _, ty)| (name.as_str(), *ty)).collect()
     }
 
-    /// The recipe as a file, which says where it comes from; `proof` is a divergence that was measured, rounded
-    /// as the reference does, with its error.
+    /// The recipe as a file, which says where it comes from; `proof` is a divergence that was measured, with its
+    /// error: with searched scales where the mix was chosen for these, else rounded as the reference does.
     pub fn text(&self, model: &Path, found: &Sensitivities, proof: Option<(f64, f64)>) -> String {
         let mut text = format!(
             "# Found by requant mix for {}: {:.3} bits per weight, {} bytes.\n# Expected mean KL divergence \
@@ -77,11 +81,17 @@ impl Mix {
             found.probe,
             found.tokens
         );
+        if self.search {
+            text += "# For scales that are searched for: --rounding search.\n";
+        }
         if let Some((kld, error)) = proof {
+            let (how, expected) = match self.search {
+                true => ("With such scales", self.expected),
+                false => ("Rounded as the reference does", self.expected_of_reference),
+            };
             let _ = writeln!(
                 text,
-                "# Rounded as the reference does: expected {:.6}, measured {kld:.6} ± {error:.6} on other text.",
-                self.expected_of_reference
+                "# {how}: expected {expected:.6}, measured {kld:.6} ± {error:.6} on other text."
             );
         }
         text + self.recipe.text()
@@ -102,7 +112,8 @@ impl Mix {
 /// let options = Options { ctx: 32, chunks: Some(2), ..Options::default() };
 /// let subject = Subject { path, model: &model };
 /// let bounds = Bounds { types: vec![QuantType::Q3_K, QuantType::Q6_K], ..Bounds::default() };
-/// let types = Types { all: &bounds.types, imatrix: None, known: &Default::default() };
+/// let known = Default::default();
+/// let types = Types { all: &bounds.types, imatrix: None, known: &known, search: false };
 /// let found = sensitivities(subject, &text, types, SoFar::NONE, &options, &())?;
 /// let mix = mix(subject, &found, &bounds, None, 6 << 20)?;
 /// assert!(mix.bytes <= 6 << 20 && mix.expected > 0.0);
@@ -165,8 +176,11 @@ impl Search<'_> {
             let stored = fitting(ty, n)?;
             let rows: u64 = tensor.dims.iter().skip(1).product();
             let bytes = stored.row_bytes(n as usize)? as u64 * rows;
-            let errors =
-                if tensor.compensated.is_empty() { &tensor.errors } else { &tensor.compensated };
+            let errors = match self.bounds.search {
+                true => &tensor.searched,
+                false if tensor.compensated.is_empty() => &tensor.errors,
+                false => &tensor.compensated,
+            };
             Some(Choice { ty: stored, bytes, cost: tensor.alpha * errors.get(ty.name())? })
         };
         types.filter_map(choice).collect()
@@ -229,6 +243,7 @@ impl Search<'_> {
             bits_per_weight: plan.bits_per_weight(),
             tensors,
             recipe,
+            search: self.bounds.search,
         })
     }
 }

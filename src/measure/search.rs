@@ -19,6 +19,8 @@ pub struct Search<'a> {
     pub types: &'a [QuantType],
     /// What the errors of columns count.
     pub imatrix: Option<&'a Imatrix>,
+    /// Whether scales are searched for more widely than the reference does.
+    pub search: bool,
     /// The text that weights are rounded with, and how many chunks of it at most.
     pub calibration: Option<(&'a Text, Option<usize>)>,
 }
@@ -30,7 +32,7 @@ impl Search<'_> {
     /// # Errors
     /// A vocabulary that text cannot be made tokens with, a text too short, weights that cannot be read.
     pub fn part(&self, options: &Options) -> Result<Part, MeasureError> {
-        let Self { subject, text, types, imatrix, calibration } = *self;
+        let Self { subject, text, types, imatrix, search, calibration } = *self;
         let cut = |text: &Text, options: &Options| {
             Chunks::of_texts(std::slice::from_ref(text), subject, options, 1, &())
         };
@@ -41,6 +43,7 @@ impl Search<'_> {
         is("types", types.iter().map(|ty| ty.name()).collect::<Vec<_>>().join(","));
         is("text", chunks.fingerprint());
         let nothing = || "nothing".to_owned();
+        is("rounding", if search { "search" } else { "reference" }.to_owned());
         is("importances", imatrix.map_or_else(nothing, of_importances));
         let calibration = calibration.map(|(text, chunks)| {
             let chunks = cut(text, &Options { chunks, ..options.clone() })?;

@@ -40,6 +40,9 @@ pub struct OfTensor {
     pub alpha: f64,
     /// The error relative to the weights, t², in each type that was asked for, rounded as the reference does.
     pub errors: BTreeMap<String, f64>,
+    /// The same with scales searched for more widely, where that was asked for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub searched: BTreeMap<String, f64>,
     /// The same with compensated rounding, where that was asked for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub compensated: BTreeMap<String, f64>,
@@ -87,11 +90,17 @@ pub struct Sensitivities {
 }
 
 impl Sensitivities {
-    /// Reads what was measured of a model before, with these types.
+    /// Reads what was measured of a model before, with these types, and, where `search`, with scales that are
+    /// searched for.
     ///
     /// # Errors
-    /// A file that is no such, of another model, or without one of the types.
-    pub fn read(path: &Path, model: &Model, types: &[QuantType]) -> Result<Self, MeasureError> {
+    /// A file that is no such, of another model, without one of the types or without searched scales.
+    pub fn read(
+        path: &Path,
+        model: &Model,
+        types: &[QuantType],
+        search: bool,
+    ) -> Result<Self, MeasureError> {
         let found: Self = crate::json::read(path)?;
         let bad = |what: String| MeasureError::OtherSensitivities { path: path.to_owned(), what };
         let source = model.source();
@@ -101,12 +110,20 @@ impl Sensitivities {
         if let Some(OfTensor { name, .. }) = other {
             return Err(bad(format!("measured on another model, this one has no such `{name}`")));
         }
-        let known =
-            |ty: &&QuantType| found.tensors.iter().all(|t| t.errors.contains_key(ty.name()));
-        match types.iter().find(|ty| !known(ty)) {
-            Some(missing) => {
-                Err(bad(format!("has nothing about {missing}; give another file for these types")))
-            }
+        let lacks = |of: fn(&OfTensor) -> &BTreeMap<String, f64>| {
+            let known =
+                |ty: &&QuantType| found.tensors.iter().all(|t| of(t).contains_key(ty.name()));
+            types.iter().find(|ty| !known(ty))
+        };
+        if let Some(missing) = lacks(|tensor| &tensor.errors) {
+            return Err(bad(format!(
+                "has nothing about {missing}; give another file for these types"
+            )));
+        }
+        match lacks(|tensor| &tensor.searched).filter(|_| search) {
+            Some(missing) => Err(bad(format!(
+                "has nothing about {missing} with searched scales; give another file for this rounding"
+            ))),
             None => Ok(found),
         }
     }
@@ -169,6 +186,16 @@ pub struct Types<'a> {
     pub imatrix: Option<&'a Imatrix>,
     /// Errors of the products of some tensors, in these types and in [`PROBE`].
     pub known: &'a BTreeMap<String, Errors>,
+    /// Whether errors with scales that are searched for more widely
+    /// ([`QuantType::search_rows_with`]) are wanted too.
+    pub search: bool,
+}
+
+/// How weights are rounded.
+#[derive(Clone, Copy)]
+enum Way {
+    Reference,
+    Search,
 }
 
 /// Measures how much the groups of a model's tensors matter on a text, and the errors of
@@ -190,7 +217,8 @@ pub struct Types<'a> {
 /// let text = Text::read(Path::new("tests/fixtures/text/calibration.txt"))?;
 /// let options = Options { ctx: 32, chunks: Some(2), ..Options::default() };
 /// let subject = Subject { path, model: &model };
-/// let types = Types { all: &[QuantType::Q4_K], imatrix: None, known: &Default::default() };
+/// let known = Default::default();
+/// let types = Types { all: &[QuantType::Q4_K], imatrix: None, known: &known, search: false };
 /// let found = sensitivities(subject, &text, types, SoFar::NONE, &options, &())?;
 /// assert!(found.tensors.iter().all(|tensor| tensor.alpha >= 0.0));
 /// # Ok::<(), Box<dyn std::error::Error>>(())
@@ -201,7 +229,7 @@ pub struct Types<'a> {
 pub fn sensitivities(
     subject: Subject,
     text: &Text,
-    Types { all: types, imatrix, known }: Types,
+    Types { all: types, imatrix, known, search }: Types,
     SoFar { begun, keep }: SoFar,
     options: &Options,
     monitor: &dyn Monitor,
@@ -221,7 +249,7 @@ pub fn sensitivities(
     );
     for groups in missing.chunks(TOGETHER) {
         let probed = |group: &&Measured| {
-            weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)))
+            weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)), Way::Reference)
         };
         let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
         let models = groups.iter().zip(&overlays).map(|(group, overlay)| {
@@ -254,6 +282,12 @@ pub fn sensitivities(
     for group in &groups {
         let metas = || group.tensors.iter().map(|&tensor| &source.tensors()[tensor]);
         let known: Option<Vec<&Errors>> = metas().map(|meta| known.get(&meta.name)).collect();
+        let of = |types, way| {
+            let errors = options.on_threads(|| weights.errors(group, types, way))?;
+            errors.map_err(|error| MeasureError::of(subject.path, error))
+        };
+        let searched = if search { of(types, Way::Search)? } else { Vec::new() };
+        let mut searched = searched.into_iter();
         // Of each tensor: in the reference's way, and compensated.
         let errors: Vec<[ByType; 2]> = match known {
             Some(known) => {
@@ -263,27 +297,29 @@ pub fn sensitivities(
                 known.into_iter().map(|errors| [way(errors, 0), way(errors, 1)]).collect()
             }
             None => {
-                let errors = options.on_threads(|| weights.errors(group, &probed_too))?;
-                let errors = errors.map_err(|error| MeasureError::of(subject.path, error))?;
+                let errors = of(&probed_too, Way::Reference)?;
                 errors.into_iter().map(|errors| [errors, ByType::new()]).collect()
             }
         };
         let sum: f64 = errors.iter().filter_map(|[reference, _]| reference.get(&PROBE)).sum();
         let divergence = found.of(group).map_or(0.0, |group| group.divergence);
         let alpha = divergence.max(0.0) / sum.max(f64::MIN_POSITIVE);
-        for (meta, errors) in metas().zip(errors) {
-            let [errors, compensated] = errors.map(|errors| {
-                let asked = errors.into_iter().filter(|(ty, _)| types.contains(ty));
-                asked.map(|(ty, error)| (ty.name().to_owned(), error)).collect()
-            });
+        for (meta, [reference, compensated]) in metas().zip(errors) {
+            let searched = searched.next().unwrap_or_default();
+            let [errors, searched, compensated] =
+                [reference, searched, compensated].map(|errors| {
+                    let asked = errors.into_iter().filter(|(ty, _)| types.contains(ty));
+                    asked.map(|(ty, error)| (ty.name().to_owned(), error)).collect()
+                });
             let TensorMeta { name, dims, .. } = meta.clone();
-            found.tensors.push(OfTensor { name, dims, alpha, errors, compensated });
+            found.tensors.push(OfTensor { name, dims, alpha, errors, searched, compensated });
         }
     }
     Ok(found)
 }
 
-/// Measures a model with tensors in other types, rounded as the reference does, against itself.
+/// Measures a model with tensors in other types, rounded as the reference does or, where `search`, with
+/// scales that are searched for, against itself.
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -294,6 +330,7 @@ pub fn proof(
     text: &Text,
     types: &[(&str, QuantType)],
     imatrix: Option<&Imatrix>,
+    search: bool,
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Comparison, MeasureError> {
@@ -302,7 +339,8 @@ pub fn proof(
     let source = subject.model.source();
     let weights = Weights { source, imatrix, simd: options.simd };
     let tensors = types.iter().filter_map(|&(name, ty)| Some((source.find(name)?, ty)));
-    let overlay = weights.overlay(tensors);
+    let way = if search { Way::Search } else { Way::Reference };
+    let overlay = weights.overlay(tensors, way);
     let reference = subject.runner(options)?;
     let model = subject.runner_over(&overlay, options)?;
     monitor.expect(comparison_work(&[&reference, &model], read.tokens.len(), &settings));
@@ -330,8 +368,9 @@ impl<'a> Weights<'a> {
     }
 
     /// The model with some tensors in other types.
-    fn overlay(&self, tensors: impl Iterator<Item = (usize, QuantType)>) -> Overlay<'a> {
-        let mut overlay = Overlay::new(self.source, self.simd);
+    fn overlay(&self, tensors: impl Iterator<Item = (usize, QuantType)>, way: Way) -> Overlay<'a> {
+        let overlay = Overlay::new(self.source, self.simd);
+        let mut overlay = overlay.search(matches!(way, Way::Search));
         for (tensor, ty) in tensors {
             let meta = &self.source.tensors()[tensor];
             let importances = self.importances(meta).map(<[f32]>::to_vec);
@@ -343,12 +382,17 @@ impl<'a> Weights<'a> {
     }
 
     /// The errors of a group's tensors in some types.
-    fn errors(&self, group: &Measured, types: &[QuantType]) -> Result<Vec<ByType>, EvalError> {
-        group.tensors.par_iter().map(|&tensor| self.error(tensor, types)).collect()
+    fn errors(
+        &self,
+        group: &Measured,
+        types: &[QuantType],
+        way: Way,
+    ) -> Result<Vec<ByType>, EvalError> {
+        group.tensors.par_iter().map(|&tensor| self.error(tensor, types, way)).collect()
     }
 
     /// Errors of a tensor relative to its weights, from some of its rows.
-    fn error(&self, tensor: usize, types: &[QuantType]) -> Result<ByType, EvalError> {
+    fn error(&self, tensor: usize, types: &[QuantType], way: Way) -> Result<ByType, EvalError> {
         let meta = &self.source.tensors()[tensor];
         let (n, rows) = (meta.n_per_row() as usize, meta.n_rows());
         let per_matrix = meta.dims.get(1).copied().unwrap_or(1).max(1);
@@ -364,10 +408,14 @@ impl<'a> Weights<'a> {
                 let ones = vec![1.0; if needs { n } else { 0 }];
                 let guide = Guide::from(importances.or((needs).then_some(&ones)));
                 let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0)];
-                let coded = ty
-                    .encode_rows_with(self.simd, &weights, n, guide, &mut bytes)
-                    .and_then(|()| ty.decode_rows_with(self.simd, &bytes, n, &mut values));
-                if coded.is_err() {
+                let coded = match way {
+                    Way::Reference => {
+                        ty.encode_rows_with(self.simd, &weights, n, guide, &mut bytes)
+                    }
+                    Way::Search => ty.search_rows_with(self.simd, &weights, n, guide, &mut bytes),
+                };
+                let decode = |()| ty.decode_rows_with(self.simd, &bytes, n, &mut values);
+                if coded.and_then(decode).is_err() {
                     continue;
                 }
                 for i in 0..n {

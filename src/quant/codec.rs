@@ -59,6 +59,12 @@ impl QuantType {
         self.encode_by(Levels::encode, simd, rows, n_per_row, guide, out)
     }
 
+    /// Whether the type has a search for scales, so that [`search_rows_with`](Self::search_rows_with) gives other
+    /// bytes than [`encode_rows_with`](Self::encode_rows_with).
+    pub fn searches(self) -> bool {
+        self.kernels().is_ok_and(Levels::searches)
+    }
+
     /// [`encode_rows_with`](Self::encode_rows_with) by a wider search for scales than the reference's, where
     /// the type has a search: the errors that it makes smaller are the same, with importances of one where
     /// `guide` has none. Bytes are the same at all levels.

@@ -24,6 +24,7 @@ use std::ops::Range;
 pub struct Overlay<'a> {
     base: &'a dyn Source,
     simd: Simd,
+    search: bool,
     metas: Vec<TensorMeta>,
     others: HashMap<usize, Other<'a>>,
 }
@@ -49,7 +50,13 @@ type Read<'a> = dyn Fn(Range<u64>, &mut Vec<u8>) -> std::io::Result<()> + Send +
 impl<'a> Overlay<'a> {
     /// A source that is like another.
     pub fn new(base: &'a dyn Source, simd: Simd) -> Self {
-        Self { base, simd, metas: base.tensors().to_vec(), others: HashMap::new() }
+        let metas = base.tensors().to_vec();
+        Self { base, simd, search: false, metas, others: HashMap::new() }
+    }
+
+    /// Whether rows are encoded by the wider search for scales ([`QuantType::search_rows_with`]).
+    pub fn search(self, search: bool) -> Self {
+        Self { search, ..self }
     }
 
     /// Has a tensor appear in a type, as it would be made with these importances: one for each column
@@ -134,14 +141,13 @@ impl<'a> Overlay<'a> {
             let [from, to] = [row, end].map(|row| (row - rows.start) as usize);
             let columns = matrix as usize * n..(matrix as usize + 1) * n;
             let guide = Guide::from(importance.map(|all| &all[columns]));
-            ty.encode_rows_with(
-                self.simd,
-                &weights[from * n..to * n],
-                n,
-                guide,
-                &mut bytes[from * row_bytes..to * row_bytes],
-            )
-            .map_err(|error| self.error(tensor, row, error))?;
+            let (weights, bytes) =
+                (&weights[from * n..to * n], &mut bytes[from * row_bytes..to * row_bytes]);
+            let encoded = match self.search {
+                true => ty.search_rows_with(self.simd, weights, n, guide, bytes),
+                false => ty.encode_rows_with(self.simd, weights, n, guide, bytes),
+            };
+            encoded.map_err(|error| self.error(tensor, row, error))?;
             row = end;
         }
         Ok(bytes)
@@ -195,6 +201,7 @@ impl Storage for Overlay<'_> {
         let mut others: Vec<_> = self.others.iter().map(|(i, other)| (*i, other.ty)).collect();
         others.sort_unstable_by_key(|&(tensor, _)| tensor);
         if let Some(file) = files.first_mut() {
+            file.version += if self.search { " searched" } else { "" };
             others.iter().for_each(|(tensor, ty)| file.version += &format!(" {tensor}:{ty}"));
         }
         files

@@ -2,6 +2,7 @@
 //! Nothing here is shared with the program: what a test writes, the program has to understand.
 #![allow(dead_code)]
 
+use assert_cmd::cargo::CommandCargoExt;
 use serde_json::{Map, Value as Json, json};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -415,8 +416,8 @@ impl Bench {
     /// Runs the program in the folder. A signal or a panic fails the test.
     #[track_caller]
     pub fn run(&self, args: &[&str]) -> Said {
-        let program = env!("CARGO_BIN_EXE_requant");
-        let Output { status, stdout, stderr } = Command::new(program)
+        let Output { status, stdout, stderr } = Command::cargo_bin("requant")
+            .unwrap()
             .args(args)
             .current_dir(self.dir())
             .env_remove("REQUANT_SIMD")

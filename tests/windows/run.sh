@@ -10,7 +10,9 @@ if [ "${OS:-}" != Windows_NT ]; then
     target=x86_64-pc-windows-gnu
     options+=(--target "$target")
     wine=${WINE:-$(command -v wine64 || echo /usr/lib/wine/wine64)}
-    export CARGO_TARGET_X86_64_PC_WINDOWS_GNU_RUNNER=$wine WINEDEBUG=-all
+    # Not by a variable: tests would start the program by it, while within Wine it starts as it is.
+    options+=(--config "target.$target.runner = '$wine'")
+    export WINEDEBUG=-all
     export WINEPREFIX="${CARGO_TARGET_DIR:-$PWD/target}/$target/wine"
     mkdir -p "$WINEPREFIX" && "$wine" wineboot --init
     # Rust's standard library takes random numbers from a library that Wine has from 9 on.

@@ -78,6 +78,9 @@ pub struct Args {
     sensitivities: Option<PathBuf>,
     #[command(flatten)]
     calibrate: calibrate::ForMix,
+    /// Choose for files that are rounded so without calibration (convert --rounding)
+    #[arg(long, value_enum, default_value = "reference", conflicts_with = "calibrate")]
+    rounding: Rounding,
     /// Do not measure the mix itself
     #[arg(long)]
     no_proof: bool,
@@ -107,6 +110,13 @@ pub struct Args {
     room: Room,
     #[command(flatten)]
     run: RunArgs,
+}
+
+/// How weights will be rounded.
+#[derive(Clone, Copy, PartialEq, clap::ValueEnum)]
+enum Rounding {
+    Reference,
+    Search,
 }
 
 /// Types to choose from.
@@ -178,6 +188,10 @@ fn keep(text: &str) -> Result<TensorType, String> {
 const COMPUTE: u64 = 512 << 20;
 
 impl Args {
+    fn searches(&self) -> bool {
+        self.rounding == Rounding::Search
+    }
+
     fn bounds(&self) -> Bounds {
         let budgets = self.budget.iter().filter_map(|&(role, bytes)| Some((role?, bytes)));
         Bounds {
@@ -185,6 +199,7 @@ impl Args {
             budgets: budgets.collect(),
             floors: self.floor.clone(),
             keep: self.keep.clone(),
+            search: self.searches(),
         }
     }
 }
@@ -251,7 +266,9 @@ impl Search<'_> {
         let progress = Progress::start("proof", 0, "token-layers", 0);
         let imatrix = self.importance.map(|importance| &*importance.imatrix);
         let types = mix.types();
-        let found = measure::proof(self.subject, text, &types, imatrix, &options, &progress)?;
+        let search = self.bounds.search;
+        let found =
+            measure::proof(self.subject, text, &types, imatrix, search, &options, &progress)?;
         progress.finish();
         let kld = found.kl_divergence;
         Ok((kld.mean.value, kld.error_by_chunk()))
@@ -287,7 +304,7 @@ pub fn run(args: &Args) -> anyhow::Result<()> {
     let (found, texts) = match known {
         Some(path) => {
             let texts = proves.then(texts).transpose()?;
-            (Sensitivities::read(path, &model, &bounds.types)?, texts)
+            (Sensitivities::read(path, &model, &bounds.types, bounds.search)?, texts)
         }
         None => {
             let texts = texts()?;
@@ -373,7 +390,8 @@ fn measured(
         }
         None => BTreeMap::new(),
     };
-    let types = measure::Types { all: &args.types.0, imatrix, known: &known };
+    let search = args.searches();
+    let types = measure::Types { all: &args.types.0, imatrix, known: &known, search };
     let so_far = SoFar { begun: begun.measured(), keep: &|found| begun.keep(found) };
     let progress = Progress::start("mix", 0, "token-layers", 0);
     let found = measure::sensitivities(subject, &texts.search, types, so_far, &options, &progress)?;
@@ -399,6 +417,7 @@ fn measure_share(
         text: &texts.search,
         types: &args.types.0,
         imatrix: importance.map(|importance| &*importance.imatrix),
+        search: args.searches(),
         calibration: texts.calibration.as_ref().map(|text| (text, args.calibrate.chunks())),
     };
     let mut part = search.part(&Options { chunks: None, ..options.clone() })?;
@@ -420,7 +439,11 @@ fn identity(args: &Args, subject: Subject, texts: &Texts, options: &Options) -> 
     let Options { ctx, chunks, activations, share, .. } = options;
     let search = (texts.search.sha256(), ctx, chunks, activations, share);
     let importances = args.weights.path();
-    format!("{:?}", (subject.path, subject.size(), search, calibration, types, importances))
+    let searches = args.searches();
+    format!(
+        "{:?}",
+        (subject.path, subject.size(), search, calibration, types, importances, searches)
+    )
 }
 
 /// Sizes from the smallest to the largest, and what is expected of them.
