@@ -58,6 +58,10 @@ token!(
     Neon: "aarch64" is_aarch64_feature_detected "neon"
 );
 token!(
+    /// Products of bytes beside [`Neon`]; no level of its own, since nothing else uses them.
+    NeonDot: "aarch64" is_aarch64_feature_detected "neon" "dotprod"
+);
+token!(
     /// AVX2, FMA and F16C, of x86-64.
     Avx2: "x86_64" is_x86_feature_detected "avx2" "fma" "f16c"
 );

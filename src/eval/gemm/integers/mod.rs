@@ -10,7 +10,7 @@
 //!
 //! AVX2 has products of two bytes, whose sums have sixteen bits: as many of them as fit with the largest code of a type
 //! are added before they are widened. Where not even one fits, codes and inputs have sixteen bits each, and products of
-//! these are summed in twice as many. Both serve inputs of one slice.
+//! these are summed in twice as many. Both serve inputs of one slice, as do ARM's products of bytes.
 //!
 //! ```text
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
@@ -25,6 +25,8 @@
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod rounded;
 #[cfg(target_arch = "x86_64")]
 mod vnni;
@@ -32,7 +34,7 @@ mod vnni;
 use super::super::buffers::Rows;
 use super::{PANEL, TASK_ROWS, cut};
 use crate::quant::{Activation, Group, Groups, QuantType, Read};
-use crate::simd::{Avx2, Avx512Vnni, Simd};
+use crate::simd::{Avx2, Avx512Vnni, Neon, NeonDot, Simd};
 use ndarray::parallel::prelude::*;
 use ndarray::{Array2, ArrayView2, ArrayViewMut2, s};
 
@@ -68,6 +70,7 @@ enum Kernel {
     Avx2(Avx2, usize),
     /// With sixteen bits for codes and inputs.
     Avx2Wide(Avx2),
+    Neon(Neon, NeonDot),
 }
 
 impl Kernel {
@@ -81,6 +84,7 @@ impl Kernel {
                 0 => Self::Avx2Wide(token),
                 _ => Self::Avx2(token, at_once as usize),
             }),
+            Simd::Neon(token) if rounds => NeonDot::new().map(|dot| Self::Neon(token, dot)),
             _ => None,
         }
     }
@@ -94,6 +98,7 @@ impl Kernel {
         match self {
             Self::Vnni(token) => Simd::Avx512Vnni(token),
             Self::Avx2(token, _) | Self::Avx2Wide(token) => Simd::Avx2(token),
+            Self::Neon(token, _) => Simd::Neon(token),
         }
     }
 }
@@ -317,6 +322,10 @@ impl Products {
             Kernel::Avx2(_, at_once) => avx2::tiles(self, at_once),
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2Wide(_) => avx2::tiles(self, 0),
+            #[cfg(target_arch = "aarch64")]
+            Kernel::Neon(..) => neon::tiles(self),
+            #[cfg(not(target_arch = "aarch64"))]
+            Kernel::Neon(token, _) => match token {},
             #[cfg(not(target_arch = "x86_64"))]
             Kernel::Vnni(token) => match token {},
             #[cfg(not(target_arch = "x86_64"))]
