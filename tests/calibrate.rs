@@ -83,6 +83,7 @@ fn quantize(
         folder,
         inputs,
         memory: 1 << 30,
+        rows: 1 << 30,
         damping: 0.01,
         sweeps: 1,
         simd: Simd::detect(),

@@ -1,6 +1,7 @@
 //! One walk over a model: the text passes a layer, whose inputs are watched; the layer's tensors are rounded
 //! with what was seen and written; the text passes the rounded layer, and on to the next.
 
+use super::memory::of_rows;
 use super::moments::{Kept, Moments, Watch, locked};
 use super::rows::{ROWS, Rounded, Rounder, Way, encoded};
 use super::watching::{Inputs, Place, Watching, kept_at_once, most_of_a_part, part, same_inputs};
@@ -32,6 +33,8 @@ pub struct Calibration<'a> {
     pub inputs: InputsOf,
     /// Bytes that second moments and their factors may take.
     pub memory: u64,
+    /// Bytes that pieces of rows may take while they are rounded, beyond two, which always may.
+    pub rows: u64,
     /// What is added to the diagonal of second moments, as a share of its mean.
     pub damping: f32,
     /// How often blocks are rounded again.
@@ -459,7 +462,8 @@ impl Layers<'_> {
         let n_rows = planned.dims.get(1).copied().unwrap_or(1);
         let first = matrix as u64 * n_rows;
         let pieces: Vec<u64> = (first..first + n_rows).step_by(ROWS).collect();
-        let rounded = pieces.into_par_iter().map(|start| {
+        let at_once = 2 + (self.calibration.rows / of_rows(n as u64).max(1)) as usize;
+        let round = |&start: &u64| {
             let rows = start..(first + n_rows).min(start + ROWS as u64);
             let weights = self.begun.weights(target.tensor, rows.clone())?;
             let weights = ArrayView2::from_shape((weights.len() / n, n), &weights);
@@ -470,13 +474,16 @@ impl Layers<'_> {
             self.begun.write(target.tensor, rows.start, &rounded.bytes)?;
             self.rounding.advance((n * inputs.part) as u64 * (rows.end - rows.start));
             Ok((rounded.ways, rounded.errors))
-        });
-        for (ways, errors) in rounded.collect::<Result<Vec<_>, ConvertError>>()? {
-            ways.into_iter().for_each(|way| *made.ways.entry(way).or_default() += 1);
-            made.errors = match (made.errors, &inputs.factored) {
-                (Some([a, b]), Some(_)) => Some([a + errors[0], b + errors[1]]),
-                _ => None,
-            };
+        };
+        for pieces in pieces.chunks(at_once) {
+            let rounded: Result<Vec<_>, ConvertError> = pieces.par_iter().map(round).collect();
+            for (ways, errors) in rounded? {
+                ways.into_iter().for_each(|way| *made.ways.entry(way).or_default() += 1);
+                made.errors = match (made.errors, &inputs.factored) {
+                    (Some([a, b]), Some(_)) => Some([a + errors[0], b + errors[1]]),
+                    _ => None,
+                };
+            }
         }
         Ok(())
     }

@@ -8,6 +8,7 @@ mod columns;
 mod errors;
 mod factor;
 mod layers;
+mod memory;
 mod moments;
 mod rows;
 mod watching;
@@ -17,4 +18,5 @@ pub use factor::speed;
 pub use layers::{
     Calibration, InputsOf, OfTensor, Outcome, operations, run, seconds_of_text, work,
 };
+pub use memory::Memory;
 pub use rows::Way;

@@ -1,7 +1,7 @@
 //! Options of rounding that a text calibrates, for `convert` and `quantize`.
 
 use super::output;
-use crate::calibrate::{self, Calibration, Errors, InputsOf, OfTensor, Outcome, Way};
+use crate::calibrate::{self, Calibration, Errors, InputsOf, Memory, OfTensor, Outcome, Way};
 use crate::cli::progress::Progress;
 use crate::cli::views::{plan, units};
 use crate::cli::{bad_usage, say};
@@ -128,7 +128,7 @@ impl Passes {
     }
 }
 
-/// Of so much memory, a quarter, and at most 1 GiB, is for the passes of the text, three quarters for moments.
+/// How a text calibrates within so much memory.
 fn calibration<'a>(
     hparams: &'a Hparams,
     tokens: &'a Tokens,
@@ -138,7 +138,7 @@ fn calibration<'a>(
     simd: Simd,
 ) -> Calibration<'a> {
     let memory = memory.unwrap_or_else(default_memory);
-    let memory = memory - BESIDE.min(memory / 2);
+    let memory = Memory::of(memory, hparams);
     Calibration {
         hparams,
         tokens: &tokens.tokens,
@@ -146,12 +146,13 @@ fn calibration<'a>(
             bos: tokens.bos,
             ctx: passes.ctx,
             chunks: passes.chunks,
-            memory: (memory / 4).min(1 << 30) as usize,
+            memory: memory.text as usize,
             ..PerplexityOptions::default()
         },
         folder,
         inputs: passes.inputs,
-        memory: memory / 4 * 3,
+        memory: memory.moments,
+        rows: memory.rows,
         damping: DAMPING,
         sweeps: SWEEPS,
         simd,
@@ -193,8 +194,6 @@ fn default_memory() -> u64 {
 
 /// What a damped diagonal gets, in relation to its mean.
 const DAMPING: f32 = 0.01;
-/// Bytes that are left for the vocabulary and for rows that are being rounded.
-const BESIDE: u64 = 192 << 20;
 /// How often blocks are rounded again.
 const SWEEPS: usize = 1;
 
