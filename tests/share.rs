@@ -334,6 +334,36 @@ fn given_answers_are_chosen_by_their_probability() {
     assert_eq!(with_text["choices"], alone["choices"]);
     let some = run(&["perplexity", BF16, "--tasks", "10"]);
     assert_eq!(some["choices"]["tasks"], 10);
+
+    // Shares, in any order, are the whole, and none of them another measurement's.
+    let name = at("answers");
+    let name = name.to_str().unwrap();
+    let share = |k: &str, more: &[&str]| {
+        let args = ["compare", BF16, &q2, "--choices", file, "--part", name, "-q", "--shard", k];
+        requant(&[&args, more].concat())
+    };
+    for k in ["3/3", "1/3", "2/3", "2/3"] {
+        assert_eq!(share(k, &[]).0, 0);
+    }
+    let parts = [2, 3, 1].map(|k| format!("{name}.{k}-of-3"));
+    let parts: Vec<&str> = parts.iter().map(String::as_str).collect();
+    let (code, joined, err) = requant(&[&["join", "--json", "-q"], &parts[..]].concat());
+    assert_eq!(code, 0, "{err}");
+    assert_eq!(common::result(&joined), common::result(&alone.to_string()));
+    let (code, table, _) = requant(&[&["join", "-q"], &parts[..]].concat());
+    assert!(code == 0 && table.starts_with("40 tasks of "), "{table}");
+    let (code, _, err) = requant(&[&["join", "-q"], &parts[..2]].concat());
+    assert!(code == 1 && err.contains("1/3 of the measurement"), "{err}");
+    let (code, _, err) = share("2/3", &["--tasks", "12"]);
+    assert!(code == 1 && err.contains("no such share"), "{err}");
+    let (code, _, err) = share("1/2", &["--text", HELDOUT]);
+    assert!(code == 2 && err.contains("run them once for each"), "{err}");
+
+    let said = run(&["compare", BF16, &q2, "--dry-run"]);
+    validate("estimate", &said);
+    let said = |what: &str| said["estimate"][what].as_f64().unwrap();
+    assert!(said("processor_seconds") > 0.0 && said("memory_bytes") > 1e6);
+    assert!(said("tokens") >= 40.0 * 3.0 * 18.0, "{}", said("tokens"));
 }
 
 #[test]

@@ -32,7 +32,7 @@ const LEAST: usize = 32;
 
 impl Sequences {
     /// Sequences of about the same length, which pass together: the room of each, and which they are.
-    fn rooms(&self) -> Vec<(usize, Vec<usize>)> {
+    pub(crate) fn rooms(&self) -> Vec<(usize, Vec<usize>)> {
         let room = |i: &usize| self.tokens[*i].len().next_power_of_two().max(LEAST);
         let mut order: Vec<usize> = (0..self.tokens.len()).collect();
         order.sort_by_key(room);

@@ -54,4 +54,5 @@ pub use perplexity::{Paired, Perplexity, PerplexityOptions, perplexity};
 pub(crate) use perplexity::{chunk_means, mean};
 pub use states::Scratch;
 pub use tensor_error::{AS_OUTPUT, TensorErrors};
+pub(crate) use trial::trial_of_scores;
 pub use trial::{memory_of, trial};

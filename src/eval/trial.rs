@@ -56,11 +56,30 @@ pub fn trial(
         seconds += f64::from(count) * (chunks * of_chunk + others);
     }
     if scored {
-        let rows = repeated(&states, ctx - 1 - ctx / 2);
-        let tile = || vocabulary::first_tile(model, rows.view()).map(drop);
-        seconds += chunks * least(tile)? * vocabulary::tiles(model) as f64;
+        seconds += chunks * scores(model, &states, ctx - 1 - ctx / 2)?;
     }
     Ok(seconds)
+}
+
+/// Seconds of processor time that so many tokens take through the output matrix. The trial begins with some tokens.
+///
+/// # Errors
+/// As the pass itself.
+pub(crate) fn trial_of_scores(
+    model: &Model,
+    tokens: &[u32],
+    scored: usize,
+) -> Result<f64, EvalError> {
+    let at_once = scored.clamp(1, vocabulary::ROWS);
+    let seconds = scores(model, &model.embed(tokens)?, at_once)?;
+    Ok(scored.div_ceil(at_once) as f64 * seconds)
+}
+
+/// Seconds that so many rows take through the output matrix together.
+fn scores(model: &Model, states: &Array2<f32>, rows: usize) -> Result<f64, EvalError> {
+    let rows = repeated(states, rows);
+    let tile = || vocabulary::first_tile(model, rows.view()).map(drop);
+    Ok(least(tile)? * vocabulary::tiles(model) as f64)
 }
 
 /// Bytes of memory that so many tokens take at most on their way through models that run together, the

@@ -1,14 +1,19 @@
 //! Multiple choice: which of given answers a model finds most probable.
 
+use super::chunks::fingerprint;
+use super::job::of_run;
 use super::order::spread;
+use super::part::{Head, Measured};
 use super::tasks::{self, Format, Task};
 use super::text::tokenizer;
-use super::{MeasureError, Options, Subject};
-use crate::eval::{Asked, Sequences, continuations, mean};
+use super::{Estimate, MeasureError, Options, Part, Subject};
+use crate::eval::{Asked, Sequences, continuations, mean, memory_of, trial, trial_of_scores};
+use crate::io::IoError;
 use crate::monitor::Monitor;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use xxhash_rust::xxh3::xxh3_128;
 
 /// How models answer.
 #[derive(Clone, Debug, Serialize)]
@@ -66,8 +71,42 @@ impl Share {
     }
 }
 
-/// Has models answer the tasks of a file, or some of them from all over it, by llama-perplexity's rules: an
-/// answer is as good as the mean log-probability of its tokens, from the first on in which answers differ.
+/// Tasks of a file.
+#[derive(Clone, Copy, Debug)]
+pub struct Tasks<'a> {
+    /// The file.
+    pub file: &'a Path,
+    /// How many of them, from all over it; all without.
+    pub most: Option<usize>,
+}
+
+/// The tasks of a share, or all.
+struct Own {
+    format: Format,
+    /// Of all shares.
+    all: usize,
+    /// Those of shares before.
+    first: usize,
+    tasks: Vec<Task>,
+}
+
+impl Tasks<'_> {
+    fn own(self, options: &Options) -> Result<Own, MeasureError> {
+        options.check()?;
+        let (format, mut tasks) = tasks::read(self.file)?;
+        if let Some(most) = self.most.filter(|&most| most < tasks.len()) {
+            let mut chosen = spread(tasks.len(), options.seed)[..most].to_vec();
+            chosen.sort_unstable();
+            tasks = chosen.into_iter().map(|i| tasks[i].clone()).collect();
+        }
+        let all = tasks.len();
+        let own = options.share.map_or(0..all, |share| share.of(all));
+        Ok(Own { format, all, first: own.start, tasks: tasks[own].to_vec() })
+    }
+}
+
+/// Has models answer tasks, by llama-perplexity's rules: an answer is as good as the mean log-probability of its
+/// tokens, from the first on in which answers differ.
 ///
 /// The monitor counts tokens times layers.
 ///
@@ -75,38 +114,167 @@ impl Share {
 /// A file of another kind, a vocabulary or a forward pass that a model does not allow, too little memory.
 pub fn choices(
     subjects: &[Subject],
-    file: &Path,
-    most: Option<usize>,
+    tasks: Tasks,
     options: &Options,
     monitor: &dyn Monitor,
 ) -> Result<Choices, MeasureError> {
-    options.check()?;
-    let (format, mut tasks) = tasks::read(file)?;
-    if let Some(most) = most.filter(|&most| most < tasks.len()) {
-        let mut chosen = spread(tasks.len(), options.seed)[..most].to_vec();
-        chosen.sort_unstable();
-        tasks = chosen.into_iter().map(|i| tasks[i].clone()).collect();
+    let own = tasks.own(options)?;
+    Ok(Answered::find(subjects, tasks.file, &own, options, monitor)?.choices())
+}
+
+/// The same, or the share that options ask for, unless `done` says of it, with nothing found yet, that it is not needed.
+///
+/// # Errors
+/// As [`choices`].
+pub fn choices_unless(
+    subjects: &[Subject],
+    tasks: Tasks,
+    options: &Options,
+    done: impl FnOnce(&Part) -> bool,
+    monitor: &dyn Monitor,
+) -> Result<Part, MeasureError> {
+    let own = tasks.own(options)?;
+    let reference = subjects.first().map_or_else(PathBuf::new, |subject| subject.path.to_owned());
+    let mut head = Head::of_tasks(tasks.file, own.all, reference, options);
+    head.identity = of_run(head.kind.name().to_owned(), options);
+    let bytes = std::fs::read(tasks.file).map_err(|error| IoError::new(tasks.file, error))?;
+    head.identity.push(("number of tasks".to_owned(), format!("{} by {}", own.all, options.seed)));
+    head.identity.push(("file of tasks".to_owned(), format!("{:032x}", xxh3_128(&bytes))));
+    for (i, &subject) in subjects.iter().enumerate() {
+        head.identity.push((format!("model {}", i + 1), fingerprint(subject)?));
     }
-    let asked = subjects.iter().map(|subject| Questions::new(*subject, file, &tasks, options));
-    let asked = asked.collect::<Result<Vec<_>, _>>()?;
-    let work = subjects.iter().zip(&asked).map(|(subject, questions)| {
-        let layers = u64::from(subject.model.hparams().n_layer) + 1;
-        questions.sequences.n_tokens() as u64 * layers
-    });
-    monitor.expect(work.sum());
-    let mut models: Vec<Answers> = Vec::new();
-    for (subject, questions) in subjects.iter().zip(&asked) {
-        let nll = questions.ask(*subject, options, monitor)?;
-        let first = models.first().map(|first| first.answers.as_slice());
-        models.push(Answers::new(subject.path, &tasks, &nll, first));
+    let measured = Measured::Answers(Answered::nothing(tasks.file, &own));
+    let mut part = Part { head, measured, stopped: false };
+    if !done(&part) {
+        let found = Answered::find(subjects, tasks.file, &own, options, monitor)?;
+        part.measured = Measured::Answers(found);
     }
-    Ok(Choices { file: file.to_owned(), format, tasks: tasks.len(), models })
+    Ok(part)
+}
+
+/// What it will take that models answer tasks, or the share of them that options ask for, from a short trial.
+///
+/// # Errors
+/// As [`choices`].
+pub fn estimate_choices(
+    subjects: &[Subject],
+    tasks: Tasks,
+    options: &Options,
+) -> Result<Estimate, MeasureError> {
+    let own = tasks.own(options)?;
+    let (mut tokens, mut seconds, mut read_bytes, mut memory_bytes) = (0, 0.0, 0, 0);
+    for &subject in subjects {
+        let Questions { sequences, .. } = Questions::new(subject, tasks.file, &own.tasks, options)?;
+        let runner = subject.runner(options)?;
+        let failed = |error| MeasureError::of(subject.path, error);
+        tokens = tokens.max(sequences.n_tokens());
+        for (ctx, together) in sequences.rooms() {
+            let n = ctx * together.len();
+            let options = Options { chunks: None, ctx, ..options.clone() };
+            let settings = options.settings(&[subject], n, None)?;
+            let mut chunk = vec![0; ctx];
+            let first = &sequences.tokens[together[0]];
+            chunk[..first.len()].copy_from_slice(first);
+            let of_room = || trial(&runner, &chunk, n, &settings, false, false);
+            seconds += options.on_threads(of_room)?.map_err(failed)?;
+            let memory = options.on_threads(|| memory_of(&[&runner], n, &settings))?;
+            memory_bytes = memory_bytes.max(memory);
+            read_bytes += subject.size().0;
+        }
+        let asked = sequences.asked.len();
+        let scores = options.on_threads(|| trial_of_scores(&runner, &[0], asked))?;
+        seconds += scores.map_err(failed)?;
+    }
+    let threads = options.on_threads(rayon::current_num_threads)?;
+    Ok(Estimate::of(subjects, options, (tokens, seconds, threads), (read_bytes, memory_bytes)))
+}
+
+/// Tasks as models have answered them.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub(super) struct Answered {
+    file: PathBuf,
+    format: Format,
+    models: Vec<PathBuf>,
+    tasks: Vec<OfTask>,
+}
+
+/// What is right of a task, and how improbable a token of each answer is to each model: the mean over its tokens, in
+/// nats.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+struct OfTask {
+    /// Which of all shares' tasks it is.
+    number: usize,
+    domain: Option<String>,
+    right: Vec<bool>,
+    nll: Vec<Vec<f64>>,
+}
+
+impl Answered {
+    fn find(
+        subjects: &[Subject],
+        file: &Path,
+        own: &Own,
+        options: &Options,
+        monitor: &dyn Monitor,
+    ) -> Result<Self, MeasureError> {
+        let mut found = Self::nothing(file, own);
+        let questions = |subject: &Subject| Questions::new(*subject, file, &own.tasks, options);
+        let asked = subjects.iter().map(questions).collect::<Result<Vec<_>, _>>()?;
+        let work = subjects.iter().zip(&asked).map(|(subject, questions)| {
+            let layers = u64::from(subject.model.hparams().n_layer) + 1;
+            questions.sequences.n_tokens() as u64 * layers
+        });
+        monitor.expect(work.sum());
+        for (subject, questions) in subjects.iter().zip(&asked) {
+            let nll = questions.ask(*subject, options, monitor)?;
+            found.tasks.iter_mut().zip(nll).for_each(|(task, nll)| task.nll.push(nll));
+            found.models.push(subject.path.to_owned());
+        }
+        Ok(found)
+    }
+
+    /// Tasks that nobody has answered yet.
+    fn nothing(file: &Path, own: &Own) -> Self {
+        let of = |(i, task): (usize, &Task)| OfTask {
+            number: own.first + i,
+            domain: task.domain.clone(),
+            right: task.right.clone(),
+            nll: Vec::new(),
+        };
+        let tasks = own.tasks.iter().enumerate().map(of).collect();
+        Self { file: file.to_owned(), format: own.format, models: Vec::new(), tasks }
+    }
+
+    /// Whether a file that somebody may have changed holds the answers to so many tasks.
+    pub fn is_sound(&self, tasks: usize) -> bool {
+        let answered = |task: &OfTask| {
+            let answers = |nll: &Vec<f64>| !nll.is_empty() && nll.len() == task.right.len();
+            task.nll.len() == self.models.len() && task.nll.iter().all(answers)
+        };
+        self.tasks.len() == tasks && self.tasks.iter().all(answered)
+    }
+
+    /// Adds the tasks of another share.
+    pub fn add(&mut self, other: Self) {
+        self.tasks.extend(other.tasks);
+        self.tasks.sort_by_key(|task| task.number);
+    }
+
+    /// What follows.
+    pub fn choices(&self) -> Choices {
+        let mut models: Vec<Answers> = Vec::new();
+        for (i, path) in self.models.iter().enumerate() {
+            let first = models.first().map(|first| first.answers.as_slice());
+            models.push(Answers::new(path, &self.tasks, i, first));
+        }
+        Choices { file: self.file.clone(), format: self.format, tasks: self.tasks.len(), models }
+    }
 }
 
 impl Answers {
-    /// From how improbable a token of each answer of each task is.
-    fn new(model: &Path, tasks: &[Task], nll: &[Vec<f64>], first: Option<&[usize]>) -> Self {
-        let answers: Vec<usize> = nll.iter().map(|of_answers| least(of_answers)).collect();
+    /// Those of a model, by its number.
+    fn new(path: &Path, tasks: &[OfTask], model: usize, first: Option<&[usize]>) -> Self {
+        let answers: Vec<usize> = tasks.iter().map(|task| least(&task.nll[model])).collect();
         let pairs = tasks.iter().zip(&answers);
         let right: Vec<bool> = pairs.map(|(task, &answer)| task.right[answer]).collect();
         let mut domains: BTreeMap<String, Vec<bool>> = BTreeMap::new();
@@ -115,15 +283,15 @@ impl Answers {
                 domains.entry(domain.clone()).or_default().push(right);
             }
         }
-        let of_right = tasks.iter().zip(nll).filter_map(|(task, nll)| {
-            let right = task.right.iter().zip(nll).filter(|(right, _)| **right);
+        let of_right = tasks.iter().filter_map(|task| {
+            let right = task.right.iter().zip(&task.nll[model]).filter(|(right, _)| **right);
             right.map(|(_, nll)| *nll).reduce(f64::min)
         });
         let (nll, nll_error) = mean(&of_right.collect::<Vec<_>>());
         let Share { accuracy, error, .. } = Share::of(&right);
         let same = first.unwrap_or(&answers).iter().zip(&answers).filter(|(a, b)| a == b).count();
         Self {
-            model: model.to_owned(),
+            model: path.to_owned(),
             accuracy,
             error,
             nll,

@@ -1,7 +1,7 @@
 //! What a measurement will take, before it begins.
 
 use super::job::{Chosen, Job};
-use super::{MeasureError, Options, Text};
+use super::{MeasureError, Options, Subject, Text};
 use crate::eval::{Collector, Exact, Model, looks, memory_of, trial};
 use crate::io::read_rate;
 use crate::monitor::Monitor;
@@ -77,21 +77,34 @@ pub fn estimate(
         _ => 1,
     };
     let read_bytes = passes * subjects.iter().map(|subject| subject.size().0).sum::<u64>();
-    let files = subjects.iter().flat_map(|subject| subject.model.source().files());
-    let rate = read_rate(&files.map(|file| (file.path, file.size)).collect::<Vec<_>>());
-    let reading = rate.map_or(0.0, |rate| read_bytes as f64 / rate);
-    let widths: u64 = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd)).sum();
     let squares = if watched { bytes_of_squares(subjects[0].model.source()) } else { 0 };
-    Ok(Estimate {
-        tokens: n_tokens,
-        threads,
-        seconds: (processor_seconds / threads as f64).max(reading),
-        processor_seconds,
-        read_bytes,
-        read_bytes_per_second: rate,
-        memory_bytes: memory + squares,
-        scratch_bytes: options.scratch.as_ref().map_or(0, |_| 4 * n_tokens as u64 * widths),
-    })
+    let work = (n_tokens, processor_seconds, threads);
+    Ok(Estimate::of(&subjects, &options, work, (read_bytes, memory + squares)))
+}
+
+impl Estimate {
+    /// What follows from tokens, processor time and threads, and from bytes that are read and those of memory.
+    pub(super) fn of(
+        subjects: &[Subject],
+        options: &Options,
+        (tokens, processor_seconds, threads): (usize, f64, usize),
+        (read_bytes, memory_bytes): (u64, u64),
+    ) -> Self {
+        let files = subjects.iter().flat_map(|subject| subject.model.source().files());
+        let rate = read_rate(&files.map(|file| (file.path, file.size)).collect::<Vec<_>>());
+        let reading = rate.map_or(0.0, |rate| read_bytes as f64 / rate);
+        let widths: u64 = subjects.iter().map(|s| u64::from(s.model.hparams().n_embd)).sum();
+        Self {
+            tokens,
+            threads,
+            seconds: (processor_seconds / threads as f64).max(reading),
+            processor_seconds,
+            read_bytes,
+            read_bytes_per_second: rate,
+            memory_bytes,
+            scratch_bytes: options.scratch.as_ref().map_or(0, |_| 4 * tokens as u64 * widths),
+        }
+    }
 }
 
 /// What sums of squares of all columns take.

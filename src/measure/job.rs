@@ -169,12 +169,17 @@ pub(super) fn common(
     chunks: &Chunks,
     options: &Options,
 ) -> Vec<(String, String)> {
+    let counts = [("tokens per chunk", chunks.ctx), ("number of chunks", chunks.len())];
+    let counts = counts.map(|(what, n)| (what.to_owned(), n.to_string()));
+    of_run(measurement, options).into_iter().chain(counts).collect()
+}
+
+/// What measurements of any kind have in common.
+pub(super) fn of_run(measurement: String, options: &Options) -> Vec<(String, String)> {
     let common = [
         ("measurement", measurement),
         ("program", format!("requant {}", env!("CARGO_PKG_VERSION"))),
         ("number of shares", options.share.map_or(1, Shard::count).to_string()),
-        ("tokens per chunk", chunks.ctx.to_string()),
-        ("number of chunks", chunks.len().to_string()),
         ("activations", format!("{:?}", options.activations).to_lowercase()),
         ("instructions", options.simd.name().to_owned()),
     ];
@@ -189,6 +194,7 @@ impl Kind {
             Self::Gate(_) => "gate",
             Self::Imatrix => "importances",
             Self::Sensitivities => "sensitivities",
+            Self::Choices => "answers",
         }
     }
 }

@@ -29,7 +29,7 @@ mod tasks;
 mod text;
 mod values;
 
-pub use choices::{Answers, Choices, Share, choices};
+pub use choices::{Answers, Choices, Share, Tasks, choices, choices_unless, estimate_choices};
 pub use compare::{Against, Extras, compare};
 pub use error::MeasureError;
 pub use estimate::{Estimate, estimate};

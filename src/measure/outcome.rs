@@ -3,7 +3,7 @@
 use super::front::front;
 use super::part::{Head, Stored};
 use super::values::Values;
-use super::{Judgement, MeasureError, Sensitivities};
+use super::{Choices, Judgement, MeasureError, Sensitivities};
 use crate::eval::{AS_OUTPUT, Activations, Apart, Comparison, Perplexity};
 use crate::imatrix::Sums;
 use serde::Serialize;
@@ -22,6 +22,8 @@ pub enum Found {
     Importances(Sums),
     /// What the types of a model's tensors cost.
     Sensitivities(Sensitivities),
+    /// How tasks with given answers were answered.
+    Choices(Choices),
 }
 
 impl Found {
@@ -30,7 +32,7 @@ impl Found {
         match self {
             Self::Perplexity(outcome) | Self::Comparison(outcome) => outcome.complete,
             Self::Judgement(judgement) => judgement.complete,
-            Self::Importances(_) | Self::Sensitivities(_) => true,
+            Self::Importances(_) | Self::Sensitivities(_) | Self::Choices(_) => true,
         }
     }
 }

@@ -1,9 +1,10 @@
 //! What one share of a measurement has found, as a file, and shares joined to the whole.
 //!
 //! A part is a safetensors file of words of eight bytes: values of every token, sums in exact form; or of what a
-//! search for a mix has found, as JSON. What belongs to them stands in its metadata as JSON, with what tells the
+//! search for a mix has found or of answers to tasks, as JSON. What belongs to them stands in its metadata as JSON, with what tells the
 //! measurement from others.
 
+use super::choices::Answered;
 use super::chunks::Chunks;
 use super::outcome::{Found, Outcome};
 use super::values::{OfModel, Values};
@@ -25,6 +26,10 @@ const FORM: u32 = 3;
 const HEAD: &str = "requant.part";
 /// The array of what a search for a mix has found.
 const SENSITIVITIES: &str = "sensitivities";
+/// The array of answers to tasks.
+const ANSWERS: &str = "answers";
+/// Tokens of a chunk, at least.
+const LEAST_CTX: usize = 4;
 /// Missing shares that are named, at most.
 const MOST_NAMED: usize = 32;
 /// Words of a token of a model that is compared: four values, and agreement.
@@ -45,6 +50,7 @@ pub(super) enum Measured {
     Values(Values),
     Squares(BTreeMap<String, Squares>),
     Sensitivities(Sensitivities),
+    Answers(Answered),
 }
 
 /// What a measurement is of.
@@ -105,22 +111,40 @@ pub(super) enum Kind {
     Gate(Terms),
     Imatrix,
     Sensitivities,
+    Choices,
 }
 
 impl Head {
     /// That of a measurement on some chunks, which compares nothing yet and has nothing in common with others.
     pub fn new(kind: Kind, reference: PathBuf, chunks: &Chunks, options: &Options) -> Self {
+        let counts = (chunks.len(), chunks.ctx);
+        Self::of(kind, reference, counts, chunks.texts.clone(), options)
+    }
+
+    /// That of so many tasks of a file: these are its chunks, which have no length of their own.
+    pub fn of_tasks(file: &Path, tasks: usize, reference: PathBuf, options: &Options) -> Self {
+        let texts = vec![(file.to_owned(), 0..tasks)];
+        Self::of(Kind::Choices, reference, (tasks, LEAST_CTX), texts, options)
+    }
+
+    fn of(
+        kind: Kind,
+        reference: PathBuf,
+        (chunks, ctx): (usize, usize),
+        texts: Vec<(PathBuf, Range<usize>)>,
+        options: &Options,
+    ) -> Self {
         Self {
             form: FORM,
             kind,
             identity: Vec::new(),
             share: options.share.map(|share| (share.number(), share.count())),
             inputs: None,
-            chunks: chunks.len(),
-            texts: chunks.texts.clone(),
+            chunks,
+            texts,
             reference,
             models: Vec::new(),
-            ctx: chunks.ctx,
+            ctx,
             activations: options.activations,
             by_tensor: false,
             until_error: options.until_error,
@@ -136,12 +160,14 @@ impl Head {
     /// Whether what it says can be.
     fn is_sound(&self) -> bool {
         let compared = match self.kind {
-            Kind::Perplexity | Kind::Imatrix | Kind::Sensitivities => self.models.is_empty(),
+            Kind::Perplexity | Kind::Imatrix | Kind::Sensitivities | Kind::Choices => {
+                self.models.is_empty()
+            }
             Kind::Compare => true,
             Kind::Gate(_) => !self.models.is_empty(),
         };
         let share = self.share.is_some() == self.shard().is_some();
-        compared && share && self.chunks > 0 && self.ctx >= 4
+        compared && share && self.chunks > 0 && self.ctx >= LEAST_CTX
     }
 
     /// The chunks that belong to it.
@@ -228,6 +254,9 @@ impl Part {
             Measured::Sensitivities(found) => {
                 all.push((SENSITIVITIES.to_owned(), Array::of_bytes(serde_json::to_vec(found)?)));
             }
+            Measured::Answers(answered) => {
+                all.push((ANSWERS.to_owned(), Array::of_bytes(serde_json::to_vec(answered)?)));
+            }
             Measured::Values(values) => {
                 let nll = || values.nll.iter().map(|value| value.to_bits());
                 all.push(("nll".to_owned(), Array::new(values.nll.len(), nll)));
@@ -293,6 +322,7 @@ impl Part {
         match (&mut self.measured, other.measured) {
             (Measured::Values(own), Measured::Values(other)) => own.add(other),
             (Measured::Sensitivities(own), Measured::Sensitivities(other)) => own.add(other),
+            (Measured::Answers(own), Measured::Answers(other)) => own.add(other),
             (Measured::Squares(own), Measured::Squares(other)) => {
                 for (name, squares) in other {
                     let fits = match own.get_mut(&name) {
@@ -323,6 +353,7 @@ impl Part {
                 Found::Importances(importances(squares, texts.collect(), chunks, ctx))
             }
             (Measured::Sensitivities(found), _) => Found::Sensitivities(found.clone()),
+            (Measured::Answers(answered), _) => Found::Choices(answered.choices()),
             (Measured::Values(values), Kind::Gate(terms)) => {
                 Found::Judgement(Box::new(gate::judgement(values, head, terms, self.stopped)?))
             }
@@ -441,6 +472,11 @@ impl Measured {
             Kind::Sensitivities => {
                 let json = arrays.0.tensor(SENSITIVITIES).ok()?;
                 serde_json::from_slice(json.data()).ok().map(Self::Sensitivities)
+            }
+            Kind::Choices => {
+                let json = arrays.0.tensor(ANSWERS).ok()?;
+                let answered: Answered = serde_json::from_slice(json.data()).ok()?;
+                answered.is_sound(head.own_chunks().len()).then_some(Self::Answers(answered))
             }
             _ => Self::values(head, arrays).map(Self::Values),
         }

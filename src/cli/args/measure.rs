@@ -9,7 +9,7 @@ use crate::cli::views::models::Format;
 use crate::cli::views::units;
 use crate::cli::{bad_usage, say, threads};
 use crate::eval::{Activations, Scratch};
-use crate::measure::{Against, Choices, Found, Options, Subject, Text, choices};
+use crate::measure::{self, Against, Choices, Found, Options, Subject, Text, choices};
 use crate::model::Model;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use std::path::{Path, PathBuf};
@@ -390,7 +390,7 @@ impl TextArgs {
 pub struct Tasks {
     /// Let models choose among given answers: a file of JSON lines ({"context": …, "choices": […],
     /// "answer": 0}), or one of llama-perplexity --multiple-choice, --hellaswag or --winogrande
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["shard", "dry_run"])]
+    #[arg(long, value_name = "FILE")]
     choices: Option<PathBuf>,
     /// Use only N tasks, from all over the file
     #[arg(long, value_name = "N", requires = "choices", value_parser = clap::value_parser!(u32).range(1..))]
@@ -403,14 +403,44 @@ impl Tasks {
         self.choices.is_some() && text.text.is_empty() && text.tokens.is_empty()
     }
 
+    /// Refuses what text and tasks cannot do together.
+    pub fn check(&self, text: &TextArgs, share: &share::Args) -> anyhow::Result<()> {
+        if self.choices.is_some() && !self.are_alone(text) && !share.is_whole() {
+            return Err(bad_usage(
+                "--shard and --dry-run are about a text or about --choices: run them once for each",
+            ));
+        }
+        Ok(())
+    }
+
     /// Has models answer.
     pub fn ask(&self, subjects: &[Subject], options: &Options) -> anyhow::Result<Option<Choices>> {
-        let Some(file) = &self.choices else { return Ok(None) };
+        let Some(tasks) = self.of_file() else { return Ok(None) };
         let progress = Progress::start("choices", 0, "token-layers", 0);
-        let most = self.tasks.map(|n| n as usize);
-        let found = choices(subjects, file, most, options, &progress)?;
+        let found = choices(subjects, tasks, options, &progress)?;
         progress.finish();
         Ok(Some(found))
+    }
+
+    /// Has models answer where nothing else is measured: all tasks or a share, or says what it would take.
+    pub fn ask_alone(
+        &self,
+        subjects: &[Subject],
+        options: &Options,
+        share: &share::Args,
+        json: bool,
+    ) -> anyhow::Result<()> {
+        let Some(tasks) = self.of_file() else { return Ok(()) };
+        if share.is_whole() {
+            self.ask(subjects, options)?.iter().for_each(|found| measured::choices(found, json));
+            return Ok(());
+        }
+        share.ask(subjects, tasks, options, json)
+    }
+
+    fn of_file(&self) -> Option<measure::Tasks<'_>> {
+        let file = self.choices.as_deref()?;
+        Some(measure::Tasks { file, most: self.tasks.map(|n| n as usize) })
     }
 }
 

@@ -7,7 +7,10 @@ use crate::cli::views::measured;
 use crate::cli::{bad_usage, say};
 use crate::convert::{BadShard, Shard};
 use crate::io::LocalDisk;
-use crate::measure::{Job, Options, Part, Text, estimate, measure, measure_unless};
+use crate::measure::{
+    Job, Options, Part, Subject, Tasks, Text, choices_unless, estimate, estimate_choices, measure,
+    measure_unless,
+};
 use anyhow::bail;
 use std::path::{Path, PathBuf};
 
@@ -33,6 +36,56 @@ impl Args {
         self.shard.is_some()
     }
 
+    /// Whether all of it is to be measured, here and now.
+    pub fn is_whole(&self) -> bool {
+        !self.dry_run && self.shard.is_none()
+    }
+
+    /// Has models answer a share of the tasks, which is written, or says what it would take.
+    pub fn ask(
+        &self,
+        subjects: &[Subject],
+        tasks: Tasks,
+        options: &Options,
+        json: bool,
+    ) -> anyhow::Result<()> {
+        let share = self.shard.as_deref().map(shard).transpose()?;
+        let options = Options { share, ..options.clone() };
+        if self.dry_run {
+            measured::estimate(&estimate_choices(subjects, tasks, &options)?, json);
+            return Ok(());
+        }
+        let progress = Progress::start("choices", 0, "token-layers", 0);
+        let find = |done: &mut dyn FnMut(&Part) -> bool| {
+            Ok(choices_unless(subjects, tasks, &options, done, &progress)?)
+        };
+        if self.write_unless_there(share, find)? {
+            progress.finish();
+        }
+        Ok(())
+    }
+
+    /// Writes a share that `find` finds, unless the part that it shows first is there; whether it was written.
+    fn write_unless_there(
+        &self,
+        share: Option<Shard>,
+        find: impl FnOnce(&mut dyn FnMut(&Part) -> bool) -> anyhow::Result<Part>,
+    ) -> anyhow::Result<bool> {
+        let (Some(share), Some(name)) = (share, &self.part) else { return Ok(false) };
+        let path = share.beside(name);
+        places::prepare(&path)?;
+        let mut there = Ok(false);
+        let part = find(&mut |part| {
+            there = is_there(&path, part);
+            !matches!(there, Ok(false))
+        })?;
+        let there = there?;
+        if !there {
+            write(part, &path, share)?;
+        }
+        Ok(!there)
+    }
+
     /// Measures; what was found, unless it is a share, which is written, or only an estimate was wanted.
     pub fn measure(
         &self,
@@ -49,24 +102,18 @@ impl Args {
             return Ok(None);
         }
         let progress = Progress::start(what, 0, "token-layers", 0);
-        let (Some(shard), Some(name)) = (&self.shard, &self.part) else {
+        let Some(shard) = &self.shard else {
             let part = measure(job, texts, options, &progress)?;
             progress.finish();
             return Ok(Some(part));
         };
-        let shard = self::shard(shard)?;
-        let path = shard.beside(name);
-        places::prepare(&path)?;
-        let options = Options { share: Some(shard), ..options.clone() };
-        let mut there = Ok(false);
-        let done = |part: &Part| {
-            there = is_there(&path, part);
-            !matches!(there, Ok(false))
+        let share = Some(self::shard(shard)?);
+        let options = Options { share, ..options.clone() };
+        let find = |done: &mut dyn FnMut(&Part) -> bool| {
+            Ok(measure_unless(job, texts, &options, done, &progress)?.1)
         };
-        let (_, part) = measure_unless(job, texts, &options, done, &progress)?;
-        if !there? {
+        if self.write_unless_there(share, find)? {
             progress.finish();
-            write(part, &path, shard)?;
         }
         Ok(None)
     }

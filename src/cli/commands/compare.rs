@@ -2,7 +2,7 @@
 
 use crate::cli::args::measure::{Measuring, Models, Room, Shape, Tasks, TextArgs, conclude};
 use crate::cli::args::places;
-use crate::cli::views::measured::{self, Show};
+use crate::cli::views::measured::Show;
 use crate::measure::{Extras, Inputs, Job};
 use std::path::PathBuf;
 
@@ -41,6 +41,7 @@ pub struct Args {
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
     args.shape.prepare(args.measuring.share.is_share())?;
+    args.tasks.check(&args.text, &args.measuring.share)?;
     args.save_base.iter().try_for_each(|path| places::prepare(path))?;
     let options = args.measuring.options(&args.text);
     if args.save_base.is_none() {
@@ -55,7 +56,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let job = Job::Compare { reference, candidates: &candidates, extras };
     let ask = || args.tasks.ask(&job.subjects(), &options);
     if alone {
-        ask()?.iter().for_each(|choices| measured::choices(choices, json));
+        args.tasks.ask_alone(&job.subjects(), &options, &args.measuring.share, json)?;
     } else if let Some(part) =
         args.measuring.share.measure("compare", job, &texts, &options, json)?
     {

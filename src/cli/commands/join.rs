@@ -9,7 +9,7 @@ use crate::measure::{Found, Part};
 use anyhow::Context;
 use std::path::PathBuf;
 
-/// Join the shares of a perplexity, compare, gate, imatrix or mix that ran with --shard.
+/// Join the shares of a perplexity, compare, gate, imatrix or mix that ran with --shard, of a text or of tasks.
 ///
 /// The result is that of a single run, digit for digit; of imatrix and mix it is the file, of mix that which
 /// --sensitivities names. Shares that do not belong together, are missing or

@@ -3,7 +3,7 @@
 use crate::cli::args::measure::{self, Measuring, Room, Tasks, TextArgs};
 use crate::cli::args::place;
 use crate::cli::progress::Progress;
-use crate::cli::views::measured::{self, Show};
+use crate::cli::views::measured::Show;
 use crate::cli::{bad_usage, say};
 use crate::measure::{Inputs, Job, Options, Subject, Text};
 use serde_json::json;
@@ -33,6 +33,7 @@ pub struct Args {
 
 /// The exit code.
 pub fn run(args: &Args) -> anyhow::Result<u8> {
+    args.tasks.check(&args.text, &args.measuring.share)?;
     let options = args.measuring.options(&args.text);
     let json = args.measuring.json();
     let alone = args.tasks.are_alone(&args.text);
@@ -44,7 +45,7 @@ pub fn run(args: &Args) -> anyhow::Result<u8> {
     let subject = Subject { path: &args.model, model: &model };
     let ask = || args.tasks.ask(&[subject], &options);
     if alone {
-        ask()?.iter().for_each(|choices| measured::choices(choices, json));
+        args.tasks.ask_alone(&[subject], &options, &args.measuring.share, json)?;
     } else if let Some(part) = args.measuring.share.measure(
         "perplexity",
         Job::Perplexity(subject),

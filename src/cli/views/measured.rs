@@ -81,6 +81,7 @@ fn print_json(found: &Found, show: &Show) -> anyhow::Result<()> {
         Found::Perplexity(outcome) => perplexity(outcome)?,
         Found::Comparison(outcome) => comparison(outcome),
         Found::Judgement(judged) => judgement(judged),
+        Found::Choices(choices) => json!({ "version": 1, "choices": choices }),
         Found::Importances(_) | Found::Sensitivities(_) => return Ok(()),
     };
     if let Some(choices) = &show.choices {
@@ -104,6 +105,7 @@ fn print_tables(found: &Found, show: &Show) {
             (_, _) => print!("{}\n{}", of_reference(outcome), models::text(outcome)),
         },
         Found::Judgement(judged) => print!("{}", judgement_table(judged)),
+        Found::Choices(choices) => print!("{}", answers(choices)),
         Found::Importances(_) | Found::Sensitivities(_) => {}
     }
     if let Some(choices) = &show.choices {
@@ -116,7 +118,7 @@ fn write_files(found: &Found, show: &Show) -> anyhow::Result<()> {
     let outcome = match found {
         Found::Comparison(outcome) => Some(&**outcome),
         Found::Judgement(judged) => judged.outcome.as_ref(),
-        Found::Perplexity(_) | Found::Importances(_) | Found::Sensitivities(_) => None,
+        _ => None,
     };
     if let (Some(path), Some(outcome)) = (&show.report, outcome) {
         let page = report::page(outcome, show.choices.as_ref());
