@@ -413,7 +413,9 @@ pub fn mix(
         let [search, proof]: [Text; 2] = parts;
         let options = Options { chunks: None, ..options };
         let found = match sensitivities.as_deref().filter(|path| path.exists()) {
-            Some(path) => Sensitivities::read(path, &opened, &bounds.types, bounds.search).map_err(failed)?,
+            Some(path) => {
+                Sensitivities::read(path, &opened, &bounds.types, bounds.search).map_err(failed)?
+            }
             None => {
                 let known = Default::default();
                 let (all, search) = (&bounds.types[..], bounds.search);
