@@ -418,8 +418,8 @@ pub fn mix(
             }
             None => {
                 let known = Default::default();
-                let (all, search) = (&bounds.types[..], bounds.search);
-                let types = Types { all, imatrix: weights, known: &known, search };
+                let all = &bounds.types[..];
+                let types = Types { all, imatrix: weights, known: &known, search: bounds.search };
                 let so_far = SoFar::NONE;
                 let found =
                     measure::sensitivities(subject, &search, types, so_far, &options, watch);

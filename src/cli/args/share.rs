@@ -21,7 +21,7 @@ pub struct Args {
     /// Say how long it will take, how much memory, and what is read, from a short trial, and stop
     #[arg(long)]
     dry_run: bool,
-    /// Measure only share K of N of the chunks, so that N machines can share the work; auto takes K
+    /// Measure only share K of N of the chunks (tasks, of --choices), so that N machines can share the work; auto takes K
     /// and N from Slurm, Kubernetes, AWS Batch or RANK and WORLD_SIZE. `requant join` puts shares together
     #[arg(long, value_name = "K/N", requires = "part", conflicts_with = "json")]
     shard: Option<String>,
