@@ -211,8 +211,11 @@ def test_mixes_keep_to_a_size(tmp_path):
     assert kept.types["output.weight"] == "Q6_K"
     assert {type for name, type in kept.types.items() if "attn_v_b" in name} == {"Q3_K"}
     assert known.read_bytes() == written
-    with pytest.raises(ValueError, match="searched scales"):
+    with pytest.raises(OSError, match="searched scales"):
         requant.mix(MODEL, CALIBRATION, recipe, bytes=mix.file_bytes, search=True, **common)
+    own = common | {"sensitivities": None}
+    searched = requant.mix(MODEL, CALIBRATION, recipe, bytes=mix.file_bytes, search=True, **own)
+    assert searched.expected_kl_divergence < mix.expected_kl_divergence
     for wrong, words in [({}, "either"), ({"bytes": 1, "floors": {"outputs": "Q6_K"}}, "outputs")]:
         with pytest.raises(ValueError, match=words):
             requant.mix(MODEL, CALIBRATION, recipe, **wrong, **common)
