@@ -17,8 +17,8 @@ pub struct Memory {
 
 /// What the program takes for itself.
 const PROGRAM: u64 = 80 << 20;
-/// A token of the vocabulary, as metadata, and in the tables of a tokenizer: about as much for 150,000 tokens.
-const TOKEN: u64 = 1 << 10;
+/// A token of the vocabulary, as metadata, and in the tables of a tokenizer: as measured with 151,936 tokens.
+const TOKEN: u64 = 1280;
 /// Most that a text needs.
 const ENOUGH_FOR_TEXT: u64 = 1 << 30;
 
