@@ -228,11 +228,8 @@ impl<'a> Encoder<'a> {
                 let error = shift_row(error, first, n_per_row);
                 self.encode_error(plan, unit.tensor, ty, error, unit.rows.start)
             };
-            match of.search {
-                false => ty.encode_rows_with(of.simd, weights, n_per_row, guide, bytes),
-                true => ty.search_rows_with(of.simd, weights, n_per_row, guide, bytes),
-            }
-            .map_err(shifted)?;
+            ty.encode_or_search(of.search, of.simd, weights, n_per_row, guide, bytes)
+                .map_err(shifted)?;
             let valid = match exact {
                 true => Ok(()),
                 false => ty.validate_rows(bytes, n_per_row),

@@ -191,13 +191,6 @@ pub struct Types<'a> {
     pub search: bool,
 }
 
-/// How weights are rounded.
-#[derive(Clone, Copy)]
-enum Way {
-    Reference,
-    Search,
-}
-
 /// Measures how much the groups of a model's tensors matter on a text, and the errors of
 /// its tensors in these types, weighted by importances where there are some.
 ///
@@ -249,7 +242,7 @@ pub fn sensitivities(
     );
     for groups in missing.chunks(TOGETHER) {
         let probed = |group: &&Measured| {
-            weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)), Way::Reference)
+            weights.overlay(group.tensors.iter().map(|&tensor| (tensor, PROBE)), false)
         };
         let overlays: Vec<Overlay> = groups.iter().map(probed).collect();
         let models = groups.iter().zip(&overlays).map(|(group, overlay)| {
@@ -282,11 +275,11 @@ pub fn sensitivities(
     for group in &groups {
         let metas = || group.tensors.iter().map(|&tensor| &source.tensors()[tensor]);
         let known: Option<Vec<&Errors>> = metas().map(|meta| known.get(&meta.name)).collect();
-        let of = |types, way| {
-            let errors = options.on_threads(|| weights.errors(group, types, way))?;
+        let of = |types, search| {
+            let errors = options.on_threads(|| weights.errors(group, types, search))?;
             errors.map_err(|error| MeasureError::of(subject.path, error))
         };
-        let searched = if search { of(types, Way::Search)? } else { Vec::new() };
+        let searched = if search { of(types, true)? } else { Vec::new() };
         let mut searched = searched.into_iter();
         // Of each tensor: in the reference's way, and compensated.
         let errors: Vec<[ByType; 2]> = match known {
@@ -297,7 +290,7 @@ pub fn sensitivities(
                 known.into_iter().map(|errors| [way(errors, 0), way(errors, 1)]).collect()
             }
             None => {
-                let errors = of(&probed_too, Way::Reference)?;
+                let errors = of(&probed_too, false)?;
                 errors.into_iter().map(|errors| [errors, ByType::new()]).collect()
             }
         };
@@ -339,8 +332,7 @@ pub fn proof(
     let source = subject.model.source();
     let weights = Weights { source, imatrix, simd: options.simd };
     let tensors = types.iter().filter_map(|&(name, ty)| Some((source.find(name)?, ty)));
-    let way = if search { Way::Search } else { Way::Reference };
-    let overlay = weights.overlay(tensors, way);
+    let overlay = weights.overlay(tensors, search);
     let reference = subject.runner(options)?;
     let model = subject.runner_over(&overlay, options)?;
     monitor.expect(comparison_work(&[&reference, &model], read.tokens.len(), &settings));
@@ -368,9 +360,13 @@ impl<'a> Weights<'a> {
     }
 
     /// The model with some tensors in other types.
-    fn overlay(&self, tensors: impl Iterator<Item = (usize, QuantType)>, way: Way) -> Overlay<'a> {
+    fn overlay(
+        &self,
+        tensors: impl Iterator<Item = (usize, QuantType)>,
+        search: bool,
+    ) -> Overlay<'a> {
         let overlay = Overlay::new(self.source, self.simd);
-        let mut overlay = overlay.search(matches!(way, Way::Search));
+        let mut overlay = overlay.search(search);
         for (tensor, ty) in tensors {
             let meta = &self.source.tensors()[tensor];
             let importances = self.importances(meta).map(<[f32]>::to_vec);
@@ -386,13 +382,13 @@ impl<'a> Weights<'a> {
         &self,
         group: &Measured,
         types: &[QuantType],
-        way: Way,
+        search: bool,
     ) -> Result<Vec<ByType>, EvalError> {
-        group.tensors.par_iter().map(|&tensor| self.error(tensor, types, way)).collect()
+        group.tensors.par_iter().map(|&tensor| self.error(tensor, types, search)).collect()
     }
 
     /// Errors of a tensor relative to its weights, from some of its rows.
-    fn error(&self, tensor: usize, types: &[QuantType], way: Way) -> Result<ByType, EvalError> {
+    fn error(&self, tensor: usize, types: &[QuantType], search: bool) -> Result<ByType, EvalError> {
         let meta = &self.source.tensors()[tensor];
         let (n, rows) = (meta.n_per_row() as usize, meta.n_rows());
         let per_matrix = meta.dims.get(1).copied().unwrap_or(1).max(1);
@@ -408,12 +404,7 @@ impl<'a> Weights<'a> {
                 let ones = vec![1.0; if needs { n } else { 0 }];
                 let guide = Guide::from(importances.or((needs).then_some(&ones)));
                 let mut bytes = vec![0; ty.row_bytes(n).unwrap_or(0)];
-                let coded = match way {
-                    Way::Reference => {
-                        ty.encode_rows_with(self.simd, &weights, n, guide, &mut bytes)
-                    }
-                    Way::Search => ty.search_rows_with(self.simd, &weights, n, guide, &mut bytes),
-                };
+                let coded = ty.encode_or_search(search, self.simd, &weights, n, guide, &mut bytes);
                 let decode = |()| ty.decode_rows_with(self.simd, &bytes, n, &mut values);
                 if coded.and_then(decode).is_err() {
                     continue;

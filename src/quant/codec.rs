@@ -90,6 +90,25 @@ impl QuantType {
         self.encode_by(Levels::search, simd, rows, n_per_row, guide, out)
     }
 
+    /// [`search_rows_with`](Self::search_rows_with) where `search`, else [`encode_rows_with`](Self::encode_rows_with).
+    ///
+    /// # Errors
+    /// As [`encode_rows`](Self::encode_rows).
+    pub fn encode_or_search(
+        self,
+        search: bool,
+        simd: Simd,
+        rows: &[f32],
+        n_per_row: usize,
+        guide: Guide,
+        out: &mut [u8],
+    ) -> Result<(), QuantError> {
+        match search {
+            true => self.search_rows_with(simd, rows, n_per_row, guide, out),
+            false => self.encode_rows_with(simd, rows, n_per_row, guide, out),
+        }
+    }
+
     /// Checks rows and encodes them.
     fn encode_by(
         self,

@@ -143,11 +143,8 @@ impl<'a> Overlay<'a> {
             let guide = Guide::from(importance.map(|all| &all[columns]));
             let (weights, bytes) =
                 (&weights[from * n..to * n], &mut bytes[from * row_bytes..to * row_bytes]);
-            let encoded = match self.search {
-                true => ty.search_rows_with(self.simd, weights, n, guide, bytes),
-                false => ty.encode_rows_with(self.simd, weights, n, guide, bytes),
-            };
-            encoded.map_err(|error| self.error(tensor, row, error))?;
+            ty.encode_or_search(self.search, self.simd, weights, n, guide, bytes)
+                .map_err(|error| self.error(tensor, row, error))?;
             row = end;
         }
         Ok(bytes)
