@@ -5,7 +5,7 @@ use super::layers::{Calibration, runner};
 use super::moments::{Kept, Watch, locked};
 use super::rows::{ROWS, Rounder};
 use super::watching::{Inputs, Place, Watching};
-use crate::eval::{EvalError, Passage};
+use crate::eval::{EvalError, Half, Passage};
 use crate::monitor::Monitor;
 use crate::quant::QuantType;
 use crate::recipe::fitting;
@@ -27,7 +27,7 @@ pub type Errors = BTreeMap<QuantType, [f64; 2]>;
 /// in some types: of those of `tensors`, numbers in the source. What is found of a tensor does not depend on which
 /// others are wanted. Tensors that no input reaches are left out.
 ///
-/// The monitor counts tokens times layers.
+/// The monitor counts tokens times halves of layers.
 ///
 /// # Errors
 /// Weights that cannot be read, results that are not finite, folders that cannot be written to.
@@ -46,20 +46,18 @@ pub fn errors(
     let watch = Watch { simd, kept: Mutex::default() };
     let mut model = runner(hparams, source, simd)?;
     model.observe(&watch);
-    let watching = Watching { source, calibration, watch: &watch };
+    let watching = Watching { source, calibration, watch: &watch, downs_later: false };
     let sample = Sample { source, calibration, types };
     let places: Vec<Place> = (0..source.tensors().len()).filter_map(|i| place(source, i)).collect();
-    let mut passage = Passage::begin(&model, &model, calibration.tokens, &calibration.text, 0, 0)?;
+    let mut passage = Passage::begin(&model, calibration.tokens, &calibration.text, 0, 0)?;
     let mut found = BTreeMap::new();
     for layer in 0..hparams.n_layer {
         let of_layer =
             || places.iter().copied().filter(move |place| place.name.layer == Some(layer));
-        // All are watched at first, for memory is shared out among all.
-        watching.watch(layer, of_layer())?;
-        let needed: Vec<usize> =
-            of_layer().filter(wanted).map(|place| watching.watched(place)).collect();
-        locked(&watch.kept).retain(|watched, _| needed.contains(watched));
-        passage.pass(layer, monitor)?;
+        watching.watch(layer, of_layer(), &of_layer().filter(wanted).collect::<Vec<_>>())?;
+        for half in Half::BOTH {
+            passage.pass(layer, half, monitor)?;
+        }
         let kept = std::mem::take(&mut *locked(&watch.kept));
         for (watched, kept) in kept {
             let places: Vec<Place> =
@@ -67,7 +65,7 @@ pub fn errors(
             let matrices =
                 places.iter().map(|place| sample.matrices(place.source)).max().unwrap_or(0);
             let prior = match &*kept {
-                Kept::Each(_) => None,
+                Kept::Each(_) | Kept::Later { .. } => None,
                 Kept::Spooled(spool) => Some(locked(spool).of_all(simd)?),
             };
             for matrix in (0..matrices).step_by(matrices.div_ceil(MATRICES).max(1)) {
@@ -78,6 +76,7 @@ pub fn errors(
                         let own = spool.moments(spool.inputs(matrix)?.view(), simd);
                         watching.inputs(&own, prior.as_ref())
                     }
+                    Kept::Later { .. } => continue,
                 };
                 for place in &places {
                     sample.add(place.source, matrix, &inputs, &mut found)?;

@@ -1,12 +1,14 @@
-//! One walk over a model: the text passes a layer, whose inputs are watched; the layer's tensors are rounded
-//! with what was seen and written; the text passes the rounded layer, and on to the next.
+//! One walk over a model, half a layer at a time: the inputs of a half's tensors are watched; they are rounded
+//! with what was seen and written; the text passes the rounded half, and on to the next.
 
 use super::memory::of_rows;
 use super::moments::{Kept, Moments, Watch, locked};
 use super::rows::{ROWS, Rounded, Rounder, Way, encoded};
 use super::watching::{Inputs, Place, Watching, kept_at_once, most_of_a_part, part, same_inputs};
 use crate::convert::{Begun, ConvertError, Plan, PlannedTensor, RunOptions};
-use crate::eval::{Activations, EvalError, Model, Passage, PerplexityOptions, trial};
+use crate::eval::{
+    Activations, EvalError, Half, Model, Passage, PerplexityOptions, Stage, of_layers,
+};
 use crate::model::{Hparams, Moe};
 use crate::monitor::Monitor;
 use crate::quant::{Guide, QuantType};
@@ -48,8 +50,8 @@ pub struct Calibration<'a> {
 pub enum InputsOf {
     /// In the original one: the text passes it once.
     Original,
-    /// In the one whose layers so far are rounded, so that later layers make up for earlier ones: the text
-    /// passes each layer twice.
+    /// In the one that is rounded so far, so that later tensors make up for earlier ones: the text passes attention
+    /// twice, as it was and as it is, and `gate` and `up` of the rounded model one more time for what goes into `down`.
     #[default]
     Rounded,
 }
@@ -79,9 +81,8 @@ pub struct Outcome {
 /// matrices rounded so that the error of their products with the inputs that a text gives them is small.
 ///
 /// What is kept for the case that the run is stopped is that of [`Plan::run`], and the states of the text.
-/// The first monitor counts tokens times layers, each layer twice where inputs are those of the rounded model, the
-/// second rows that are rounded, each as the pairs of its columns that are known with each other, the last weights
-/// that are written.
+/// The first monitor counts tokens times halves of layers, the second rows that are rounded, each as the pairs of its
+/// columns that are known with each other, the last weights that are written.
 ///
 /// # Errors
 /// As [`Plan::run`], and those of the forward pass.
@@ -120,14 +121,38 @@ pub(super) fn runner<'a>(
     Ok(model)
 }
 
-/// Seconds of processor time that the text will take on its way through a model once, from a short trial.
+/// Seconds of processor time that the text will take on its way through a model, from short trials.
 ///
 /// # Errors
 /// Weights that cannot be read.
-pub fn seconds_of_text(source: &dyn Source, calibration: &Calibration) -> Result<f64, EvalError> {
+pub fn seconds_of_text(
+    plan: &Plan,
+    source: &dyn Source,
+    calibration: &Calibration,
+) -> Result<f64, EvalError> {
     let Calibration { hparams, tokens, ref text, simd, .. } = *calibration;
     let n_tokens = text.checked_chunks(tokens)? * text.ctx;
-    trial(&runner(hparams, source, simd)?, &tokens[..text.ctx], n_tokens, text, false, false)
+    let seconds = |source: &dyn Source| {
+        of_layers(&runner(hparams, source, simd)?, &tokens[..text.ctx], n_tokens, text, false)
+    };
+    let [attention, feed_forward] = seconds(source)?;
+    if calibration.inputs == InputsOf::Original {
+        return Ok(attention + feed_forward);
+    }
+    // Blocks of nothing but zeros take as long as others.
+    let mut changed = Overlay::new(source, simd);
+    for Target { tensor, ty, place } in targets(plan) {
+        let row_bytes = ty.row_bytes(plan.tensors()[tensor].n_per_row() as usize).unwrap_or(0);
+        changed.set_written(place.source, ty, move |rows, out| {
+            out.resize((rows.end - rows.start) as usize * row_bytes, 0);
+            Ok(())
+        });
+    }
+    let [changed_attention, changed_feed_forward] = seconds(&changed)?;
+    // Of three matrices of a feed-forward network, two are passed again for the inputs of the third, those of routed
+    // experts once more for the moments of all.
+    let again = if hparams.moe.is_some() { 4.0 / 3.0 } else { 2.0 / 3.0 };
+    Ok(attention + changed_attention + (1.0 + again) * changed_feed_forward)
 }
 
 /// Floating-point operations, roughly, that a pass of so many tokens and second moments that may take so many bytes
@@ -136,15 +161,16 @@ pub fn seconds_of_text(source: &dyn Source, calibration: &Calibration) -> Result
 pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3] {
     let [mut text, mut moments, mut rows] = [0; 3];
     let targets = targets(plan);
-    let mut widths: BTreeMap<Option<u32>, Vec<(u64, u64)>> = BTreeMap::new();
+    let together = |name: TensorName| (name.layer, stage_of(name.kind));
+    let mut widths: BTreeMap<_, Vec<(u64, u64)>> = BTreeMap::new();
     for Target { tensor, place: Place { name, .. }, .. } in &targets {
         if same_inputs(name.kind).is_empty() {
             let kept = kept_at_once(name.kind, &plan.tensors()[*tensor].dims);
-            widths.entry(name.layer).or_default().push(kept);
+            widths.entry(together(*name)).or_default().push(kept);
         }
     }
     let most: BTreeMap<_, _> =
-        widths.into_iter().map(|(layer, all)| (layer, most_of_a_part(&all, memory))).collect();
+        widths.into_iter().map(|(at, all)| (at, most_of_a_part(&all, memory))).collect();
     for target in targets {
         let planned = &plan.tensors()[target.tensor];
         let (n, all) = (planned.n_per_row(), planned.n_elements());
@@ -155,7 +181,7 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3
             None => all,
         };
         text += 2 * share(all) * tokens;
-        let part = part(n, most.get(&target.place.name.layer).copied().unwrap_or(0));
+        let part = part(n, most.get(&together(target.place.name)).copied().unwrap_or(0));
         if same_inputs(kind).is_empty() {
             let matrices = planned.dims.get(2).copied().unwrap_or(1);
             moments += n * part * share(matrices) * tokens;
@@ -169,6 +195,18 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3
 /// twice, compensated once, and again with all columns in each sweep.
 pub fn operations(sweeps: usize) -> u64 {
     3 + 2 * sweeps as u64
+}
+
+/// When what goes into tensors of a kind is known. The inputs of the `down` of routed experts are made from those of
+/// `gate` and `up`, one expert at a time.
+fn stage_of(kind: Kind) -> Stage {
+    match kind {
+        Kind::FfnDown | Kind::FfnDownShexp => Stage::Down,
+        Kind::FfnGateInp => Stage::Hidden,
+        Kind::FfnGate | Kind::FfnUp | Kind::FfnGateShexp | Kind::FfnUpShexp => Stage::Hidden,
+        Kind::FfnGateExps | Kind::FfnUpExps | Kind::FfnDownExps => Stage::Hidden,
+        _ => Stage::Attention,
+    }
 }
 
 /// An error of the forward pass among those of conversions.
@@ -239,23 +277,17 @@ fn round_layers(
     for target in unfinished(begun, all.iter().filter(first))? {
         begun.encode(target.tensor)?;
     }
-    let mut todo = BTreeMap::new();
+    let mut todo: BTreeMap<(u32, Stage), Vec<&Target>> = BTreeMap::new();
     for layer in 0..n_layer {
-        let of_this = unfinished(begun, of_layer(layer))?;
-        if !of_this.is_empty() {
-            todo.insert(layer, of_this);
+        for target in unfinished(begun, of_layer(layer))? {
+            todo.entry((layer, stage_of(target.place.name.kind))).or_default().push(target);
         }
     }
     let is_last = |target: &&Target| is_output(begun.plan(), target);
     let outputs = unfinished(begun, all.iter().filter(is_last))?;
     let of_prediction = unfinished(begun, of_layer(n_layer).filter(|target| !first(target)))?;
     let behind = !outputs.is_empty() || !of_prediction.is_empty();
-    // Beyond the last tensor that is still to be rounded, nobody asks for states.
-    let end = match behind {
-        false => todo.keys().last().map_or(0, |layer| layer + 1),
-        true => n_layer,
-    };
-    if end == 0 {
+    if todo.is_empty() && !behind {
         return Ok(());
     }
     let in_layers = |target: &&Target| target.place.name.layer.is_some_and(|at| at <= n_layer);
@@ -272,35 +304,46 @@ fn round_layers(
     let watch = Watch { simd, kept: Mutex::default() };
     let mut original = runner(hparams, source, simd).map_err(converted)?;
     let changed = runner(hparams, &changed_source, simd).map_err(converted)?;
+    let mut watched = runner(hparams, &changed_source, simd).map_err(converted)?;
     original.observe(&watch);
+    watched.observe(&watch);
     let rounded = calibration.inputs == InputsOf::Rounded;
-    let done = todo.keys().next().copied().unwrap_or(n_layer);
     let mut passage = Passage::begin(
-        &original,
         if rounded { &changed } else { &original },
         calibration.tokens,
         &calibration.text,
         begun.identity(),
-        done,
+        todo.keys().next().map_or(2 * n_layer, |&(layer, stage)| stage.half().number(layer)),
     )
     .map_err(converted)?;
-    let watching = Watching { source, calibration, watch: &watch };
+    let watching = Watching { source, calibration, watch: &watch, downs_later: true };
     let layers = Layers { begun, calibration, changed: &changed, watching, rounding };
-    for layer in 0..end {
-        let targets = todo.get(&layer).map_or(&[][..], Vec::as_slice);
-        if !targets.is_empty() {
-            layers.watching.watch(layer, targets.iter().map(|target| target.place))?;
+    let places = |layer: u32, stage: &dyn Fn(Stage) -> bool| {
+        let of_stage = of_layer(layer).filter(|target| stage(stage_of(target.place.name.kind)));
+        of_stage.map(|target| target.place).collect::<Vec<_>>()
+    };
+    for (layer, half) in (0..n_layer).flat_map(|layer| Half::BOTH.map(|half| (layer, half))) {
+        let stages = Stage::ALL.into_iter().filter(|stage| stage.half() == half);
+        let stages = stages.map(|stage| (stage, todo.remove(&(layer, stage)).unwrap_or_default()));
+        if rounded {
+            for (stage, targets) in stages.filter(|(_, targets)| !targets.is_empty()) {
+                layers.watch(layer, &places(layer, &|of| of == stage), &targets)?;
+                let shown = if half == Half::Attention { &original } else { &watched };
+                passage.look(shown, layer, stage, monitor).map_err(converted)?;
+                layers.round(layer, &targets, monitor, outcome)?;
+            }
+        } else {
+            let targets: Vec<&Target> = stages.flat_map(|(_, targets)| targets).collect();
+            layers.watch(layer, &places(layer, &|stage| stage.half() == half), &targets)?;
+            passage.pass(layer, half, monitor).map_err(converted)?;
+            layers.round(layer, &targets, monitor, outcome)?;
         }
-        match rounded {
-            true if targets.is_empty() => {}
-            true => passage.look(layer, monitor).map_err(converted)?,
-            false => passage.pass(layer, monitor).map_err(converted)?,
+        // Beyond the last tensor that is still to be rounded, nobody asks for states.
+        if todo.is_empty() && !behind {
+            return Ok(());
         }
-        if !targets.is_empty() {
-            layers.round(layer, targets, monitor, outcome)?;
-        }
-        if rounded && (layer + 1 < end || behind) {
-            passage.pass(layer, monitor).map_err(converted)?;
+        if rounded {
+            passage.pass(layer, half, monitor).map_err(converted)?;
         }
     }
     for target in outputs {
@@ -311,7 +354,7 @@ fn round_layers(
         .into_iter()
         .partition(|target| target.place.name.kind == Kind::NextnSharedHeadHead);
     if !others.is_empty() {
-        layers.watching.watch(n_layer, others.iter().map(|target| target.place))?;
+        layers.watch(n_layer, &places(n_layer, &|_| true), &others)?;
         passage.draft(&original, monitor, |_| ()).map_err(converted)?;
         layers.round(n_layer, &others, monitor, outcome)?;
     }
@@ -335,11 +378,17 @@ struct Layers<'a> {
 }
 
 impl Layers<'_> {
+    /// Has the inputs of some tensors of a layer watched, of all those that are at the same time.
+    fn watch(&self, layer: u32, all: &[Place], targets: &[&Target]) -> Result<(), ConvertError> {
+        let wanted: Vec<Place> = targets.iter().map(|target| target.place).collect();
+        Ok(self.watching.watch(layer, all.iter().copied(), &wanted)?)
+    }
+
     fn planned(&self, target: &Target) -> &PlannedTensor {
         &self.begun.plan().tensors()[target.tensor]
     }
 
-    /// Rounds the tensors of a layer with what was seen of their inputs.
+    /// Rounds some tensors of a layer with what was seen of their inputs.
     fn round(
         &self,
         layer: u32,
@@ -403,34 +452,48 @@ impl Layers<'_> {
         outcome: &mut Outcome,
     ) -> Result<(), ConvertError> {
         let simd = self.calibration.simd;
-        let spool = |kind| {
+        let kept = |kind| {
             let name = TensorName::weight(Some(layer), kind).to_string();
-            match &**kept.get(&self.watching.source.find(&name)?)? {
-                Kept::Spooled(spool) => Some(locked(spool)),
-                Kept::Each(_) => None,
-            }
+            kept.get(&self.watching.source.find(&name)?).map(|kept| &**kept)
         };
-        let Some(into) = spool(Kind::FfnGateExps) else { return Ok(()) };
-        let hidden = spool(Kind::FfnDownExps);
-        let of_layer = into.of_all(simd)?;
-        let hidden_of_layer = hidden.as_ref().map(|hidden| hidden.of_all(simd)).transpose()?;
-        let is_down = |target: &&&Target| target.place.name.kind == Kind::FfnDownExps;
-        let mut made: Vec<_> = targets.iter().map(|target| self.begin(target)).collect();
+        let Some(Kept::Spooled(into)) = kept(Kind::FfnGateExps) else { return Ok(()) };
+        let into = locked(into);
         let n_expert = self.calibration.hparams.moe.as_ref().map_or(0, |moe| moe.n_expert as usize);
-        for expert in 0..n_expert {
-            let x = into.inputs(expert)?;
-            if !targets.iter().all(|target| is_down(&target)) {
-                let inputs = self.watching.inputs(&into.moments(x.view(), simd), Some(&of_layer));
-                let others = targets.iter().zip(&mut made).filter(|(target, _)| !is_down(target));
-                for (target, made) in others {
-                    self.round_matrix(target, expert, &inputs, made)?;
-                }
+        let is_down = |target: &&&Target| target.place.name.kind == Kind::FfnDownExps;
+        let (downs, others): (Vec<&Target>, _) = targets.iter().partition(is_down);
+        if !others.is_empty() {
+            let of_layer = into.of_all(simd)?;
+            let inputs = |expert| Ok(into.moments(into.inputs(expert)?.view(), simd));
+            self.round_each(&others, n_expert, (&of_layer, &inputs), monitor, outcome)?;
+        }
+        if let Some(&Kept::Later { columns, part }) = kept(Kind::FfnDownExps) {
+            let hidden = |expert| {
+                let x = into.inputs(expert)?;
+                self.changed.hidden(layer, expert, x.view()).map_err(converted)
+            };
+            let mut of_layer = Moments::new(columns, part);
+            for expert in 0..n_expert {
+                of_layer.add(hidden(expert)?.view(), simd, true);
             }
-            let down = targets.iter().zip(&mut made).find(|(target, _)| is_down(target));
-            if let (Some((target, made)), Some(hidden)) = (down, &hidden) {
-                let x = self.changed.hidden(layer, expert, x.view()).map_err(converted)?;
-                let own = hidden.moments(x.view(), simd);
-                let inputs = self.watching.inputs(&own, hidden_of_layer.as_ref());
+            let inputs = |expert| Ok(Moments::of(hidden(expert)?.view(), part, simd));
+            self.round_each(&downs, n_expert, (&of_layer, &inputs), monitor, outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds tensors with the same inputs, expert by expert, with the moments of all experts and of each.
+    fn round_each(
+        &self,
+        targets: &[&Target],
+        n_expert: usize,
+        (of_layer, inputs): (&Moments, &dyn Fn(usize) -> Result<Moments, ConvertError>),
+        monitor: &dyn Monitor,
+        outcome: &mut Outcome,
+    ) -> Result<(), ConvertError> {
+        let mut made: Vec<_> = targets.iter().map(|target| self.begin(target)).collect();
+        for expert in 0..n_expert {
+            let inputs = self.watching.inputs(&inputs(expert)?, Some(of_layer));
+            for (target, made) in targets.iter().zip(&mut made) {
                 self.round_matrix(target, expert, &inputs, made)?;
             }
             if monitor.cancelled() {

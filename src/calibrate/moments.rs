@@ -44,6 +44,13 @@ impl Moments {
         }
     }
 
+    /// Those of inputs, on all threads, with parts as for [`Moments::new`].
+    pub fn of(x: ArrayView2<f32>, part: usize, simd: Simd) -> Self {
+        let mut moments = Self::new(x.ncols(), part);
+        moments.add(x, simd, true);
+        moments
+    }
+
     /// Columns.
     pub fn columns(&self) -> usize {
         self.diagonal.len()
@@ -194,9 +201,7 @@ impl Spool {
 
     /// Moments of inputs as they are here, on all threads.
     pub fn moments(&self, x: ArrayView2<f32>, simd: Simd) -> Moments {
-        let mut moments = Moments::new(self.columns, self.part);
-        moments.add(x, simd, true);
-        moments
+        Moments::of(x, self.part, simd)
     }
 
     /// Moments of the inputs of all matrices together. They are added in the order of the matrices, whatever
@@ -230,6 +235,8 @@ pub(crate) enum Kept {
     Each(Vec<Mutex<Moments>>),
     /// The inputs.
     Spooled(Mutex<Spool>),
+    /// Nothing: they are made from those of other matrices later. Their columns, and those of a part of moments.
+    Later { columns: usize, part: usize },
 }
 
 /// Sees the inputs of some tensors, by their number in the source.
@@ -259,6 +266,7 @@ impl Observer for Watch {
                 locked(&moments[matrix]).add(x, self.simd, parallel);
             }
             Kept::Spooled(spool) => locked(spool).add(matrix, x)?,
+            Kept::Later { .. } => {}
         }
         Ok(())
     }

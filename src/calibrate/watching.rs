@@ -77,6 +77,9 @@ pub(super) struct Watching<'a> {
     pub source: &'a dyn Source,
     pub calibration: &'a Calibration<'a>,
     pub watch: &'a Watch,
+    /// Whether what goes into the `down` of routed experts is made from what goes into `gate` and `up`, when these are
+    /// rounded.
+    pub downs_later: bool,
 }
 
 impl Watching<'_> {
@@ -88,26 +91,36 @@ impl Watching<'_> {
         same_inputs(place.name.kind).iter().find_map(find).unwrap_or(place.source)
     }
 
-    /// Has the inputs of a layer's tensors watched.
-    pub fn watch(&self, layer: u32, places: impl Iterator<Item = Place>) -> Result<(), IoError> {
+    /// Has the inputs of some tensors of a layer watched: of those that are wanted. All `places` that are watched at
+    /// the same time in a run that is not interrupted have a say in how wide parts are.
+    pub fn watch(
+        &self,
+        layer: u32,
+        places: impl Iterator<Item = Place>,
+        wanted: &[Place],
+    ) -> Result<(), IoError> {
         let watched: BTreeMap<usize, Kind> =
             places.map(|place| (self.watched(place), place.name.kind)).collect();
         let dims = |tensor: usize| &self.source.tensors()[tensor].dims;
         let together = watched.iter().map(|(&tensor, &kind)| kept_at_once(kind, dims(tensor)));
         let most = most_of_a_part(&together.collect::<Vec<_>>(), self.calibration.memory);
+        let wanted: BTreeMap<usize, Kind> =
+            wanted.iter().map(|&place| (self.watched(place), place.name.kind)).collect();
         let mut kept = HashMap::new();
-        for (&tensor, &kind) in &watched {
+        for (&tensor, &kind) in &wanted {
             let (columns, matrices) = kept_at_once(kind, dims(tensor));
             let part = part(columns, most) as usize;
             let moments = |_| Mutex::new(Moments::new(columns as usize, part));
             let of = match kind.is_routed() {
+                true if kind == Kind::FfnDownExps && self.downs_later => {
+                    Kept::Later { columns: columns as usize, part }
+                }
                 true => self.spool(tensor, part)?,
                 false => Kept::Each((0..matrices).map(moments).collect()),
             };
             kept.insert(tensor, Arc::new(of));
         }
-        // The inputs of `down` come from what becomes of the other two.
-        if watched.values().any(|&kind| kind == Kind::FfnDownExps) {
+        if self.downs_later && wanted.values().any(|&kind| kind == Kind::FfnDownExps) {
             let name = TensorName::weight(Some(layer), Kind::FfnGateExps).to_string();
             if let Some(gate) = self.source.find(&name).filter(|gate| !kept.contains_key(gate)) {
                 kept.insert(gate, Arc::new(self.spool(gate, 0)?));

@@ -103,15 +103,45 @@ impl Attention<'_> {
         x: ArrayView2<f32>,
         chunks: Chunks,
     ) -> Result<Rows, EvalError> {
+        let heads = self.heads(hparams, rotary, x, chunks)?;
         match self {
-            Self::Latent(weights, a) => weights.run(hparams, a, rotary, x, chunks),
-            Self::Grouped(weights, a) => weights.run(hparams, a, rotary, x, chunks),
+            Self::Latent(weights, _) => weights.output.apply(heads.view()),
+            Self::Grouped(weights, _) => weights.output.apply(heads.view()),
+        }
+    }
+
+    /// Shows the observer what goes into each matrix, within chunks of so many tokens.
+    pub fn look(
+        &self,
+        hparams: &Hparams,
+        rotary: &Rotary,
+        x: ArrayView2<f32>,
+        ctx: usize,
+    ) -> Result<(), EvalError> {
+        let heads = self.heads(hparams, rotary, x, Chunks { ctx, first: 0 })?;
+        match self {
+            Self::Latent(weights, _) => weights.output.shown(heads.view()),
+            Self::Grouped(weights, _) => weights.output.matrix.shown(heads.view()),
+        }
+    }
+
+    /// What all heads give, side by side.
+    fn heads(
+        &self,
+        hparams: &Hparams,
+        rotary: &Rotary,
+        x: ArrayView2<f32>,
+        chunks: Chunks,
+    ) -> Result<Rows, EvalError> {
+        match self {
+            Self::Latent(weights, a) => weights.heads(hparams, a, rotary, x, chunks),
+            Self::Grouped(weights, a) => weights.heads(hparams, a, rotary, x, chunks),
         }
     }
 }
 
 impl Latent<'_> {
-    fn run(
+    fn heads(
         &self,
         hparams: &Hparams,
         a: &model::Latent,
@@ -180,7 +210,7 @@ impl Latent<'_> {
                 attend(simd, q, keys.view(), values.view(), out, chunks, scale, hidden);
                 Ok(())
             })?;
-        self.output.apply(heads.view())
+        Ok(heads)
     }
 }
 
@@ -193,7 +223,7 @@ fn side_by_side(a: ArrayView2<f32>, b: ArrayView2<f32>) -> Rows {
 }
 
 impl Grouped<'_> {
-    fn run(
+    fn heads(
         &self,
         hparams: &Hparams,
         a: &model::Grouped,
@@ -231,7 +261,7 @@ impl Grouped<'_> {
                 let (keys, values) = (k.slice(of_head), values.slice(of_head));
                 attend(simd, q, keys, values, out, chunks, scale, None);
             });
-        self.output.apply(heads.view())
+        Ok(heads)
     }
 }
 

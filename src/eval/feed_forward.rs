@@ -4,6 +4,7 @@ use super::buffers::Rows;
 use super::error::EvalError;
 use super::exponential::swiglu;
 use super::linear::Matrix;
+use super::passage::Stage;
 use super::router::route;
 use crate::model::Moe;
 use crate::simd::Simd;
@@ -21,19 +22,32 @@ pub(super) struct Gated<'a> {
 impl<'a> Gated<'a> {
     /// Takes `part` rows of `x` at a time, each on all threads.
     pub fn run_in_parts(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
-        let simd = self.gate.simd;
         let mut out = Rows::new(x.nrows(), x.ncols());
         let parts = x.axis_chunks_iter(Axis(0), part);
         for (x, out) in parts.zip(out.axis_chunks_iter_mut(Axis(0), part)) {
-            let (mut hidden, up) = (self.gate.apply(x)?, self.up.apply(x)?);
-            hidden
-                .axis_iter_mut(Axis(0))
-                .into_par_iter()
-                .zip(up.axis_iter(Axis(0)))
-                .for_each(|(gate, up)| gate_row(simd, gate, up));
-            self.down.apply_to(hidden.view(), out)?;
+            self.down.apply_to(self.hidden_on_all(x)?.view(), out)?;
         }
         Ok(out)
+    }
+
+    /// Shows the observer what goes into `gate` and `up`, or into `down`.
+    fn look(&self, x: ArrayView2<f32>, part: usize, stage: Stage) -> Result<(), EvalError> {
+        if stage != Stage::Down {
+            return self.gate.shown(x);
+        }
+        let mut parts = x.axis_chunks_iter(Axis(0), part);
+        parts.try_for_each(|x| self.down.shown(self.hidden_on_all(x)?.view()))
+    }
+
+    /// What goes into `down`, on all threads.
+    pub fn hidden_on_all(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
+        let (mut hidden, up) = (self.gate.apply(x)?, self.up.apply(x)?);
+        hidden
+            .axis_iter_mut(Axis(0))
+            .into_par_iter()
+            .zip(up.axis_iter(Axis(0)))
+            .for_each(|(gate, up)| gate_row(self.gate.simd, gate, up));
+        Ok(hidden)
     }
 
     /// All rows of `x` on the calling thread.
@@ -42,7 +56,7 @@ impl<'a> Gated<'a> {
     }
 
     /// What goes into `down`, on the calling thread.
-    pub fn hidden(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
+    fn hidden(&self, x: ArrayView2<f32>) -> Result<Rows, EvalError> {
         let (mut hidden, up) = (self.gate.apply_here(x)?, self.up.apply_here(x)?);
         for (gate, up) in hidden.rows_mut().into_iter().zip(up.rows()) {
             gate_row(self.gate.simd, gate, up);
@@ -89,6 +103,15 @@ impl FeedForward<'_> {
             Self::Experts(experts) => experts.run(x, part),
         }
     }
+
+    /// Shows the observer what goes into the matrices of a stage. The inputs of the `down` of routed experts are
+    /// not shown, see [`Gated::hidden_on_all`].
+    pub fn look(&self, x: ArrayView2<f32>, part: usize, stage: Stage) -> Result<(), EvalError> {
+        match self {
+            Self::Dense(dense) => dense.look(x, part, stage),
+            Self::Experts(experts) => experts.look(x, part, stage),
+        }
+    }
 }
 
 impl Experts<'_> {
@@ -105,14 +128,8 @@ impl Experts<'_> {
         Ok((out, self.router.apply(x)?))
     }
 
-    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
-        let (mut out, logits) = self.run_shared(x, part)?;
-        for (token, row) in logits.rows().into_iter().enumerate() {
-            if !row.iter().all(|logit| logit.is_finite()) {
-                // An expert that is never chosen would hide it.
-                out.row_mut(token).fill(f32::NAN);
-            }
-        }
+    /// The tokens that each expert gets, and what its outputs count for them.
+    fn tokens_of(&self, logits: &Rows) -> Vec<Vec<(usize, f32)>> {
         let routes: Vec<Vec<(usize, f32)>> = (logits.axis_iter(Axis(0)))
             .into_par_iter()
             .map(|logits| route(self.moe, &logits.to_vec(), self.bias.as_deref()))
@@ -123,6 +140,33 @@ impl Experts<'_> {
                 tokens_of[expert].push((token, weight));
             }
         }
+        tokens_of
+    }
+
+    fn look(&self, x: ArrayView2<f32>, part: usize, stage: Stage) -> Result<(), EvalError> {
+        if let Some(shared) = &self.shared {
+            shared.look(x, part, stage)?;
+        }
+        if stage == Stage::Down {
+            return Ok(());
+        }
+        let tokens_of = self.tokens_of(&self.router.apply(x)?);
+        for (expert, tokens) in tokens_of.iter().enumerate().filter(|(_, all)| !all.is_empty()) {
+            let tokens: Vec<usize> = tokens.iter().map(|token| token.0).collect();
+            self.routed.expert(expert).gate.shown(x.select(Axis(0), &tokens).view())?;
+        }
+        Ok(())
+    }
+
+    fn run(&self, x: ArrayView2<f32>, part: usize) -> Result<Rows, EvalError> {
+        let (mut out, logits) = self.run_shared(x, part)?;
+        for (token, row) in logits.rows().into_iter().enumerate() {
+            if !row.iter().all(|logit| logit.is_finite()) {
+                // An expert that is never chosen would hide it.
+                out.row_mut(token).fill(f32::NAN);
+            }
+        }
+        let tokens_of = self.tokens_of(&logits);
         // All tokens of an expert in one product; outputs are added in the order of the experts.
         let used: Vec<usize> = (0..tokens_of.len()).filter(|&e| !tokens_of[e].is_empty()).collect();
         for wave in used.chunks(WAVE) {

@@ -8,7 +8,7 @@ use super::gemm::{Form, PANEL_ROWS, pack, pack_pairs};
 use super::observe::Observer;
 use crate::simd::Simd;
 use crate::source::{Dtype, SCRATCH, Source};
-use ndarray::{ArrayView2, ArrayViewMut2, Axis};
+use ndarray::{ArrayView2, ArrayViewMut2, Axis, s};
 use rayon::prelude::*;
 
 /// Weights in panels at a time for each thread, at most: 8 MiB. For each such part all inputs are
@@ -142,6 +142,11 @@ impl Matrix<'_> {
     pub fn observed(&self, x: ArrayView2<f32>, y: ArrayView2<f32>) -> Result<(), EvalError> {
         let tell = |observer: &dyn Observer| observer.product(self.tensor, self.index(), x, y);
         self.observer.map_or(Ok(()), tell)
+    }
+
+    /// Tells the observer of inputs whose product nobody needs.
+    pub fn shown(&self, x: ArrayView2<f32>) -> Result<(), EvalError> {
+        self.observed(x, x.slice(s![.., ..0]))
     }
 
     /// Tells the observer of a product with the transpose.

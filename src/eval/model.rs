@@ -10,6 +10,7 @@ use super::indexer::Indexer;
 use super::linear::Matrix;
 use super::norm::rms_norm;
 use super::observe::Observer;
+use super::passage::{Half, Stage};
 use super::probe::{Probe, first_not_finite};
 use super::rope::Rotary;
 use crate::model::{self, Gating, Hparams};
@@ -327,9 +328,35 @@ impl<'a> Model<'a> {
         memory: usize,
         first: usize,
     ) -> Result<(), EvalError> {
-        let (eps, tensors) = (self.hparams.rms_eps, self.of_layer(layer));
-        let part = budget::part(self.hparams, ctx, memory);
         let chunks = Chunks { ctx, first };
+        self.half(layer, Half::Attention, states, chunks, memory)?;
+        self.half(layer, Half::FeedForward, states, chunks, memory)
+    }
+
+    /// Passes states through one half of a layer, as [`Model::layer`] does through both.
+    pub(super) fn half(
+        &self,
+        layer: u32,
+        half: Half,
+        states: &mut Array2<f32>,
+        chunks: Chunks,
+        memory: usize,
+    ) -> Result<(), EvalError> {
+        let part = budget::part(self.hparams, chunks.ctx, memory);
+        match half {
+            Half::Attention => self.attention(layer, states, chunks, part),
+            Half::FeedForward => self.feed_forward(layer, states, chunks, part),
+        }
+    }
+
+    fn attention(
+        &self,
+        layer: u32,
+        states: &mut Array2<f32>,
+        chunks: Chunks,
+        part: usize,
+    ) -> Result<(), EvalError> {
+        let (eps, tensors, ctx) = (self.hparams.rms_eps, self.of_layer(layer), chunks.ctx);
         let (attention, weight) = (tensors.attention()?, tensors.vector(Kind::AttnNorm)?);
         for (i, mut states) in states.axis_chunks_iter_mut(Axis(0), part).enumerate() {
             let x = rms_norm(self.simd, states.view(), &weight, eps);
@@ -346,6 +373,18 @@ impl<'a> Model<'a> {
                 return Err(EvalError::NotFinite { layer, place, token: i * part + row });
             }
         }
+        Ok(())
+    }
+
+    fn feed_forward(
+        &self,
+        layer: u32,
+        states: &mut Array2<f32>,
+        chunks: Chunks,
+        part: usize,
+    ) -> Result<(), EvalError> {
+        let (eps, tensors) = (self.hparams.rms_eps, self.of_layer(layer));
+        let Chunks { ctx, first } = chunks;
         let (feed_forward, weight) = (tensors.feed_forward()?, tensors.vector(Kind::FfnNorm)?);
         let x = rms_norm(self.simd, chunks.tails(states.view()).view(), &weight, eps);
         let change = feed_forward.run(x.view(), part)?;
@@ -358,6 +397,29 @@ impl<'a> Model<'a> {
             return Err(EvalError::NotFinite { layer, place, token });
         }
         Ok(())
+    }
+
+    /// Shows the observer what goes into the matrices of a stage, of states that have passed what is before its
+    /// half of the layer.
+    pub(super) fn look(
+        &self,
+        layer: u32,
+        stage: Stage,
+        states: ArrayView2<f32>,
+        ctx: usize,
+        memory: usize,
+    ) -> Result<(), EvalError> {
+        let (eps, tensors) = (self.hparams.rms_eps, self.of_layer(layer));
+        let part = budget::part(self.hparams, ctx, memory);
+        if stage.half() == Half::FeedForward {
+            let x = rms_norm(self.simd, states, &tensors.vector(Kind::FfnNorm)?, eps);
+            return tensors.feed_forward()?.look(x.view(), part, stage);
+        }
+        let (attention, weight) = (tensors.attention()?, tensors.vector(Kind::AttnNorm)?);
+        states.axis_chunks_iter(Axis(0), part).try_for_each(|states| {
+            let x = rms_norm(self.simd, states, &weight, eps);
+            attention.look(self.hparams, &self.rotary, x.view(), ctx)
+        })
     }
 
     /// The first layer of each kind, with tensors of other shapes or types than those before, and how many
@@ -402,7 +464,7 @@ impl<'a> Model<'a> {
         self.of_layer(layer).feed_forward()
     }
 
-    /// What goes into the `down` of a routed expert, for normalised inputs.
+    /// What goes into the `down` of a routed expert, for normalised inputs, on all threads.
     pub(crate) fn hidden(
         &self,
         layer: u32,
@@ -411,9 +473,9 @@ impl<'a> Model<'a> {
     ) -> Result<Array2<f32>, EvalError> {
         match self.of_layer(layer).feed_forward()? {
             FeedForward::Experts(experts) => {
-                Ok(experts.routed.expert(expert).hidden(x)?.into_array())
+                Ok(experts.routed.expert(expert).hidden_on_all(x)?.into_array())
             }
-            FeedForward::Dense(dense) => Ok(dense.hidden(x)?.into_array()),
+            FeedForward::Dense(dense) => Ok(dense.hidden_on_all(x)?.into_array()),
         }
     }
 

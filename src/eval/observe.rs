@@ -7,7 +7,8 @@ use ndarray::ArrayView2;
 /// matrix as well.
 pub trait Observer: Sync {
     /// Rows of `x` have been multiplied with a matrix of a tensor (numbered where several are
-    /// stacked) and have given rows of `y`. Called from many threads at once.
+    /// stacked) and have given rows of `y`, which have no columns where nobody needs the product. Called from
+    /// many threads at once.
     ///
     /// # Errors
     /// Whatever the observer finds; the pass ends with it.

@@ -29,10 +29,30 @@ pub fn trial(
     scored: bool,
     drafted: bool,
 ) -> Result<f64, EvalError> {
+    let mut seconds = of_layers(model, chunk, n_tokens, options, drafted)?.iter().sum();
+    if scored {
+        let (ctx, states) = (chunk.len(), model.embed(chunk)?);
+        seconds += n_tokens as f64 / ctx as f64 * scores(model, &states, ctx - 1 - ctx / 2)?;
+    }
+    Ok(seconds)
+}
+
+/// Seconds of processor time that so many tokens will take through attention, and through feed-forward networks, of
+/// all layers, one for drafts among them where it is asked for. See [`trial`].
+///
+/// # Errors
+/// As the pass itself.
+pub(crate) fn of_layers(
+    model: &Model,
+    chunk: &[u32],
+    n_tokens: usize,
+    options: &PerplexityOptions,
+    drafted: bool,
+) -> Result<[f64; 2], EvalError> {
     let ctx = chunk.len();
     let chunks = n_tokens as f64 / ctx as f64;
     let states = model.embed(chunk)?;
-    let mut seconds = 0.0;
+    let mut seconds = [0.0; 2];
     for (layer, count) in model.kinds_of_layers(drafted) {
         let of_chunk = least(|| model.attention_of(layer, states.view(), ctx).map(drop))?;
         let others = match model.feed_forward_of(layer)? {
@@ -53,10 +73,8 @@ pub fn trial(
                 chunks * of_all + reached * of_expert * rows as f64 / tried as f64
             }
         };
-        seconds += f64::from(count) * (chunks * of_chunk + others);
-    }
-    if scored {
-        seconds += chunks * scores(model, &states, ctx - 1 - ctx / 2)?;
+        seconds[0] += f64::from(count) * chunks * of_chunk;
+        seconds[1] += f64::from(count) * others;
     }
     Ok(seconds)
 }

@@ -1,10 +1,11 @@
 //! A text on its way through a model: all chunks pass a layer before the next one's weights are
 //! read.
 
-use super::attention::QUERIES;
+use super::attention::{Chunks, QUERIES};
 use super::error::EvalError;
 use super::exact::Apart;
 use super::model::Model;
+use super::passage::{Half, Stage};
 use super::perplexity::PerplexityOptions;
 use super::states::States;
 use super::{budget, buffers};
@@ -104,26 +105,50 @@ impl<'m, 'a> Walk<'m, 'a> {
     pub fn layer(&mut self, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
         let last = layer + 1 == self.model.hparams().n_layer;
         let unasked = if last { self.unasked } else { 0 };
+        let (ctx, memory) = (self.ctx, self.memory);
+        self.step(layer, monitor, |model, states| {
+            model.layer_from(layer, states, ctx, memory, unasked)
+        })?;
+        // Not before: the next batch reads them again.
+        self.model.release(Some(layer));
+        Ok(())
+    }
+
+    /// Passes all chunks through a half of a layer, as far as they have not passed it. Walks are in halves or in
+    /// layers, whose numbers count other things.
+    pub fn half(&mut self, layer: u32, half: Half, monitor: &dyn Monitor) -> Result<(), EvalError> {
+        let (ctx, memory) = (self.ctx, self.memory);
+        self.step(half.number(layer), monitor, |model, states| {
+            model.half(layer, half, states, Chunks { ctx, first: 0 }, memory)
+        })?;
+        if half == Half::FeedForward {
+            self.model.release(Some(layer));
+        }
+        Ok(())
+    }
+
+    fn step(
+        &mut self,
+        step: u32,
+        monitor: &dyn Monitor,
+        pass: impl Fn(&Model, &mut Array2<f32>) -> Result<(), EvalError>,
+    ) -> Result<(), EvalError> {
         for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
-            if self.states.passed(batch).is_some_and(|passed| passed > layer) {
+            if self.states.passed(batch).is_some_and(|passed| passed > step) {
                 continue;
             }
             let mut states = self.states.take(batch)?;
-            let (ctx, memory) = (self.ctx, self.memory);
-            let passed = self.model.layer_from(layer, &mut states, ctx, memory, unasked);
-            passed.map_err(|e| e.after(batch * self.n_batch))?;
+            pass(self.model, &mut states).map_err(|e| e.after(batch * self.n_batch))?;
             let seen = match self.states.keeps_seen() {
-                true => self.model.observer().map(|observer| observer.seen(layer)),
+                true => self.model.observer().map(|observer| observer.seen(step)),
                 false => None,
             };
-            self.states.put(batch, layer + 1, states, seen.as_deref())?;
+            self.states.put(batch, step + 1, states, seen.as_deref())?;
             monitor.advance(tokens.len() as u64);
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);
             }
         }
-        // Not before: the next batch reads them again.
-        self.model.release(Some(layer));
         Ok(())
     }
 
@@ -138,17 +163,22 @@ impl<'m, 'a> Walk<'m, 'a> {
         Ok(())
     }
 
-    /// Passes all chunks through a layer of another model, for its observer alone: the states stay as they
+    /// Shows the observer of another model what all chunks give the matrices of a stage: the states stay as they
     /// are.
-    pub fn look(&self, other: &Model, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
+    pub fn look(
+        &self,
+        other: &Model,
+        layer: u32,
+        stage: Stage,
+        monitor: &dyn Monitor,
+    ) -> Result<(), EvalError> {
         for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
             let states = self.states.rows(batch, 0..tokens.len())?.into_owned();
             let columns = states.len() / tokens.len();
             let states = Array2::from_shape_vec((tokens.len(), columns), states);
-            let mut states = states.expect("whole rows");
-            let passed = other.layer(layer, &mut states, self.ctx, self.memory);
-            passed.map_err(|e| e.after(batch * self.n_batch))?;
-            monitor.advance(tokens.len() as u64);
+            let states = states.expect("whole rows");
+            let seen = other.look(layer, stage, states.view(), self.ctx, self.memory);
+            seen.map_err(|e| e.after(batch * self.n_batch))?;
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);
             }

@@ -37,8 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "N", requires = "calibrate", default_value = "512",
           value_parser = clap::value_parser!(u32).range(4..))]
     calibrate_ctx: u32,
-    /// Model whose activations count: the rounded one, so that layers make up for those before them, or
-    /// the original, which takes one pass instead of two
+    /// Model whose activations count: the rounded one, so that tensors make up for those before them, or
+    /// the original, which the text passes once
     #[arg(
         long,
         value_enum,
@@ -86,8 +86,8 @@ impl ForMix {
         let tokens = text.tokens(subject, None, &())?;
         let (hparams, source) = (subject.model.hparams(), subject.model.source());
         let passes = Passes { ctx: options.ctx, chunks: self.chunks(), inputs: InputsOf::Original };
-        let work = passes.n_tokens(&tokens) * u64::from(hparams.n_layer);
-        let progress = Progress::start("calibrate", work, "token-layers", 0);
+        let work = 2 * passes.n_tokens(&tokens) * u64::from(hparams.n_layer);
+        let progress = Progress::start("calibrate", work, "token-half-layers", 0);
         let folder = std::env::temp_dir();
         let folder = options.scratch.as_ref().map_or(&*folder, |scratch| scratch.folder());
         let calibration =
@@ -120,11 +120,6 @@ impl Passes {
 
     fn n_tokens(self, tokens: &Tokens) -> u64 {
         (self.n_chunks(tokens) * self.ctx) as u64
-    }
-
-    /// How often the text passes each layer.
-    fn of_layer(self) -> u64 {
-        if self.inputs == InputsOf::Rounded { 2 } else { 1 }
     }
 }
 
@@ -291,13 +286,13 @@ impl Prepared {
             [text, moments, rows * calibrate::operations(SWEEPS)].map(|n| n as f64 / speed);
         // Weights that are elsewhere are not fetched for a trial.
         let text = match self.is_remote {
-            true => text,
-            false => calibrate::seconds_of_text(self.model.source(), &calibration)?,
+            true => text * if self.passes.inputs == InputsOf::Rounded { 2.0 } else { 1.0 },
+            false => calibrate::seconds_of_text(plan, self.model.source(), &calibration)?,
         };
         Ok(Cost {
             tokens,
             memory: memory.unwrap_or_else(default_memory),
-            seconds: [text * self.passes.of_layer() as f64, moments, rows],
+            seconds: [text, moments, rows],
         })
     }
 
@@ -338,8 +333,8 @@ impl Prepared {
         let Rung { plan, output: path } = ladder.rungs()[0];
         let hparams = self.model.hparams();
         let folder = folder(path);
-        let n_tokens = self.passes.of_layer() * self.passes.n_tokens(&self.tokens);
-        let layers = n_tokens * u64::from(hparams.n_layer + hparams.n_nextn.min(1));
+        let n_tokens = self.passes.n_tokens(&self.tokens);
+        let layers = 2 * n_tokens * u64::from(hparams.n_layer + hparams.n_nextn.min(1));
         let mut calibration = self.calibration(folder, memory);
         calibration.text.scratch = Some(Scratch::new(folder));
         let cost = self.cost(plan, memory)?;
