@@ -154,11 +154,12 @@ impl Sample<'_> {
             let ty = fitting(ty, n as u64).unwrap_or(ty);
             let rounder = Rounder { ty, moments, importances, sweeps, simd };
             // Weights that cannot be encoded are an error where they are written.
-            rounder.round(weights.view()).map_or([0.0; 2], |rounded| rounded.errors)
+            let rounded = rounder.round(weights.view(), true);
+            rounded.ok().and_then(|rounded| rounded.errors).unwrap_or_default()
         });
         let errors: Vec<[f64; 2]> = errors.collect();
         let sums = found.entry(tensor).or_default();
-        sums.weights += moments.errors(weights.view()).iter().sum::<f64>();
+        sums.weights += moments.errors(weights.view(), None).iter().sum::<f64>();
         sums.errors.resize(types.len(), [0.0; 2]);
         sums.types = types;
         for (sum, errors) in sums.errors.iter_mut().zip(errors) {

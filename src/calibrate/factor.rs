@@ -9,7 +9,7 @@
 
 use crate::eval::gemm::{Panels, pack, packed_len};
 use crate::simd::Simd;
-use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, s};
+use ndarray::{Array2, ArrayView2, ArrayViewMut2, Axis, CowArray, s};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -109,13 +109,25 @@ impl Factored {
         &self.moments
     }
 
-    /// tr(Δ·H·Δᵀ) of each row.
-    pub fn errors(&self, delta: ArrayView2<f32>) -> Vec<f64> {
+    /// tr(Δ·H·Δᵀ) of each row, or what some blocks have of it, where that is more than `enough` of the row. The last
+    /// blocks come first, which have the fewest others to make up for.
+    pub fn errors(&self, delta: ArrayView2<f32>, enough: Option<&[f64]>) -> Vec<f64> {
         let mut errors = vec![0.0; delta.nrows()];
-        for block in &self.blocks {
-            let mut eta = block.feedback(delta, self.simd);
+        let (mut delta, mut rows) = (CowArray::from(delta), (0..delta.nrows()).collect::<Vec<_>>());
+        for block in self.blocks.iter().rev() {
+            let mut eta = block.feedback(delta.view(), self.simd);
             eta += &delta.slice(s![.., block.columns.clone()]);
-            block.metric.add_errors(eta.view(), self.simd, &mut errors);
+            let mut of_block = vec![0.0; rows.len()];
+            block.metric.add_errors(eta.view(), self.simd, &mut of_block);
+            rows.iter().zip(of_block).for_each(|(&row, error)| errors[row] += error);
+            let Some(enough) = enough else { continue };
+            let open: Vec<usize> =
+                (0..rows.len()).filter(|&i| !(errors[rows[i]] > enough[rows[i]])).collect();
+            // Copying rows pays when many are decided.
+            if open.len() * 4 < rows.len() * 3 {
+                delta = delta.select(Axis(0), &open).into();
+                rows = open.into_iter().map(|i| rows[i]).collect();
+            }
         }
         errors
     }
@@ -332,7 +344,7 @@ pub(super) mod tests {
         h.diag_mut().mapv_inplace(|x| x + damping * mean);
         let delta =
             Array2::from_shape_fn((5, n), |(i, j)| ((i * 7 + j * 11) % 23) as f32 / 11.0 - 1.0);
-        let found = factors.errors(delta.view());
+        let found = factors.errors(delta.view(), None);
         for (row, found) in delta.rows().into_iter().zip(found) {
             let expected = f64::from(row.dot(&h.dot(&row)));
             assert!((found / expected - 1.0).abs() < 1e-4, "{found} {expected}");
@@ -349,7 +361,7 @@ pub(super) mod tests {
         let factors = Factored::new(h, damping, Simd::detect()).unwrap();
         let added = damping * whole.diag().sum() / n as f32;
         let delta = Array2::from_shape_fn((3, n), |(i, j)| ((i * 7 + j * 11) % 23) as f32 - 11.0);
-        for (row, found) in delta.rows().into_iter().zip(factors.errors(delta.view())) {
+        for (row, found) in delta.rows().into_iter().zip(factors.errors(delta.view(), None)) {
             let error = |(i, j): (usize, usize)| {
                 let of_both = if i == j { whole[[i, j]] + added } else { whole[[i, j]] };
                 if i / part == j / part { row[i] * of_both * row[j] } else { 0.0 }

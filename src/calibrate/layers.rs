@@ -56,6 +56,9 @@ pub enum InputsOf {
     Rounded,
 }
 
+/// Of so many pieces of rows, one tells the reference's error to its end.
+const WITH_ERRORS: usize = 8;
+
 /// What became of a tensor.
 #[derive(Clone, Debug)]
 pub struct OfTensor {
@@ -66,7 +69,7 @@ pub struct OfTensor {
     /// How many rows were rounded in each way.
     pub ways: BTreeMap<Way, u64>,
     /// The error of products that was expected of the better of the reference's ways, and is expected now:
-    /// tr(Δ·H·Δᵀ) over all matrices. Nothing where second moments had no factors.
+    /// tr(Δ·H·Δᵀ) over an eighth of the rows of all matrices. Nothing where second moments had no factors.
     pub errors: Option<[f64; 2]>,
 }
 
@@ -192,9 +195,9 @@ pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3
 }
 
 /// Floating-point operations that rounding a row takes for each pair of its columns: errors as the reference rounds,
-/// twice, compensated once, and again with all columns in each sweep.
+/// twice, of which half is seldom needed, compensated once, and again with all columns in each sweep.
 pub fn operations(sweeps: usize) -> u64 {
-    3 + 2 * sweeps as u64
+    2 + 2 * sweeps as u64
 }
 
 /// When what goes into tensors of a kind is known. The inputs of the `down` of routed experts are made from those of
@@ -526,11 +529,13 @@ impl Layers<'_> {
         let first = matrix as u64 * n_rows;
         let pieces: Vec<u64> = (first..first + n_rows).step_by(ROWS).collect();
         let at_once = 2 + (self.calibration.rows / of_rows(n as u64).max(1)) as usize;
-        let round = |&start: &u64| {
+        let round = |(piece, &start): (usize, &u64)| {
             let rows = start..(first + n_rows).min(start + ROWS as u64);
             let weights = self.begun.weights(target.tensor, rows.clone())?;
             let weights = ArrayView2::from_shape((weights.len() / n, n), &weights);
-            let rounded = self.round_rows(target.ty, inputs, weights.expect("whole rows"));
+            let with_errors = piece % WITH_ERRORS == 0;
+            let weights = weights.expect("whole rows");
+            let rounded = self.round_rows(target.ty, inputs, weights, with_errors);
             let rounded = rounded.map_err(|error| {
                 self.begun.encode_error(target.tensor, rows.start, target.ty, error)
             })?;
@@ -538,14 +543,18 @@ impl Layers<'_> {
             self.rounding.advance((n * inputs.part) as u64 * (rows.end - rows.start));
             Ok((rounded.ways, rounded.errors))
         };
+        if inputs.factored.is_none() {
+            made.errors = None;
+        }
+        let pieces: Vec<_> = pieces.iter().enumerate().collect();
         for pieces in pieces.chunks(at_once) {
-            let rounded: Result<Vec<_>, ConvertError> = pieces.par_iter().map(round).collect();
+            let rounded: Result<Vec<_>, ConvertError> =
+                pieces.par_iter().map(|&piece| round(piece)).collect();
             for (ways, errors) in rounded? {
                 ways.into_iter().for_each(|way| *made.ways.entry(way).or_default() += 1);
-                made.errors = match (made.errors, &inputs.factored) {
-                    (Some([a, b]), Some(_)) => Some([a + errors[0], b + errors[1]]),
-                    _ => None,
-                };
+                if let (Some(sums), Some(errors)) = (&mut made.errors, errors) {
+                    sums.iter_mut().zip(errors).for_each(|(sum, error)| *sum += error);
+                }
             }
         }
         Ok(())
@@ -556,6 +565,7 @@ impl Layers<'_> {
         ty: QuantType,
         inputs: &Inputs,
         weights: ArrayView2<f32>,
+        with_errors: bool,
     ) -> Result<Rounded, crate::quant::QuantError> {
         let Calibration { sweeps, simd, .. } = *self.calibration;
         let importances = &inputs.importances;
@@ -564,8 +574,8 @@ impl Layers<'_> {
             let guide =
                 if way == Way::Weighed { Guide::Columns(importances) } else { Guide::Plain };
             let bytes = encoded(ty, weights, guide, simd)?;
-            return Ok(Rounded { bytes, ways: vec![way; weights.nrows()], errors: [0.0; 2] });
+            return Ok(Rounded { bytes, ways: vec![way; weights.nrows()], errors: None });
         };
-        Rounder { ty, moments, importances, sweeps, simd }.round(weights)
+        Rounder { ty, moments, importances, sweeps, simd }.round(weights, with_errors)
     }
 }
