@@ -121,8 +121,8 @@ impl Factored {
             block.metric.add_errors(eta.view(), self.simd, &mut of_block);
             rows.iter().zip(of_block).for_each(|(&row, error)| errors[row] += error);
             let Some(enough) = enough else { continue };
-            let open: Vec<usize> =
-                (0..rows.len()).filter(|&i| !(errors[rows[i]] > enough[rows[i]])).collect();
+            let decided = |row: usize| errors[row] > enough[row];
+            let open: Vec<usize> = (0..rows.len()).filter(|&i| !decided(rows[i])).collect();
             // Copying rows pays when many are decided.
             if open.len() * 4 < rows.len() * 3 {
                 delta = delta.select(Axis(0), &open).into();
