@@ -54,7 +54,7 @@ pub(crate) fn complete<E: From<IoError>>(
 pub fn write(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<(), IoError> {
     let part = part_path(path);
     complete(disk, &part, path, || {
-        Sequence::write(disk, &part, bytes).map_err(|error| IoError::new(path, error))
+        Sequence::write(disk, &part, bytes).map_err(|error| IoError::new(&part, error))
     })
 }
 
