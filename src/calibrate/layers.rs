@@ -136,7 +136,8 @@ pub fn seconds_of_text(
     let Calibration { hparams, tokens, ref text, simd, .. } = *calibration;
     let n_tokens = text.checked_chunks(tokens)? * text.ctx;
     let seconds = |source: &dyn Source| {
-        of_layers(&runner(hparams, source, simd)?, &tokens[..text.ctx], n_tokens, text, false)
+        let model = runner(hparams, source, simd)?;
+        of_layers(&model, &model.embed(&tokens[..text.ctx])?, n_tokens, text, false)
     };
     let [attention, feed_forward] = seconds(source)?;
     if calibration.inputs == InputsOf::Original {
@@ -158,13 +159,14 @@ pub fn seconds_of_text(
     Ok(attention + changed_attention + (1.0 + again) * changed_feed_forward)
 }
 
-/// Floating-point operations, roughly, that a pass of so many tokens and second moments that may take so many bytes
+/// Floating-point operations, roughly, that a pass of so many tokens and second moments within the calibration's memory
 /// take, and all rows that are rounded, each as the pairs of its columns that are known with each other, of which each
 /// takes [`operations`].
-pub fn work(plan: &Plan, hparams: &Hparams, tokens: u64, memory: u64) -> [u64; 3] {
+pub fn work(plan: &Plan, calibration: &Calibration, tokens: u64) -> [u64; 3] {
+    let Calibration { hparams, memory, inputs, .. } = *calibration;
     let [mut text, mut moments, mut rows] = [0; 3];
     let targets = targets(plan);
-    let together = |name: TensorName| (name.layer, stage_of(name.kind));
+    let together = |name: TensorName| (name.layer, stage_of(name.kind, inputs));
     let mut widths: BTreeMap<_, Vec<(u64, u64)>> = BTreeMap::new();
     for Target { tensor, place: Place { name, .. }, .. } in &targets {
         if same_inputs(name.kind).is_empty() {
@@ -201,11 +203,11 @@ pub fn operations(sweeps: usize) -> u64 {
 }
 
 /// When what goes into tensors of a kind is known. The inputs of the `down` of routed experts are made from those of
-/// `gate` and `up`, one expert at a time.
-fn stage_of(kind: Kind) -> Stage {
+/// `gate` and `up`, one expert at a time; the original model gives those of all others in one go.
+fn stage_of(kind: Kind, inputs: InputsOf) -> Stage {
     match kind {
-        Kind::FfnDown | Kind::FfnDownShexp => Stage::Down,
-        Kind::FfnGateInp => Stage::Hidden,
+        Kind::FfnDown | Kind::FfnDownShexp if inputs == InputsOf::Rounded => Stage::Down,
+        Kind::FfnDown | Kind::FfnDownShexp | Kind::FfnGateInp => Stage::Hidden,
         Kind::FfnGate | Kind::FfnUp | Kind::FfnGateShexp | Kind::FfnUpShexp => Stage::Hidden,
         Kind::FfnGateExps | Kind::FfnUpExps | Kind::FfnDownExps => Stage::Hidden,
         _ => Stage::Attention,
@@ -267,7 +269,7 @@ fn round_layers(
     [monitor, rounding]: [&dyn Monitor; 2],
     outcome: &mut Outcome,
 ) -> Result<(), ConvertError> {
-    let Calibration { hparams, simd, .. } = *calibration;
+    let Calibration { hparams, simd, inputs, .. } = *calibration;
     let all = targets(begun.plan());
     let n_layer = hparams.n_layer;
     let of_layer =
@@ -283,7 +285,7 @@ fn round_layers(
     let mut todo: BTreeMap<(u32, Stage), Vec<&Target>> = BTreeMap::new();
     for layer in 0..n_layer {
         for target in unfinished(begun, of_layer(layer))? {
-            todo.entry((layer, stage_of(target.place.name.kind))).or_default().push(target);
+            todo.entry((layer, stage_of(target.place.name.kind, inputs))).or_default().push(target);
         }
     }
     let is_last = |target: &&Target| is_output(begun.plan(), target);
@@ -310,7 +312,7 @@ fn round_layers(
     let mut watched = runner(hparams, &changed_source, simd).map_err(converted)?;
     original.observe(&watch);
     watched.observe(&watch);
-    let rounded = calibration.inputs == InputsOf::Rounded;
+    let rounded = inputs == InputsOf::Rounded;
     let mut passage = Passage::begin(
         if rounded { &changed } else { &original },
         calibration.tokens,
@@ -321,43 +323,35 @@ fn round_layers(
     .map_err(converted)?;
     let watching = Watching { source, calibration, watch: &watch, downs_later: true };
     let layers = Layers { begun, calibration, changed: &changed, watching, rounding };
-    let places = |layer: u32, stage: &dyn Fn(Stage) -> bool| {
-        let of_stage = of_layer(layer).filter(|target| stage(stage_of(target.place.name.kind)));
-        of_stage.map(|target| target.place).collect::<Vec<_>>()
-    };
     for (layer, half) in (0..n_layer).flat_map(|layer| Half::BOTH.map(|half| (layer, half))) {
-        let stages = Stage::ALL.into_iter().filter(|stage| stage.half() == half);
-        let stages = stages.map(|stage| (stage, todo.remove(&(layer, stage)).unwrap_or_default()));
-        if rounded {
-            for (stage, targets) in stages.filter(|(_, targets)| !targets.is_empty()) {
-                layers.watch(layer, &places(layer, &|of| of == stage), &targets)?;
-                let shown = if half == Half::Attention { &original } else { &watched };
-                passage.look(shown, layer, stage, monitor).map_err(converted)?;
-                layers.round(layer, &targets, monitor, outcome)?;
+        for stage in Stage::ALL.into_iter().filter(|stage| stage.half() == half) {
+            let Some(targets) = todo.remove(&(layer, stage)) else { continue };
+            let in_stage = |target: &&Target| stage_of(target.place.name.kind, inputs) == stage;
+            layers.watch(layer, of_layer(layer).filter(in_stage), &targets)?;
+            let shown = if half == Half::Attention { &original } else { &watched };
+            match rounded {
+                true => passage.look(shown, layer, stage, monitor),
+                false => passage.pass(layer, half, monitor),
             }
-        } else {
-            let targets: Vec<&Target> = stages.flat_map(|(_, targets)| targets).collect();
-            layers.watch(layer, &places(layer, &|stage| stage.half() == half), &targets)?;
-            passage.pass(layer, half, monitor).map_err(converted)?;
+            .map_err(converted)?;
             layers.round(layer, &targets, monitor, outcome)?;
         }
         // Beyond the last tensor that is still to be rounded, nobody asks for states.
         if todo.is_empty() && !behind {
             return Ok(());
         }
-        if rounded {
-            passage.pass(layer, half, monitor).map_err(converted)?;
-        }
+        // States that have passed already do not once more.
+        passage.pass(layer, half, monitor).map_err(converted)?;
     }
     for target in outputs {
         let moments = layers.watching.outputs(|see| passage.last(see)).map_err(converted)?;
         layers.round_matrices(&[target], &[Mutex::new(moments)], outcome)?;
     }
-    let (heads, others): (Vec<_>, Vec<_>) = of_prediction
-        .into_iter()
-        .partition(|target| target.place.name.kind == Kind::NextnSharedHeadHead);
+    let is_head = |target: &&Target| target.place.name.kind == Kind::NextnSharedHeadHead;
+    let (heads, others): (Vec<_>, Vec<_>) = of_prediction.into_iter().partition(is_head);
     if !others.is_empty() {
-        layers.watch(n_layer, &places(n_layer, &|_| true), &others)?;
+        let products = of_layer(n_layer).filter(|target| !first(target) && !is_head(target));
+        layers.watch(n_layer, products, &others)?;
         passage.draft(&original, monitor, |_| ()).map_err(converted)?;
         layers.round(n_layer, &others, monitor, outcome)?;
     }
@@ -382,9 +376,14 @@ struct Layers<'a> {
 
 impl Layers<'_> {
     /// Has the inputs of some tensors of a layer watched, of all those that are at the same time.
-    fn watch(&self, layer: u32, all: &[Place], targets: &[&Target]) -> Result<(), ConvertError> {
+    fn watch<'t>(
+        &self,
+        layer: u32,
+        all: impl Iterator<Item = &'t Target>,
+        targets: &[&Target],
+    ) -> Result<(), ConvertError> {
         let wanted: Vec<Place> = targets.iter().map(|target| target.place).collect();
-        Ok(self.watching.watch(layer, all.iter().copied(), &wanted)?)
+        Ok(self.watching.watch(layer, all.map(|target| target.place), &wanted)?)
     }
 
     fn planned(&self, target: &Target) -> &PlannedTensor {
@@ -477,6 +476,9 @@ impl Layers<'_> {
             let mut of_layer = Moments::new(columns, part);
             for expert in 0..n_expert {
                 of_layer.add(hidden(expert)?.view(), simd, true);
+                if monitor.cancelled() {
+                    return Err(ConvertError::Cancelled);
+                }
             }
             let inputs = |expert| Ok(Moments::of(hidden(expert)?.view(), part, simd));
             self.round_each(&downs, n_expert, (&of_layer, &inputs), monitor, outcome)?;

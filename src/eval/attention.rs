@@ -110,23 +110,16 @@ impl Attention<'_> {
         }
     }
 
-    /// Shows the observer what goes into each matrix, within chunks of so many tokens.
-    pub fn look(
-        &self,
-        hparams: &Hparams,
-        rotary: &Rotary,
-        x: ArrayView2<f32>,
-        ctx: usize,
-    ) -> Result<(), EvalError> {
-        let heads = self.heads(hparams, rotary, x, Chunks { ctx, first: 0 })?;
+    /// The matrix back to the width of the states.
+    pub fn output(&self) -> &Matrix<'_> {
         match self {
-            Self::Latent(weights, _) => weights.output.shown(heads.view()),
-            Self::Grouped(weights, _) => weights.output.matrix.shown(heads.view()),
+            Self::Latent(weights, _) => &weights.output,
+            Self::Grouped(weights, _) => &weights.output.matrix,
         }
     }
 
-    /// What all heads give, side by side.
-    fn heads(
+    /// What all heads give, side by side: what goes into the output matrix.
+    pub fn heads(
         &self,
         hparams: &Hparams,
         rotary: &Rotary,

@@ -315,25 +315,12 @@ impl<'a> Model<'a> {
         ctx: usize,
         memory: usize,
     ) -> Result<(), EvalError> {
-        self.layer_from(layer, states, ctx, memory, 0)
+        let chunks = Chunks { ctx, first: 0 };
+        Half::BOTH.into_iter().try_for_each(|half| self.half(layer, half, states, chunks, memory))
     }
 
-    /// As [`Model::layer`], where the first `first` tokens of each chunk need not pass: after the last
-    /// layer nobody asks for them. Their states stay as they are.
-    pub(super) fn layer_from(
-        &self,
-        layer: u32,
-        states: &mut Array2<f32>,
-        ctx: usize,
-        memory: usize,
-        first: usize,
-    ) -> Result<(), EvalError> {
-        let chunks = Chunks { ctx, first };
-        self.half(layer, Half::Attention, states, chunks, memory)?;
-        self.half(layer, Half::FeedForward, states, chunks, memory)
-    }
-
-    /// Passes states through one half of a layer, as [`Model::layer`] does through both.
+    /// Passes states through one half of a layer, as [`Model::layer`] does through both. After the last layer
+    /// nobody asks for the first tokens of each chunk; the states of those that need not pass stay as they are.
     pub(super) fn half(
         &self,
         layer: u32,
@@ -418,7 +405,9 @@ impl<'a> Model<'a> {
         let (attention, weight) = (tensors.attention()?, tensors.vector(Kind::AttnNorm)?);
         states.axis_chunks_iter(Axis(0), part).try_for_each(|states| {
             let x = rms_norm(self.simd, states, &weight, eps);
-            attention.look(self.hparams, &self.rotary, x.view(), ctx)
+            let chunks = Chunks { ctx, first: 0 };
+            let heads = attention.heads(self.hparams, &self.rotary, x.view(), chunks)?;
+            attention.output().shown(heads.view())
         })
     }
 

@@ -29,29 +29,28 @@ pub fn trial(
     scored: bool,
     drafted: bool,
 ) -> Result<f64, EvalError> {
-    let mut seconds = of_layers(model, chunk, n_tokens, options, drafted)?.iter().sum();
+    let (ctx, states) = (chunk.len(), model.embed(chunk)?);
+    let mut seconds = of_layers(model, &states, n_tokens, options, drafted)?.iter().sum();
     if scored {
-        let (ctx, states) = (chunk.len(), model.embed(chunk)?);
         seconds += n_tokens as f64 / ctx as f64 * scores(model, &states, ctx - 1 - ctx / 2)?;
     }
     Ok(seconds)
 }
 
 /// Seconds of processor time that so many tokens will take through attention, and through feed-forward networks, of
-/// all layers, one for drafts among them where it is asked for. See [`trial`].
+/// all layers, one for drafts among them where it is asked for. The trial passes the embedded tokens of one chunk.
 ///
 /// # Errors
 /// As the pass itself.
 pub(crate) fn of_layers(
     model: &Model,
-    chunk: &[u32],
+    states: &Array2<f32>,
     n_tokens: usize,
     options: &PerplexityOptions,
     drafted: bool,
 ) -> Result<[f64; 2], EvalError> {
-    let ctx = chunk.len();
+    let ctx = states.nrows();
     let chunks = n_tokens as f64 / ctx as f64;
-    let states = model.embed(chunk)?;
     let mut seconds = [0.0; 2];
     for (layer, count) in model.kinds_of_layers(drafted) {
         let of_chunk = least(|| model.attention_of(layer, states.view(), ctx).map(drop))?;
@@ -66,7 +65,7 @@ pub(crate) fn of_layers(
                 let (used, n) = (experts.moe.n_used as usize, experts.moe.n_expert as usize);
                 let rows = (batch * used / n).max(1);
                 let tried = rows.min(EXPERT_ROWS);
-                let x = repeated(&states, tried);
+                let x = repeated(states, tried);
                 let expert = experts.routed.expert(n / 2);
                 let of_expert = least(|| expert.run_here(x.view()).map(drop))?;
                 let reached = n.min(batch * used) as f64 * n_tokens as f64 / batch as f64;

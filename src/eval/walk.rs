@@ -105,9 +105,10 @@ impl<'m, 'a> Walk<'m, 'a> {
     pub fn layer(&mut self, layer: u32, monitor: &dyn Monitor) -> Result<(), EvalError> {
         let last = layer + 1 == self.model.hparams().n_layer;
         let unasked = if last { self.unasked } else { 0 };
-        let (ctx, memory) = (self.ctx, self.memory);
+        let (chunks, memory) = (Chunks { ctx: self.ctx, first: unasked }, self.memory);
         self.step(layer, monitor, |model, states| {
-            model.layer_from(layer, states, ctx, memory, unasked)
+            let mut halves = Half::BOTH.into_iter();
+            halves.try_for_each(|half| model.half(layer, half, states, chunks, memory))
         })?;
         // Not before: the next batch reads them again.
         self.model.release(Some(layer));
@@ -117,9 +118,9 @@ impl<'m, 'a> Walk<'m, 'a> {
     /// Passes all chunks through a half of a layer, as far as they have not passed it. Walks are in halves or in
     /// layers, whose numbers count other things.
     pub fn half(&mut self, layer: u32, half: Half, monitor: &dyn Monitor) -> Result<(), EvalError> {
-        let (ctx, memory) = (self.ctx, self.memory);
+        let (chunks, memory) = (Chunks { ctx: self.ctx, first: 0 }, self.memory);
         self.step(half.number(layer), monitor, |model, states| {
-            model.half(layer, half, states, Chunks { ctx, first: 0 }, memory)
+            model.half(layer, half, states, chunks, memory)
         })?;
         if half == Half::FeedForward {
             self.model.release(Some(layer));
@@ -172,12 +173,12 @@ impl<'m, 'a> Walk<'m, 'a> {
         stage: Stage,
         monitor: &dyn Monitor,
     ) -> Result<(), EvalError> {
+        let columns = self.model.hparams().n_embd as usize;
         for (batch, tokens) in self.tokens.chunks(self.n_batch).enumerate() {
-            let states = self.states.rows(batch, 0..tokens.len())?.into_owned();
-            let columns = states.len() / tokens.len();
-            let states = Array2::from_shape_vec((tokens.len(), columns), states);
+            let states = self.states.rows(batch, 0..tokens.len())?;
+            let states = ArrayView2::from_shape((tokens.len(), columns), &states);
             let states = states.expect("whole rows");
-            let seen = other.look(layer, stage, states.view(), self.ctx, self.memory);
+            let seen = other.look(layer, stage, states, self.ctx, self.memory);
             seen.map_err(|e| e.after(batch * self.n_batch))?;
             if monitor.cancelled() {
                 return Err(EvalError::Cancelled);

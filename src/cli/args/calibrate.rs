@@ -276,12 +276,11 @@ impl How<'_> {
 impl Prepared {
     /// What a calibration takes beside the conversion, from short trials.
     pub fn cost(&self, plan: &Plan, memory: Option<u64>) -> anyhow::Result<Cost> {
-        let hparams = self.model.hparams();
         // No folder is needed yet.
         let calibration = self.calibration(Path::new(""), memory);
         let tokens = self.passes.n_tokens(&self.tokens);
         let speed = calibrate::speed(self.simd);
-        let [text, moments, rows] = calibrate::work(plan, hparams, tokens, calibration.memory);
+        let [text, moments, rows] = calibrate::work(plan, &calibration, tokens);
         let [text, moments, rows] =
             [text, moments, rows * calibrate::operations(SWEEPS)].map(|n| n as f64 / speed);
         // Weights that are elsewhere are not fetched for a trial.
@@ -343,7 +342,7 @@ impl Prepared {
         let [text, moments, rows] = cost.seconds.map(|seconds| 1000.0 * seconds);
         let progress = Progress::start("calibrate", (1000.0 * cost.sum()) as u64, "", 0);
         let passing = progress.share((text + moments) / layers.max(1) as f64);
-        let [_, _, all] = calibrate::work(plan, hparams, n_tokens, calibration.memory);
+        let [_, _, all] = calibrate::work(plan, &calibration, n_tokens);
         let rounding = progress.share(rows / all.max(1) as f64);
         let writing = output::progress(what, ladder, options);
         let outcome = calibrate::run(
