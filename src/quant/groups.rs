@@ -28,6 +28,14 @@ pub(super) trait Grouped<const G: usize, const BYTES: usize> {
 
     /// Group `j` of a block.
     fn group(block: &[u8; BYTES], j: usize) -> Group<G>;
+
+    /// What the scales and the offsets of a block's groups are whole multiples of, up to eight bits and a sign: those of
+    /// the group where there is but one, or all have the same.
+    #[inline(always)]
+    fn units(block: &[u8; BYTES]) -> [f32; 2] {
+        let Group { scale, offset, .. } = Self::group(block, 0);
+        [scale, offset]
+    }
 }
 
 /// [`Blocks::decode`](super::kernels::Blocks::decode) for blocks of `LEN` weights.
@@ -61,6 +69,8 @@ pub(crate) struct Groups {
     pub largest: i16,
     /// Reads whole blocks, as many as the bytes hold, into as many groups as they have.
     pub read: Read,
+    /// [`Grouped::units`]; of blocks of 256, at least.
+    pub units: fn(&[u8]) -> [f32; 2],
 }
 
 /// A function for groups of one length or the other.
@@ -73,12 +83,19 @@ pub(crate) enum Read {
 
 /// How blocks of a format are read that has groups of 32.
 pub(super) const fn groups<B: Grouped<32, BYTES>, const BYTES: usize>() -> Option<Groups> {
-    Some(Groups { offsets: B::OFFSETS, largest: B::LARGEST, read: Read::Of32(read_32::<B, BYTES>) })
+    of::<B, 32, BYTES>(Read::Of32(read_32::<B, BYTES>))
 }
 
 /// The same for groups of 16.
 pub(super) const fn groups_of_16<B: Grouped<16, BYTES>, const BYTES: usize>() -> Option<Groups> {
-    Some(Groups { offsets: B::OFFSETS, largest: B::LARGEST, read: Read::Of16(read_16::<B, BYTES>) })
+    of::<B, 16, BYTES>(Read::Of16(read_16::<B, BYTES>))
+}
+
+const fn of<B: Grouped<G, BYTES>, const G: usize, const BYTES: usize>(
+    read: Read,
+) -> Option<Groups> {
+    let units = |block: &[u8]| block.first_chunk().map_or([0.0; 2], B::units);
+    Some(Groups { offsets: B::OFFSETS, largest: B::LARGEST, read, units })
 }
 
 compiled!(

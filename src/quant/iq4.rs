@@ -194,4 +194,9 @@ impl<const N: usize, const BYTES: usize> Grouped<G, BYTES> for Table<N, BYTES> {
         }
         Group { codes, scale: Self::unpack_scale(b, j), offset: 0.0 }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; BYTES]) -> [f32; 2] {
+        [f16(b), 0.0]
+    }
 }

@@ -341,4 +341,10 @@ impl<const G: usize, const NMAX: i32, const BYTES: usize> Grouped<G, BYTES>
         }
         Group { codes, scale, offset: -min }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; BYTES]) -> [f32; 2] {
+        let at = if G == 16 { 80 } else { 0 };
+        [f16(&b[at..]), -f16(&b[at + 2..])]
+    }
 }

@@ -206,6 +206,11 @@ impl Grouped<G, 110> for Q3 {
         }
         Group { codes, scale: Self::unpack_scale(j, b), offset: 0.0 }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; 110]) -> [f32; 2] {
+        [f16(&b[108..]), 0.0]
+    }
 }
 
 struct Q6;
@@ -312,5 +317,10 @@ impl Grouped<G, 210> for Q6 {
         }
         let scale = f16(&b[208..]) * f32::from(b[192 + j] as i8);
         Group { codes, scale, offset: 0.0 }
+    }
+
+    #[inline(always)]
+    fn units(b: &[u8; 210]) -> [f32; 2] {
+        [f16(&b[208..]), 0.0]
     }
 }

@@ -204,6 +204,11 @@ impl Grouped<32, 50> for Small {
         let scale = f16(b) * f32::from(2 * (word >> 12 & 7) + 1);
         Group { codes, scale: scale * DELTA, offset: 0.0 }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; 50]) -> [f32; 2] {
+        [f16(b) * DELTA, 0.0]
+    }
 }
 
 /// The scale of a block of IQ1_M, which is spread over the upper four bits of four words.
@@ -326,5 +331,10 @@ impl Grouped<16, 56> for Medium {
         let code = u16::from_le_bytes([b[at], b[at + 1]]) >> (3 * (g % 4)) & 7;
         let scale = scale(b) * f32::from(2 * code + 1);
         Group { codes, scale: scale * DELTA, offset: 0.0 }
+    }
+
+    #[inline(always)]
+    fn units(b: &[u8; 56]) -> [f32; 2] {
+        [scale(b) * DELTA, 0.0]
     }
 }

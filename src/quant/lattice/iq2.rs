@@ -174,6 +174,11 @@ impl Grouped<32, 66> for Xxs {
         }
         Group { codes, scale: factor(f16(b), (word >> 28) as u8), offset: 0.0 }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; 66]) -> [f32; 2] {
+        [factor(f16(b), 0), 0.0]
+    }
 }
 
 impl Scalar<256, 32, 66> for Xxs {
@@ -257,6 +262,11 @@ impl Grouped<16, 74> for Xs {
         }
         Group { codes, scale: factor(f16(b), nibble(&b[66..], g)), offset: 0.0 }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; 74]) -> [f32; 2] {
+        [factor(f16(b), 0), 0.0]
+    }
 }
 
 impl Scalar<256, 16, 74> for Xs {
@@ -335,6 +345,11 @@ impl Grouped<16, 82> for Small {
             signed_codes(grid, point, b[34 + p], 8 * k, &mut codes);
         }
         Group { codes, scale: factor(f16(b), nibble(&b[74..], g)), offset: 0.0 }
+    }
+
+    #[inline(always)]
+    fn units(b: &[u8; 82]) -> [f32; 2] {
+        [factor(f16(b), 0), 0.0]
     }
 }
 

@@ -145,6 +145,11 @@ impl Grouped<32, 98> for Xxs {
         }
         Group { codes, scale: f16(b) * (0.5 + (word >> 28) as f32) * 0.5, offset: 0.0 }
     }
+
+    #[inline(always)]
+    fn units(b: &[u8; 98]) -> [f32; 2] {
+        [f16(b) * 0.25, 0.0]
+    }
 }
 
 impl Scalar<256, 32, 98> for Xxs {
@@ -241,6 +246,11 @@ impl Grouped<32, 110> for Small {
         }
         let code = nibble(&b[106..], g);
         Group { codes, scale: f16(b) * f32::from(1 + 2 * code), offset: 0.0 }
+    }
+
+    #[inline(always)]
+    fn units(b: &[u8; 110]) -> [f32; 2] {
+        [f16(b), 0.0]
     }
 }
 

@@ -1,14 +1,14 @@
 //! Products by AVX2: of bytes, two of them in each of sixteen lanes of sixteen bits, or of sixteen bits, two of them in
 //! each of eight lanes.
 
-use super::{PANEL, Products, TILE_ROWS, Tile, block_words};
+use super::{PANEL, Products, TILE_ROWS, Tile, group_words};
 use std::arch::x86_64::*;
 
 /// Registers of rows of a panel that pass together: with as many sums for each row of inputs, codes and an
 /// input fill the sixteen that there are.
-const VECTORS: usize = 2;
+pub(super) const VECTORS: usize = 2;
 /// Values of a register.
-const LANES: usize = 8;
+pub(super) const LANES: usize = 8;
 
 /// The kernels for one row, two rows, and so on, where `at_once` products are added before they are widened; with none,
 /// codes and inputs have sixteen bits.
@@ -19,8 +19,7 @@ pub fn tiles(products: Products, at_once: usize) -> [Tile; TILE_ROWS] {
         (32, 2 | 3) => of::<8, 2>(),
         (32, 4..8) => of::<8, 4>(),
         (32, _) => of::<8, 8>(),
-        (_, 0) => of::<8, 0>(),
-        (_, 1) => of::<4, 1>(),
+        (_, 0 | 1) => of::<4, 1>(),
         (_, 2 | 3) => of::<4, 2>(),
         _ => of::<4, 4>(),
     }
@@ -37,14 +36,14 @@ fn of<const WORDS: usize, const AT_ONCE: usize>() -> [Tile; TILE_ROWS] {
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn floats(from: *const f32) -> [__m256; VECTORS] {
+pub(super) unsafe fn floats(from: *const f32) -> [__m256; VECTORS] {
     // SAFETY: the caller grants so many values.
     unsafe { [_mm256_loadu_ps(from), _mm256_loadu_ps(from.add(LANES))] }
 }
 
 #[inline]
 #[target_feature(enable = "avx2")]
-unsafe fn integers(from: *const f32) -> [__m256i; VECTORS] {
+pub(super) unsafe fn integers(from: *const f32) -> [__m256i; VECTORS] {
     // SAFETY: as above.
     let [a, b] = unsafe { floats(from) };
     [_mm256_castps_si256(a), _mm256_castps_si256(b)]
@@ -66,7 +65,7 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize, const AT_ONCE: usize>(
     (out, out_stride): (*mut f32, usize),
     add: bool,
 ) {
-    let (in_blocks, ones) = (of.in_blocks(), _mm256_set1_epi16(1));
+    let ones = _mm256_set1_epi16(1);
     for part in 0..PANEL / (VECTORS * LANES) {
         let at = part * VECTORS * LANES;
         let mut sums = [[_mm256_setzero_ps(); VECTORS]; ROWS];
@@ -74,7 +73,7 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize, const AT_ONCE: usize>(
             // SAFETY: all that is read lies in the groups that the caller grants.
             unsafe {
                 let x = x.add(group * (2 + WORDS));
-                let block = panel.add(group * block_words(WORDS, of.offsets) + at);
+                let block = panel.add(group * group_words(WORDS, of.offsets) + at);
                 let values = block.add(WORDS * PANEL);
                 let mut parts = [integers(values); ROWS];
                 for word in 0..if AT_ONCE == 0 { WORDS } else { 0 } {
@@ -113,8 +112,7 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize, const AT_ONCE: usize>(
                     let (scale, sum) = (_mm256_set1_ps(*x), _mm256_set1_ps(*x.add(1)));
                     for v in 0..VECTORS {
                         let whole = _mm256_cvtepi32_ps(parts[row][v]);
-                        let scale =
-                            if in_blocks { scales[v] } else { _mm256_mul_ps(scales[v], scale) };
+                        let scale = _mm256_mul_ps(scales[v], scale);
                         sums[row][v] = _mm256_fmadd_ps(whole, scale, sums[row][v]);
                         if of.offsets {
                             sums[row][v] = _mm256_fmadd_ps(offsets[v], sum, sums[row][v]);
@@ -129,8 +127,7 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize, const AT_ONCE: usize>(
                 unsafe {
                     let out = out.add(row * out_stride + at + v * LANES);
                     let before = if add { _mm256_loadu_ps(out) } else { _mm256_setzero_ps() };
-                    let scale = _mm256_set1_ps(if in_blocks { *x.add(row * stride) } else { 1.0 });
-                    _mm256_storeu_ps(out, _mm256_fmadd_ps(sums[row][v], scale, before));
+                    _mm256_storeu_ps(out, _mm256_add_ps(sums[row][v], before));
                 }
             }
         }

@@ -12,19 +12,26 @@
 //! are added before they are widened. Where not even one fits, codes and inputs have sixteen bits each, and products of
 //! these are summed in twice as many. Both serve inputs of one slice, as do ARM's products of bytes.
 //!
+//! Inputs that are rounded in blocks of 256 have one scale for each. Their weights' scales and offsets are whole multiples
+//! of a block's, its units, and stay whole: the sum of a block is one integer for scales and one for offsets, whatever the
+//! order in which they are added. AVX2 has an arrangement of its own for these ([`avx2_blocks`]).
+//!
 //! ```text
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
 //!   input = scale · (2¹⁶ upper + 2⁸ middle + lower - 2²³), sum: of the group's inputs
 //!                                             scale | sum | 8, or 4 for groups of 16
-//!   input = scale · (byte - 2⁷); of blocks of 256, sum has no scale
+//!   input = scale · (byte - 2⁷); of blocks of 256, sum is that of integers, and one itself
 //! a panel, for each group of columns          codes [8 or 4][32 rows][4] | start [32] | scale [32] | offset [32]
 //!   start: -2⁷ · the sum of the codes, which undoes the 2²³ or 2⁷; offset where the type has them
-//! of sixteen bits   scale | sum | 16, or 8, words of two: input = scale · integer
-//!                                             codes [16 or 8][32 rows][2] | start, which is zero | ...
+//!   of blocks of 256, scale and offset are integers, and behind their groups are   unit [32] | unit of offsets [32]
+//! of sixteen bits   scale | sum | 16 words of two: input = scale · integer
+//!                                             codes [16][32 rows][2] | start, which is zero | ...
 //! ```
 
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code))]
+mod avx2_blocks;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod rounded;
@@ -66,38 +73,31 @@ pub(in super::super) struct Products {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kernel {
     Vnni(Avx512Vnni),
-    /// With so many products of four columns that are added in sixteen bits.
+    /// With so many products of four columns that are added in sixteen bits; none where codes and inputs have as many.
     Avx2(Avx2, usize),
-    /// With sixteen bits for codes and inputs.
-    Avx2Wide(Avx2),
     Neon(Neon, NeonDot),
 }
 
 impl Kernel {
     /// That of a level, for codes up to a magnitude and inputs that are rounded or not.
-    fn of(simd: Simd, largest: i16, rounds: bool) -> Option<Self> {
-        // The largest input is 255, and two products are added.
-        let at_once = i16::MAX / largest.max(1) / (2 * 255);
+    fn of(simd: Simd, largest: i16, rounded: Option<Activation>, offsets: bool) -> Option<Self> {
+        // Inputs are at most 255, or 127 where codes have no signs; two products are added.
+        let most = if rounded == Some(Activation::Q8_K) && offsets { 127 } else { 255 };
+        let at_once = i16::MAX / largest.max(1) / (2 * most);
         match simd {
             Simd::Avx512Vnni(token) => Some(Self::Vnni(token)),
-            Simd::Avx2(token) if rounds => Some(match at_once {
-                0 => Self::Avx2Wide(token),
-                _ => Self::Avx2(token, at_once as usize),
-            }),
-            Simd::Neon(token) if rounds => NeonDot::new().map(|dot| Self::Neon(token, dot)),
+            Simd::Avx2(token) if rounded.is_some() => Some(Self::Avx2(token, at_once as usize)),
+            Simd::Neon(token) if rounded.is_some() => {
+                NeonDot::new().map(|dot| Self::Neon(token, dot))
+            }
             _ => None,
         }
-    }
-
-    /// Columns of a word.
-    fn per_word(self) -> usize {
-        if matches!(self, Self::Avx2Wide(_)) { 2 } else { 4 }
     }
 
     fn simd(self) -> Simd {
         match self {
             Self::Vnni(token) => Simd::Avx512Vnni(token),
-            Self::Avx2(token, _) | Self::Avx2Wide(token) => Simd::Avx2(token),
+            Self::Avx2(token, _) => Simd::Avx2(token),
             Self::Neon(token, _) => Simd::Neon(token),
         }
     }
@@ -106,8 +106,8 @@ impl Kernel {
 impl Products {
     /// Those of a type with inputs as they are, or rounded.
     pub fn of(ty: QuantType, rounded: Option<Activation>, simd: Simd) -> Option<Self> {
-        let Groups { offsets, largest, read } = ty.format().groups?;
-        let kernel = Kernel::of(simd, largest, rounded.is_some())?;
+        let Groups { offsets, largest, read, .. } = ty.format().groups?;
+        let kernel = Kernel::of(simd, largest, rounded, offsets)?;
         let len = match read {
             Read::Of16(_) => 16,
             Read::Of32(_) => 32,
@@ -127,9 +127,17 @@ impl Products {
         self.rounded == Some(Activation::Q8_K)
     }
 
-    /// Groups that are summed on their own.
+    /// Those of blocks by AVX2, with so many products that are added at once.
+    fn by_avx2_in_blocks(self) -> Option<usize> {
+        match self.kernel {
+            Kernel::Avx2(_, at_once) if self.in_blocks() => Some(at_once),
+            _ => None,
+        }
+    }
+
+    /// Columns that are summed on their own.
     fn summed(self) -> usize {
-        if self.in_blocks() { BLOCK / self.len } else { SUMMED / self.len }
+        if self.in_blocks() { BLOCK } else { SUMMED }
     }
 
     fn slices(self) -> usize {
@@ -138,22 +146,29 @@ impl Products {
 
     /// Words of a group of codes, for each row, and of a slice of inputs.
     fn words(self) -> usize {
-        self.len / self.kernel.per_word()
-    }
-
-    /// Words of a group of inputs.
-    fn input_words(self) -> usize {
-        2 + self.slices() * self.words()
+        self.len / if matches!(self.kernel, Kernel::Avx2(_, 0)) { 2 } else { 4 }
     }
 
     /// Words of a group of columns of a panel.
-    fn block_words(self) -> usize {
-        block_words(self.words(), self.offsets)
+    fn group_words(self) -> usize {
+        group_words(self.words(), self.offsets)
+    }
+
+    /// How many words a row of inputs takes, in whole groups, or whole blocks.
+    fn input_len(self, columns: usize) -> usize {
+        match self.by_avx2_in_blocks() {
+            Some(at_once) => columns / BLOCK * avx2_blocks::input_words(at_once),
+            None => columns / self.len * (2 + self.slices() * self.words()),
+        }
     }
 
     /// How many words a panel takes.
     pub fn panel_len(self, columns: usize) -> usize {
-        columns / self.len * self.block_words()
+        let blocks = if self.in_blocks() { columns / BLOCK } else { 0 };
+        match self.by_avx2_in_blocks() {
+            Some(at_once) => blocks * avx2_blocks::block_words(at_once, self.offsets),
+            None => columns / self.len * self.group_words() + blocks * 2 * PANEL,
+        }
     }
 
     /// Puts rows of weights into panels. What is in the place of rows that would fill the last panel
@@ -180,15 +195,51 @@ impl Products {
         for (rows, panel) in bytes.chunks(PANEL * row_bytes).zip(panels) {
             for (lane, row) in rows.chunks_exact(row_bytes).enumerate() {
                 read(self.kernel.simd(), row, &mut groups);
-                self.put(&groups, lane, panel);
+                if !self.in_blocks() {
+                    self.put(&groups, lane, panel);
+                    continue;
+                }
+                let blocks =
+                    row.chunks_exact(self.ty.block_bytes()).zip(groups.chunks_exact(BLOCK / G));
+                let panels = panel.chunks_exact_mut(self.panel_len(BLOCK));
+                for ((block, groups), panel) in blocks.zip(panels) {
+                    self.put_block(groups, self.units(block), lane, panel);
+                }
             }
         }
     }
 
-    /// Puts a row of weights into its lane of a panel.
+    /// What the scales and the offsets of a block are whole multiples of.
+    fn units(self, block: &[u8]) -> [f32; 2] {
+        self.ty.format().groups.map_or([0.0; 2], |groups| (groups.units)(block))
+    }
+
+    /// Puts a block of a row of weights into its lane of a panel.
+    fn put_block<const G: usize>(
+        self,
+        groups: &[Group<G>],
+        units: [f32; 2],
+        lane: usize,
+        panel: &mut [f32],
+    ) {
+        if let Some(at_once) = self.by_avx2_in_blocks() {
+            return avx2_blocks::put(groups, units, at_once, self.offsets, lane, panel);
+        }
+        let (of_groups, of_block) = panel.split_at_mut(groups.len() * self.group_words());
+        for (group, words) in groups.iter().zip(of_groups.chunks_exact_mut(self.group_words())) {
+            let scale = word_of_one(multiple(group.scale, units[0]).into());
+            let offset = word_of_one(multiple(group.offset, units[1]).into());
+            self.put(&[Group { scale, offset, ..*group }], lane, words);
+        }
+        for (unit, of_rows) in units.iter().zip(of_block.chunks_exact_mut(PANEL)) {
+            of_rows[lane] = *unit;
+        }
+    }
+
+    /// Puts a row of weights, or a piece of one, into its lane of a panel.
     fn put<const G: usize>(self, groups: &[Group<G>], lane: usize, panel: &mut [f32]) {
-        let wide = matches!(self.kernel, Kernel::Avx2Wide(_));
-        for (group, block) in groups.iter().zip(panel.chunks_exact_mut(self.block_words())) {
+        let wide = matches!(self.kernel, Kernel::Avx2(_, 0));
+        for (group, block) in groups.iter().zip(panel.chunks_exact_mut(self.group_words())) {
             let (words, values) = block.split_at_mut(self.words() * PANEL);
             let mut start = 0;
             if wide {
@@ -208,7 +259,7 @@ impl Products {
                     words[word * PANEL + lane] = word_of(four[word]);
                 }
             }
-            values[lane] = f32::from_bits(start as u32);
+            values[lane] = word_of_one(start);
             values[PANEL + lane] = group.scale;
             if self.offsets {
                 values[2 * PANEL + lane] = group.offset;
@@ -247,7 +298,7 @@ impl Products {
 
     /// All panels for some rows of inputs.
     fn task(self, x: ArrayView2<f32>, panels: &[f32], mut out: ArrayViewMut2<f32>) {
-        let words = x.ncols() / self.len * self.input_words();
+        let words = self.input_len(x.ncols());
         let mut inputs = Rows::new(x.nrows(), words);
         for (row, words) in x.rows().into_iter().zip(inputs.values_mut().chunks_exact_mut(words)) {
             match row.as_slice() {
@@ -256,20 +307,26 @@ impl Products {
             }
         }
         if out.strides()[1] == 1 && out.strides()[0] > 0 {
-            return self.all_panels(inputs.values(), panels, out);
+            return self.all_panels(x.ncols(), inputs.values(), panels, out);
         }
         let mut own = Array2::zeros(out.dim());
-        self.all_panels(inputs.values(), panels, own.view_mut());
+        self.all_panels(x.ncols(), inputs.values(), panels, own.view_mut());
         out.assign(&own);
     }
 
     /// Rows of outputs, each contiguous, from rows of inputs in words.
-    fn all_panels(self, inputs: &[f32], panels: &[f32], mut out: ArrayViewMut2<f32>) {
+    fn all_panels(
+        self,
+        columns: usize,
+        inputs: &[f32],
+        panels: &[f32],
+        mut out: ArrayViewMut2<f32>,
+    ) {
         let (n_rows, n_out) = out.dim();
-        let words = inputs.len() / n_rows;
-        let panel_len = words / self.input_words() * self.block_words();
+        let words = self.input_len(columns);
+        let panels = panels.chunks_exact(self.panel_len(columns));
         let mut edge = [0.0; TILE_ROWS * PANEL];
-        for (first, panel) in (0..n_out).step_by(PANEL).zip(panels.chunks_exact(panel_len)) {
+        for (first, panel) in (0..n_out).step_by(PANEL).zip(panels) {
             let lanes = PANEL.min(n_out - first);
             for row in (0..n_rows).step_by(TILE_ROWS) {
                 let rows = TILE_ROWS.min(n_rows - row);
@@ -278,11 +335,11 @@ impl Products {
                 if lanes == PANEL {
                     let stride = out.strides()[0] as usize;
                     // SAFETY: each of the rows, `stride` apart, has `PANEL` values in the view.
-                    unsafe { self.tile(inputs, rows, panel, out.as_mut_ptr(), stride) };
+                    unsafe { self.tile(columns, inputs, rows, panel, (out.as_mut_ptr(), stride)) };
                     continue;
                 }
                 // SAFETY: there are as many rows of `PANEL` values.
-                unsafe { self.tile(inputs, rows, panel, edge.as_mut_ptr(), PANEL) };
+                unsafe { self.tile(columns, inputs, rows, panel, (edge.as_mut_ptr(), PANEL)) };
                 for (mut out, sums) in out.rows_mut().into_iter().zip(edge.chunks_exact(PANEL)) {
                     out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
                 }
@@ -294,10 +351,15 @@ impl Products {
     /// not.
     fn cut_row(self, row: &[f32], words: &mut [f32]) {
         match (self.rounded, self.len, self.kernel) {
-            (Some(to), 16, Kernel::Avx2Wide(token)) => {
-                rounded::in_wide_groups_of_16(Simd::Avx2(token), row, to, words);
+            (Some(Activation::Q8_K), _, Kernel::Avx2(token, at_once)) => {
+                let brought = match (at_once, self.offsets) {
+                    (0, _) => rounded::in_wide_blocks,
+                    (_, true) => rounded::in_signed_blocks,
+                    (_, false) => rounded::in_blocks,
+                };
+                brought(Simd::Avx2(token), row, words);
             }
-            (Some(to), _, Kernel::Avx2Wide(token)) => {
+            (Some(to), _, Kernel::Avx2(token, 0)) => {
                 rounded::in_wide_groups_of_32(Simd::Avx2(token), row, to, words);
             }
             (Some(to), 16, kernel) => rounded::in_groups_of_16(kernel.simd(), row, to, words),
@@ -319,9 +381,11 @@ impl Products {
             #[cfg(target_arch = "x86_64")]
             Kernel::Vnni(_) => vnni::tiles(self),
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(_, at_once) => avx2::tiles(self, at_once),
+            Kernel::Avx2(_, at_once) if self.in_blocks() => {
+                avx2_blocks::tiles(at_once, self.offsets)
+            }
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2Wide(_) => avx2::tiles(self, 0),
+            Kernel::Avx2(_, at_once) => avx2::tiles(self, at_once),
             #[cfg(target_arch = "aarch64")]
             Kernel::Neon(..) => neon::tiles(self),
             #[cfg(not(target_arch = "aarch64"))]
@@ -329,37 +393,54 @@ impl Products {
             #[cfg(not(target_arch = "x86_64"))]
             Kernel::Vnni(token) => match token {},
             #[cfg(not(target_arch = "x86_64"))]
-            Kernel::Avx2(token, _) | Kernel::Avx2Wide(token) => match token {},
+            Kernel::Avx2(token, _) => match token {},
         }
     }
 
     /// The products of up to [`TILE_ROWS`] rows of inputs with a panel.
     ///
     /// # Safety
-    /// `out` is the first of as many rows of [`PANEL`] values, `stride` apart.
-    unsafe fn tile(self, inputs: &[f32], rows: usize, panel: &[f32], out: *mut f32, stride: usize) {
+    /// `out` is the first of as many rows of [`PANEL`] values, and how far they are apart.
+    unsafe fn tile(
+        self,
+        columns: usize,
+        inputs: &[f32],
+        rows: usize,
+        panel: &[f32],
+        out: (*mut f32, usize),
+    ) {
         assert!((1..=TILE_ROWS).contains(&rows), "a tile has one to four rows");
-        let words = inputs.len() / rows;
-        let all = words / self.input_words();
-        assert!(inputs.len() == rows * all * self.input_words(), "whole rows of whole groups");
-        assert!(panel.len() == all * self.block_words(), "a panel of as many groups");
+        let words = self.input_len(columns);
+        assert!(inputs.len() == rows * words, "whole rows of whole groups");
+        assert!(panel.len() == self.panel_len(columns), "a panel of as many groups");
         let tile = self.tiles()[rows - 1];
-        let at_once = self.summed();
-        for first in (0..all).step_by(at_once) {
-            let n = at_once.min(all - first);
-            let x = inputs[first * self.input_words()..].as_ptr();
-            let w = panel[first * self.block_words()..].as_ptr();
+        for first in (0..columns).step_by(self.summed()) {
+            let groups = self.summed().min(columns - first) / self.len;
+            let x = inputs[self.input_len(first)..].as_ptr();
+            let w = panel[self.panel_len(first)..].as_ptr();
             // SAFETY: the token says that the machine has the instructions; each of the rows of inputs, `words`
-            // apart, has `n` groups from the first on, and so has the panel, of the length and with the offsets
-            // that the kernel reads; the caller grants the outputs.
-            unsafe { tile(self, (x, words), w, n, (out, stride), first > 0) };
+            // apart, has so many groups from the first on, or a block of them, and so has the panel, of the length
+            // and with the offsets that the kernel reads; the caller grants the outputs.
+            unsafe { tile(self, (x, words), w, groups, out, first > 0) };
         }
     }
 }
 
 #[inline(always)]
-const fn block_words(words: usize, offsets: bool) -> usize {
+const fn group_words(words: usize, offsets: bool) -> usize {
     words * PANEL + if offsets { 3 } else { 2 } * PANEL
+}
+
+/// How many times a scale or offset has its unit. Units are stored as F16, or a power of two of that, and multiples have
+/// up to eight bits, so that the quotient is exact; of zeros and what is not finite it is nothing.
+#[inline(always)]
+fn multiple(value: f32, unit: f32) -> i16 {
+    (value / unit) as i16
+}
+
+#[inline(always)]
+fn word_of_one(value: i32) -> f32 {
+    f32::from_bits(value as u32)
 }
 
 #[inline(always)]
@@ -438,18 +519,11 @@ mod tests {
     }
 
     /// The specification: one row of inputs and one of weights.
-    fn plain<const G: usize>(
-        x: &[Cut],
-        weights: &[Group<G>],
-        in_blocks: bool,
-        offsets: bool,
-    ) -> f32 {
+    fn plain<const G: usize>(x: &[Cut], weights: &[Group<G>], offsets: bool) -> f32 {
         let mut total = 0f32;
-        let summed = if in_blocks { BLOCK } else { SUMMED } / G;
-        for (x, weights) in x.chunks(summed).zip(weights.chunks(summed)) {
+        for (x, weights) in x.chunks(SUMMED / G).zip(weights.chunks(SUMMED / G)) {
             let mut out = 0f32;
             for ((scale, sum, whole), group) in x.iter().zip(weights) {
-                let scale = if in_blocks { 1.0 } else { *scale };
                 let (mut upper, mut lower) = (0, 0);
                 for ([high, low], code) in whole.iter().zip(group.codes.map(i32::from)) {
                     upper += code * high;
@@ -461,28 +535,62 @@ mod tests {
                     out = group.offset.mul_add(*sum, out);
                 }
             }
-            total = out.mul_add(if in_blocks { x[0].0 } else { 1.0 }, total);
+            total += out;
+        }
+        total
+    }
+
+    /// The same in blocks, with their units.
+    fn plain_in_blocks<const G: usize>(
+        x: &[Cut],
+        weights: &[Group<G>],
+        units: &[[f32; 2]],
+        offsets: bool,
+    ) -> f32 {
+        let mut total = 0f32;
+        let blocks = x.chunks(BLOCK / G).zip(weights.chunks(BLOCK / G));
+        for ((x, weights), [unit, of_offsets]) in blocks.zip(units) {
+            let (mut scaled, mut offset) = (0i32, 0i32);
+            for ((_, sum, whole), group) in x.iter().zip(weights) {
+                let [scale, least] = [(group.scale, unit), (group.offset, of_offsets)]
+                    .map(|(value, unit)| i32::from(multiple(value, *unit)));
+                let codes = group.codes.map(i32::from);
+                let products = whole.iter().zip(codes).map(|([_, x], code)| x * code);
+                scaled += scale * products.sum::<i32>();
+                offset += least * *sum as i32;
+            }
+            let mut out = scaled as f32 * unit;
+            if offsets {
+                out = (offset as f32).mul_add(*of_offsets, out);
+            }
+            total = out.mul_add(x[0].0, total);
         }
         total
     }
 
     /// The same for stored rows of a type.
     fn specified(ty: QuantType, rounds: bool, x: &[f32], bytes: &[u8]) -> f32 {
-        let Groups { offsets, read, .. } = ty.format().groups.unwrap();
-        let to = ty.format().activations;
-        let in_blocks = rounds && to == Activation::Q8_K;
-        let cut = |len| if rounds { cut_by_hand(x, to, len) } else { sliced(x) };
-        match read {
-            Read::Of16(read) => {
-                let mut groups = vec![Group::ZERO; x.len() / 16];
-                read(Simd::detect(), bytes, &mut groups);
-                plain::<16>(&cut(16), &groups, in_blocks, offsets)
+        fn of<const G: usize>(
+            ty: QuantType,
+            read: fn(Simd, &[u8], &mut [Group<G>]),
+            rounds: bool,
+            x: &[f32],
+            bytes: &[u8],
+        ) -> f32 {
+            let Groups { offsets, units, .. } = ty.format().groups.unwrap();
+            let to = ty.format().activations;
+            let mut groups = vec![Group::ZERO; x.len() / G];
+            read(Simd::detect(), bytes, &mut groups);
+            let cut = if rounds { cut_by_hand(x, to, G) } else { sliced(x) };
+            if !rounds || to != Activation::Q8_K {
+                return plain(&cut, &groups, offsets);
             }
-            Read::Of32(read) => {
-                let mut groups = vec![Group::ZERO; x.len() / 32];
-                read(Simd::detect(), bytes, &mut groups);
-                plain::<32>(&cut(32), &groups, in_blocks, offsets)
-            }
+            let units: Vec<_> = bytes.chunks_exact(ty.block_bytes()).map(units).collect();
+            plain_in_blocks(&cut, &groups, &units, offsets)
+        }
+        match ty.format().groups.unwrap().read {
+            Read::Of16(read) => of(ty, read, rounds, x, bytes),
+            Read::Of32(read) => of(ty, read, rounds, x, bytes),
         }
     }
 
@@ -629,29 +737,42 @@ mod tests {
         }
     }
 
-    /// Codes and inputs as large as they may be, of one sign: no sum of sixteen bits wraps.
+    /// Codes, scales and inputs as large as they may be, of one sign: no sum wraps.
     #[test]
     fn the_largest_sums_fit() {
         fn check<const G: usize>(products: Products, code: i8) {
             let columns = 512;
-            let group = Group { codes: [code; G], scale: 1.0, offset: 1.0 };
-            let groups = vec![group; columns / G];
+            let (scale, offset) = (if products.in_blocks() { 128.0 } else { 1.0 }, 63.0);
+            let groups = vec![Group { codes: [code; G], scale, offset }; columns / G];
             let mut panel = vec![0.0; products.panel_len(columns)];
-            products.put(&groups, 0, &mut panel);
+            if products.in_blocks() {
+                let panels = panel.chunks_exact_mut(products.panel_len(BLOCK));
+                for (groups, panel) in groups.chunks_exact(BLOCK / G).zip(panels) {
+                    products.put_block(groups, [1.0; 2], 0, panel);
+                }
+            } else {
+                products.put(&groups, 0, &mut panel);
+            }
             for sign in [1.0, -1.0] {
                 let x = Array2::from_elem((3, columns), sign);
                 let mut out = Array2::zeros((3, 1));
                 products.multiply(x.view(), &panel, out.view_mut(), false);
                 let Some(to) = products.rounded else { continue };
                 let cut = cut_by_hand(x.row(0).as_slice().unwrap(), to, G);
-                let expected = plain(&cut, &groups, products.in_blocks(), products.offsets);
+                let expected = if products.in_blocks() {
+                    plain_in_blocks(&cut, &groups, &[[1.0; 2]; 2], products.offsets)
+                } else {
+                    plain(&cut, &groups, products.offsets)
+                };
                 assert!(out.iter().all(|&found| found == expected), "{products:?}, {out}");
             }
         }
         for (ty, simd) in QuantType::all().flat_map(|ty| Simd::supported().map(move |s| (ty, s))) {
             let Form::Integers(products) = Form::of(ty, true, simd) else { continue };
             let largest = ty.format().groups.unwrap().largest.min(127) as i8;
-            for code in [largest, -largest] {
+            // In blocks, codes have no sign where there are offsets.
+            let signed = !(products.in_blocks() && products.offsets);
+            for code in [largest, -largest].into_iter().take(if signed { 2 } else { 1 }) {
                 match products.len {
                     16 => check::<16>(products, code),
                     _ => check::<32>(products, code),

@@ -1,6 +1,6 @@
 //! Products by SDOT of ARMv8.2: of four bytes in each of four lanes of 32 bits.
 
-use super::{PANEL, Products, TILE_ROWS, Tile, block_words};
+use super::{PANEL, Products, TILE_ROWS, Tile, group_words};
 use std::arch::{aarch64::*, asm};
 
 /// Registers of rows of a panel that pass together: with as many sums, of integers and of floats, for each row of
@@ -61,12 +61,21 @@ unsafe fn floats(from: *const f32) -> [float32x4_t; VECTORS] {
     unsafe { [vld1q_f32(from), vld1q_f32(from.add(LANES))] }
 }
 
+/// # Safety
+/// So many values can be read.
+#[inline]
+#[target_feature(enable = "neon")]
+unsafe fn integers(from: *const f32) -> [int32x4_t; VECTORS] {
+    // SAFETY: as above.
+    unsafe { [vld1q_s32(from.cast()), vld1q_s32(from.add(LANES).cast())] }
+}
+
 /// Writes products to `out`, or adds them. Sums are those of the other kernels to the bit: inputs are bytes above
 /// -2⁷, of which this one takes that away at once, where others add what it makes.
 ///
 /// # Safety
 /// `x` holds `ROWS` rows of `groups` groups of inputs in one slice, `stride` words apart, `panel` as many groups of
-/// columns, both as `of` has them, of `WORDS` words; `out` holds `ROWS` rows of [`PANEL`] values, `out_stride` apart,
+/// columns, both as `of` has them, of `WORDS` words, with units behind them in blocks; `out` holds `ROWS` rows of [`PANEL`] values, `out_stride` apart,
 /// and the machine has NEON and SDOT.
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn tile<const ROWS: usize, const WORDS: usize>(
@@ -81,11 +90,13 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize>(
     for part in 0..PANEL / (VECTORS * LANES) {
         let at = part * VECTORS * LANES;
         let mut sums = [[vdupq_n_f32(0.0); VECTORS]; ROWS];
+        // Of blocks: what is multiplied by scales, and what by offsets.
+        let mut whole = [[[vdupq_n_s32(0); VECTORS]; 2]; ROWS];
         for group in 0..groups {
             // SAFETY: all that is read lies in the groups that the caller grants.
             unsafe {
                 let x = x.add(group * (2 + WORDS));
-                let block = panel.add(group * block_words(WORDS, of.offsets) + at);
+                let block = panel.add(group * group_words(WORDS, of.offsets) + at);
                 let values = block.add(WORDS * PANEL);
                 let mut parts = [[vdupq_n_s32(0); VECTORS]; ROWS];
                 for four in (0..WORDS).step_by(4) {
@@ -107,6 +118,21 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize>(
                         }
                     }
                 }
+                if in_blocks {
+                    let scales = integers(values.add(PANEL));
+                    let offsets = if of.offsets { integers(values.add(2 * PANEL)) } else { scales };
+                    for row in 0..ROWS {
+                        let sum = vdupq_n_s32(x.add(row * stride + 1).cast::<i32>().read());
+                        for v in 0..VECTORS {
+                            whole[row][0][v] =
+                                vmlaq_s32(whole[row][0][v], parts[row][v], scales[v]);
+                            if of.offsets {
+                                whole[row][1][v] = vmlaq_s32(whole[row][1][v], offsets[v], sum);
+                            }
+                        }
+                    }
+                    continue;
+                }
                 let scales = floats(values.add(PANEL));
                 let offsets = if of.offsets { floats(values.add(2 * PANEL)) } else { scales };
                 for row in 0..ROWS {
@@ -114,11 +140,28 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize>(
                     let (scale, sum) = (vdupq_n_f32(*x), vdupq_n_f32(*x.add(1)));
                     for v in 0..VECTORS {
                         let whole = vcvtq_f32_s32(parts[row][v]);
-                        let scale = if in_blocks { scales[v] } else { vmulq_f32(scales[v], scale) };
+                        let scale = vmulq_f32(scales[v], scale);
                         sums[row][v] = vfmaq_f32(sums[row][v], whole, scale);
                         if of.offsets {
                             sums[row][v] = vfmaq_f32(sums[row][v], offsets[v], sum);
                         }
+                    }
+                }
+            }
+        }
+        if in_blocks {
+            // SAFETY: units lie behind the groups of a block.
+            let units = unsafe {
+                let units = panel.add(groups * group_words(WORDS, of.offsets) + at);
+                [floats(units), floats(units.add(PANEL))]
+            };
+            for row in 0..ROWS {
+                for v in 0..VECTORS {
+                    let scaled = vcvtq_f32_s32(whole[row][0][v]);
+                    sums[row][v] = vmulq_f32(scaled, units[0][v]);
+                    if of.offsets {
+                        let offset = vcvtq_f32_s32(whole[row][1][v]);
+                        sums[row][v] = vfmaq_f32(sums[row][v], offset, units[1][v]);
                     }
                 }
             }

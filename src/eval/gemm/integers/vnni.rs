@@ -1,6 +1,6 @@
 //! Products of bytes by VNNI: four of them in each of sixteen lanes, summed by one instruction.
 
-use super::{FRACTIONS, PANEL, Products, TILE_ROWS, Tile, block_words, steps};
+use super::{FRACTIONS, PANEL, Products, TILE_ROWS, Tile, group_words, steps};
 use std::arch::x86_64::*;
 
 /// Registers of a row of a panel.
@@ -85,7 +85,7 @@ fn of<const LEN: usize, const SLICES: usize, const BLOCKS: bool, const OFFSETS: 
 ///
 /// # Safety
 /// `x` holds `ROWS` rows of `groups` groups of inputs of `LEN` in `SLICES`, `stride` words apart and of one scale if
-/// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS`, `out` `ROWS` rows of [`PANEL`] values,
+/// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS` and units behind them if `BLOCKS`, `out` `ROWS` rows of [`PANEL`] values,
 /// `out_stride` apart, and the machine has AVX-512 F and VNNI.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn tile<
@@ -105,11 +105,13 @@ unsafe fn tile<
     let words = LEN / 4;
     let upper = _mm512_set1_ps(65536.0);
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
+    // Of blocks: what is multiplied by scales, and what by offsets.
+    let mut whole = [[[_mm512_setzero_si512(); VECTORS]; 2]; ROWS];
     for group in 0..groups {
         // SAFETY: all that is read lies in the groups that the caller grants.
         unsafe {
             let x = x.add(group * (2 + SLICES * words));
-            let block = panel.add(group * block_words(words, OFFSETS));
+            let block = panel.add(group * group_words(words, OFFSETS));
             let values = block.add(words * PANEL);
             let mut parts = [[[_mm512_setzero_si512(); VECTORS]; SLICES]; ROWS];
             let start = integers(values);
@@ -129,6 +131,22 @@ unsafe fn tile<
                     }
                 }
             }
+            if BLOCKS {
+                let scales = integers(values.add(PANEL));
+                let offsets = if OFFSETS { integers(values.add(2 * PANEL)) } else { scales };
+                for row in 0..ROWS {
+                    let sum = _mm512_set1_epi32(x.add(row * stride + 1).cast::<i32>().read());
+                    for v in 0..VECTORS {
+                        let scaled = _mm512_mullo_epi32(parts[row][0][v], scales[v]);
+                        whole[row][0][v] = _mm512_add_epi32(whole[row][0][v], scaled);
+                        if OFFSETS {
+                            let offset = _mm512_mullo_epi32(offsets[v], sum);
+                            whole[row][1][v] = _mm512_add_epi32(whole[row][1][v], offset);
+                        }
+                    }
+                }
+                continue;
+            }
             let scales = floats(values.add(PANEL));
             let offsets = if OFFSETS { floats(values.add(2 * PANEL)) } else { scales };
             for row in 0..ROWS {
@@ -143,11 +161,28 @@ unsafe fn tile<
                     } else {
                         high
                     };
-                    let scale = if BLOCKS { scales[v] } else { _mm512_mul_ps(scales[v], scale) };
+                    let scale = _mm512_mul_ps(scales[v], scale);
                     sums[row][v] = _mm512_fmadd_ps(whole, scale, sums[row][v]);
                     if OFFSETS {
                         sums[row][v] = _mm512_fmadd_ps(offsets[v], sum, sums[row][v]);
                     }
+                }
+            }
+        }
+    }
+    if BLOCKS {
+        // SAFETY: units lie behind the groups of a block.
+        let units = unsafe {
+            let units = panel.add(groups * group_words(words, OFFSETS));
+            [floats(units), floats(units.add(PANEL))]
+        };
+        for row in 0..ROWS {
+            for v in 0..VECTORS {
+                let scaled = _mm512_cvtepi32_ps(whole[row][0][v]);
+                sums[row][v] = _mm512_mul_ps(scaled, units[0][v]);
+                if OFFSETS {
+                    let offset = _mm512_cvtepi32_ps(whole[row][1][v]);
+                    sums[row][v] = _mm512_fmadd_ps(offset, units[1][v], sums[row][v]);
                 }
             }
         }
