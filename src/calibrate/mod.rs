@@ -6,6 +6,7 @@
 
 mod columns;
 mod errors;
+mod estimate;
 mod factor;
 mod layers;
 mod memory;
@@ -14,9 +15,8 @@ mod rows;
 mod watching;
 
 pub use errors::{Errors, errors};
+pub use estimate::{operations, seconds_of_text, work};
 pub use factor::speed;
-pub use layers::{
-    Calibration, InputsOf, OfTensor, Outcome, operations, run, seconds_of_text, work,
-};
+pub use layers::{Calibration, InputsOf, OfTensor, Outcome, run};
 pub use memory::Memory;
 pub use rows::Way;

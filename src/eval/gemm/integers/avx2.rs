@@ -1,7 +1,7 @@
 //! Products by AVX2: of bytes, two of them in each of sixteen lanes of sixteen bits, or of sixteen bits, two of them in
 //! each of eight lanes.
 
-use super::{PANEL, Products, TILE_ROWS, Tile, group_words};
+use super::{PANEL, Products, Tile, group_words};
 use std::arch::x86_64::*;
 
 /// Registers of rows of a panel that pass together: with as many sums for each row of inputs, codes and an
@@ -12,7 +12,7 @@ pub(super) const LANES: usize = 8;
 
 /// The kernels for one row, two rows, and so on, where `at_once` products are added before they are widened; with none,
 /// codes and inputs have sixteen bits.
-pub fn tiles(products: Products, at_once: usize) -> [Tile; TILE_ROWS] {
+pub fn tiles(products: Products, at_once: usize) -> &'static [Tile] {
     match (products.len, at_once) {
         (32, 0) => of::<16, 0>(),
         (32, 1) => of::<8, 1>(),
@@ -25,13 +25,15 @@ pub fn tiles(products: Products, at_once: usize) -> [Tile; TILE_ROWS] {
     }
 }
 
-fn of<const WORDS: usize, const AT_ONCE: usize>() -> [Tile; TILE_ROWS] {
-    [
-        tile::<1, WORDS, AT_ONCE>,
-        tile::<2, WORDS, AT_ONCE>,
-        tile::<3, WORDS, AT_ONCE>,
-        tile::<4, WORDS, AT_ONCE>,
-    ]
+fn of<const WORDS: usize, const AT_ONCE: usize>() -> &'static [Tile] {
+    const {
+        &[
+            tile::<1, WORDS, AT_ONCE>,
+            tile::<2, WORDS, AT_ONCE>,
+            tile::<3, WORDS, AT_ONCE>,
+            tile::<4, WORDS, AT_ONCE>,
+        ]
+    }
 }
 
 #[inline]

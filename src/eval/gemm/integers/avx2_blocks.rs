@@ -102,15 +102,16 @@ pub use kernels::tiles;
 #[cfg(target_arch = "x86_64")]
 mod kernels {
     use super::super::avx2::{LANES, VECTORS, floats, integers};
-    use super::super::{Products, TILE_ROWS, Tile};
+    use super::super::{Products, Tile};
     use super::*;
     use std::arch::x86_64::*;
 
     /// The kernels for one row, two rows, and so on, where `at_once` products are added before they are widened; with
     /// none, weights and inputs have sixteen bits.
-    pub fn tiles(at_once: usize, offsets: bool) -> [Tile; TILE_ROWS] {
+    pub fn tiles(at_once: usize, offsets: bool) -> &'static [Tile] {
         match (at_once, offsets) {
-            (0, _) => [wide::<1>, wide::<2>, wide::<3>, wide::<4>],
+            // Without sums of sixteen bits there are registers for six rows.
+            (0, _) => &[wide::<1>, wide::<2>, wide::<3>, wide::<4>, wide::<5>, wide::<6>],
             (1, false) => of::<1, false>(),
             (2 | 3, false) => of::<2, false>(),
             (4..8, false) => of::<4, false>(),
@@ -122,13 +123,15 @@ mod kernels {
         }
     }
 
-    fn of<const AT_ONCE: usize, const OFFSETS: bool>() -> [Tile; TILE_ROWS] {
-        [
-            tile::<1, AT_ONCE, OFFSETS>,
-            tile::<2, AT_ONCE, OFFSETS>,
-            tile::<3, AT_ONCE, OFFSETS>,
-            tile::<4, AT_ONCE, OFFSETS>,
-        ]
+    fn of<const AT_ONCE: usize, const OFFSETS: bool>() -> &'static [Tile] {
+        const {
+            &[
+                tile::<1, AT_ONCE, OFFSETS>,
+                tile::<2, AT_ONCE, OFFSETS>,
+                tile::<3, AT_ONCE, OFFSETS>,
+                tile::<4, AT_ONCE, OFFSETS>,
+            ]
+        }
     }
 
     /// Writes products to `out`, or adds them.

@@ -20,10 +20,11 @@
 //! a group of inputs, in words of four bytes   scale | sum | upper 8 | middle 8 | lower 8
 //!   input = scale · (2¹⁶ upper + 2⁸ middle + lower - 2²³), sum: of the group's inputs
 //!                                             scale | sum | 8, or 4 for groups of 16
-//!   input = scale · (byte - 2⁷); of blocks of 256, sum is that of integers, and one itself
+//!   input = scale · (byte - 2⁷); of blocks of 256, sum is that of integers
 //! a panel, for each group of columns          codes [8 or 4][32 rows][4] | start [32] | scale [32] | offset [32]
 //!   start: -2⁷ · the sum of the codes, which undoes the 2²³ or 2⁷; offset where the type has them
-//!   of blocks of 256, scale and offset are integers, and behind their groups are   unit [32] | unit of offsets [32]
+//!   of blocks of 256, scale and offset are how often they have their units, the first as an integer unless f32 hold all
+//!   sums, and behind a block's groups are      unit [32] | unit of offsets [32]
 //! of sixteen bits   scale | sum | 16 words of two: input = scale · integer
 //!                                             codes [16][32 rows][2] | start, which is zero | ...
 //! ```
@@ -50,7 +51,7 @@ const SUMMED: usize = 384;
 /// The same of inputs in blocks, of which all have one scale.
 const BLOCK: usize = 256;
 /// Rows of inputs of a tile, at most.
-const TILE_ROWS: usize = 4;
+const MAX_TILE_ROWS: usize = 6;
 /// Panels of a task, at least: fewer would take hardly longer than to slice the inputs.
 const LEAST_PANELS: usize = 8;
 /// Inputs of a group that are sliced.
@@ -66,6 +67,8 @@ pub(in super::super) struct Products {
     offsets: bool,
     /// What inputs are rounded to; nothing where they are sliced.
     rounded: Option<Activation>,
+    /// The largest magnitude of a code.
+    largest: i16,
     kernel: Kernel,
 }
 
@@ -118,6 +121,7 @@ impl Products {
             len,
             offsets,
             rounded,
+            largest,
             kernel,
         })
     }
@@ -125,6 +129,13 @@ impl Products {
     /// Whether inputs have one scale for [`BLOCK`] columns.
     fn in_blocks(self) -> bool {
         self.rounded == Some(Activation::Q8_K)
+    }
+
+    /// Whether sums of a block are multiplied and added as f32, which hold them exactly. VNNI has no products of 32 bits
+    /// that are as fast. The sums of offsets, of up to eight bits, always are.
+    fn in_floats(self) -> bool {
+        const FIT: i32 = (1 << f32::MANTISSA_DIGITS) / (BLOCK as i32 * 127 * 128);
+        matches!(self.kernel, Kernel::Vnni(_)) && i32::from(self.largest) <= FIT
     }
 
     /// Those of blocks by AVX2, with so many products that are added at once.
@@ -227,8 +238,10 @@ impl Products {
         }
         let (of_groups, of_block) = panel.split_at_mut(groups.len() * self.group_words());
         for (group, words) in groups.iter().zip(of_groups.chunks_exact_mut(self.group_words())) {
-            let scale = word_of_one(multiple(group.scale, units[0]).into());
-            let offset = word_of_one(multiple(group.offset, units[1]).into());
+            let (scale, offset) =
+                (multiple(group.scale, units[0]), multiple(group.offset, units[1]));
+            let scale = if self.in_floats() { scale.into() } else { word_of_one(scale.into()) };
+            let offset = offset.into();
             self.put(&[Group { scale, offset, ..*group }], lane, words);
         }
         for (unit, of_rows) in units.iter().zip(of_block.chunks_exact_mut(PANEL)) {
@@ -285,7 +298,7 @@ impl Products {
         let n_panels = out.ncols().div_ceil(PANEL);
         let threads = if parallel { rayon::current_num_threads() } else { 1 };
         let parts = out.nrows().div_ceil(TASK_ROWS).next_multiple_of(threads);
-        let rows = out.nrows().div_ceil(parts).next_multiple_of(TILE_ROWS);
+        let rows = out.nrows().div_ceil(parts).next_multiple_of(self.tiles().len());
         let wanted = if parallel { 4 * threads } else { 1 };
         let group = n_panels.div_ceil(wanted.div_ceil(parts)).max(LEAST_PANELS);
         let tasks = cut(x, panels, panel_len, [rows, group], out);
@@ -325,11 +338,12 @@ impl Products {
         let (n_rows, n_out) = out.dim();
         let words = self.input_len(columns);
         let panels = panels.chunks_exact(self.panel_len(columns));
-        let mut edge = [0.0; TILE_ROWS * PANEL];
+        let tile_rows = self.tiles().len();
+        let mut edge = [0.0; MAX_TILE_ROWS * PANEL];
         for (first, panel) in (0..n_out).step_by(PANEL).zip(panels) {
             let lanes = PANEL.min(n_out - first);
-            for row in (0..n_rows).step_by(TILE_ROWS) {
-                let rows = TILE_ROWS.min(n_rows - row);
+            for row in (0..n_rows).step_by(tile_rows) {
+                let rows = tile_rows.min(n_rows - row);
                 let inputs = &inputs[row * words..][..rows * words];
                 let mut out = out.slice_mut(s![row..row + rows, first..first + lanes]);
                 if lanes == PANEL {
@@ -376,7 +390,7 @@ impl Products {
     }
 
     /// The kernels for one row of inputs, two rows, and so on.
-    fn tiles(self) -> [Tile; TILE_ROWS] {
+    fn tiles(self) -> &'static [Tile] {
         match self.kernel {
             #[cfg(target_arch = "x86_64")]
             Kernel::Vnni(_) => vnni::tiles(self),
@@ -397,7 +411,7 @@ impl Products {
         }
     }
 
-    /// The products of up to [`TILE_ROWS`] rows of inputs with a panel.
+    /// The products of the rows of inputs of a tile with a panel.
     ///
     /// # Safety
     /// `out` is the first of as many rows of [`PANEL`] values, and how far they are apart.
@@ -409,15 +423,15 @@ impl Products {
         panel: &[f32],
         out: (*mut f32, usize),
     ) {
-        assert!((1..=TILE_ROWS).contains(&rows), "a tile has one to four rows");
         let words = self.input_len(columns);
         assert!(inputs.len() == rows * words, "whole rows of whole groups");
         assert!(panel.len() == self.panel_len(columns), "a panel of as many groups");
-        let tile = self.tiles()[rows - 1];
-        for first in (0..columns).step_by(self.summed()) {
-            let groups = self.summed().min(columns - first) / self.len;
-            let x = inputs[self.input_len(first)..].as_ptr();
-            let w = panel[self.panel_len(first)..].as_ptr();
+        let (tile, summed) = (self.tiles()[rows - 1], self.summed());
+        let (input_len, panel_len) = (self.input_len(summed), self.panel_len(summed));
+        for (i, first) in (0..columns).step_by(summed).enumerate() {
+            let groups = summed.min(columns - first) / self.len;
+            let x = inputs[i * input_len..].as_ptr();
+            let w = panel[i * panel_len..].as_ptr();
             // SAFETY: the token says that the machine has the instructions; each of the rows of inputs, `words`
             // apart, has so many groups from the first on, or a block of them, and so has the panel, of the length
             // and with the offsets that the kernel reads; the caller grants the outputs.

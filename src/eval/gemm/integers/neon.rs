@@ -1,6 +1,6 @@
 //! Products by SDOT of ARMv8.2: of four bytes in each of four lanes of 32 bits.
 
-use super::{PANEL, Products, TILE_ROWS, Tile, group_words};
+use super::{PANEL, Products, Tile, group_words};
 use std::arch::{aarch64::*, asm};
 
 /// Registers of rows of a panel that pass together: with as many sums, of integers and of floats, for each row of
@@ -10,10 +10,10 @@ const VECTORS: usize = 2;
 const LANES: usize = 4;
 
 /// The kernels for one row, two rows, and so on.
-pub fn tiles(products: Products) -> [Tile; TILE_ROWS] {
+pub fn tiles(products: Products) -> &'static [Tile] {
     match products.len {
-        32 => [tile::<1, 8>, tile::<2, 8>, tile::<3, 8>, tile::<4, 8>],
-        _ => [tile::<1, 4>, tile::<2, 4>, tile::<3, 4>, tile::<4, 4>],
+        32 => &[tile::<1, 8>, tile::<2, 8>, tile::<3, 8>, tile::<4, 8>],
+        _ => &[tile::<1, 4>, tile::<2, 4>, tile::<3, 4>, tile::<4, 4>],
     }
 }
 
@@ -90,8 +90,8 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize>(
     for part in 0..PANEL / (VECTORS * LANES) {
         let at = part * VECTORS * LANES;
         let mut sums = [[vdupq_n_f32(0.0); VECTORS]; ROWS];
-        // Of blocks: what is multiplied by scales, and what by offsets.
-        let mut whole = [[[vdupq_n_s32(0); VECTORS]; 2]; ROWS];
+        // Of blocks: what is multiplied by scales, while `sums` are of offsets.
+        let mut whole = [[vdupq_n_s32(0); VECTORS]; ROWS];
         for group in 0..groups {
             // SAFETY: all that is read lies in the groups that the caller grants.
             unsafe {
@@ -120,14 +120,13 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize>(
                 }
                 if in_blocks {
                     let scales = integers(values.add(PANEL));
-                    let offsets = if of.offsets { integers(values.add(2 * PANEL)) } else { scales };
+                    let offsets = floats(values.add(if of.offsets { 2 * PANEL } else { PANEL }));
                     for row in 0..ROWS {
-                        let sum = vdupq_n_s32(x.add(row * stride + 1).cast::<i32>().read());
+                        let sum = vdupq_n_f32(*x.add(row * stride + 1));
                         for v in 0..VECTORS {
-                            whole[row][0][v] =
-                                vmlaq_s32(whole[row][0][v], parts[row][v], scales[v]);
+                            whole[row][v] = vmlaq_s32(whole[row][v], parts[row][v], scales[v]);
                             if of.offsets {
-                                whole[row][1][v] = vmlaq_s32(whole[row][1][v], offsets[v], sum);
+                                sums[row][v] = vfmaq_f32(sums[row][v], offsets[v], sum);
                             }
                         }
                     }
@@ -157,12 +156,11 @@ unsafe fn tile<const ROWS: usize, const WORDS: usize>(
             };
             for row in 0..ROWS {
                 for v in 0..VECTORS {
-                    let scaled = vcvtq_f32_s32(whole[row][0][v]);
-                    sums[row][v] = vmulq_f32(scaled, units[0][v]);
-                    if of.offsets {
-                        let offset = vcvtq_f32_s32(whole[row][1][v]);
-                        sums[row][v] = vfmaq_f32(sums[row][v], offset, units[1][v]);
-                    }
+                    let scaled = vmulq_f32(vcvtq_f32_s32(whole[row][v]), units[0][v]);
+                    sums[row][v] = match of.offsets {
+                        true => vfmaq_f32(scaled, sums[row][v], units[1][v]),
+                        false => scaled,
+                    };
                 }
             }
         }

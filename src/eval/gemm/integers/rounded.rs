@@ -1,7 +1,7 @@
 //! Inputs as llama.cpp rounds them, as bytes in groups.
 
 use super::super::super::activations::{of_32, of_256, to_f16};
-use super::{BLOCK, word_of, word_of_one, word_of_two};
+use super::{BLOCK, word_of, word_of_two};
 use crate::quant::Activation;
 use crate::simd::{compiled, nearest_int};
 
@@ -40,7 +40,7 @@ fn in_groups<const G: usize, const WIDE: bool>(row: &[f32], to: Activation, word
             let [scale, inverse] = of_256(&blocks[b]);
             for g in b * per_block..(b + 1) * per_block {
                 let words = &mut words[g * per_group..][..per_group];
-                words[1] = word_of_one(integers::<G, WIDE>(&groups[g], inverse, &mut words[2..]));
+                words[1] = integers::<G, WIDE>(&groups[g], inverse, &mut words[2..]) as f32;
                 words[0] = scale;
             }
         }

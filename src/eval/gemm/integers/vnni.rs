@@ -1,12 +1,17 @@
 //! Products of bytes by VNNI: four of them in each of sixteen lanes, summed by one instruction.
 
-use super::{FRACTIONS, PANEL, Products, TILE_ROWS, Tile, group_words, steps};
+use super::{FRACTIONS, PANEL, Products, Tile, group_words, steps};
 use std::arch::x86_64::*;
 
 /// Registers of a row of a panel.
 const VECTORS: usize = PANEL / LANES;
 /// Values of a register.
 const LANES: usize = 16;
+/// How sums of groups are multiplied by their scales and added: as f32, with the scales of inputs; in blocks, as integers;
+/// in blocks, as f32 that hold them exactly.
+const GROUPS: usize = 0;
+const BLOCKS: usize = 1;
+const FLOATS: usize = 2;
 
 #[inline]
 #[target_feature(enable = "avx512f")]
@@ -55,44 +60,55 @@ pub fn slice(x: &[f32; FRACTIONS], words: &mut [f32; 2 + 3 * FRACTIONS / 4]) {
 }
 
 /// The kernels for one row, two rows, and so on.
-pub fn tiles(products: Products) -> [Tile; TILE_ROWS] {
+pub fn tiles(products: Products) -> &'static [Tile] {
     let Products { len, offsets, rounded, .. } = products;
-    match (len, rounded.is_some(), products.in_blocks(), offsets) {
-        (32, false, _, false) => of::<32, 3, false, false>(),
-        (32, false, _, true) => of::<32, 3, false, true>(),
-        (32, true, false, false) => of::<32, 1, false, false>(),
-        (32, true, false, true) => of::<32, 1, false, true>(),
-        (32, true, true, false) => of::<32, 1, true, false>(),
-        (32, true, true, true) => of::<32, 1, true, true>(),
-        (_, _, false, false) => of::<16, 1, false, false>(),
-        (_, _, false, true) => of::<16, 1, false, true>(),
-        (_, _, true, false) => of::<16, 1, true, false>(),
-        (_, _, true, true) => of::<16, 1, true, true>(),
+    let sums = match (products.in_blocks(), products.in_floats()) {
+        (false, _) => GROUPS,
+        (true, false) => BLOCKS,
+        (true, true) => FLOATS,
+    };
+    match (len, rounded.is_some(), sums, offsets) {
+        (32, false, _, false) => of::<32, 3, GROUPS, false>(),
+        (32, false, _, true) => of::<32, 3, GROUPS, true>(),
+        (32, true, GROUPS, false) => of::<32, 1, GROUPS, false>(),
+        (32, true, GROUPS, true) => of::<32, 1, GROUPS, true>(),
+        (32, true, BLOCKS, false) => of::<32, 1, BLOCKS, false>(),
+        (32, true, BLOCKS, true) => of::<32, 1, BLOCKS, true>(),
+        (32, true, _, false) => of::<32, 1, FLOATS, false>(),
+        (32, true, _, true) => of::<32, 1, FLOATS, true>(),
+        (_, _, GROUPS, false) => of::<16, 1, GROUPS, false>(),
+        (_, _, GROUPS, true) => of::<16, 1, GROUPS, true>(),
+        (_, _, BLOCKS, false) => of::<16, 1, BLOCKS, false>(),
+        (_, _, BLOCKS, true) => of::<16, 1, BLOCKS, true>(),
+        (_, _, _, false) => of::<16, 1, FLOATS, false>(),
+        (_, _, _, true) => of::<16, 1, FLOATS, true>(),
     }
 }
 
-fn of<const LEN: usize, const SLICES: usize, const BLOCKS: bool, const OFFSETS: bool>()
--> [Tile; TILE_ROWS] {
-    [
-        tile::<1, LEN, SLICES, BLOCKS, OFFSETS>,
-        tile::<2, LEN, SLICES, BLOCKS, OFFSETS>,
-        tile::<3, LEN, SLICES, BLOCKS, OFFSETS>,
-        tile::<4, LEN, SLICES, BLOCKS, OFFSETS>,
-    ]
+fn of<const LEN: usize, const SLICES: usize, const SUMS: usize, const OFFSETS: bool>()
+-> &'static [Tile] {
+    const {
+        &[
+            tile::<1, LEN, SLICES, SUMS, OFFSETS>,
+            tile::<2, LEN, SLICES, SUMS, OFFSETS>,
+            tile::<3, LEN, SLICES, SUMS, OFFSETS>,
+            tile::<4, LEN, SLICES, SUMS, OFFSETS>,
+        ]
+    }
 }
 
 /// Writes products to `out`, or adds them.
 ///
 /// # Safety
-/// `x` holds `ROWS` rows of `groups` groups of inputs of `LEN` in `SLICES`, `stride` words apart and of one scale if
-/// `BLOCKS`, `panel` as many groups of columns, with offsets if `OFFSETS` and units behind them if `BLOCKS`, `out` `ROWS` rows of [`PANEL`] values,
+/// `x` holds `ROWS` rows of `groups` groups of inputs of `LEN` in `SLICES`, `stride` words apart and of one scale unless
+/// `SUMS` is [`GROUPS`], `panel` as many groups of columns, with offsets if `OFFSETS` and units behind them unless `SUMS` is [`GROUPS`], `out` `ROWS` rows of [`PANEL`] values,
 /// `out_stride` apart, and the machine has AVX-512 F and VNNI.
 #[target_feature(enable = "avx512f,avx512vnni")]
 unsafe fn tile<
     const ROWS: usize,
     const LEN: usize,
     const SLICES: usize,
-    const BLOCKS: bool,
+    const SUMS: usize,
     const OFFSETS: bool,
 >(
     _: Products,
@@ -105,8 +121,9 @@ unsafe fn tile<
     let words = LEN / 4;
     let upper = _mm512_set1_ps(65536.0);
     let mut sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
-    // Of blocks: what is multiplied by scales, and what by offsets.
-    let mut whole = [[[_mm512_setzero_si512(); VECTORS]; 2]; ROWS];
+    // Of blocks: what is multiplied by scales, in one form or the other, and what by offsets.
+    let mut whole = [[_mm512_setzero_si512(); VECTORS]; ROWS];
+    let mut offset_sums = [[_mm512_setzero_ps(); VECTORS]; ROWS];
     for group in 0..groups {
         // SAFETY: all that is read lies in the groups that the caller grants.
         unsafe {
@@ -131,17 +148,31 @@ unsafe fn tile<
                     }
                 }
             }
-            if BLOCKS {
-                let scales = integers(values.add(PANEL));
-                let offsets = if OFFSETS { integers(values.add(2 * PANEL)) } else { scales };
-                for row in 0..ROWS {
-                    let sum = _mm512_set1_epi32(x.add(row * stride + 1).cast::<i32>().read());
-                    for v in 0..VECTORS {
-                        let scaled = _mm512_mullo_epi32(parts[row][0][v], scales[v]);
-                        whole[row][0][v] = _mm512_add_epi32(whole[row][0][v], scaled);
-                        if OFFSETS {
-                            let offset = _mm512_mullo_epi32(offsets[v], sum);
-                            whole[row][1][v] = _mm512_add_epi32(whole[row][1][v], offset);
+            if SUMS != GROUPS {
+                if SUMS == FLOATS {
+                    let scales = floats(values.add(PANEL));
+                    for row in 0..ROWS {
+                        for v in 0..VECTORS {
+                            let part = _mm512_cvtepi32_ps(parts[row][0][v]);
+                            sums[row][v] = _mm512_fmadd_ps(part, scales[v], sums[row][v]);
+                        }
+                    }
+                } else {
+                    let scales = integers(values.add(PANEL));
+                    for row in 0..ROWS {
+                        for v in 0..VECTORS {
+                            let scaled = _mm512_mullo_epi32(parts[row][0][v], scales[v]);
+                            whole[row][v] = _mm512_add_epi32(whole[row][v], scaled);
+                        }
+                    }
+                }
+                if OFFSETS {
+                    let offsets = floats(values.add(2 * PANEL));
+                    for row in 0..ROWS {
+                        let sum = _mm512_set1_ps(*x.add(row * stride + 1));
+                        for v in 0..VECTORS {
+                            let before = offset_sums[row][v];
+                            offset_sums[row][v] = _mm512_fmadd_ps(offsets[v], sum, before);
                         }
                     }
                 }
@@ -170,7 +201,7 @@ unsafe fn tile<
             }
         }
     }
-    if BLOCKS {
+    if SUMS != GROUPS {
         // SAFETY: units lie behind the groups of a block.
         let units = unsafe {
             let units = panel.add(groups * group_words(words, OFFSETS));
@@ -178,11 +209,11 @@ unsafe fn tile<
         };
         for row in 0..ROWS {
             for v in 0..VECTORS {
-                let scaled = _mm512_cvtepi32_ps(whole[row][0][v]);
+                let scaled =
+                    if SUMS == FLOATS { sums[row][v] } else { _mm512_cvtepi32_ps(whole[row][v]) };
                 sums[row][v] = _mm512_mul_ps(scaled, units[0][v]);
                 if OFFSETS {
-                    let offset = _mm512_cvtepi32_ps(whole[row][1][v]);
-                    sums[row][v] = _mm512_fmadd_ps(offset, units[1][v], sums[row][v]);
+                    sums[row][v] = _mm512_fmadd_ps(offset_sums[row][v], units[1][v], sums[row][v]);
                 }
             }
         }
@@ -193,7 +224,7 @@ unsafe fn tile<
             unsafe {
                 let out = out.add(row * out_stride + v * LANES);
                 let before = if add { _mm512_loadu_ps(out) } else { _mm512_setzero_ps() };
-                let scale = _mm512_set1_ps(if BLOCKS { *x.add(row * stride) } else { 1.0 });
+                let scale = _mm512_set1_ps(if SUMS == GROUPS { 1.0 } else { *x.add(row * stride) });
                 _mm512_storeu_ps(out, _mm512_fmadd_ps(sums[row][v], scale, before));
             }
         }
