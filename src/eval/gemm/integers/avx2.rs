@@ -19,7 +19,8 @@ pub fn tiles(products: Products, at_once: usize) -> &'static [Tile] {
         (32, 2 | 3) => of::<8, 2>(),
         (32, 4..8) => of::<8, 4>(),
         (32, _) => of::<8, 8>(),
-        (_, 0 | 1) => of::<4, 1>(),
+        (_, 0) => unreachable!("groups of 16 whose codes have eight bits are in blocks"),
+        (_, 1) => of::<4, 1>(),
         (_, 2 | 3) => of::<4, 2>(),
         _ => of::<4, 4>(),
     }
