@@ -22,6 +22,11 @@ pub(super) const ROWS: usize = 1024;
 
 /// Tokens of the vocabulary that one task takes.
 const TILE: usize = 1024;
+/// The largest of saved log-probabilities that do not count: the file has the same one for all that lie further below the
+/// most probable token, and of a large vocabulary these are many (`log_softmax` in tools/perplexity/perplexity.cpp).
+const LEAST_SAVED: f32 = -16.0;
+/// What stands in their place: it adds nothing to any sum.
+const LEFT_OUT: f32 = -1000.0;
 
 /// Where the logits of some rows come from.
 pub(super) enum Side<'s, 'a> {
@@ -173,6 +178,10 @@ fn cross(a: &[f32], b: &[f32], max: f32) -> f64 {
     lanes.iter().sum::<f64>() + rest.sum::<f64>()
 }
 
+fn saved_that_counts(log_p: f32) -> f32 {
+    if (f32::MIN..=LEAST_SAVED).contains(&log_p) { LEFT_OUT } else { log_p }
+}
+
 impl Side<'_, '_> {
     fn n_vocab(&self) -> usize {
         match self {
@@ -223,16 +232,22 @@ pub(super) fn score(
     let n_vocab = reference.n_vocab();
     let tiles: Vec<usize> = (0..n_vocab).step_by(TILE).collect();
     let sides = 1 + models.len();
+    let saved = matches!(reference, Side::Saved(_));
     let bad = |model| move |cause| Bad { model, row: 0, cause: Some(cause) };
     // For each tile the sums of each row, for the reference and then for each model.
     let parts: Vec<Vec<Sums>> = tiles
         .par_iter()
         .map(|&first| {
             let n = TILE.min(n_vocab - first);
-            let a = reference.tile(first, n).map_err(bad(0))?;
+            let mut a = reference.tile(first, n).map_err(bad(0))?;
             let mut parts = Vec::with_capacity(sides * targets.len());
-            for (row, &target) in a.rows().into_iter().zip(targets) {
-                parts.push(Sums::of(simd, slice(&row), first, target));
+            for (mut row, &token) in a.rows_mut().into_iter().zip(targets) {
+                // The next token's own counts in any case.
+                let target = row.get((token as usize).wrapping_sub(first)).copied();
+                if saved {
+                    row.mapv_inplace(saved_that_counts);
+                }
+                parts.push(Sums { target, ..Sums::of(simd, slice(&row.view()), first, token) });
             }
             for (i, &(output, states)) in models.iter().enumerate() {
                 let b = Side::States(output, states).tile(first, n).map_err(bad(1 + i))?;
@@ -245,7 +260,6 @@ pub(super) fn score(
             Ok(parts)
         })
         .collect::<Result<_, Bad>>()?;
-    let saved = matches!(reference, Side::Saved(_));
     let rows: Vec<(f64, Vec<TokenValues>)> = (0..targets.len())
         .into_par_iter()
         .map(|row| join(&parts, row, targets.len(), sides, saved))
@@ -345,6 +359,15 @@ mod tests {
         assert!((nll - 2f64.ln()).abs() < 1e-6);
         let by_hand = 0.5 * 2f64.ln() + 0.125 * 0.25f64.ln() + 0.125 * 0.5f64.ln();
         assert!((values[0].kl - by_hand).abs() < 1e-6, "{} {by_hand}", values[0].kl);
+        // A hundred thousand tokens that the file knows to be improbable, and no more, add nothing.
+        let p: Vec<f32> =
+            p.into_iter().chain(vec![-16.3; 100_000]).map(saved_that_counts).collect();
+        let q: Vec<f32> = q.into_iter().chain(vec![-20.0; 100_000]).collect();
+        for n in [2, 1024] {
+            let (_, values) = join(&tiles(&p, &q, n, 0), 0, 1, 2, true).unwrap();
+            assert!((values[0].kl - by_hand).abs() < 1e-5, "{} {by_hand}", values[0].kl);
+        }
+        assert!(saved_that_counts(f32::NEG_INFINITY) == f32::NEG_INFINITY);
     }
 
     #[test]
