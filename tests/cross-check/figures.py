@@ -42,7 +42,7 @@ def figures(p, q, target, n_chunk):
     """Name, value and standard error of everything that is reported."""
     rows = np.arange(len(target))
     a, b = -p[rows, target], -q[rows, target]
-    kl = (np.exp(p) * (p - q)).sum(1)
+    kl = np.where(p > -16, np.exp(p) * (p - q), 0).sum(1)
     change = np.exp(-b) - np.exp(-a)
     # Equal codes have no order: where several are the largest, either model's choice is open.
     tops = [x == x.max(1, keepdims=True) for x in (p, q)]
