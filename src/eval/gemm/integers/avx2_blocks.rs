@@ -20,15 +20,15 @@ use super::{BLOCK, PANEL, multiple, word_of, word_of_one, word_of_two};
 use crate::quant::Group;
 
 /// Columns that pass together, in two halves.
-const CHUNK: usize = 32;
-const CHUNKS: usize = BLOCK / CHUNK;
+pub const CHUNK: usize = 32;
+pub const CHUNKS: usize = BLOCK / CHUNK;
 /// Words of so many columns.
-const WORDS: usize = CHUNK / 4;
+pub const WORDS: usize = CHUNK / 4;
 /// Words of a chunk of a panel.
 const CHUNK_WORDS: usize = (WORDS + 1) * PANEL;
 
 /// Words of a block of inputs, for kernels that add so many products.
-pub fn input_words(at_once: usize) -> usize {
+pub const fn input_words(at_once: usize) -> usize {
     if at_once == 0 { 1 + BLOCK / 2 } else { 1 + CHUNKS + BLOCK / 4 }
 }
 

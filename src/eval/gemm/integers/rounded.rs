@@ -1,6 +1,7 @@
 //! Inputs as llama.cpp rounds them, as bytes in groups.
 
 use super::super::super::activations::{of_32, of_256, to_f16};
+use super::avx2_blocks::{CHUNK, CHUNKS, WORDS, input_words};
 use super::{BLOCK, word_of, word_of_two};
 use crate::quant::Activation;
 use crate::simd::{compiled, nearest_int};
@@ -89,13 +90,14 @@ fn integers<const G: usize, const WIDE: bool>(
 
 #[inline(always)]
 fn in_halves<const ABOVE: i32>(row: &[f32], words: &mut [f32]) {
-    let (blocks, words) = (row.as_chunks::<BLOCK>().0, words.as_chunks_mut::<73>().0);
+    let (blocks, words) =
+        (row.as_chunks::<BLOCK>().0, words.as_chunks_mut::<{ input_words(1) }>().0);
     for b in 0..blocks.len() {
         let [scale, inverse] = of_256(&blocks[b]);
-        let chunks = blocks[b].as_chunks::<32>().0;
+        let chunks = blocks[b].as_chunks::<CHUNK>().0;
         words[b][0] = scale;
-        for c in 0..chunks.len() {
-            let (mut bytes, mut sums) = ([0; 32], [0; 2]);
+        for c in 0..CHUNKS {
+            let (mut bytes, mut sums) = ([0; CHUNK], [0; 2]);
             for half in 0..2 {
                 for i in 16 * half..16 * half + 16 {
                     let whole = nearest_int(chunks[c][i] * inverse);
@@ -105,9 +107,9 @@ fn in_halves<const ABOVE: i32>(row: &[f32], words: &mut [f32]) {
             }
             words[b][1 + c] = word_of_two([sums[0] as i16, sums[1] as i16]);
             let two = bytes.as_chunks::<2>().0;
-            for w in 0..8 {
-                let (low, high) = (u16::from_le_bytes(two[w]), u16::from_le_bytes(two[8 + w]));
-                words[b][9 + 8 * c + w] = word_of_two([low as i16, high as i16]);
+            for w in 0..WORDS {
+                let (low, high) = (u16::from_le_bytes(two[w]), u16::from_le_bytes(two[WORDS + w]));
+                words[b][1 + CHUNKS + WORDS * c + w] = word_of_two([low as i16, high as i16]);
             }
         }
     }
@@ -115,7 +117,8 @@ fn in_halves<const ABOVE: i32>(row: &[f32], words: &mut [f32]) {
 
 #[inline(always)]
 fn in_wide(row: &[f32], words: &mut [f32]) {
-    let (blocks, words) = (row.as_chunks::<BLOCK>().0, words.as_chunks_mut::<129>().0);
+    let (blocks, words) =
+        (row.as_chunks::<BLOCK>().0, words.as_chunks_mut::<{ input_words(0) }>().0);
     for b in 0..blocks.len() {
         let [scale, inverse] = of_256(&blocks[b]);
         words[b][0] = scale;
